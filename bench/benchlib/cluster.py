@@ -1,0 +1,162 @@
+"""The measured cluster: pgbench plus a table of text and jsonb, page checksums on, on a unix socket only.
+
+Invariant: a cluster without its mark is half made and is made again; one with the mark is never written to by a run,
+apart from what a backup itself causes.
+"""
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .settings import BenchError, Settings
+from .shell import account, own_dir, run, say
+
+READY_MARK = "bench-ready"
+WAIT_SECONDS_MAX = 300
+POLL_SECONDS = 0.05
+CONF = """
+port = {port}
+listen_addresses = ''
+unix_socket_directories = '{sock}'
+shared_buffers = 1GB
+maintenance_work_mem = 512MB
+max_wal_size = 8GB
+checkpoint_timeout = 30min
+wal_level = replica
+max_wal_senders = 10
+archive_mode = on
+archive_command = '/bin/true'
+autovacuum = off
+"""
+DOCS_TABLE = """CREATE TABLE docs(id bigint PRIMARY KEY, at timestamptz NOT NULL, kind text NOT NULL,
+                                  body text NOT NULL, meta jsonb NOT NULL)"""
+
+
+def make(s: Settings) -> None:
+    mark = s.cluster.parent / f"{s.cluster.name}.{READY_MARK}"
+    own_dir(s, s.work, 0o755)
+    own_dir(s, s.work / "sock")
+    if mark.exists() and s.cluster.exists():
+        start(s)
+        return
+    stop(s)
+    shutil.rmtree(s.cluster, ignore_errors=True)
+    say(f"making the cluster {s.cluster.name}")
+    own_dir(s, s.cluster)
+    run(s, ["initdb", "-D", s.cluster, "-U", "postgres", "-A", "trust", "--data-checksums", "--locale=C.UTF-8", "-E", "UTF8"])
+    with (s.cluster / "postgresql.conf").open("a") as f:
+        f.write(CONF.format(port=s.port, sock=s.work / "sock"))
+    start(s)
+    sql(s, "CREATE DATABASE bench")
+    say(f"pgbench scale {s.scale}")
+    run(s, ["pgbench", "-i", "-q", "-s", s.scale, "-I", "dtGvp", "bench"])
+    load_docs(s)
+    sql(s, "VACUUM (ANALYZE, FREEZE)", "CHECKPOINT", database="bench")
+    mark.touch()
+
+
+def load_docs(s: Settings) -> None:
+    say(f"{s.docs_mb} MB of text and jsonb")
+    sql(s, DOCS_TABLE, database="bench")
+    rows = s.docs_mb * 1000
+    halves = [span for span in ((1, rows // 2), (rows // 2 + 1, rows)) if span[0] <= span[1]]
+    loads = [copy_docs(s, *span) for span in halves]
+    if [p.wait() for pair in loads for p in pair].count(0) != 2 * len(loads):
+        raise BenchError("loading the table docs failed; the messages are above")
+    sql(s, "CREATE INDEX docs_kind_at ON docs(kind, at)", database="bench")
+
+
+def copy_docs(s: Settings, first: int, last: int) -> tuple[subprocess.Popen, subprocess.Popen]:
+    script = Path(__file__).with_name("docs_rows.py")
+    rows = subprocess.Popen([sys.executable, script, str(first), str(last)], stdout=subprocess.PIPE)
+    copy = subprocess.Popen(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "bench", "-c", "COPY docs FROM STDIN"],
+                            env=s.environment(), cwd=s.work, stdin=rows.stdout, **account(s))
+    rows.stdout.close()  # psql holds the only reading end: if it fails, the generator ends too
+    return rows, copy
+
+
+def start(s: Settings) -> None:
+    """One server at a time: clusters of other sizes share the port and would take memory from the one measured."""
+    for other in s.work.glob("cluster-*/postmaster.pid"):
+        if other.parent != s.cluster:
+            stop(s, other.parent)
+    if not is_running(s, s.cluster):
+        run(s, ["pg_ctl", "-D", s.cluster, "-w", "-t", WAIT_SECONDS_MAX, "-l", s.work / "server.log", "start"])
+
+
+def stop(s: Settings, data: Path | None = None) -> None:
+    data = data or s.cluster
+    if is_running(s, data):
+        run(s, ["pg_ctl", "-D", data, "-w", "-t", WAIT_SECONDS_MAX, "-m", "fast", "stop"])
+
+
+def is_running(s: Settings, data: Path) -> bool:
+    done = subprocess.run([str(s.server_bin / "pg_ctl"), "-D", str(data), "status"], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, check=False, **account(s))
+    return done.returncode == 0
+
+
+def postmaster_pid(s: Settings) -> int:
+    return int((s.cluster / "postmaster.pid").read_text().split()[0])
+
+
+def sql(s: Settings, *statements: str, database: str = "postgres") -> str:
+    commands = [part for statement in statements for part in ("-c", statement)]
+    return run(s, ["psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-d", database, *commands]).strip()
+
+
+def wait_until(what: str, is_true) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise BenchError(f"gave up after {WAIT_SECONDS_MAX} s waiting for {what}; see the server's log")
+        time.sleep(POLL_SECONDS)
+
+
+def wait_archived(s: Settings) -> None:
+    """Until the archiver has nothing to do, so that its work is counted in the run that caused it."""
+    status = s.cluster / "pg_wal" / "archive_status"
+    wait_until("the archiver", lambda: not any(status.glob("*.ready")))
+
+
+def set_archive_command(s: Settings, command: str) -> None:
+    """Takes effect with nothing waiting: what an earlier run left goes nowhere near the new repository."""
+    apply_archive_command(s, "/bin/true")
+    wait_archived(s)
+    apply_archive_command(s, command)
+
+
+def apply_archive_command(s: Settings, command: str) -> None:
+    quoted = command.replace("'", "''")
+    sql(s, f"ALTER SYSTEM SET archive_command = '{quoted}'", "SELECT pg_reload_conf()")
+    wait_until("the new archive_command", lambda: sql(s, "SHOW archive_command") == command)
+
+
+def warm(path: Path) -> int:
+    """Reads every file once, so that each run starts from the page cache. Returns the bytes read."""
+    total, buffer = 0, bytearray(1 << 20)
+    for file in regular_files(path):
+        try:
+            with file.open("rb", buffering=0) as f:
+                while count := f.readinto(buffer):
+                    total += count
+        except FileNotFoundError:
+            continue  # a running server removes files: an archived segment's mark, a temporary statistics file
+    return total
+
+
+def regular_files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def size_bytes(path: Path, skip: str | None = None) -> int:
+    """Apparent bytes of the files under a directory, without the top-level entry `skip`."""
+    total = 0
+    for file in regular_files(path):
+        if file.relative_to(path).parts[0] != skip:
+            try:
+                total += file.stat().st_size
+            except FileNotFoundError:
+                continue  # as in warm
+    return total

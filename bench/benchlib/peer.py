@@ -1,0 +1,90 @@
+"""Installs what the benchmark needs, once: packages of this machine, and the newest pgBackRest in a chroot.
+
+The peer's program runs outside the chroot, through the chroot's own dynamic loader and libraries: so it meets the same
+server, file system and accounts as pgark, and its machine code stays that of its distribution.
+"""
+import os
+import re
+import shutil
+from pathlib import Path
+
+from .settings import BenchError, Settings
+from .shell import run_as_caller, say
+
+QUIET_APT = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}}
+HOST_PROGRAMS = {"zstd": "zstd", "lz4": "lz4", "tar": "tar"}
+# Run inside a mount namespace of its own: the binds vanish with it, so removing the chroot cannot reach through them.
+IN_CHROOT = 'set -e; for p in proc dev; do mount --rbind "/$p" "$0/$p"; done; exec chroot "$0" "$@"'
+
+
+def install(s: Settings) -> None:
+    missing = {package for program, package in HOST_PROGRAMS.items() if not shutil.which(program)}
+    try:
+        _ = s.server_bin
+    except BenchError:
+        missing.add("postgresql")
+    needs_chroot = "pgbackrest" in s.tools and not wrapper(s).exists()
+    if needs_chroot and not shutil.which("debootstrap"):
+        missing.add("debootstrap")
+    if (missing or needs_chroot) and os.geteuid() != 0:
+        raise BenchError(f"installing {' '.join(sorted(missing)) or 'pgBackRest'} needs root; run bench/run setup as root once")
+    if missing:
+        say(f"installing {' '.join(sorted(missing))}")
+        run_as_caller(["apt-get", "update", "-q"], **QUIET_APT)
+        run_as_caller(["apt-get", "install", "-y", "--no-install-recommends", *sorted(missing)], **QUIET_APT)
+    if needs_chroot:
+        make_chroot(s)
+        write_wrapper(s)
+
+
+def make_chroot(s: Settings) -> None:
+    if (s.chroot / "usr/bin/pgbackrest").exists():
+        return
+    say(f"installing pgBackRest of Debian {s.suite} in {s.chroot}")
+    if not (s.chroot / "etc/debian_version").exists():
+        run_as_caller(["debootstrap", "--variant=minbase", s.suite, s.chroot, mirror()], **QUIET_APT)
+    policy = s.chroot / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")  # a package must not start services
+    policy.chmod(0o755)
+    for name in ("resolv.conf", "hosts"):
+        shutil.copyfile(f"/etc/{name}", s.chroot / "etc" / name)
+    copy_validity_rule(s)
+    for command in (["apt-get", "update", "-q"], ["apt-get", "install", "-y", "--no-install-recommends", "pgbackrest"]):
+        run_as_caller(["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_CHROOT, s.chroot, *command], **QUIET_APT)
+
+
+def copy_validity_rule(s: Settings) -> None:
+    """A machine that uses a frozen mirror says so in its own apt configuration; the chroot uses the same mirror and follows
+    that one setting, never a looser one. Signatures are checked either way."""
+    said = run_as_caller(["apt-config", "shell", "V", "Acquire::Check-Valid-Until/b"]).strip()
+    if said == "V='false'":
+        (s.chroot / "etc/apt/apt.conf.d/90host-valid-until").write_text('Acquire::Check-Valid-Until "false";\n')
+
+
+def mirror() -> str:
+    """The package mirror this machine uses; MIRROR overrides."""
+    if os.environ.get("MIRROR"):
+        return os.environ["MIRROR"]
+    texts = [p.read_text() for p in sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))]
+    listed = Path("/etc/apt/sources.list")
+    texts += [listed.read_text()] if listed.exists() else []
+    found = re.findall(r"^(?:URIs:|deb(?: \[[^]]*\])?) +(\S*/debian/?)(?:\s|$)", "\n".join(texts), re.M)
+    if not found:
+        raise BenchError("no Debian mirror in /etc/apt; set MIRROR")
+    return found[0]
+
+
+def wrapper(s: Settings) -> Path:
+    return s.work / "bin" / "pgbackrest"
+
+
+def write_wrapper(s: Settings) -> None:
+    """A script that execs the chroot's pgBackRest. argv[0] is the script, because pgBackRest starts its workers by it."""
+    lib = s.chroot / "usr/lib/x86_64-linux-gnu"
+    loader = lib / "ld-linux-x86-64.so.2"
+    if not loader.exists():
+        raise BenchError(f"no dynamic loader at {loader}: the benchmark knows Debian on x86-64 only")
+    path = wrapper(s)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {loader} --argv0 {path} --library-path {lib} {s.chroot}/usr/bin/pgbackrest "$@"\n')
+    path.chmod(0o755)

@@ -1,0 +1,376 @@
+//! The flags every command takes, and the log.
+//!
+//! Invariant: no secret can be given on the command line; the flags that look like it exist only to say so. A log that
+//! cannot be written never blocks or fails a job.
+
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::failure::Failure;
+use crate::output::{ColorChoice, Form};
+use crate::secret::secret_on_command_line;
+use crate::settings::Overrides;
+
+/// Flatten once at the top of the command line: all are accepted after the subcommand.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Repository by its configured name, or as a path or URL; the first is read from, all are written to
+    /// [env: PGARK_REPO]
+    #[arg(long = "repo", value_name = "NAME|URL", global = true, action = ArgAction::Append)]
+    pub repo: Vec<String>,
+
+    /// File with the passphrase of the repository key [env: PGARK_PASSPHRASE_FILE]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub passphrase_file: Option<PathBuf>,
+
+    /// Only to be refused.
+    #[arg(long, hide = true, global = true, num_args = 0..=1, default_missing_value = "", alias = "password",
+          value_parser = Given::parse)]
+    passphrase: Option<Given>,
+
+    /// Cluster [env: PGARK_CLUSTER] [default: main]
+    #[arg(short = 'c', long, value_name = "NAME", global = true, alias = "stanza")]
+    pub cluster: Option<String>,
+
+    /// The cluster's data directory, when it is on this machine [env: PGDATA]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub pgdata: Option<PathBuf>,
+
+    /// Parallel workers [env: PGARK_JOBS] [default: number of cores]
+    #[arg(short = 'j', long, value_name = "N", global = true)]
+    pub jobs: Option<NonZeroU32>,
+
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Form of the log on standard error
+    #[arg(long, value_name = "FORM", global = true, default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Log more; twice for details
+    #[arg(short = 'v', long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+
+    /// Log errors only and show no progress
+    #[arg(short = 'q', long, global = true)]
+    pub quiet: bool,
+
+    /// Configuration file [env: PGARK_CONFIG]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// Colours
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
+    pub color: ColorChoice,
+}
+
+/// That something was given; what it was is not kept.
+#[derive(Debug, Clone, Copy)]
+struct Given;
+
+impl Given {
+    fn parse(_: &str) -> Result<Given, std::convert::Infallible> {
+        Ok(Given)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// For every command that changes something.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct DryRunArgs {
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// For every command that destroys something.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct ConfirmArgs {
+    /// Do it without asking
+    #[arg(short = 'y', long)]
+    pub yes: bool,
+}
+
+impl GlobalArgs {
+    /// What the flags say about the settings.
+    ///
+    /// # Errors
+    /// `E-SECRET-ARGV` when a secret was given on the command line.
+    pub fn overrides(&self) -> Result<Overrides, Failure> {
+        if self.passphrase.is_some() {
+            return Err(secret_on_command_line());
+        }
+        Ok(Overrides {
+            config: self.config.clone(),
+            repos: self.repo.clone(),
+            passphrase_file: self.passphrase_file.clone(),
+            cluster: self.cluster.clone(),
+            pgdata: self.pgdata.clone(),
+            jobs: self.jobs,
+        })
+    }
+
+    pub fn form(&self) -> Form {
+        if self.json { Form::Json } else { Form::Text }
+    }
+
+    fn level(&self) -> LevelFilter {
+        match (self.quiet, self.verbose) {
+            (true, _) => LevelFilter::ERROR,
+            (false, 0) => LevelFilter::WARN,
+            (false, 1) => LevelFilter::INFO,
+            (false, 2) => LevelFilter::DEBUG,
+            (false, _) => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// Starts the log on stderr. Keep the guard to the end of the program: it writes out what is still waiting.
+///
+/// # Errors
+/// When the log was already started.
+pub fn start_log(global: &GlobalArgs) -> Result<LogGuard, Failure> {
+    let failed = |why: String| Failure::failed("E-INTERNAL", format!("the log cannot be started: {why}"));
+    let (writer, guard) = LossyWriter::start(io::stderr()).map_err(|error| failed(error.to_string()))?;
+    let subscriber = subscriber(global.log_format, global.level(), global.color.for_stderr(), writer);
+    tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(error.to_string()))?;
+    Ok(guard)
+}
+
+fn subscriber(
+    format: LogFormat,
+    level: LevelFilter,
+    color: bool,
+    writer: LossyWriter,
+) -> impl tracing::Subscriber + Send + Sync {
+    // What our libraries have to say matters only when something is wrong, or when everything is wanted.
+    let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
+    let filter = Targets::new().with_target("pgark", level).with_default(others);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(color).log_internal_errors(false);
+    let layer = match format {
+        LogFormat::Text => layer.with_filter(filter).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry().with(layer)
+}
+
+/// Log lines that may wait for a slow stderr; what comes on top is dropped and counted.
+const LINES_WAITING_MAX: usize = 1024;
+
+/// How long the end of the program waits for a slow stderr.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Hands lines to a thread, so that a stderr nobody reads cannot stop a backup.
+#[derive(Clone)]
+struct LossyWriter {
+    lines: SyncSender<Vec<u8>>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// Writes out the log when dropped, as far as stderr takes it.
+#[derive(Debug)]
+pub struct LogGuard {
+    stop: SyncSender<Vec<u8>>,
+    stopped: Receiver<()>,
+}
+
+impl LossyWriter {
+    fn start(mut to: impl Write + Send + 'static) -> io::Result<(LossyWriter, LogGuard)> {
+        let (lines, waiting) = mpsc::sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
+        let (done, stopped) = mpsc::sync_channel(1);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let lost = Arc::clone(&dropped);
+        std::thread::Builder::new().name("log".into()).spawn(move || {
+            // An empty line is the end: the subscriber lives as long as the program and never hangs up.
+            while let Ok(line) = waiting.recv() {
+                if line.is_empty() {
+                    break;
+                }
+                let lost = lost.swap(0, Ordering::Relaxed);
+                let note = if lost > 0 { format!("{lost} log lines were dropped\n") } else { String::new() };
+                // Nobody is left to tell when stderr is gone; the job goes on.
+                let _ = to.write_all(note.as_bytes()).and_then(|()| to.write_all(&line)).and_then(|()| to.flush());
+            }
+            let _ = done.send(());
+        })?;
+        Ok((LossyWriter { lines: lines.clone(), dropped }, LogGuard { stop: lines, stopped }))
+    }
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        // When the queue is full of lines nobody takes, there is nothing to wait for.
+        if self.stop.try_send(Vec::new()).is_ok() {
+            let _ = self.stopped.recv_timeout(DRAIN_DEADLINE);
+        }
+    }
+}
+
+impl Write for LossyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // An empty line would be taken for the end.
+        if !bytes.is_empty()
+            && let Err(TrySendError::Full(_)) = self.lines.try_send(bytes.to_vec())
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LossyWriter {
+    type Writer = LossyWriter;
+
+    fn make_writer(&'a self) -> LossyWriter {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::sync::Mutex;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        global: GlobalArgs,
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum Command {
+        Expire {
+            #[command(flatten)]
+            dry_run: DryRunArgs,
+            #[command(flatten)]
+            confirm: ConfirmArgs,
+        },
+    }
+
+    fn parse(line: &str) -> Line {
+        Line::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn flags_follow_the_subcommand() {
+        let line = parse("pgark expire --repo a --repo s3://b --stanza x -j 3 --json -vv --dry-run -y --config /c");
+        let overrides = line.global.overrides().expect("no secret");
+        assert_eq!((overrides.repos, overrides.cluster), (vec!["a".into(), "s3://b".into()], Some("x".into())));
+        assert_eq!((overrides.jobs, overrides.config), (NonZeroU32::new(3), Some("/c".into())));
+        assert_eq!((line.global.form(), line.global.level()), (Form::Json, LevelFilter::DEBUG));
+        let Command::Expire { dry_run, confirm } = line.command;
+        assert!(dry_run.dry_run && confirm.yes);
+    }
+
+    #[test]
+    fn a_passphrase_on_the_command_line_is_refused_and_not_repeated() {
+        for line in
+            ["pgark expire --passphrase hunter2", "pgark expire --passphrase=hunter2", "pgark expire --password"]
+        {
+            let global = parse(line).global;
+            assert!(!format!("{global:?}").contains("hunter2"));
+            let failure = global.overrides().expect_err(line);
+            assert_eq!((&*failure.code, failure.exit.code()), ("E-SECRET-ARGV", 2));
+            assert!(failure.to_text().contains("--passphrase-file") && !failure.to_text().contains("hunter2"));
+        }
+        let help = Line::try_parse_from(["pgark", "expire", "--help"]).expect_err("help").to_string();
+        assert!(help.contains("--passphrase-file") && !help.contains("--passphrase ") && !help.contains("stanza"));
+    }
+
+    #[test]
+    fn wrong_values_are_usage_errors() {
+        for line in ["pgark expire -j 0", "pgark expire -j x", "pgark expire -q -v", "pgark expire --color pink"] {
+            assert!(Line::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, level: LevelFilter) -> String {
+        let shared = Shared::default();
+        let (writer, guard) = LossyWriter::start(shared.clone()).expect("a thread");
+        let subscriber = subscriber(format, level, false, writer);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: "pgark", "bad name \u{1b}[31mx");
+            tracing::info!(target: "pgark_repo::store", "ours");
+            tracing::info!(target: "other", "theirs");
+        });
+        drop(guard);
+        let bytes = shared.0.lock().expect("not poisoned").clone();
+        String::from_utf8(bytes).expect("UTF-8")
+    }
+
+    #[test]
+    fn the_log_has_what_the_level_asks_for_and_no_escape_sequences() {
+        let text = logged(LogFormat::Text, LevelFilter::INFO);
+        assert!(text.contains("ours") && !text.contains("theirs") && !text.contains('\u{1b}'), "{text:?}");
+        assert!(!logged(LogFormat::Text, LevelFilter::WARN).contains("ours"));
+        let json = logged(LogFormat::Json, LevelFilter::INFO);
+        for line in json.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).expect("each line is a document");
+            assert!(value.get("level").is_some(), "{line}");
+        }
+        assert_eq!(json.lines().count(), 2);
+    }
+
+    #[test]
+    fn a_stderr_nobody_reads_drops_lines_instead_of_blocking() {
+        struct Stuck(Receiver<()>);
+        impl Write for Stuck {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                // Blocks until the other side is gone.
+                let _ = self.0.recv();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (release, stuck) = mpsc::channel();
+        let (mut writer, guard) = LossyWriter::start(Stuck(stuck)).expect("a thread");
+        for _ in 0..LINES_WAITING_MAX + 10 {
+            writer.write_all(b"line\n").expect("never fails");
+        }
+        assert!(writer.dropped.load(Ordering::Relaxed) >= 9);
+        drop(release);
+        drop(guard);
+    }
+}

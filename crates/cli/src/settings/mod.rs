@@ -1,0 +1,188 @@
+//! The effective settings: flags over `PGARK_*` variables over `pgark.toml` over defaults, each value with its origin.
+//!
+//! Invariant: every command and the server get their settings from [`Settings::load`], so they cannot differ. Nothing
+//! here reads a secret, connects or looks at a repository.
+
+pub mod explain;
+pub mod files;
+pub mod nearest;
+pub mod repo_url;
+pub mod schema;
+pub mod units;
+
+mod de;
+mod resolve;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::failure::Failure;
+use crate::secret::SecretSource;
+use explain::Entry;
+use files::Environment;
+use nearest::nearest;
+use repo_url::RepoUrl;
+use schema::{Check, Drill, Encryption, Logical, Recover, Retention, Schedule, Server, System};
+use tree::Location;
+
+pub const DEFAULT_CLUSTER: &str = "main";
+
+/// What the flags say.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub config: Option<PathBuf>,
+    /// Names or URLs.
+    pub repos: Vec<String>,
+    pub passphrase_file: Option<PathBuf>,
+    pub cluster: Option<String>,
+    pub pgdata: Option<PathBuf>,
+    pub jobs: Option<NonZeroU32>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Flag(&'static str),
+    Variable(&'static str),
+    File(Location),
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(name) => write!(f, "flag {name}"),
+            Origin::Variable(name) => write!(f, "variable {name}"),
+            Origin::File(at) => write!(f, "{at}"),
+            Origin::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value and its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    pub value: T,
+    pub origin: Origin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoSettings {
+    /// The configured name; the URL itself for a repository that is not configured.
+    pub name: String,
+    pub url: RepoUrl,
+    pub passphrase: SecretSource,
+    pub encryption: Encryption,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClusterSettings {
+    pub name: String,
+    pub pgdata: Option<PathBuf>,
+    /// libpq keywords without secrets.
+    pub libpq: Vec<(String, String)>,
+    /// libpq keywords whose value is a secret.
+    pub libpq_secrets: Vec<(String, SecretSource)>,
+    /// Names of configured repositories: the first is read from, all are written to.
+    pub repos: Vec<String>,
+    pub rpo: Option<Duration>,
+    pub rto: Option<Duration>,
+    /// Bytes per second.
+    pub bandwidth_limit: Option<u64>,
+    pub logical: Option<Logical>,
+    pub system: Option<System>,
+    pub retention: Retention,
+    pub recover: Option<Recover>,
+    pub checks: Vec<Check>,
+    pub drill: Option<Drill>,
+}
+
+#[derive(Debug)]
+pub struct Settings {
+    /// The configuration files that were read, in order.
+    pub files: Vec<PathBuf>,
+    /// What the user should change, though it works.
+    pub warnings: Vec<String>,
+    pub repos: BTreeMap<String, RepoSettings>,
+    pub clusters: BTreeMap<String, ClusterSettings>,
+    pub schedules: Vec<Schedule>,
+    pub server: Server,
+    /// The name of the cluster this command is about.
+    pub selected_cluster: Sourced<String>,
+    /// Parallel workers.
+    pub jobs: Sourced<NonZeroU32>,
+    /// Repositories chosen by flag or variable; `None` leaves the choice to the cluster.
+    chosen_repos: Option<Sourced<Vec<RepoSettings>>>,
+    entries: Vec<Entry>,
+}
+
+impl Settings {
+    /// Reads and merges everything, and checks it.
+    ///
+    /// # Errors
+    /// `E-CONFIG-…`, `E-REPO-…` or `E-CLUSTER-…`, with file, line and column where a file is to blame.
+    pub fn load(overrides: &Overrides, environment: &Environment) -> Result<Settings, Failure> {
+        resolve::settings(overrides, environment)
+    }
+
+    /// The cluster this command is about.
+    ///
+    /// # Errors
+    /// `E-CLUSTER-UNKNOWN` when the configuration has clusters, but not this one.
+    pub fn cluster(&self) -> Result<&ClusterSettings, Failure> {
+        let name = &self.selected_cluster.value;
+        self.clusters.get(name).ok_or_else(|| {
+            let known = self.clusters.keys().map(String::as_str);
+            let hint = match nearest(name, known.clone()) {
+                Some(near) => format!("did you mean '-c {near}'?"),
+                None => format!("configured are: {}", known.collect::<Vec<_>>().join(", ")),
+            };
+            let origin = &self.selected_cluster.origin;
+            Failure::usage("E-CLUSTER-UNKNOWN", format!("cluster '{name}' ({origin}) is not configured")).hint(hint)
+        })
+    }
+
+    /// The repositories this command uses, never none: the first is read from, all are written to.
+    ///
+    /// # Errors
+    /// `E-REPO-NONE` when none is configured or named, `E-REPO-CHOICE` when there are several and nothing chooses.
+    pub fn selected_repos(&self) -> Result<Vec<RepoSettings>, Failure> {
+        if let Some(chosen) = &self.chosen_repos {
+            return Ok(chosen.value.clone());
+        }
+        let of_cluster = self.clusters.get(&self.selected_cluster.value).map_or(&[][..], |c| &c.repos);
+        let repos: Vec<RepoSettings> = of_cluster.iter().filter_map(|name| self.repos.get(name)).cloned().collect();
+        if !repos.is_empty() {
+            return Ok(repos);
+        }
+        let mut all = self.repos.values();
+        match (all.next(), all.next()) {
+            (Some(only), None) => Ok(vec![only.clone()]),
+            (None, _) => Err(Failure::usage("E-REPO-NONE", "no repository is configured")
+                .hint("name one with --repo /path or --repo s3://bucket/prefix, or add [repos.main] to pgark.toml")),
+            (Some(_), Some(_)) => {
+                let names = self.repos.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let message = format!("there are several repositories ({names}) and nothing says which are meant");
+                let hint = format!("add repos = […] to [clusters.{}], or use --repo", self.selected_cluster.value);
+                Err(Failure::usage("E-REPO-CHOICE", message).hint(hint))
+            }
+        }
+    }
+
+    /// One repository by its configured name or as a URL, for commands that name two.
+    ///
+    /// # Errors
+    /// `E-REPO-UNKNOWN` or `E-REPO-URL`.
+    pub fn repo(&self, name_or_url: &str) -> Result<RepoSettings, Failure> {
+        resolve::repo(&self.repos, name_or_url)
+    }
+}

@@ -1,0 +1,360 @@
+//! The shape of `pgark.toml`: one struct per section. A key that is not here is an error.
+//!
+//! Invariant: every field is a key a user may write, under the same name; nothing is interpreted here but its type.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::repo_url::RepoUrl;
+use super::units::{ByteSize, Span};
+use crate::secret::{Secret, split_command};
+
+/// libpq's keywords but for those that hold secrets (PostgreSQL 18, `PQconninfoOptions` in fe-connect.c).
+pub const LIBPQ_KEYWORDS: &[&str] = &[
+    "application_name",
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "dbname",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "max_protocol_version",
+    "min_protocol_version",
+    "oauth_client_id",
+    "oauth_issuer",
+    "oauth_scope",
+    "options",
+    "passfile",
+    "port",
+    "require_auth",
+    "requirepeer",
+    "scram_client_key",
+    "scram_server_key",
+    "service",
+    "servicefile",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslkeylogfile",
+    "sslmode",
+    "sslnegotiation",
+    "sslrootcert",
+    "sslsni",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// Keys that hold a secret; each also exists with `_file` and `_command`.
+pub const SECRET_KEYS: &[&str] = &["passphrase", "password", "sslpassword", "oauth_client_secret"];
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Document {
+    pub repos: BTreeMap<String, RepoSection>,
+    /// Already laid under every cluster; kept so that it is checked even when there is no cluster.
+    #[serde(skip_serializing)]
+    pub defaults: ClusterSection,
+    pub clusters: BTreeMap<String, ClusterSection>,
+    pub schedules: Vec<Schedule>,
+    pub server: Server,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepoSection {
+    pub url: RepoUrl,
+    pub passphrase: Option<Secret>,
+    pub passphrase_file: Option<PathBuf>,
+    pub passphrase_command: Option<CommandLine>,
+    #[serde(default)]
+    pub encryption: Encryption,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    #[default]
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+    None,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSection {
+    pub pgdata: Option<PathBuf>,
+    /// Written directly under the cluster; gathered here before the types are read.
+    pub libpq: BTreeMap<String, LibpqValue>,
+    pub password: Option<Secret>,
+    pub password_file: Option<PathBuf>,
+    pub password_command: Option<CommandLine>,
+    pub sslpassword: Option<Secret>,
+    pub sslpassword_file: Option<PathBuf>,
+    pub sslpassword_command: Option<CommandLine>,
+    pub oauth_client_secret: Option<Secret>,
+    pub oauth_client_secret_file: Option<PathBuf>,
+    pub oauth_client_secret_command: Option<CommandLine>,
+    pub repos: Vec<String>,
+    pub rpo: Option<Span>,
+    pub rto: Option<Span>,
+    pub jobs: Option<NonZeroU32>,
+    pub bandwidth_limit: Option<ByteSize>,
+    pub logical: Option<Logical>,
+    pub system: Option<System>,
+    pub retention: Retention,
+    pub recover: Option<Recover>,
+    pub checks: Vec<Check>,
+    pub drill: Option<Drill>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logical {
+    pub databases: Vec<String>,
+    pub all_databases: bool,
+    pub globals: bool,
+    pub schemas: Vec<String>,
+    pub tables: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct System {
+    pub prefix: Option<String>,
+    pub database: Option<String>,
+    pub config_files: Vec<PathBuf>,
+    pub directories: Vec<PathBuf>,
+}
+
+/// The rules for every kind of backup, and those of one kind where they differ.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    // serde cannot refuse unknown keys in a flattened struct, so the rules are written out in both.
+    pub keep_last: Option<u32>,
+    pub keep_days: Option<u32>,
+    pub keep_daily: Option<u32>,
+    pub keep_weekly: Option<u32>,
+    pub keep_monthly: Option<u32>,
+    pub keep_yearly: Option<u32>,
+    pub window: Option<Span>,
+    pub wal: Option<Span>,
+    pub max_backups: Option<u32>,
+    pub min_backups: Option<u32>,
+    pub gc_grace: Option<Span>,
+    pub physical: Option<RetentionRules>,
+    pub logical: Option<RetentionRules>,
+    pub files: Option<RetentionRules>,
+    pub system: Option<RetentionRules>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionRules {
+    pub keep_last: Option<u32>,
+    pub keep_days: Option<u32>,
+    pub keep_daily: Option<u32>,
+    pub keep_weekly: Option<u32>,
+    pub keep_monthly: Option<u32>,
+    pub keep_yearly: Option<u32>,
+    pub window: Option<Span>,
+    pub wal: Option<Span>,
+    pub max_backups: Option<u32>,
+    pub min_backups: Option<u32>,
+    pub gc_grace: Option<Span>,
+}
+
+impl Retention {
+    /// The rules that hold for one kind: its own where it has them, the general ones elsewhere.
+    pub fn rules(&self, kind: Kind) -> RetentionRules {
+        let own = match kind {
+            Kind::Physical => &self.physical,
+            Kind::Logical => &self.logical,
+            Kind::Files => &self.files,
+            Kind::System => &self.system,
+        };
+        let own = own.clone().unwrap_or_default();
+        RetentionRules {
+            keep_last: own.keep_last.or(self.keep_last),
+            keep_days: own.keep_days.or(self.keep_days),
+            keep_daily: own.keep_daily.or(self.keep_daily),
+            keep_weekly: own.keep_weekly.or(self.keep_weekly),
+            keep_monthly: own.keep_monthly.or(self.keep_monthly),
+            keep_yearly: own.keep_yearly.or(self.keep_yearly),
+            window: own.window.or(self.window),
+            wal: own.wal.or(self.wal),
+            max_backups: own.max_backups.or(self.max_backups),
+            min_backups: own.min_backups.or(self.min_backups),
+            gc_grace: own.gc_grace.or(self.gc_grace),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Physical,
+    Logical,
+    Files,
+    System,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupType {
+    Full,
+    Incr,
+    Diff,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recover {
+    pub kind: Kind,
+    pub database: Option<String>,
+    pub report_dir: Option<PathBuf>,
+    pub service: Option<ServiceControl>,
+}
+
+/// How the application is stopped and started: one service manager, or commands.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceControl {
+    pub stop: Option<CommandLine>,
+    pub start: Option<CommandLine>,
+    pub status: Option<CommandLine>,
+    pub systemd: Option<String>,
+    pub docker: Option<String>,
+    pub kubernetes: Option<String>,
+    pub windows: Option<String>,
+    pub stop_timeout: Option<Span>,
+    pub start_timeout: Option<Span>,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    pub name: String,
+    pub database: Option<String>,
+    pub sql: String,
+    pub expect: String,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    Backup,
+    Verify,
+    Expire,
+    Check,
+    Replicate,
+    Drill,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    pub job: Job,
+    pub cluster: String,
+    #[serde(rename = "type")]
+    pub backup_type: Option<BackupType>,
+    pub kind: Option<Kind>,
+    pub cron: String,
+    pub time_zone: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    pub listen: SocketAddr,
+    pub state_dir: PathBuf,
+}
+
+impl Default for Server {
+    fn default() -> Server {
+        let loopback = std::net::Ipv4Addr::LOCALHOST;
+        Server { listen: (loopback, 7432).into(), state_dir: "/var/lib/pgark-server".into() }
+    }
+}
+
+/// A program and its arguments, written as an array or as one string that is split without a shell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct CommandLine(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for CommandLine {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<CommandLine, D::Error> {
+        let words = match StringOrList::deserialize(deserializer) {
+            Ok(StringOrList::One(text)) => split_command(&text).map_err(serde::de::Error::custom)?,
+            Ok(StringOrList::Many(words)) => words,
+            Err(_) => return Err(serde::de::Error::custom("expected a command: an array of strings, or one string")),
+        };
+        match words.first() {
+            Some(program) if !program.is_empty() => Ok(CommandLine(words)),
+            _ => Err(serde::de::Error::custom("the command is empty")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StringOrList {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// libpq takes every value as text; `port = 5432` is what people write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct LibpqValue(pub String);
+
+impl<'de> Deserialize<'de> for LibpqValue {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<LibpqValue, D::Error> {
+        let value = match Scalar::deserialize(deserializer) {
+            Ok(Scalar::Text(text)) => text,
+            Ok(Scalar::Number(number)) => number.to_string(),
+            Ok(Scalar::Flag(flag)) => u8::from(flag).to_string(),
+            Err(_) => return Err(serde::de::Error::custom("expected a string or an integer")),
+        };
+        if value.contains('\0') {
+            return Err(serde::de::Error::custom("a connection setting holds no NUL character"));
+        }
+        Ok(LibpqValue(value))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Number(i64),
+    Flag(bool),
+}

@@ -1,0 +1,224 @@
+//! What the types alone cannot see: names that must exist, choices that exclude each other, paths, calendars.
+//!
+//! Every complaint carries the place of the value it is about.
+
+use std::path::Path;
+
+use super::nearest::nearest;
+use super::schema::{ClusterSection, Document, Job, SECRET_KEYS, Schedule, ServiceControl};
+use super::tree::{Node, Table, Value};
+use crate::failure::Failure;
+
+pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
+    for (name, repo) in &document.repos {
+        self::name(tree, &["repos", name], "repository", name)?;
+        one_secret_source(tree, &["repos", name])?;
+        absolute(tree, &["repos", name, "passphrase_file"], repo.passphrase_file.as_deref())?;
+    }
+    for (name, section) in &document.clusters {
+        self::name(tree, &["clusters", name], "cluster", name)?;
+        cluster(document, tree, name, section)?;
+    }
+    for (index, schedule) in document.schedules.iter().enumerate() {
+        self::schedule(document, tree, &index.to_string(), schedule)?;
+    }
+    absolute(tree, &["server", "state_dir"], Some(&document.server.state_dir))
+}
+
+/// A complaint about the value under `path`, or about the nearest table that contains it.
+fn complaint(tree: &Node, path: &[&str], code: &'static str, message: &str) -> Failure {
+    let place = (0..=path.len()).rev().find_map(|n| tree.find(path.get(..n)?)?.at.as_ref());
+    let key = path.join(".");
+    match place {
+        Some(at) => Failure::usage(code, format!("{at}: {key}: {message}")),
+        None => Failure::usage(code, format!("{key}: {message}")),
+    }
+}
+
+/// Names become parts of paths and of commands.
+pub fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 63 && !name.starts_with(['.', '-']) && name.chars().all(allowed)
+}
+
+pub const NAME_RULE: &str =
+    "a name has up to 63 letters, digits, '-', '_' and '.', and starts with none of '-' and '.'";
+
+fn name(tree: &Node, path: &[&str], what: &str, name: &str) -> Result<(), Failure> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(complaint(tree, path, "E-CONFIG-VALUE", &format!("this cannot be the name of a {what}")).hint(NAME_RULE))
+}
+
+fn absolute(tree: &Node, path: &[&str], value: Option<&Path>) -> Result<(), Failure> {
+    match value {
+        Some(value) if !value.is_absolute() => Err(complaint(
+            tree,
+            path,
+            "E-CONFIG-VALUE",
+            "the path must be absolute, to mean the same in every directory",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn one_secret_source(tree: &Node, path: &[&str]) -> Result<(), Failure> {
+    let empty = Table::new();
+    let table = tree.find(path).and_then(Node::as_table).unwrap_or(&empty);
+    for stem in SECRET_KEYS {
+        let keys = [(*stem).to_owned(), format!("{stem}_file"), format!("{stem}_command")];
+        let given: Vec<&str> = keys.iter().map(String::as_str).filter(|k| table.contains_key(*k)).collect();
+        if let [first, second, ..] = given.as_slice() {
+            let path: Vec<&str> = path.iter().copied().chain([*second]).collect();
+            return Err(complaint(
+                tree,
+                &path,
+                "E-CONFIG-VALUE",
+                &format!("'{first}' is set too; one source is enough"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSection) -> Result<(), Failure> {
+    let at = |rest: &[&'static str]| -> Vec<String> {
+        ["clusters", name].into_iter().chain(rest.iter().copied()).map(str::to_owned).collect()
+    };
+    let check_path = |rest: &[&'static str], value: Option<&Path>| {
+        let path = at(rest);
+        absolute(tree, &path.iter().map(String::as_str).collect::<Vec<_>>(), value)
+    };
+    one_secret_source(tree, &["clusters", name])?;
+    check_path(&["pgdata"], section.pgdata.as_deref())?;
+    check_path(&["password_file"], section.password_file.as_deref())?;
+    check_path(&["drill", "dir"], section.drill.as_ref().map(|d| d.dir.as_path()))?;
+    check_path(&["recover", "report_dir"], section.recover.as_ref().and_then(|r| r.report_dir.as_deref()))?;
+    let service = section.recover.as_ref().and_then(|r| r.service.as_ref());
+    service.map_or(Ok(()), |s| service_control(tree, &["clusters", name, "recover", "service"], s))?;
+    for (index, repo) in section.repos.iter().enumerate() {
+        if section.repos.iter().take(index).any(|earlier| earlier == repo) {
+            let index = index.to_string();
+            return Err(complaint(tree, &["clusters", name, "repos", &index], "E-CONFIG-VALUE", "it is named twice"));
+        }
+        if !document.repos.contains_key(repo) {
+            let index = index.to_string();
+            let failure = complaint(tree, &["clusters", name, "repos", &index], "E-CONFIG-VALUE", "no such repository");
+            let near = nearest(repo, document.repos.keys().map(String::as_str));
+            return Err(failure.hint(near.map_or_else(
+                || format!("add [repos.{repo}], or take the name out"),
+                |near| format!("did you mean '{near}'?"),
+            )));
+        }
+    }
+    // libpq expands a connection string in `dbname`, where a password would be shown by everything that shows settings.
+    let dbname = section.libpq.get("dbname").map_or("", |v| v.0.as_str());
+    if dbname.contains("://") || dbname.contains("password") && dbname.contains('=') {
+        let message = "a database name, not a connection string, belongs here";
+        return Err(complaint(tree, &["clusters", name, "libpq", "dbname"], "E-CONFIG-VALUE", message));
+    }
+    Ok(())
+}
+
+fn service_control(tree: &Node, path: &[&str], service: &ServiceControl) -> Result<(), Failure> {
+    let managers = [&service.systemd, &service.docker, &service.kubernetes, &service.windows];
+    let managers = managers.iter().filter(|m| m.is_some()).count();
+    let commands = [&service.stop, &service.start, &service.status].iter().filter(|c| c.is_some()).count();
+    let wrong = match (managers, commands) {
+        (0, 0) => "says neither which service manager nor which commands",
+        (0, _) if service.stop.is_none() || service.start.is_none() => "needs both stop and start",
+        (0, _) | (1, 0) => return Ok(()),
+        _ => "names more than one way to stop and start the service",
+    };
+    Err(complaint(tree, path, "E-CONFIG-VALUE", wrong)
+        .hint("give one of systemd, docker, kubernetes and windows, or the commands stop, start and status"))
+}
+
+fn schedule(document: &Document, tree: &Node, index: &str, schedule: &Schedule) -> Result<(), Failure> {
+    let wrong = |key: &str, message: &str| complaint(tree, &["schedules", index, key], "E-CONFIG-VALUE", message);
+    if !document.clusters.contains_key(&schedule.cluster) {
+        let failure = wrong("cluster", "no such cluster");
+        let near = nearest(&schedule.cluster, document.clusters.keys().map(String::as_str));
+        return Err(if let Some(near) = near { failure.hint(format!("did you mean '{near}'?")) } else { failure });
+    }
+    if schedule.backup_type.is_some() && schedule.job != Job::Backup {
+        return Err(wrong("type", "only a backup has a type"));
+    }
+    if let Err(message) = cron(&schedule.cron) {
+        return Err(wrong("cron", &message).hint("minute hour day-of-month month day-of-week, such as \"0 2 * * *\""));
+    }
+    let zone = schedule.time_zone.as_deref().unwrap_or("UTC");
+    if jiff::tz::TimeZone::get(zone).is_err() {
+        return Err(wrong("time_zone", "no such time zone").hint("names are those of the IANA database, Europe/Berlin"));
+    }
+    Ok(())
+}
+
+const CRON_MACROS: &[&str] = &["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"];
+
+/// Catches what is no calendar at all; the scheduler decides what the rest means.
+fn cron(text: &str) -> Result<(), String> {
+    if text.starts_with('@') {
+        let known = CRON_MACROS.contains(&text);
+        return if known { Ok(()) } else { Err(format!("known are {}", CRON_MACROS.join(", "))) };
+    }
+    let limits = [("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 7)];
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    if fields.len() != limits.len() {
+        return Err(format!("a calendar has 5 fields, this has {}", fields.len()));
+    }
+    for (field, (what, low, high)) in fields.iter().zip(limits) {
+        let numbers = field.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '*' | ',' | '-' | '/' | '#' | '?');
+        if !field.chars().all(allowed) {
+            return Err(format!("the {what} has a character that cannot be"));
+        }
+        // A step (`*/90`) may be larger than the field; it is then taken once.
+        let in_range = |n: &str| n.parse::<u32>().is_ok_and(|n| (low..=high).contains(&n));
+        if !field.contains(['/', '#']) && !numbers.clone().all(in_range) {
+            return Err(format!("the {what} is between {low} and {high}"));
+        }
+    }
+    Ok(())
+}
+
+/// libpq keywords are written beside a cluster's own keys; the types want them in a table of their own.
+pub fn gather_libpq(section: &mut Table) -> Result<(), Failure> {
+    if let Some(entry) = section.get("libpq") {
+        let place = entry.key_at.as_ref().map_or(String::new(), |at| format!("{at}: "));
+        return Err(Failure::usage("E-CONFIG-KEY", format!("{place}unknown key 'libpq'"))
+            .hint("libpq's keywords (host, port, user, …) stand directly in the cluster's section"));
+    }
+    let (libpq, own): (Table, Table) =
+        std::mem::take(section).into_iter().partition(|(key, _)| super::schema::LIBPQ_KEYWORDS.contains(&key.as_str()));
+    *section = own;
+    if !libpq.is_empty() {
+        let node = Node { value: Value::Table(libpq), at: None };
+        section.insert("libpq".into(), super::tree::Entry { key_at: None, node });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calendars_are_checked_for_what_cannot_be() {
+        for right in ["0 2 * * *", "*/5 * * * 1-5", "0 0 1 jan,jul MON#1", "@daily", "0 0 L * *"] {
+            assert_eq!(cron(right), Ok(()), "{right}");
+        }
+        for wrong in ["", "0 2 * *", "60 2 * * *", "0 24 * * *", "@dayly", "0 2 * * *; x", "0 2 0 * *"] {
+            assert!(cron(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_are_safe_as_parts_of_paths() {
+        for wrong in ["", ".", "..", "a/b", "-x", "a b", "ü", &"x".repeat(64)] {
+            assert!(!is_name(wrong), "{wrong}");
+        }
+        assert!(is_name("prod-1_b.eu"));
+    }
+}

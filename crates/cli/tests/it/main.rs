@@ -1,0 +1,19 @@
+//! pgark against real PostgreSQL: the program is run as its users run it, and what it restores is compared with a
+//! ledger kept outside the database.
+//!
+//! PostgreSQL 15 is used unless `PGARK_TEST_MAJORS` names others (for the tests of targets, timelines and names).
+//! `PGARK_SWEEP=full` visits every point of the sweeps instead of a sample, `PGARK_TEST_DEMAND=1` turns skips into
+//! failures, and `PGARK_TEST_KEEP=1` keeps the scratch directories.
+
+#[macro_use]
+mod site;
+
+mod cli_contract;
+mod crash;
+mod names;
+mod never_short;
+mod pitr;
+mod power;
+mod refusals;
+mod tamper;
+mod timelines;

@@ -1,0 +1,100 @@
+//! A promotion between backup and target, with the old primary alive afterwards.
+
+use std::fs;
+
+use pgark_testkit::{Server, Target};
+
+use crate::site::Site;
+
+#[test]
+fn restores_across_a_promotion_follow_the_timeline_that_was_asked_for() {
+    for server in majors_or_skip!() {
+        across_a_promotion(&server);
+    }
+}
+
+fn across_a_promotion(server: &Server) {
+    let mut site = Site::small(server, "timeline");
+    let standby = site.cluster.standby(&site.scratch, "s");
+    site.ledger.write_rows(&site.cluster, 10);
+    site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 10);
+    site.cluster.switch_and_archive();
+    site.ledger.write_rows(&site.cluster, 10);
+    let on_first = site.ledger.middle_from(11);
+
+    // The old primary dies in the middle of a segment; the standby goes on as timeline 2.
+    standby.wait_caught_up(&site.cluster);
+    site.cluster.kill();
+    standby.promote();
+    let history =
+        fs::read_to_string(standby.data_dir().join("pg_wal/00000002.history")).expect("history of timeline 2");
+    let switch = history.split_whitespace().nth(1).expect("the switch point");
+    site.ledger.branch(2, 1, switch);
+    site.ledger.write_rows(&standby, 15);
+    let on_second = site.ledger.middle_from(36);
+    let archived = standby.psql("select pg_current_wal_insert_lsn()");
+    standby.switch_and_archive();
+    let latest_second = Target::Latest { archived };
+
+    // The old primary comes back and writes on timeline 1, beyond the switch point.
+    site.cluster.start();
+    site.ledger.write_rows(&site.cluster, 5);
+    let latest_first = site.archive_all();
+
+    site.assert_restores("tl2", &latest_second, 2, &["--target-timeline", "2"]);
+    site.assert_restores("newest", &latest_second, 2, &["--target-timeline", "latest"]);
+    site.assert_restores("tl1", &latest_first, 1, &["--target-timeline", "1"]);
+    site.assert_restores("lsn2", &Target::Lsn(on_second.lsn_after), 2, &["--target-timeline", "2"]);
+    let before = Target::Time { at: on_first.after, inclusive: true };
+    site.assert_restores("time1", &before, 2, &["--target-timeline", "2"]);
+    let xid = Target::Xid { xid: on_second.xid, inclusive: true };
+    site.assert_restores("xid2", &xid, 2, &["--target-timeline", "2"]);
+
+    // A backup of the new primary stands on timeline 2 from the start.
+    let pgark = site.elsewhere.on(&standby);
+    let id = pgark.backup("incr");
+    assert_eq!(pgark.backup_info(&id)["timeline"], 2);
+    site.ledger.write_rows(&standby, 3);
+    let archived = standby.psql("select pg_current_wal_insert_lsn()");
+    standby.switch_and_archive();
+    site.assert_restores("after", &Target::Latest { archived }, 2, &["--target-timeline", "2"]);
+    site.elsewhere.run(["verify"]).expect_code(0);
+}
+
+#[test]
+fn two_primaries_on_one_timeline_cannot_replace_each_others_segments() {
+    let server = installed_or_skip!();
+    let mut site = Site::small(&server, "brain");
+    site.pgark.backup("full");
+    // A twin of the same system id, cut off from the original, still on timeline 1.
+    let twin = site.cluster.standby(&site.scratch, "t");
+    site.cluster.stop(pgark_testkit::StopMode::Fast);
+    let mut twin = twin;
+    twin.stop(pgark_testkit::StopMode::Fast);
+    fs::remove_file(twin.data_dir().join("standby.signal")).expect("standby.signal");
+    twin.append_conf("archive_command = '/bin/false'");
+    site.cluster.start();
+    twin.start();
+    site.ledger.write_rows(&site.cluster, 3);
+    let segment = site.cluster.switch_and_archive();
+    twin.psql("create table other (i int); insert into other select generate_series(1, 1000)");
+    let other = twin.psql("select pg_walfile_name(pg_switch_wal())");
+    assert_eq!(segment, other, "the twins must disagree about one segment");
+
+    let stored = |name: &str| {
+        let to = site.scratch.join(name);
+        site.elsewhere.run(["archive-get".as_ref(), segment.as_ref(), to.as_os_str()]).expect_code(0);
+        fs::read(to).expect("the segment")
+    };
+    let before = stored("before");
+    let path = twin.data_dir().join("pg_wal").join(&other);
+    let push = site.elsewhere.run(["archive-push".as_ref(), path.as_os_str()]);
+    assert!(!push.succeeded() && push.failed_cleanly(), "different bytes under one name were accepted: {push}");
+    assert!(before == stored("after"), "the first segment was replaced");
+    let own = site.cluster.data_dir().join("pg_wal").join(&segment);
+    if own.exists() {
+        // The same bytes again are no conflict: PostgreSQL pushes again after a crash.
+        site.elsewhere.run(["archive-push".as_ref(), own.as_os_str()]).expect_code(0);
+    }
+}

@@ -1,0 +1,124 @@
+//! WAL archiving: pushing segments, fetching them, and knowing which ones a stretch of WAL consists of.
+
+pub mod get;
+pub mod path;
+pub mod push;
+
+use std::time::{Duration, Instant};
+
+use pgark_pg::history::TimelineHistory;
+use pgark_pg::names::WalFileName;
+use pgark_pg::value::{Lsn, SegmentName, SegmentSize, TimelineId};
+use pgark_repo::wal::{WalArchive, WalIndex};
+
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+
+pub use path::WalPath;
+
+/// How long the wait between two looks at the archive may grow.
+const POLL_MAX: Duration = Duration::from_millis(250);
+
+/// The history of a timeline as archived; timeline 1 has none.
+pub fn history(archive: &WalArchive, timeline: TimelineId) -> Result<TimelineHistory> {
+    if timeline.get() == 1 {
+        return Ok(TimelineHistory::root(timeline));
+    }
+    match archive.history(timeline) {
+        Ok(bytes) => TimelineHistory::parse(timeline, &bytes).map_err(|e| {
+            EngineError::failed(
+                "E-HISTORY",
+                format!("the history of timeline {timeline} does not parse: {e}"),
+                "the file was archived by PostgreSQL as it is: check the server's pg_wal",
+            )
+        }),
+        Err(e) if e.is_not_found() => Err(EngineError::refused(
+            "E-HISTORY-MISSING",
+            format!("the history file of timeline {timeline} is not in the archive"),
+            format!("archive {}.history from the pg_wal of a server on this timeline with 'pgark archive-push'", timeline.hex()),
+        )),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Waits until every segment of `names` is archived, and checks that they are one unbroken stretch of WAL.
+/// `describe_archiver` says what PostgreSQL reports about archiving, for the message when time runs out.
+pub fn wait_archived(
+    ctx: &Ctx,
+    archive: &WalArchive,
+    names: &[SegmentName],
+    size: SegmentSize,
+    within: Duration,
+    describe_archiver: &mut dyn FnMut() -> String,
+) -> Result<Vec<WalIndex>> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(10);
+    loop {
+        ctx.check_cancelled()?;
+        let head = archive.head()?;
+        let missing = names
+            .iter()
+            .find(|n| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment)));
+        let Some(missing) = missing else { break };
+        if began.elapsed() > within {
+            return Err(EngineError::failed(
+                "E-WAL-TIMEOUT",
+                format!(
+                    "wal segment {} did not arrive in the repository within {} s{}",
+                    missing.format(size),
+                    within.as_secs(),
+                    describe_archiver()
+                ),
+                "check archive_command and the server log; 'pgark check' tests archiving end to end",
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(POLL_MAX);
+    }
+    let indexes: Vec<WalIndex> = names.iter().map(|n| Ok(archive.index(n, size)?)).collect::<Result<_>>()?;
+    check_continuous(&indexes)?;
+    Ok(indexes)
+}
+
+/// Neighbouring segments follow each other: each first record names the last one before it.
+pub fn check_continuous(indexes: &[WalIndex]) -> Result<()> {
+    let mut before: Option<&WalIndex> = None;
+    for index in indexes {
+        if let Some(b) = before
+            && !follows(b, index)
+        {
+            return Err(EngineError::failed(
+                "E-WAL-BROKEN",
+                format!(
+                    "wal segment {} does not continue {}",
+                    index.segment_name().format(index.segment_size),
+                    b.segment_name().format(b.segment_size)
+                ),
+                "one of them is of another history of this cluster: 'pgark verify' shows what can still be recovered",
+            ));
+        }
+        // A segment wholly inside one long record says nothing about order.
+        if index.first_record.is_some() || before.is_none() {
+            before = Some(index);
+        }
+    }
+    Ok(())
+}
+
+pub fn follows(before: &WalIndex, after: &WalIndex) -> bool {
+    let Some(_) = after.first_record else { return true };
+    let candidates = [before.crossing.as_ref().map(|c| c.start), before.last_record.map(|r| r.0)];
+    let known: Vec<Lsn> = candidates.into_iter().flatten().collect();
+    known.is_empty() || known.contains(&after.first_prev)
+}
+
+/// What a name of a WAL file means, strictly.
+pub fn parse_name(name: &str) -> Result<WalFileName> {
+    WalFileName::parse(name).map_err(|e| {
+        EngineError::failed(
+            "E-WAL-NAME",
+            format!("'{}' is not the name of a wal file: {e}", name.escape_debug()),
+            "PostgreSQL passes %f or %p: check archive_command or restore_command",
+        )
+    })
+}

@@ -1,0 +1,214 @@
+//! `archive_command`: one WAL file into the repository. PostgreSQL forgets the file once we say yes, so yes is
+//! said last.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use pgark_pg::names::{RawSegment, WalFileName};
+use pgark_pg::value::{SegmentName, SegmentSize, SystemId};
+use pgark_pg::wal::{Record, RecordSink, SegmentExpect, WAL_PAGE_SIZE, Walker};
+use pgark_repo::Repository;
+use pgark_repo::catalog::{Catalog, CatalogStore, Lineage};
+use pgark_repo::limits::{BLOCK_BYTES, SIDE_FILE_BYTES_MAX};
+use pgark_repo::names::ClusterName;
+use pgark_repo::wal::{Pushed, SegmentHasher, WalArchive, WalIndex};
+use pgark_repo::{RepoError, codec::Compression};
+
+use crate::error::{EngineError, Result};
+
+/// Bytes of the first page that tell which cluster's WAL a file is.
+const LONG_HEADER_BYTES: usize = 40;
+
+struct NoSink;
+
+impl RecordSink for NoSink {
+    fn record(&mut self, _rec: &Record<'_>) {}
+}
+
+#[derive(Clone, Debug)]
+pub struct PushReport {
+    pub file: String,
+    pub outcome: Pushed,
+}
+
+pub fn push(repo: &Repository, cluster: &ClusterName, path: &Path, compression: Compression) -> Result<PushReport> {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+    let parsed = super::parse_name(&name)?;
+    let catalog = CatalogStore::new(repo, cluster).read()?;
+    let outcome = match &parsed {
+        WalFileName::Segment(raw) => segment(repo, &catalog, path, raw, Whole::Yes, compression)?,
+        WalFileName::Partial(raw) => segment(repo, &catalog, path, raw, Whole::No, compression)?,
+        WalFileName::History(_) | WalFileName::BackupHistory { .. } => side_file(repo, &catalog, path, &parsed)?,
+    };
+    Ok(PushReport { file: name, outcome })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    Yes,
+    No,
+}
+
+fn segment(
+    repo: &Repository,
+    catalog: &Catalog,
+    path: &Path,
+    raw: &RawSegment,
+    whole: Whole,
+    compression: Compression,
+) -> Result<Pushed> {
+    let mut file = File::open(path).map_err(|e| EngineError::file("opening", path, e))?;
+    let lineage = lineage_of(catalog, &mut file, path)?;
+    let number = raw.number(lineage.segment_size).map_err(|e| {
+        EngineError::failed("E-WAL-NAME", format!("{}: {e}", path.display()), "is the wal segment size of the cluster right?")
+    })?;
+    let name = SegmentName { timeline: raw.timeline, segment: number };
+    let index = index_file(&mut file, path, &name, lineage.segment_size, lineage.system_id)?;
+    let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(compression);
+    rewind(&mut file, path)?;
+    let pushed = match whole {
+        Whole::Yes => archive.push_segment(&index, &mut file),
+        Whole::No => archive.push_partial(&index, &mut file),
+    };
+    let outcome = match pushed {
+        Err(e @ RepoError::Conflict { .. }) => return Err(keep_evidence(&archive, path, &index, &mut file, e)),
+        other => other?,
+    };
+    if whole == Whole::Yes {
+        archive.acknowledge(&[name])?;
+    }
+    Ok(outcome)
+}
+
+fn rewind(file: &mut File, path: &Path) -> Result<()> {
+    file.seek(SeekFrom::Start(0)).map(drop).map_err(|e| EngineError::file("reading", path, e))
+}
+
+/// Other WAL of the same name is there: the first one stays, ours is put aside, and the answer is no.
+fn keep_evidence(archive: &WalArchive, path: &Path, index: &WalIndex, file: &mut File, conflict: RepoError) -> EngineError {
+    let file_name = path.file_name().and_then(|n| n.to_str()).unwrap_or("segment");
+    let kept = rewind(file, path).and_then(|()| Ok(archive.keep_conflict(file_name, index, file)?));
+    match kept {
+        Ok(object) => tracing::error!(%object, "two different wal segments have the same name; the second is kept as evidence"),
+        Err(e) => tracing::error!(%e, "the conflicting wal segment could not be kept as evidence"),
+    }
+    conflict.into()
+}
+
+/// The lineage a WAL file belongs to, by the system identifier in its first page.
+fn lineage_of<'a>(catalog: &'a Catalog, file: &mut File, path: &Path) -> Result<&'a Lineage> {
+    let mut header = [0u8; LONG_HEADER_BYTES];
+    file.read_exact(&mut header).map_err(|_| not_wal(path, "it is shorter than a page header"))?;
+    rewind(file, path)?;
+    let found = system_id(&header).ok_or_else(|| not_wal(path, "its first page has no system identifier"))?;
+    let current = catalog.lineage().ok_or_else(|| not_wal(path, "no cluster is registered"))?;
+    if found == current.system_id {
+        return Ok(current);
+    }
+    Err(EngineError::refused(
+        "E-WAL-SYSTEM",
+        format!(
+            "{} is of the cluster with system identifier {found}; '{}' is {}",
+            path.display(),
+            catalog.cluster,
+            current.system_id
+        ),
+        "is another server archiving under this name? after an upgrade, 'pgark init --adopt' registers the new cluster",
+    ))
+}
+
+/// `xlp_sysid` of a long page header (XLogLongPageHeaderData in access/xlog_internal.h).
+fn system_id(header: &[u8; LONG_HEADER_BYTES]) -> Option<SystemId> {
+    const XLP_LONG_HEADER: u8 = 0x02;
+    let bytes: [u8; 8] = header.get(24..32)?.try_into().ok()?;
+    (header.get(2)? & XLP_LONG_HEADER != 0).then(|| SystemId(u64::from_le_bytes(bytes)))
+}
+
+fn not_wal(path: &Path, why: &str) -> EngineError {
+    EngineError::refused(
+        "E-WAL-INVALID",
+        format!("{} is not a wal segment of this cluster: {why}", path.display()),
+        "PostgreSQL must pass %p; a damaged segment in pg_wal means that the server's disk is failing",
+    )
+}
+
+/// Walks the file once: checks that it is what its name says, and makes its index.
+pub fn index_file(
+    file: &mut File,
+    path: &Path,
+    name: &SegmentName,
+    size: SegmentSize,
+    system_id: SystemId,
+) -> Result<WalIndex> {
+    let expect =
+        SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
+    let mut walker = Walker::new(expect);
+    let mut buf = vec![0u8; BLOCK_BYTES];
+    let mut total = 0u64;
+    loop {
+        let n = read_block(file, &mut buf).map_err(|e| EngineError::file("reading", path, e))?;
+        if n == 0 {
+            break;
+        }
+        total += n as u64;
+        if n % WAL_PAGE_SIZE != 0 || total > size.bytes() {
+            return Err(not_wal(path, "its size is not that of a segment"));
+        }
+        walker.feed(&buf[..n], &mut NoSink).map_err(|e| not_wal(path, &e.to_string()))?;
+    }
+    if total != size.bytes() {
+        return Err(not_wal(path, &format!("it has {total} bytes instead of {}", size.bytes())));
+    }
+    let scan = walker.finish().map_err(|e| not_wal(path, &e.to_string()))?;
+    let mut index = WalIndex::new(&scan, *name, String::new(), String::new());
+    rewind(file, path)?;
+    let mut hasher = SegmentHasher::new(index.valid_bytes());
+    loop {
+        match read_block(file, &mut buf).map_err(|e| EngineError::file("reading", path, e))? {
+            0 => break,
+            n => hasher.update(&buf[..n]),
+        }
+    }
+    (_, index.content, index.valid_content) = hasher.finish();
+    Ok(index)
+}
+
+fn read_block(file: &mut File, buf: &mut [u8]) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read(&mut buf[done..]) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+fn side_file(repo: &Repository, catalog: &Catalog, path: &Path, name: &WalFileName) -> Result<Pushed> {
+    let lineage = catalog.lineage().ok_or_else(|| not_wal(path, "no cluster is registered"))?;
+    let mut bytes = vec![];
+    let file = File::open(path).map_err(|e| EngineError::file("opening", path, e))?;
+    let limit = SIDE_FILE_BYTES_MAX as u64;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| EngineError::file("reading", path, e))?;
+    if bytes.len() > SIDE_FILE_BYTES_MAX {
+        return Err(not_wal(path, "it is far too large for its kind"));
+    }
+    let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id);
+    push_side_file(&archive, name, &bytes)
+}
+
+pub fn push_side_file(archive: &WalArchive, name: &WalFileName, bytes: &[u8]) -> Result<Pushed> {
+    if let WalFileName::History(timeline) = name {
+        pgark_pg::history::TimelineHistory::parse(*timeline, bytes).map_err(|e| {
+            EngineError::refused("E-HISTORY", format!("{name} does not parse: {e}"), "check the server's pg_wal")
+        })?;
+    }
+    let outcome = archive.push_side_file(name, bytes)?;
+    if let WalFileName::History(timeline) = name {
+        archive.acknowledge_history(*timeline)?;
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,337 @@
+//! A physical backup of a running cluster, read beside the server.
+//!
+//! Invariant: the catalog lists the backup only after everything it needs has been stored durably: packs,
+//! manifest, record, and its WAL from start to stop, unbroken.
+
+pub mod assemble;
+mod claim;
+pub mod copy;
+mod dispatch;
+pub mod scan;
+pub mod source;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgark_pg::value::{Lsn, TimelineId};
+use pgark_repo::Repository;
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Claim, Evidence, JobKind};
+use pgark_repo::codec::Compression;
+use pgark_repo::manifest::{Item, ManifestWriter};
+use pgark_repo::names::{self, BackupId, ClusterName};
+use pgark_repo::record::BackupRecord;
+use pgark_repo::stream::Fingerprint;
+use pgark_repo::wal::WalArchive;
+
+use crate::archive::{self, WalPath};
+use crate::cluster::{BackupSession, ConnectOptions, Connection, Deadline, StoppedBackup};
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+use assemble::Summary;
+use claim::KeptClaim;
+use copy::CopyShared;
+use scan::Noticed;
+use source::SourceCluster;
+
+/// How long PostgreSQL's checkpoint at the start may take.
+const START_DEADLINE: Duration = Duration::from_secs(3600);
+const STOP_DEADLINE: Duration = Duration::from_secs(600);
+
+#[derive(Clone)]
+pub struct BackupOptions {
+    pub cluster: ClusterName,
+    pub pgdata: PathBuf,
+    pub connect: ConnectOptions,
+    pub connect_timeout: Duration,
+    pub jobs: usize,
+    pub compression: Compression,
+    pub keep: bool,
+    pub annotations: BTreeMap<String, String>,
+    /// How long to wait at the end until the last WAL segment has arrived.
+    pub archive_timeout: Duration,
+}
+
+/// What a backup would do.
+#[derive(Clone, Debug)]
+pub struct BackupPlan {
+    pub id: BackupId,
+    pub timeline: TimelineId,
+    pub size_bytes: u64,
+    pub files: u64,
+    pub tablespaces: usize,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    pub entry: BackupEntry,
+    pub vanished_files: u64,
+    pub warnings: Vec<String>,
+}
+
+/// Looks at everything and changes nothing.
+pub fn plan(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<BackupPlan> {
+    let source = SourceCluster::connect(options, repo)?;
+    let (size_bytes, files, noticed) = source.measure()?;
+    Ok(BackupPlan {
+        id: new_id(&CatalogStore::new(repo, &options.cluster), ctx.now())?,
+        timeline: source.timeline,
+        size_bytes,
+        files,
+        tablespaces: noticed.tablespaces.len(),
+        warnings: noticed.warnings,
+    })
+}
+
+pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<BackupReport> {
+    let source = SourceCluster::connect(options, repo)?;
+    let catalog = CatalogStore::new(repo, &options.cluster);
+    let started = ctx.now();
+    let id = new_id(&catalog, started)?;
+    let claim = catalog.claim(JobKind::Backup, &id, started)?;
+    remove_remains(&catalog)?;
+    let kept = KeptClaim::new(claim.clone(), ctx);
+    let outcome = under_claim(options, repo, ctx, source, &claim, &kept, started);
+    drop(kept);
+    match outcome {
+        Ok(mut report) => {
+            claim.commit_backup(&report.entry)?;
+            report.warnings.dedup();
+            Ok(report)
+        }
+        Err(e) => {
+            give_up(&catalog, claim);
+            Err(e)
+        }
+    }
+}
+
+/// Everything between the claim and the commit.
+fn under_claim(
+    options: &BackupOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    source: SourceCluster,
+    claim: &Claim,
+    kept: &KeptClaim,
+    started: Timestamp,
+) -> Result<BackupReport> {
+    let id = claim.backup();
+    let (total, _, _) = source.measure()?;
+    source.check_space(repo, total)?;
+    let archiver = Connection::open(&options.connect, options.connect_timeout)?;
+    ctx.progress.note("starting: waiting for PostgreSQL's checkpoint");
+    let label = format!("pgark {id}");
+    let session = BackupSession::start(source.connection, &label, true, Deadline::after(START_DEADLINE))?;
+    let source = SourceFacts {
+        pgdata: &options.pgdata,
+        control: &source.control,
+        owner: source.owner,
+        config_files: source.config_files,
+        version_num: source.version_num,
+    };
+
+    ctx.progress.begin("backup", Some(total));
+    let copied = copy_files(options, repo, ctx, id, session.start_lsn(), &source, kept)?;
+    ctx.progress.end();
+    kept.check()?;
+    let pg_control = source::read_control(&options.pgdata)?;
+    let stopped = session.stop(Deadline::after(STOP_DEADLINE))?;
+    ctx.progress.note("waiting for the last WAL segment to arrive");
+    wait_for_wal(options, repo, ctx, &source, &stopped, &archiver)?;
+    kept.check()?;
+    let record = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control)?;
+    kept.check()?;
+    Ok(record)
+}
+
+/// What later steps need of the source once its connection has gone into the session.
+struct SourceFacts<'a> {
+    pgdata: &'a std::path::Path,
+    control: &'a pgark_pg::ControlFile,
+    owner: pgark_repo::record::Owner,
+    config_files: Vec<pgark_repo::record::ConfigFile>,
+    version_num: u32,
+}
+
+struct Copied {
+    summary: Summary,
+    noticed: Noticed,
+    manifest: Fingerprint,
+    packs: Vec<(u32, Fingerprint)>,
+}
+
+fn copy_files(
+    options: &BackupOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    id: &BackupId,
+    start: Lsn,
+    source: &SourceFacts<'_>,
+    kept: &KeptClaim,
+) -> Result<Copied> {
+    let shared = CopyShared {
+        ctx,
+        repo,
+        cluster: &options.cluster,
+        id,
+        pgdata: source.pgdata,
+        compression: options.compression,
+        check_pages: (source.control.data_checksum_version != 0).then_some(start),
+        relation_segment_blocks: source.control.relation_segment_blocks,
+        next_pack: AtomicU32::new(1),
+        stop: AtomicBool::new(false),
+    };
+    let manifest_name = names::manifest(&options.cluster, id);
+    let manifest = ManifestWriter::create(repo.store().as_ref(), repo.keys(), &manifest_name)?;
+    let done = dispatch::copy_all(&shared, source.control.major, manifest, options.jobs)?;
+    kept.check()?;
+    let (mut manifest, mut packs) = (done.manifest, done.packs);
+    packs.sort_by_key(|(number, _)| *number);
+    for (number, print) in &packs {
+        manifest.push(&Item::PackDone(*number, print.clone()))?;
+    }
+    Ok(Copied { summary: done.summary, noticed: done.noticed, manifest: manifest.finish()?, packs })
+}
+
+fn wait_for_wal(
+    options: &BackupOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    source: &SourceFacts<'_>,
+    stopped: &StoppedBackup,
+    archiver: &Connection,
+) -> Result<()> {
+    let wal = WalArchive::new(repo, &options.cluster, source.control.system_id);
+    source::push_histories(source.pgdata, &wal)?;
+    let history = archive::history(&wal, stopped.timeline)?;
+    let size = source.control.segment_size;
+    let names = WalPath::new(&history, size).segments(stopped.start_lsn, stopped.stop_lsn);
+    let mut describe = || source::describe_archiver(archiver);
+    archive::wait_archived(ctx, &wal, &names, size, options.archive_timeout, &mut describe)?;
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn write_record(
+    options: &BackupOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    claim: &Claim,
+    source: &SourceFacts<'_>,
+    started: Timestamp,
+    copied: &Copied,
+    stopped: &StoppedBackup,
+    pg_control: Vec<u8>,
+) -> Result<BackupReport> {
+    let id = claim.backup().clone();
+    let control = source.control;
+    let mut totals = copied.summary.totals.clone();
+    totals.packs = copied.packs.len() as u64;
+    totals.stored_bytes = copied.packs.iter().map(|(_, p)| p.size).sum::<u64>() + copied.manifest.size;
+    totals.size_bytes += pg_control.len() as u64;
+    let warnings = warnings(copied, stopped);
+    let finished = ctx.now();
+    let record = BackupRecord {
+        id: id.clone(),
+        cluster: options.cluster.clone(),
+        kind: BackupKind::Physical,
+        backup_type: BackupType::Full,
+        program: concat!("pgark ", env!("CARGO_PKG_VERSION")).into(),
+        system_id: control.system_id,
+        version_num: source.version_num,
+        catalog_version: control.catalog_version,
+        segment_size: control.segment_size,
+        block_size: control.block_size,
+        data_checksums: control.data_checksum_version != 0,
+        timeline: stopped.timeline,
+        lsn_start: stopped.start_lsn,
+        lsn_stop: stopped.stop_lsn,
+        started,
+        finished,
+        from_standby: stopped.in_recovery,
+        backup_label: stopped.backup_label.clone(),
+        pg_control,
+        tablespaces: copied.noticed.tablespaces.clone(),
+        config_files: source.config_files.clone(),
+        owner: source.owner.clone(),
+        manifest: copied.manifest.clone(),
+        totals: totals.clone(),
+        bad_blocks: copied.summary.bad_blocks,
+        vanished_files: copied.summary.vanished,
+        warnings: warnings.clone(),
+    };
+    let print = record.store(repo)?;
+    let entry = BackupEntry {
+        id,
+        kind: BackupKind::Physical,
+        backup_type: BackupType::Full,
+        system_id: control.system_id,
+        version_num: record.version_num,
+        started,
+        finished,
+        lsn_start: record.lsn_start,
+        lsn_stop: record.lsn_stop,
+        timeline: record.timeline,
+        size_bytes: totals.size_bytes,
+        read_bytes: totals.read_bytes,
+        stored_bytes: totals.stored_bytes + print.size,
+        bad_blocks: record.bad_blocks,
+        from_standby: record.from_standby,
+        kept: options.keep,
+        kept_until: None,
+        evidence: Evidence::Stored,
+        annotations: options.annotations.clone(),
+        needs: vec![],
+        record: print,
+    };
+    Ok(BackupReport { entry, vanished_files: record.vanished_files, warnings })
+}
+
+fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
+    let mut all = copied.noticed.warnings.clone();
+    let bad = copied.summary.bad_blocks;
+    if bad > 0 {
+        let examples = copied.summary.bad_examples.join(", ");
+        all.push(format!("{bad} pages of the source have wrong checksums: {examples}"));
+    }
+    let notices = stopped.notices.iter().filter(|n| n.severity == "WARNING");
+    all.extend(notices.map(|n| format!("PostgreSQL: {}", n.message)));
+    all
+}
+
+/// The first free id at or after this moment.
+fn new_id(catalog: &CatalogStore, now: Timestamp) -> Result<BackupId> {
+    let known = catalog.read()?;
+    let taken = |id: &BackupId| {
+        known.backup(id).is_some() || known.removing.contains(id) || known.jobs.iter().any(|j| j.backup == *id)
+    };
+    let mut at = now;
+    loop {
+        let id = BackupId::new(at, 'F');
+        if !taken(&id) {
+            return Ok(id);
+        }
+        at = Timestamp::from_second(at.as_second() + 1).map_err(|e| {
+            EngineError::failed("E-CLOCK", format!("the clock says {at}: {e}"), "set the clock of this machine")
+        })?;
+    }
+}
+
+/// What interrupted backups left. Two passes: the second sees that nothing is left.
+pub fn remove_remains(catalog: &CatalogStore) -> Result<()> {
+    catalog.sweep()?;
+    catalog.sweep()?;
+    Ok(())
+}
+
+/// The backup failed; its error is what counts. What cannot be cleaned up now is cleaned up by the next one.
+fn give_up(catalog: &CatalogStore, claim: Claim) {
+    let cleaned = claim.abandon().map_err(EngineError::from).and_then(|()| remove_remains(catalog));
+    if let Err(e) = cleaned {
+        tracing::warn!(%e, "the remains of the failed backup stay until the next one");
+    }
+}

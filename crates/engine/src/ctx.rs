@@ -1,0 +1,58 @@
+//! What an operation gets from outside: time, progress, and the wish to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+
+use crate::error::{EngineError, Result};
+
+/// Where an operation tells how far it is. Called from many threads.
+pub trait ProgressSink: Send + Sync {
+    fn begin(&self, what: &str, total_bytes: Option<u64>);
+    fn advance(&self, bytes: u64);
+    /// Something worth a line of its own.
+    fn note(&self, line: &str);
+    fn end(&self);
+}
+
+pub struct NoProgress;
+
+impl ProgressSink for NoProgress {
+    fn begin(&self, _what: &str, _total_bytes: Option<u64>) {}
+    fn advance(&self, _bytes: u64) {}
+    fn note(&self, _line: &str) {}
+    fn end(&self) {}
+}
+
+#[derive(Clone)]
+pub struct Ctx {
+    pub progress: Arc<dyn ProgressSink>,
+    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Ctx {
+    pub fn new(progress: Arc<dyn ProgressSink>) -> Self {
+        Ctx { progress, clock: Arc::new(Timestamp::now), cancelled: Arc::default() }
+    }
+
+    pub fn silent() -> Self {
+        Self::new(Arc::new(NoProgress))
+    }
+
+    /// Whole seconds: what catalogs and ids are made of.
+    pub fn now(&self) -> Timestamp {
+        let now = (self.clock)();
+        Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    /// Set by whoever wants the operation to stop at the next safe point.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
+    }
+
+    pub fn check_cancelled(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+}

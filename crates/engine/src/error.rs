@@ -1,0 +1,170 @@
+//! How an operation fails: what happened, what kind of failure that is for the caller, a stable code, and what
+//! to do next.
+
+use std::path::{Path, PathBuf};
+
+use pgark_repo::RepoError;
+use pgark_repo::store::StoreErrorKind;
+
+use crate::cluster::ClusterError;
+
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;
+
+/// What the caller should conclude; the command line turns it into an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    Failed,
+    /// A safety rule said no; nothing was changed.
+    Refused,
+    Cancelled,
+    NoRepository,
+    Locked,
+    WrongKey,
+    Damaged,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error("{what} {}: {source}", path.display())]
+    File { what: &'static str, path: PathBuf, source: std::io::Error },
+    /// Nothing was changed.
+    #[error("{message}")]
+    Refused { code: &'static str, message: String, hint: String },
+    #[error("{message}")]
+    Failed { code: &'static str, message: String, hint: String },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<pgark_repo::store::StoreError> for EngineError {
+    fn from(e: pgark_repo::store::StoreError) -> Self {
+        EngineError::Repo(e.into())
+    }
+}
+
+impl EngineError {
+    pub fn file(what: &'static str, path: impl AsRef<Path>, source: impl Into<std::io::Error>) -> Self {
+        EngineError::File { what, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    pub fn refused(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        EngineError::Refused { code, message: message.into(), hint: hint.into() }
+    }
+
+    pub fn failed(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        EngineError::Failed { code, message: message.into(), hint: hint.into() }
+    }
+
+    pub fn class(&self) -> FailureClass {
+        match self {
+            EngineError::Cancelled => FailureClass::Cancelled,
+            EngineError::Refused { .. } => FailureClass::Refused,
+            EngineError::Repo(e) => repo_class(e),
+            EngineError::Cluster(_) | EngineError::File { .. } | EngineError::Failed { .. } => FailureClass::Failed,
+        }
+    }
+
+    pub fn code(&self) -> &'static str {
+        match self {
+            EngineError::Cancelled => "E-CANCELLED",
+            EngineError::Refused { code, .. } | EngineError::Failed { code, .. } => code,
+            EngineError::Cluster(e) => e.code(),
+            EngineError::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => "E-SPACE",
+            EngineError::File { .. } => "E-FILE",
+            EngineError::Repo(e) => repo_code(e),
+        }
+    }
+
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            EngineError::Refused { hint, .. } | EngineError::Failed { hint, .. } => {
+                (!hint.is_empty()).then(|| hint.clone())
+            }
+            EngineError::Cluster(e) => e.hint().map(str::to_owned),
+            EngineError::File { source, .. } => file_hint(source).map(str::to_owned),
+            EngineError::Repo(e) => repo_hint(e).map(str::to_owned),
+            EngineError::Cancelled => None,
+        }
+    }
+}
+
+fn repo_class(e: &RepoError) -> FailureClass {
+    match e {
+        RepoError::NoRepository { .. } => FailureClass::NoRepository,
+        RepoError::KeyRequired | RepoError::WrongKey { .. } | RepoError::EncryptionStripped => FailureClass::WrongKey,
+        RepoError::Busy { .. } | RepoError::Fenced { .. } => FailureClass::Locked,
+        RepoError::Conflict { .. } => FailureClass::Refused,
+        RepoError::NoCluster { .. } | RepoError::NoBackup { .. } => FailureClass::Refused,
+        e if e.is_damage() => FailureClass::Damaged,
+        _ => FailureClass::Failed,
+    }
+}
+
+fn repo_code(e: &RepoError) -> &'static str {
+    match e {
+        RepoError::Store(e) => match e.kind() {
+            StoreErrorKind::NotFound => "E-REPO-MISSING",
+            StoreErrorKind::NoSpace => "E-REPO-SPACE",
+            StoreErrorKind::Denied => "E-REPO-DENIED",
+            StoreErrorKind::ReadOnly => "E-REPO-READONLY",
+            StoreErrorKind::Truncated | StoreErrorKind::TooLarge => "E-REPO-DAMAGED",
+            StoreErrorKind::AlreadyExists => "E-REPO-EXISTS",
+            StoreErrorKind::InvalidName => "E-REPO-NAME",
+            StoreErrorKind::Io => "E-REPO-IO",
+        },
+        RepoError::Corrupt { .. } => "E-REPO-DAMAGED",
+        RepoError::NoRepository { .. } => "E-REPO-NONE",
+        RepoError::NoCluster { .. } => "E-CLUSTER-NONE",
+        RepoError::KeyRequired => "E-KEY-REQUIRED",
+        RepoError::WrongKey { .. } => "E-KEY-WRONG",
+        RepoError::EncryptionStripped => "E-KEY-STRIPPED",
+        RepoError::Unsupported { .. } => "E-REPO-VERSION",
+        RepoError::Busy { .. } => "E-LOCKED",
+        RepoError::Fenced { .. } => "E-LOCK-LOST",
+        RepoError::Conflict { .. } => "E-WAL-CONFLICT",
+        RepoError::NoBackup { .. } => "E-BACKUP-NONE",
+        RepoError::Invalid { .. } => "E-INVALID",
+        RepoError::System { .. } => "E-SYSTEM",
+    }
+}
+
+fn repo_hint(e: &RepoError) -> Option<&'static str> {
+    Some(match e {
+        RepoError::Store(e) => match e.kind() {
+            StoreErrorKind::NoSpace => "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one",
+            StoreErrorKind::Denied => "check owner and permissions of the repository and which user runs this",
+            StoreErrorKind::NotFound | StoreErrorKind::Truncated => "'pgark verify' tells what else is affected",
+            _ => return None,
+        },
+        RepoError::Corrupt { .. } => "'pgark verify' tells which backups and time windows are affected",
+        RepoError::NoRepository { .. } => "check --repo, or create the repository with 'pgark init'",
+        RepoError::NoCluster { .. } => "check --cluster, or register the cluster with 'pgark init'",
+        RepoError::KeyRequired => "give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND",
+        RepoError::WrongKey { .. } => "check that the passphrase is the one this repository was created with",
+        RepoError::EncryptionStripped => {
+            "somebody may have replaced the repository; without a configured passphrase it can be opened as it is"
+        }
+        RepoError::Unsupported { .. } => "use a newer pgark",
+        RepoError::Busy { .. } => "wait for it to finish; a claim of a dead process is taken over by itself",
+        RepoError::Fenced { .. } => "run the command again",
+        RepoError::Conflict { .. } => {
+            "two servers may be writing the same timeline: find out which one is right before you go on"
+        }
+        RepoError::NoBackup { .. } => "'pgark info' lists the backups",
+        _ => return None,
+    })
+}
+
+fn file_hint(e: &std::io::Error) -> Option<&'static str> {
+    match e.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            Some("run this as the operating system user that owns the data directory (usually postgres)")
+        }
+        std::io::ErrorKind::StorageFull => Some("free space there, then run the command again"),
+        _ => None,
+    }
+}

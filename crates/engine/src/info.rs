@@ -1,0 +1,184 @@
+//! What a repository holds of a cluster: backups, the windows that can be recovered to, and the gaps.
+
+use jiff::Timestamp;
+use pgark_pg::history::TimelineHistory;
+use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
+use pgark_repo::catalog::{BackupEntry, CatalogStore, Job, JobKind, Lineage};
+use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::wal::{WalArchive, WalHead};
+use pgark_repo::{RepoError, Repository};
+
+use crate::archive::{self, WalPath};
+use crate::ctx::Ctx;
+use crate::error::Result;
+use crate::restore::resolve::to_timestamp;
+use crate::restore::walk::WalView;
+
+#[derive(Clone, Debug)]
+pub struct ClusterInfo {
+    pub name: ClusterName,
+    pub system_id: SystemId,
+    pub version_num: u32,
+    pub segment_size: SegmentSize,
+    pub windows: Vec<Window>,
+    pub gaps: Vec<Gap>,
+    pub backups: Vec<BackupEntry>,
+    /// Under way, or interrupted and not yet cleaned up.
+    pub incomplete: Vec<Incomplete>,
+    /// What could not be determined, and why.
+    pub problems: Vec<String>,
+}
+
+/// Every moment from the first backup's end to the end of unbroken WAL can be restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub timeline: TimelineId,
+    pub from_lsn: Lsn,
+    pub to_lsn: Lsn,
+    pub from_time: Option<Timestamp>,
+    pub to_time: Option<Timestamp>,
+    /// The backups that serve it, oldest first.
+    pub backups: Vec<BackupId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub timeline: TimelineId,
+    pub first: SegmentNo,
+    pub last: SegmentNo,
+}
+
+#[derive(Clone, Debug)]
+pub struct Incomplete {
+    pub id: BackupId,
+    pub started: Option<Timestamp>,
+    pub running: bool,
+}
+
+/// `only`: one cluster; otherwise all of them.
+pub fn info(repo: &Repository, only: Option<&ClusterName>, ctx: &Ctx) -> Result<Vec<ClusterInfo>> {
+    let names = match only {
+        Some(n) => vec![n.clone()],
+        None => repo.clusters()?,
+    };
+    names.iter().map(|n| cluster(repo, n, ctx)).collect()
+}
+
+fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterInfo> {
+    let catalog = CatalogStore::new(repo, name).read()?;
+    let lineage = catalog
+        .lineage()
+        .ok_or_else(|| RepoError::NoCluster { url: repo.store().url(), cluster: name.to_string() })?
+        .clone();
+    let now = ctx.now();
+    let mut incomplete: Vec<Incomplete> = catalog
+        .jobs
+        .iter()
+        .filter(|j| j.kind == JobKind::Backup)
+        .map(|j: &Job| Incomplete { id: j.backup.clone(), started: Some(j.started), running: !j.is_dead(now) })
+        .collect();
+    let left = catalog.removing.iter().map(|id| Incomplete { id: id.clone(), started: None, running: false });
+    incomplete.extend(left);
+    let mut problems = vec![];
+    let (windows, gaps) = match windows(repo, name, &lineage, &catalog.backups) {
+        Ok(found) => found,
+        Err(e) => {
+            problems.push(format!("the recoverable windows are unknown: {e}"));
+            (vec![], vec![])
+        }
+    };
+    Ok(ClusterInfo {
+        name: name.clone(),
+        system_id: lineage.system_id,
+        version_num: lineage.version_num,
+        segment_size: lineage.segment_size,
+        windows,
+        gaps,
+        backups: catalog.backups,
+        incomplete,
+        problems,
+    })
+}
+
+fn windows(
+    repo: &Repository,
+    name: &ClusterName,
+    lineage: &Lineage,
+    backups: &[BackupEntry],
+) -> Result<(Vec<Window>, Vec<Gap>)> {
+    let wal = WalArchive::new(repo, name, lineage.system_id);
+    let head = wal.head()?;
+    let gaps = gaps(&head);
+    let mut out: Vec<Window> = vec![];
+    for span in head.timelines().iter().filter(|t| t.last().is_some()) {
+        let history = archive::history(&wal, span.timeline)?;
+        let mut on_path: Vec<&BackupEntry> = backups
+            .iter()
+            .filter(|b| b.system_id == lineage.system_id)
+            .filter(|b| WalPath::new(&history, lineage.segment_size).contains(b.timeline, b.lsn_stop))
+            .collect();
+        on_path.sort_by_key(|b| b.lsn_stop);
+        for backup in on_path {
+            let Some(window) = window(&wal, &head, &history, lineage, backup)? else { continue };
+            match out.iter_mut().find(|w| w.timeline == window.timeline && w.to_lsn == window.to_lsn) {
+                Some(known) => known.backups.push(backup.id.clone()),
+                None => out.push(window),
+            }
+        }
+    }
+    Ok((out, gaps))
+}
+
+/// What can be reached from one backup along one timeline's history.
+pub fn window(
+    wal: &WalArchive,
+    head: &WalHead,
+    history: &TimelineHistory,
+    lineage: &Lineage,
+    backup: &BackupEntry,
+) -> Result<Option<Window>> {
+    let path = WalPath::new(history, lineage.segment_size);
+    let mut view = WalView::new(wal, path, head);
+    let Some(last) = view.last_segment(backup.lsn_start) else { return Ok(None) };
+    // A window on a timeline ends on it; what ends before it began is the window of an older one.
+    if view.path.timeline_of(last) != history.target {
+        return Ok(None);
+    }
+    let Some(end) = view.last_record(backup.lsn_start, last)? else { return Ok(None) };
+    if end.end < backup.lsn_stop {
+        return Ok(None);
+    }
+    let mut to_time = None;
+    let mut at = last;
+    while to_time.is_none() && at >= view.segment_of(backup.lsn_stop) {
+        to_time = view.index(at)?.max_time.map(|t| to_timestamp(PgTimestamp(t)));
+        if at.0 == 0 {
+            break;
+        }
+        at = SegmentNo(at.0 - 1);
+    }
+    Ok(Some(Window {
+        timeline: history.target,
+        from_lsn: backup.lsn_stop,
+        to_lsn: end.end,
+        from_time: Some(backup.finished),
+        to_time: to_time.map(|t| t.max(backup.finished)).or(Some(backup.finished)),
+        backups: vec![backup.id.clone()],
+    }))
+}
+
+fn gaps(head: &WalHead) -> Vec<Gap> {
+    let of = |t: &pgark_repo::wal::TimelineSpan| {
+        let timeline = t.timeline;
+        t.gaps().into_iter().map(move |(first, last)| Gap { timeline, first, last }).collect::<Vec<_>>()
+    };
+    head.timelines().iter().flat_map(of).collect()
+}
+
+impl Gap {
+    /// Name of its first and of its last missing segment.
+    pub fn names(&self, size: SegmentSize) -> (String, String) {
+        let name = |segment| SegmentName { timeline: self.timeline, segment }.format(size);
+        (name(self.first), name(self.last))
+    }
+}

@@ -1,0 +1,19 @@
+//! One operation on one cluster: back up, archive, restore, verify, delete. What is long or destructive is a
+//! plan, which is pure and can be shown, and a run, which obeys it.
+//!
+//! The engine never prints, never reads the environment and never exits; time, progress and cancellation come
+//! through `Ctx`.
+
+pub mod archive;
+pub mod backup;
+pub mod cluster;
+pub mod ctx;
+pub mod delete;
+pub mod error;
+pub mod info;
+pub mod register;
+pub mod restore;
+pub mod verify;
+
+pub use ctx::{Ctx, ProgressSink};
+pub use error::{EngineError, FailureClass, Result};

@@ -1,0 +1,111 @@
+//! Restoring a cluster: resolve the target, choose the backup, check that the WAL reaches it, and only then
+//! write. Recovery has an explicit end that we chose; it is compared with what was reached before the cluster
+//! opens for writing.
+
+pub mod files;
+pub mod plan;
+pub mod resolve;
+pub mod settings;
+pub mod space;
+pub mod start;
+pub mod walk;
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use pgark_pg::value::{Lsn, TimelineId};
+use pgark_repo::names::{BackupId, ClusterName};
+
+pub use plan::{RestorePlan, plan};
+pub use start::{Started, StartOptions};
+
+/// Where recovery is to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All that is archived.
+    Latest,
+    Time { at: Timestamp, bound: Bound },
+    Lsn { lsn: Lsn, bound: Bound },
+    Xid { xid: u32, bound: Bound },
+    Name(String),
+    /// As soon as the backup is consistent.
+    Immediate,
+}
+
+/// Whether what lies exactly on the target is part of the result, as `recovery_target_inclusive`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    Inclusive,
+    Exclusive,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimelineChoice {
+    Latest,
+    /// The one the backup was taken on.
+    Current,
+    Number(TimelineId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetAction {
+    Pause,
+    Promote,
+    Shutdown,
+}
+
+impl TargetAction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TargetAction::Pause => "pause",
+            TargetAction::Promote => "promote",
+            TargetAction::Shutdown => "shutdown",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveMode {
+    /// As configured: only for the cluster's own directory.
+    Keep,
+    /// A copy must not archive into the history of the original.
+    Off,
+}
+
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    pub cluster: ClusterName,
+    /// None: the newest one that serves the target.
+    pub backup: Option<BackupId>,
+    pub to: PathBuf,
+    pub target: Target,
+    pub timeline: TimelineChoice,
+    pub action: TargetAction,
+    /// Old location (or OID) → new location.
+    pub tablespace_map: Vec<(String, PathBuf)>,
+    pub archive_mode: ArchiveMode,
+    pub jobs: usize,
+    /// This program's path, for `restore_command`.
+    pub program: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct RestoreReport {
+    pub bytes_restored: u64,
+    pub files: u64,
+    pub warnings: Vec<String>,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bound = |b: &Bound| if *b == Bound::Exclusive { " (exclusive)" } else { "" };
+        match self {
+            Target::Latest => f.write_str("latest"),
+            Target::Time { at, bound: b } => write!(f, "time {at}{}", bound(b)),
+            Target::Lsn { lsn, bound: b } => write!(f, "lsn {lsn}{}", bound(b)),
+            Target::Xid { xid, bound: b } => write!(f, "xid {xid}{}", bound(b)),
+            Target::Name(n) => write!(f, "restore point '{n}'"),
+            Target::Immediate => f.write_str("immediate"),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The plan of a restore: which backup, along which timelines, to which record. Nothing is written here.
+
+use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
+use pgark_repo::Repository;
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Lineage};
+use pgark_repo::names::BackupId;
+use pgark_repo::record::BackupRecord;
+use pgark_repo::wal::{WalArchive, WalHead};
+
+use super::resolve::{Resolved, StopAt, from_timestamp, resolve};
+use super::walk::WalView;
+use super::{RestoreOptions, Target, TimelineChoice};
+use crate::archive::{self, WalPath, check_continuous};
+use crate::error::{EngineError, Result};
+
+#[derive(Clone, Debug)]
+pub struct RestorePlan {
+    pub backup: BackupEntry,
+    pub record: BackupRecord,
+    pub target: Target,
+    pub stop: StopAt,
+    pub path: WalPath,
+    /// The timeline on which replay stops.
+    pub timeline: TimelineId,
+    pub wal_from: SegmentName,
+    pub wal_to: SegmentName,
+    /// Said to the person who restores: fall-backs, ambiguities.
+    pub notes: Vec<String>,
+}
+
+/// `avoid`: backups that turned out to be damaged.
+pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<RestorePlan> {
+    let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+    let candidates = candidates(&catalog, options, avoid)?;
+    let lineage = lineage(&catalog, &candidates[0])?;
+    let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
+    let head = wal.head()?;
+    let mut notes: Vec<String> =
+        avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")).collect();
+    for timeline in timelines(options.timeline, &head, &candidates) {
+        let history = archive::history(&wal, timeline)?;
+        let path = WalPath::new(&history, lineage.segment_size);
+        let on_path: Vec<&BackupEntry> =
+            candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
+        if on_path.is_empty() {
+            continue;
+        }
+        let mut view = WalView::new(&wal, path, &head);
+        let Some((backup, stop)) = choose(&mut view, &on_path, &options.target)? else {
+            return Err(before_first(&on_path, options));
+        };
+        if options.timeline == TimelineChoice::Latest {
+            refuse_ambiguous(&wal, &head, &view.path, options)?;
+        }
+        let record = match BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record) {
+            Err(e) if e.is_damage() && options.backup.is_none() => {
+                let avoid: Vec<BackupId> = avoid.iter().cloned().chain([backup.id.clone()]).collect();
+                return plan(options, repo, &avoid);
+            }
+            other => other?,
+        };
+        return finish(view, backup, record, stop, options, notes);
+    }
+    notes.clear();
+    Err(EngineError::refused(
+        "E-TIMELINE",
+        match options.timeline {
+            TimelineChoice::Number(n) => format!("no backup lies on the history of timeline {n}"),
+            _ => "no backup lies on the history of any archived timeline".to_owned(),
+        },
+        "'pgark info' shows timelines and the backups on them",
+    ))
+}
+
+/// Newest first. All of one lineage.
+fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -> Result<Vec<BackupEntry>> {
+    if let Some(id) = &options.backup {
+        let none = || pgark_repo::RepoError::NoBackup { cluster: options.cluster.to_string(), id: id.to_string() };
+        return Ok(vec![catalog.backup(id).ok_or_else(none)?.clone()]);
+    }
+    let current = catalog.lineage().map(|l| l.system_id);
+    let mut all: Vec<BackupEntry> = catalog
+        .backups
+        .iter()
+        .filter(|b| Some(b.system_id) == current && !avoid.contains(&b.id))
+        .cloned()
+        .collect();
+    all.sort_by(|a, b| (b.lsn_stop, &b.id).cmp(&(a.lsn_stop, &a.id)));
+    if all.is_empty() {
+        let (message, hint) = if avoid.is_empty() {
+            (format!("there is no backup of '{}'", options.cluster), "take one with 'pgark backup'")
+        } else {
+            (format!("every backup of '{}' that could serve is damaged", options.cluster), "'pgark verify' lists the damage")
+        };
+        return Err(EngineError::refused("E-BACKUP-NONE", message, hint));
+    }
+    Ok(all)
+}
+
+fn lineage<'c>(catalog: &'c Catalog, backup: &BackupEntry) -> Result<&'c Lineage> {
+    catalog.lineage_of(backup.system_id).ok_or_else(|| {
+        EngineError::failed("E-LINEAGE", format!("backup {} is of an unregistered cluster", backup.id), "'pgark verify' checks the catalog")
+    })
+}
+
+/// The timelines to try, best first.
+fn timelines(choice: TimelineChoice, head: &WalHead, candidates: &[BackupEntry]) -> Vec<TimelineId> {
+    let mut all: Vec<TimelineId> = match choice {
+        TimelineChoice::Number(n) => vec![n],
+        TimelineChoice::Current => candidates.iter().map(|b| b.timeline).collect(),
+        // A timeline of which only the history is archived has nothing to replay yet.
+        TimelineChoice::Latest => {
+            let with_wal = head.timelines().iter().filter(|t| t.last().is_some()).map(|t| t.timeline);
+            with_wal.chain(candidates.iter().map(|b| b.timeline)).collect()
+        }
+    };
+    all.sort_unstable();
+    all.dedup();
+    all.reverse();
+    all
+}
+
+/// The newest backup from which the target can be reached. A missing segment after a backup is not held
+/// against older ones only if the target itself cannot be reached from the newer.
+fn choose<'b>(view: &mut WalView<'_>, on_path: &[&'b BackupEntry], target: &Target) -> Result<Option<(&'b BackupEntry, StopAt)>> {
+    let mut first_failure = None;
+    for backup in on_path {
+        match resolve(view, backup, target) {
+            Ok(Resolved::At(stop)) => return Ok(Some((backup, stop))),
+            Ok(Resolved::BackupTooNew) => {}
+            // The target may lie before the trouble: an older backup can tell.
+            Err(e) if matches!(e, EngineError::Refused { .. }) => first_failure = first_failure.or(Some(e)),
+            Err(e) => return Err(e),
+        }
+        if matches!(target, Target::Latest | Target::Immediate) && first_failure.is_some() {
+            break;
+        }
+    }
+    first_failure.map_or(Ok(None), Err)
+}
+
+fn before_first(on_path: &[&BackupEntry], options: &RestoreOptions) -> EngineError {
+    let oldest = on_path.last().expect("checked by the caller");
+    EngineError::refused(
+        "E-TARGET-BEFORE",
+        format!(
+            "the target ({}) lies before backup {} is consistent (lsn {}, finished {})",
+            options.target, oldest.id, oldest.lsn_stop, oldest.finished
+        ),
+        "'pgark info' shows the time windows that can be restored",
+    )
+}
+
+fn finish(
+    mut view: WalView<'_>,
+    backup: &BackupEntry,
+    record: BackupRecord,
+    stop: StopAt,
+    options: &RestoreOptions,
+    mut notes: Vec<String>,
+) -> Result<RestorePlan> {
+    let segments = view.path.segments(backup.lsn_start, stop.read_to);
+    let indexes = segments.iter().map(|n| view.index(n.segment)).collect::<Result<Vec<_>>>()?;
+    check_continuous(&indexes)?;
+    if let Some(minimal) = indexes.iter().find(|i| i.min_wal_level == Some(0)) {
+        return Err(EngineError::refused(
+            "E-WAL-MINIMAL",
+            format!("WAL at {} was written with wal_level=minimal: changes are missing from it", minimal.start()),
+            "choose a target before it, or a backup after it",
+        ));
+    }
+    let timeline = view.path.timeline_at(Lsn(stop.end.0.saturating_sub(1)));
+    if backup.bad_blocks > 0 {
+        notes.push(format!("backup {} holds {} pages that were damaged in the source", backup.id, backup.bad_blocks));
+    }
+    let name = |segment: Option<&SegmentName>| *segment.expect("there is at least one");
+    Ok(RestorePlan {
+        backup: backup.clone(),
+        record,
+        target: options.target.clone(),
+        timeline,
+        wal_from: name(segments.first()),
+        wal_to: name(segments.last()),
+        stop,
+        path: view.path.clone(),
+        notes,
+    })
+}
+
+/// Does the same moment also exist on a branch that the chosen path does not follow? Then only the person who
+/// asks knows which one is meant.
+fn refuse_ambiguous(wal: &WalArchive, head: &WalHead, path: &WalPath, options: &RestoreOptions) -> Result<()> {
+    let Target::Time { at, .. } = &options.target else { return Ok(()) };
+    let wanted = from_timestamp(*at);
+    for span in head.timelines() {
+        let Some(branch) = branch_times(wal, head, path, span.timeline)? else { continue };
+        if branch.0 <= wanted && wanted <= branch.1 {
+            return Err(EngineError::refused(
+                "E-TARGET-AMBIGUOUS",
+                format!("{at} exists both on timeline {} and on timeline {}", path.target(), span.timeline),
+                format!(
+                    "say which one is meant: --target-timeline {} or --target-timeline {}",
+                    path.target(),
+                    span.timeline
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// First and last transaction time of the WAL of `timeline` that is not on the path.
+fn branch_times(
+    wal: &WalArchive,
+    head: &WalHead,
+    path: &WalPath,
+    timeline: TimelineId,
+) -> Result<Option<(PgTimestamp, PgTimestamp)>> {
+    let size = path.size();
+    let from = match path.ranges().iter().find(|r| r.timeline == timeline) {
+        Some(range) => match range.end {
+            Some(end) => end,
+            None => return Ok(None),
+        },
+        None => archive::history(wal, timeline)?.path_to_target().last().map_or(Lsn(0), |r| r.begin),
+    };
+    let Some(span) = head.timeline(timeline) else { return Ok(None) };
+    let own = WalPath::new(&pgark_pg::history::TimelineHistory::root(timeline), size);
+    let mut view = WalView::new(wal, own, head);
+    let mut times: Option<(PgTimestamp, PgTimestamp)> = None;
+    let first = SegmentNo::containing(from, size);
+    let segments = span.ranges.iter().flat_map(|(a, b)| *a..=*b).filter(|n| *n >= first.0);
+    for n in segments {
+        let segment = SegmentNo(n);
+        let start = from.max(segment.start(size));
+        // Only where the branch begins does a segment hold both.
+        if n == first.0 {
+            view.find(start, segment, &|_| true, &mut |seen| {
+                if let Some(t) = &seen.transaction {
+                    let (a, b) = times.unwrap_or((t.time, t.time));
+                    times = Some((a.min(t.time), b.max(t.time)));
+                }
+                false
+            })?;
+            continue;
+        }
+        let index = view.index(segment)?;
+        if let (Some(min), Some(max)) = (index.min_time, index.max_time) {
+            let (min, max) = (PgTimestamp(min), PgTimestamp(max));
+            let (a, b) = times.unwrap_or((min, max));
+            times = Some((a.min(min), b.max(max)));
+        }
+    }
+    Ok(times)
+}

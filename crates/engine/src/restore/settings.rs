@@ -1,0 +1,191 @@
+//! What makes a restored directory recover to the planned end: the settings in `postgresql.auto.conf`, and a
+//! private file that lets `restore_command` fetch WAL without any other configuration.
+
+use std::path::Path;
+
+use pgark_pg::value::{Lsn, SegmentSize, SystemId};
+use pgark_repo::crypto::{Algorithm, Key32, KeySet, hex, unhex};
+use pgark_repo::names::ClusterName;
+use serde::{Deserialize, Serialize};
+
+use super::resolve::StopHow;
+use super::{ArchiveMode, Bound, RestoreOptions, RestorePlan};
+use crate::error::{EngineError, Result};
+
+pub const RESTORE_FILE: &str = "pgark-restore.key";
+
+/// Everything `archive-get` needs; opens WAL and nothing else of the repository.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct RestoreFile {
+    pub schema: u32,
+    pub repository: String,
+    pub cluster: ClusterName,
+    pub system_id: SystemId,
+    pub segment_size: SegmentSize,
+    pub planned_end: Lsn,
+    pub encryption: Algorithm,
+    pub generation: u32,
+    keys: Vec<(u32, String)>,
+}
+
+impl RestoreFile {
+    pub fn new(plan: &RestorePlan, cluster: &ClusterName, repository: String, keys: &KeySet) -> Self {
+        RestoreFile {
+            schema: 1,
+            repository,
+            cluster: cluster.clone(),
+            system_id: plan.record.system_id,
+            segment_size: plan.record.segment_size,
+            planned_end: plan.stop.read_to,
+            encryption: keys.algorithm(),
+            generation: keys.generation(),
+            keys: keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect(),
+        }
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("plain data")
+    }
+
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|e| EngineError::file("reading", path, e))?;
+        let bad = |e: &dyn std::fmt::Display| {
+            EngineError::failed("E-RESTORE-FILE", format!("{}: {e}", path.display()), "restore the cluster again")
+        };
+        let file: RestoreFile = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
+        if file.schema != 1 {
+            return Err(bad(&"written by a newer pgark"));
+        }
+        Ok(file)
+    }
+
+    pub fn key_set(&self) -> Result<KeySet> {
+        if self.encryption == Algorithm::None {
+            return Ok(KeySet::unencrypted());
+        }
+        let bad = || EngineError::failed("E-RESTORE-FILE", "a key in the restore file does not parse", "");
+        let key = |text: &str| Some(Key32(unhex(text)?.try_into().ok()?));
+        let keys = self.keys.iter().map(|(g, k)| Some((*g, key(k)?))).collect::<Option<Vec<_>>>();
+        Ok(KeySet::from_wal_keys(self.encryption, self.generation, &keys.ok_or_else(bad)?))
+    }
+}
+
+/// Settings of the source that must not act on a restored copy, whatever their value.
+const REMOVED: [&str; 15] = [
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restore_command",
+    "recovery_end_command",
+    "archive_cleanup_command",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "standby_mode",
+];
+
+/// The new content of `postgresql.auto.conf`, from what the backup holds.
+pub fn auto_conf(original: &[u8], options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<u8>> {
+    let mut out = vec![];
+    let mut removed: Vec<&str> = REMOVED.to_vec();
+    if options.archive_mode == ArchiveMode::Off {
+        removed.extend(["archive_mode", "archive_command", "archive_library"]);
+    }
+    for line in original.split_inclusive(|b| *b == b'\n') {
+        if !removed.iter().any(|name| sets(line, name)) {
+            out.extend_from_slice(line);
+        }
+    }
+    if out.last().is_some_and(|b| *b != b'\n') {
+        out.push(b'\n');
+    }
+    out.extend_from_slice(b"# Recovery settings written by pgark restore.\n");
+    for (name, value) in recovery_settings(options, plan)? {
+        out.extend_from_slice(format!("{name} = {}\n", quote(&value)).as_bytes());
+    }
+    Ok(out)
+}
+
+/// Whether a line of a configuration file sets this parameter (names are case-insensitive).
+fn sets(line: &[u8], name: &str) -> bool {
+    let line = line.trim_ascii_start();
+    let Some((word, rest)) = line.split_at_checked(name.len()) else { return false };
+    word.eq_ignore_ascii_case(name.as_bytes()) && rest.first().is_none_or(|b| *b == b'=' || b.is_ascii_whitespace())
+}
+
+fn recovery_settings(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<(&'static str, String)>> {
+    let mut set = vec![("restore_command", restore_command(options)?)];
+    match plan.stop.how {
+        StopHow::Consistent => set.push(("recovery_target", "immediate".into())),
+        StopHow::Record { start, bound } => {
+            set.push(("recovery_target_lsn", start.to_string()));
+            let inclusive = if bound == Bound::Inclusive { "on" } else { "off" };
+            set.push(("recovery_target_inclusive", inclusive.into()));
+        }
+    }
+    set.push(("recovery_target_timeline", plan.path.target().to_string()));
+    set.push(("recovery_target_action", options.action.as_str().into()));
+    if options.archive_mode == ArchiveMode::Off {
+        set.push(("archive_mode", "off".into()));
+    }
+    Ok(set)
+}
+
+fn restore_command(options: &RestoreOptions) -> Result<String> {
+    let file = options.to.join(RESTORE_FILE);
+    let (program, file) = (shell_word(&options.program)?, shell_word(&file)?);
+    Ok(format!("{program} archive-get --restore-file {file} %f \"%p\""))
+}
+
+/// One word for the shell and for PostgreSQL's `%` expansion, whatever bytes the path has.
+fn shell_word(path: &Path) -> Result<String> {
+    let text = path.to_str().ok_or_else(|| {
+        EngineError::refused(
+            "E-TARGET-PATH",
+            format!("{} is not valid UTF-8: PostgreSQL's configuration cannot name it", path.display()),
+            "choose another directory",
+        )
+    })?;
+    Ok(format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%")))
+}
+
+/// A value for a configuration file (guc-file.l: a quote is doubled, backslash escapes).
+fn quote(value: &str) -> String {
+    let mut out = String::from("'");
+    for c in value.chars() {
+        match c {
+            '\'' => out.push_str("''"),
+            '\\' => out.push_str(r"\\"),
+            '\n' => out.push_str(r"\n"),
+            '\r' => out.push_str(r"\r"),
+            c => out.push(c),
+        }
+    }
+    out.push('\'');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_paths_survive_shell_and_configuration() {
+        let word = shell_word(Path::new("/tmp/it's 100% \\ odd\n$HOME")).unwrap();
+        assert_eq!(word, "'/tmp/it'\\''s 100%% \\ odd\n$HOME'");
+        assert_eq!(quote("it's \\ \n"), r"'it''s \\ \n'");
+    }
+
+    #[test]
+    fn only_whole_names_are_removed() {
+        assert!(sets(b"Restore_Command = 'x'\n", "restore_command"));
+        assert!(sets(b"  restore_command='x'", "restore_command"));
+        assert!(!sets(b"recovery_target_lsn = '1'", "recovery_target"));
+        assert!(!sets(b"#restore_command = 'x'", "restore_command"));
+    }
+}

@@ -1,0 +1,283 @@
+//! Starting a restored directory, watching recovery to its planned end, and only then letting it open for
+//! writing. That a server started says nothing: recovery may die later, or end early.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pgark_pg::value::Lsn;
+
+use super::{RestorePlan, TargetAction};
+use crate::cluster::{ConnectOptions, Connection, Deadline, PauseState, promote, recovery_state};
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+
+pub const LOG_FILE: &str = "pgark-recovery.log";
+const POLL: Duration = Duration::from_millis(200);
+const PROMOTE_DEADLINE: Duration = Duration::from_secs(300);
+const STOP_DEADLINE: Duration = Duration::from_secs(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    /// Directory with `postgres`; searched for when None.
+    pub bin: Option<PathBuf>,
+    pub port: Option<u16>,
+    /// Where the socket goes; the data directory when None.
+    pub socket_dir: Option<PathBuf>,
+    /// How long recovery may take.
+    pub within: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Started {
+    pub reached: Lsn,
+    pub promoted: bool,
+    pub running: bool,
+    pub port: u16,
+    pub socket_dir: PathBuf,
+    pub pid: u32,
+}
+
+/// Runs recovery and does what the plan's action says. An error leaves the cluster stopped and unopened.
+pub fn start(to: &Path, plan: &RestorePlan, action: TargetAction, options: &StartOptions, ctx: &Ctx) -> Result<Started> {
+    let bin = find_bin(options, plan)?;
+    let socket_dir = options.socket_dir.clone().unwrap_or_else(|| to.to_owned());
+    let port = options.port.unwrap_or(5432);
+    ctx.progress.note("starting PostgreSQL to recover");
+    let mut server = Server { child: launch(&bin, to, &socket_dir, port)?, dir: to.to_owned(), stop_on_drop: true };
+    let connect = connect_options(&socket_dir, port);
+    let reached = wait_for_end(&mut server, &connect, plan, options, ctx)?;
+    let done = |server: &Server, promoted, running| Started {
+        reached,
+        promoted,
+        running,
+        port,
+        socket_dir: socket_dir.clone(),
+        pid: server.child.id(),
+    };
+    match action {
+        TargetAction::Pause => {
+            server.stop_on_drop = false;
+            Ok(done(&server, false, true))
+        }
+        TargetAction::Shutdown => {
+            server.stop()?;
+            Ok(done(&server, false, false))
+        }
+        TargetAction::Promote => {
+            ctx.progress.note("the planned end is reached: promoting");
+            let conn = Connection::open(&connect, CONNECT_TIMEOUT)?;
+            promote(&conn, PROMOTE_DEADLINE)?;
+            remove_secret(to)?;
+            server.stop_on_drop = false;
+            Ok(done(&server, true, true))
+        }
+    }
+}
+
+/// Recovery is over; the keys to the WAL are not needed any more.
+fn remove_secret(to: &Path) -> Result<()> {
+    let path = to.join(super::settings::RESTORE_FILE);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::file("removing", path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn connect_options(socket_dir: &Path, port: u16) -> ConnectOptions {
+    let pairs = [
+        ("host", socket_dir.to_string_lossy().into_owned()),
+        ("port", port.to_string()),
+        ("dbname", "postgres".into()),
+    ];
+    ConnectOptions::new(pairs.map(|(k, v)| (k.to_owned(), v)))
+}
+
+fn find_bin(options: &StartOptions, plan: &RestorePlan) -> Result<PathBuf> {
+    let major = plan.record.version_num / 10_000;
+    let usual = [
+        format!("/usr/lib/postgresql/{major}/bin"),
+        format!("/usr/pgsql-{major}/bin"),
+        format!("/usr/local/pgsql-{major}/bin"),
+        "/usr/local/pgsql/bin".to_owned(),
+        "/usr/local/bin".to_owned(),
+        "/usr/bin".to_owned(),
+    ];
+    let given = options.bin.iter().cloned();
+    let candidates: Vec<PathBuf> = if options.bin.is_some() { given.collect() } else { usual.map(PathBuf::from).into() };
+    for dir in &candidates {
+        if version_of(&dir.join("postgres")) == Some(major) {
+            return Ok(dir.clone());
+        }
+    }
+    Err(EngineError::failed(
+        "E-PG-BIN",
+        format!("no PostgreSQL {major} server found in {}", candidates.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")),
+        "install it, or say where it is with --pg-bin; the directory is restored and can be started by hand",
+    ))
+}
+
+fn version_of(postgres: &Path) -> Option<u32> {
+    let out = Command::new(postgres).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    let version = text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The server in the foreground of a process group of its own; no shell is involved.
+fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16) -> Result<Child> {
+    let log_path = to.join(LOG_FILE);
+    let failed = |e| EngineError::file("creating", &log_path, e);
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path).map_err(failed)?;
+    let meta = std::fs::metadata(to).map_err(|e| EngineError::file("looking at", to, e))?;
+    let mut command = Command::new(bin.join("postgres"));
+    command
+        .arg("-D")
+        .arg(to)
+        .args(["-p", &port.to_string()])
+        .arg("-k")
+        .arg(socket_dir)
+        .args(["-c", "hot_standby=on", "-c", "recovery_target_action=pause", "-c", "logging_collector=off"])
+        .args(["-c", "log_destination=stderr", "-c", "external_pid_file="])
+        .stdin(Stdio::null())
+        .stderr(log.try_clone().map_err(failed)?)
+        .stdout(log)
+        .process_group(0)
+        .current_dir(to);
+    if rustix::process::geteuid().is_root() {
+        if meta.uid() == 0 {
+            return Err(EngineError::refused("E-ROOT", "PostgreSQL does not run as root, and root owns the directory", "restore as the postgres user"));
+        }
+        std::os::unix::fs::chown(&log_path, Some(meta.uid()), Some(meta.gid())).map_err(failed)?;
+        command.uid(meta.uid()).gid(meta.gid());
+    }
+    command.spawn().map_err(|e| EngineError::file("starting", bin.join("postgres"), e))
+}
+
+struct Server {
+    child: Child,
+    dir: PathBuf,
+    stop_on_drop: bool,
+}
+
+impl Server {
+    /// Some(how it ended) when it did.
+    fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(status.to_string()),
+            Err(e) => Some(e.to_string()),
+        }
+    }
+
+    /// The last complaint in the server's log.
+    fn complaint(&self) -> String {
+        let text = std::fs::read(self.dir.join(LOG_FILE)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let worst = text.lines().rev().find(|l| l.contains("FATAL:") || l.contains("PANIC:"));
+        worst.map(|l| format!(": {}", l.trim())).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.ok_or_else(|| EngineError::failed("E-PROCESS", "the server has no process id", ""))?;
+        rustix::process::kill_process(pid, signal).map_err(|e| EngineError::file("stopping the server in", &self.dir, e))
+    }
+
+    /// PostgreSQL's "fast" shutdown.
+    fn stop(&mut self) -> Result<()> {
+        if self.ended().is_some() {
+            return Ok(());
+        }
+        self.signal(rustix::process::Signal::INT)?;
+        let deadline = Deadline::after(STOP_DEADLINE);
+        while self.ended().is_none() {
+            if deadline.has_passed() {
+                self.signal(rustix::process::Signal::QUIT)?;
+                return Err(EngineError::failed("E-STOP", "the recovered server did not stop in time", "look at its log"));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.stop_on_drop
+            && let Err(e) = self.stop()
+        {
+            tracing::error!(%e, "the server that did not recover as planned could not be stopped");
+        }
+    }
+}
+
+fn wait_for_end(
+    server: &mut Server,
+    connect: &ConnectOptions,
+    plan: &RestorePlan,
+    options: &StartOptions,
+    ctx: &Ctx,
+) -> Result<Lsn> {
+    let began = Instant::now();
+    let mut connection: Option<Connection> = None;
+    loop {
+        ctx.check_cancelled()?;
+        if let Some(how) = server.ended() {
+            return Err(EngineError::failed(
+                "E-RECOVERY",
+                format!("PostgreSQL ended during recovery ({how}){}", server.complaint()),
+                format!("see {}; the cluster was not opened", server.dir.join(LOG_FILE).display()),
+            ));
+        }
+        if began.elapsed() > options.within {
+            return Err(EngineError::failed(
+                "E-RECOVERY-TIMEOUT",
+                format!("recovery did not reach its end within {} s", options.within.as_secs()),
+                "give it more time with --recovery-timeout; the cluster was not opened",
+            ));
+        }
+        std::thread::sleep(POLL);
+        let state = match connection.take().map_or_else(|| Connection::open(connect, CONNECT_TIMEOUT), Ok) {
+            Ok(c) => {
+                let state = recovery_state(&c);
+                connection = state.is_ok().then_some(c);
+                state
+            }
+            Err(e) => Err(e),
+        };
+        let Ok(state) = state else { continue };
+        if !state.in_recovery {
+            return Err(short(plan, state.replay_lsn, "the server opened by itself"));
+        }
+        if state.pause == Some(PauseState::Paused) {
+            let reached = state.replay_lsn.unwrap_or(Lsn::INVALID);
+            return if same_place(reached, plan.stop.end) {
+                Ok(reached)
+            } else {
+                Err(short(plan, Some(reached), "recovery stopped elsewhere"))
+            };
+        }
+    }
+}
+
+fn short(plan: &RestorePlan, reached: Option<Lsn>, what: &str) -> EngineError {
+    let reached = reached.map_or("nothing".to_owned(), |l| l.to_string());
+    EngineError::failed(
+        "E-RECOVERY-END",
+        format!("{what}: it reached {reached}, planned was {}", plan.stop.end),
+        "the cluster was stopped and not promoted; 'pgark verify' checks the archive",
+    )
+}
+
+/// The end of a record and the start of the next differ by a page header where a page ends.
+fn same_place(a: Lsn, b: Lsn) -> bool {
+    const PAGE: u64 = 8192;
+    const LONGEST_HEADER: u64 = 40;
+    let page_start = |l: Lsn| if l.0 % PAGE <= LONGEST_HEADER { l.0 - l.0 % PAGE } else { l.0 };
+    page_start(a) == page_start(b)
+}

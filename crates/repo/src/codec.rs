@@ -1,0 +1,154 @@
+//! Compression of one frame or block. One instance per thread: it keeps its contexts between frames.
+
+use crate::error::{RepoError, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    None = 0,
+    Zstd = 1,
+    Lz4 = 2,
+    // 3 is reserved for a transform that knows PostgreSQL's pages.
+}
+
+impl Codec {
+    pub fn from_byte(b: u8) -> Option<Self> {
+        match b {
+            0 => Some(Codec::None),
+            1 => Some(Codec::Zstd),
+            2 => Some(Codec::Lz4),
+            _ => None,
+        }
+    }
+}
+
+/// How new data is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Lz4,
+    Zstd(i32),
+}
+
+impl Compression {
+    pub const DEFAULT: Compression = Compression::Zstd(1);
+
+    pub fn parse(s: &str) -> Option<Self> {
+        match s {
+            "none" => Some(Compression::None),
+            "lz4" => Some(Compression::Lz4),
+            "zstd" => Some(Compression::DEFAULT),
+            _ => {
+                let level: i32 = s.strip_prefix("zstd:")?.parse().ok()?;
+                (-7..=19).contains(&level).then_some(Compression::Zstd(level))
+            }
+        }
+    }
+}
+
+pub struct Encoder {
+    compression: Compression,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl Encoder {
+    pub fn new(compression: Compression) -> Result<Self> {
+        let zstd = match compression {
+            Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(level).map_err(codec_failure)?),
+            _ => None,
+        };
+        Ok(Encoder { compression, zstd })
+    }
+
+    /// Appends the encoded form of `plain` to `out`; stored as it is where compression gains nothing.
+    pub fn encode(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<Codec> {
+        let start = out.len();
+        let gain_limit = plain.len() - plain.len() / 32;
+        let (codec, len) = match (&mut self.zstd, self.compression) {
+            (Some(z), _) => {
+                out.resize(start + zstd::zstd_safe::compress_bound(plain.len()), 0);
+                (Codec::Zstd, z.compress_to_buffer(plain, &mut out[start..]).map_err(codec_failure)?)
+            }
+            (None, Compression::Lz4) => {
+                out.resize(start + lz4_flex::block::get_maximum_output_size(plain.len()), 0);
+                let n = lz4_flex::block::compress_into(plain, &mut out[start..])
+                    .map_err(|e| codec_failure(std::io::Error::other(e.to_string())))?;
+                (Codec::Lz4, n)
+            }
+            _ => (Codec::None, usize::MAX),
+        };
+        if len >= gain_limit {
+            out.truncate(start);
+            out.extend_from_slice(plain);
+            return Ok(Codec::None);
+        }
+        out.truncate(start + len);
+        Ok(codec)
+    }
+}
+
+fn codec_failure(source: std::io::Error) -> RepoError {
+    RepoError::System { what: "compression", source }
+}
+
+pub struct Decoder {
+    zstd: zstd::bulk::Decompressor<'static>,
+}
+
+impl Decoder {
+    pub fn new() -> Result<Self> {
+        Ok(Decoder { zstd: zstd::bulk::Decompressor::new().map_err(codec_failure)? })
+    }
+
+    /// Replaces `out` by exactly `plain_len` decoded bytes; anything else is an error.
+    /// `plain_len` must already be checked against the caller's limit.
+    pub fn decode(&mut self, codec: Codec, stored: &[u8], plain_len: usize, out: &mut Vec<u8>) -> Result<(), String> {
+        if out.len() != plain_len {
+            out.clear();
+            out.resize(plain_len, 0);
+        }
+        let n = match codec {
+            Codec::None => {
+                if stored.len() != plain_len {
+                    return Err(format!("{} bytes stored plainly, {plain_len} expected", stored.len()));
+                }
+                out.copy_from_slice(stored);
+                plain_len
+            }
+            Codec::Zstd => self.zstd.decompress_to_buffer(stored, &mut out[..]).map_err(|e| format!("zstd: {e}"))?,
+            Codec::Lz4 => {
+                lz4_flex::block::decompress_into(stored, &mut out[..]).map_err(|e| format!("lz4: {e}"))?
+            }
+        };
+        if n == plain_len { Ok(()) } else { Err(format!("{n} bytes decoded, {plain_len} expected")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_codec_returns_what_it_was_given() {
+        let text: Vec<u8> = (0..200_000u32).flat_map(|i| (i / 50).to_le_bytes()).collect();
+        for c in [Compression::None, Compression::Lz4, Compression::Zstd(1), Compression::Zstd(-3)] {
+            let mut out = vec![9; 3];
+            let codec = Encoder::new(c).unwrap().encode(&text, &mut out).unwrap();
+            assert_eq!(&out[..3], [9; 3]);
+            let mut back = vec![];
+            Decoder::new().unwrap().decode(codec, &out[3..], text.len(), &mut back).unwrap();
+            assert!(back == text);
+            assert!(c == Compression::None || out.len() < text.len() / 2);
+        }
+    }
+
+    #[test]
+    fn a_declared_length_that_is_wrong_is_an_error() {
+        let mut out = vec![];
+        let codec = Encoder::new(Compression::DEFAULT).unwrap().encode(&[7; 5000], &mut out).unwrap();
+        let mut d = Decoder::new().unwrap();
+        for wrong in [0, 1, 4999, 5001, 100_000] {
+            assert!(d.decode(codec, &out, wrong, &mut vec![]).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What can go wrong with a repository, by what the caller can do about it.
+
+use crate::store::StoreError;
+
+pub type Result<T, E = RepoError> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{object} is damaged: {what}")]
+    Corrupt { object: String, what: String },
+    #[error("no pgark repository at {url}")]
+    NoRepository { url: String },
+    #[error("no cluster '{cluster}' in {url}")]
+    NoCluster { url: String, cluster: String },
+    #[error("the repository is encrypted and no passphrase was given")]
+    KeyRequired,
+    #[error("the key does not open this repository: {why}")]
+    WrongKey { why: String },
+    #[error("the repository is not encrypted although a key is configured for it")]
+    EncryptionStripped,
+    #[error("{object} has format version {found}, this program knows up to {known}")]
+    Unsupported { object: String, found: u32, known: u32 },
+    #[error("{what} is in use by {holder}")]
+    Busy { what: String, holder: String },
+    #[error("lost the claim on {what}: {why}")]
+    Fenced { what: String, why: String },
+    #[error("{object} already exists with different content")]
+    Conflict { object: String },
+    #[error("no backup '{id}' of cluster '{cluster}'")]
+    NoBackup { cluster: String, id: String },
+    #[error("invalid {what}: {value}")]
+    Invalid { what: &'static str, value: String },
+    #[error("system failure: {what}: {source}")]
+    System { what: &'static str, source: std::io::Error },
+}
+
+impl RepoError {
+    pub fn corrupt(object: impl std::fmt::Display, what: impl std::fmt::Display) -> Self {
+        RepoError::Corrupt { object: object.to_string(), what: what.to_string() }
+    }
+
+    /// The object is not there (as opposed to: we could not find out).
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, RepoError::Store(StoreError::NotFound { .. }))
+    }
+
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, RepoError::Store(StoreError::AlreadyExists { .. }))
+    }
+
+    /// The bytes are there and wrong, or are gone: damage, as opposed to trouble on the way to them.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            RepoError::Corrupt { .. } | RepoError::Unsupported { .. } => true,
+            RepoError::Store(e) => {
+                matches!(e, StoreError::NotFound { .. } | StoreError::Truncated { .. } | StoreError::TooLarge { .. })
+            }
+            _ => false,
+        }
+    }
+}

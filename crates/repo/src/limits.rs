@@ -1,0 +1,32 @@
+//! Every bound of the repository in one place: nothing read from storage can make us allocate more.
+
+/// Plaintext of one frame as we write it: 32 pages at an aligned offset of one file.
+pub const FRAME_BYTES: usize = 256 * 1024;
+/// Largest plaintext of a frame that a reader accepts.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Plaintext of one block of a sealed stream (manifests, catalogs, WAL objects) as we write it.
+pub const BLOCK_BYTES: usize = 256 * 1024;
+/// Largest plaintext of a stream block that a reader accepts.
+pub const BLOCK_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A pack is closed when it has grown to this many bytes.
+pub const PACK_BYTES: u64 = 64 * 1024 * 1024;
+/// Largest sealed table of contents of a pack.
+pub const PACK_TOC_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Largest key ring object.
+pub const KEYRING_BYTES_MAX: u64 = 1024 * 1024;
+/// Largest register object (catalog, WAL head), stored.
+pub const REGISTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Largest register value, decoded.
+pub const REGISTER_VALUE_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Largest backup record, decoded.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Longest path in a manifest, bytes (PATH_MAX of Linux).
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Chunks carried by one manifest item; a larger file continues in the next item.
+pub const CHUNKS_PER_ITEM: usize = 4096;
+/// Parts a chunk may be put together from.
+pub const CHUNK_PARTS_MAX: usize = 64;
+/// Longest history, backup-history or label file.
+pub const SIDE_FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How often a lost race on a register is tried again.
+pub const REGISTER_RETRIES: u32 = 200;

@@ -1,0 +1,203 @@
+//! Where things are in a repository. The layout is made for people too: `ls` shows clusters, backups and WAL.
+
+use std::fmt;
+
+use pgark_pg::value::{SegmentSize, SystemId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{RepoError, Result};
+use crate::store::ObjectName;
+
+/// The name people give a cluster: letters, digits, `.`, `_`, `-`; 1 to 64 bytes; no leading dot or dash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClusterName(String);
+
+impl ClusterName {
+    pub fn parse(s: &str) -> Result<Self> {
+        let good = (1..=64).contains(&s.len())
+            && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            && !s.starts_with(['.', '-']);
+        if good {
+            Ok(ClusterName(s.to_owned()))
+        } else {
+            Err(RepoError::Invalid { what: "cluster name", value: s.escape_debug().to_string() })
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ClusterName {
+    type Error = RepoError;
+    fn try_from(s: String) -> Result<Self> {
+        ClusterName::parse(&s)
+    }
+}
+
+impl From<ClusterName> for String {
+    fn from(c: ClusterName) -> String {
+        c.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `YYYYMMDD-HHMMSS` in UTC and a letter for what it is: unique within a cluster, sorted by time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackupId(String);
+
+impl BackupId {
+    pub fn new(at: jiff::Timestamp, letter: char) -> Self {
+        let utc = at.to_zoned(jiff::tz::TimeZone::UTC);
+        BackupId(format!("{}{letter}", utc.strftime("%Y%m%d-%H%M%S")))
+    }
+
+    pub fn parse(s: &str) -> Result<Self> {
+        let b = s.as_bytes();
+        let digits = |part: Option<&[u8]>| part.is_some_and(|p| p.iter().all(u8::is_ascii_digit));
+        let good = b.len() == 16
+            && digits(b.get(..8))
+            && b.get(8) == Some(&b'-')
+            && digits(b.get(9..15))
+            && b.get(15).is_some_and(|l| b"FILS".contains(l));
+        if good {
+            Ok(BackupId(s.to_owned()))
+        } else {
+            Err(RepoError::Invalid { what: "backup id", value: s.escape_debug().to_string() })
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for BackupId {
+    type Error = RepoError;
+    fn try_from(s: String) -> Result<Self> {
+        BackupId::parse(&s)
+    }
+}
+
+impl From<BackupId> for String {
+    fn from(id: BackupId) -> String {
+        id.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn object(path: String) -> ObjectName {
+    ObjectName::parse(&path).expect("built from validated parts")
+}
+
+pub const KEYRING: &str = "keyring";
+pub const CLUSTERS: &str = "clusters";
+
+pub fn cluster_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}")
+}
+
+pub fn catalog_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/catalog")
+}
+
+pub fn backups_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/backups")
+}
+
+pub fn backup_dir(cluster: &ClusterName, id: &BackupId) -> String {
+    format!("{CLUSTERS}/{cluster}/backups/{id}")
+}
+
+pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectName {
+    object(format!("{}/manifest", backup_dir(cluster, id)))
+}
+
+pub fn record(cluster: &ClusterName, id: &BackupId) -> ObjectName {
+    object(format!("{}/record", backup_dir(cluster, id)))
+}
+
+pub fn pack(cluster: &ClusterName, id: &BackupId, number: u32) -> ObjectName {
+    object(format!("{}/packs/{number:06}", backup_dir(cluster, id)))
+}
+
+/// The number of a pack from the last part of its name.
+pub fn pack_number(last_part: &str) -> Option<u32> {
+    (last_part.len() >= 6 && last_part.bytes().all(|b| b.is_ascii_digit())).then(|| last_part.parse().ok())?
+}
+
+/// All WAL of one system identifier of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalPlace {
+    pub cluster: ClusterName,
+    pub system_id: SystemId,
+}
+
+impl WalPlace {
+    pub fn dir(&self) -> String {
+        format!("{CLUSTERS}/{}/wal/{}", self.cluster, self.system_id)
+    }
+
+    pub fn head_dir(&self) -> String {
+        format!("{}/head", self.dir())
+    }
+
+    pub fn timeline_dir(&self, timeline: TimelineId) -> String {
+        format!("{}/{}", self.dir(), timeline.hex())
+    }
+
+    /// `file` is a checked WAL file name of this timeline (a segment, `.partial` or `.backup`).
+    pub fn file(&self, timeline: TimelineId, file: &str) -> Result<ObjectName> {
+        let log = file.get(8..16).unwrap_or("other");
+        Ok(ObjectName::parse(&format!("{}/{log}/{file}", self.timeline_dir(timeline)))?)
+    }
+
+    pub fn history(&self, timeline: TimelineId) -> ObjectName {
+        object(format!("{}/history/{}.history", self.dir(), timeline.hex()))
+    }
+
+    pub fn conflict(&self, file: &str, fingerprint: &str) -> Result<ObjectName> {
+        Ok(ObjectName::parse(&format!("{}/conflicts/{file}-{fingerprint}", self.dir()))?)
+    }
+}
+
+/// Segments in one `xlogid` directory; here so that layout decisions stay in this file.
+pub fn segments_per_dir(size: SegmentSize) -> u64 {
+    size.per_log_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_their_directory_are_refused() {
+        for bad in ["", ".", "..", "a/b", "-x", ".x", "a b", "ä", "a\0", &"x".repeat(65)] {
+            assert!(ClusterName::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(ClusterName::parse("prod-1.eu_west").is_ok());
+        for bad in ["", "20260101-000000", "20260101-000000X", "../../etc/passwdF", "20260101_000000F"] {
+            assert!(BackupId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn backup_ids_carry_the_utc_time() {
+        let id = BackupId::new("2026-08-22T03:15:00Z".parse().unwrap(), 'F');
+        assert_eq!(id.as_str(), "20260822-031500F");
+        assert_eq!(BackupId::parse(id.as_str()).unwrap(), id);
+    }
+}

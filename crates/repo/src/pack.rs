@@ -1,0 +1,246 @@
+//! A pack: frames of one run, one after another, and at the end a sealed table of what is inside.
+//! Never rewritten. Any frame can be read alone by its offset.
+
+use std::sync::Arc;
+
+use crate::codec::{Codec, Decoder};
+use crate::crypto::{ContentId, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
+use crate::error::{RepoError, Result};
+use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
+use crate::manifest::bytes::{Cursor, put_varint};
+use crate::store::{ObjectName, ObjectWriter, Store};
+use crate::stream::Fingerprint;
+
+const FOOTER_BYTES: usize = 24;
+const FOOTER_MAGIC: &[u8; 8] = b"PGARKTOC";
+
+/// Where a frame lies in its pack, and how to decode it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameAt {
+    pub offset: u64,
+    /// With the tag.
+    pub stored_len: u32,
+    pub plain_len: u32,
+    pub codec: Codec,
+}
+
+impl FrameAt {
+    fn aad(&self) -> [u8; 5] {
+        let mut a = [0u8; 5];
+        a[0] = self.codec as u8;
+        a[1..].copy_from_slice(&self.plain_len.to_le_bytes());
+        a
+    }
+
+    pub fn check_limits(&self) -> bool {
+        self.plain_len as usize <= FRAME_BYTES_MAX
+            && self.stored_len as usize >= TAG_BYTES
+            && self.stored_len as usize <= self.plain_len as usize + TAG_BYTES
+    }
+}
+
+pub struct PackWriter {
+    writer: Box<dyn ObjectWriter>,
+    key: ObjectKey,
+    hasher: blake3::Hasher,
+    offset: u64,
+    table: Vec<u8>,
+    frames: u32,
+}
+
+impl PackWriter {
+    pub fn create(store: &dyn Store, keys: &KeySet, name: &ObjectName) -> Result<Self> {
+        let (header, key) = keys.new_object(ObjectKind::Pack, name)?;
+        let mut writer = store.create(name)?;
+        writer.write(&header)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&header);
+        Ok(PackWriter { writer, key, hasher, offset: HEADER_BYTES as u64, table: vec![], frames: 0 })
+    }
+
+    /// Bytes written so far.
+    pub fn size(&self) -> u64 {
+        self.offset
+    }
+
+    /// Seals `encoded` (which is consumed: it holds ciphertext afterwards) and appends it.
+    pub fn append(&mut self, codec: Codec, plain_len: usize, id: ContentId, encoded: &mut Vec<u8>) -> Result<FrameAt> {
+        let len = |n: usize| u32::try_from(n).expect("frames are bounded");
+        let (stored_len, plain_len) = (len(encoded.len() + TAG_BYTES), len(plain_len));
+        let at = FrameAt { offset: self.offset, stored_len, plain_len, codec };
+        debug_assert!(at.check_limits());
+        self.key.seal(Purpose::Frame, at.offset, &at.aad(), encoded, 0);
+        self.writer.write(encoded)?;
+        self.hasher.update(encoded);
+        self.offset += u64::from(stored_len);
+        put_varint(&mut self.table, u64::from(stored_len));
+        put_varint(&mut self.table, u64::from(plain_len));
+        self.table.push(codec as u8);
+        self.table.extend_from_slice(&id.0);
+        self.frames += 1;
+        Ok(at)
+    }
+
+    /// Writes the table. What is returned still has to be committed, possibly on another thread:
+    /// that is where the waiting for the disk happens.
+    pub fn seal(mut self) -> Result<SealedPack> {
+        let mut table = std::mem::take(&mut self.table);
+        let table_len = u32::try_from(table.len() + TAG_BYTES).expect("packs are bounded");
+        let mut footer = [0u8; FOOTER_BYTES];
+        footer[..8].copy_from_slice(&self.offset.to_le_bytes());
+        footer[8..12].copy_from_slice(&table_len.to_le_bytes());
+        footer[12..16].copy_from_slice(&self.frames.to_le_bytes());
+        footer[16..].copy_from_slice(FOOTER_MAGIC);
+        self.key.seal(Purpose::TableOfContents, self.offset, &footer, &mut table, 0);
+        for part in [&table[..], &footer] {
+            self.writer.write(part)?;
+            self.hasher.update(part);
+        }
+        let size = self.offset + table.len() as u64 + FOOTER_BYTES as u64;
+        let print = Fingerprint { size, blake3: self.hasher.finalize().to_hex().to_string() };
+        Ok(SealedPack { writer: self.writer, print })
+    }
+}
+
+pub struct SealedPack {
+    writer: Box<dyn ObjectWriter>,
+    print: Fingerprint,
+}
+
+impl SealedPack {
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.print
+    }
+
+    /// Durable and visible when this returns.
+    pub fn commit(self) -> Result<Fingerprint> {
+        self.writer.finish()?;
+        Ok(self.print)
+    }
+}
+
+/// Opens frames of one pack. Cheap to keep, safe to share between threads.
+pub struct PackReader {
+    store: Arc<dyn Store>,
+    name: ObjectName,
+    key: ObjectKey,
+}
+
+impl PackReader {
+    pub fn open(store: Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<Self> {
+        let mut header = [0u8; HEADER_BYTES];
+        store.read_at(name, 0, &mut header)?;
+        let key = keys.open_object(&header, ObjectKind::Pack, name)?;
+        Ok(PackReader { store, name: name.clone(), key })
+    }
+
+    pub fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    /// Fetches `len` stored bytes at `offset`: one or more neighbouring frames.
+    pub fn fetch(&self, offset: u64, len: usize, buf: &mut Vec<u8>) -> Result<()> {
+        buf.resize(len, 0);
+        Ok(self.store.read_at(&self.name, offset, buf)?)
+    }
+
+    /// Opens and decodes one frame from its stored bytes (which are overwritten).
+    pub fn decode(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut Vec<u8>) -> Result<()> {
+        let bad = |what: String| RepoError::corrupt(&self.name, format!("frame at {}: {what}", at.offset));
+        if !at.check_limits() || stored.len() != at.stored_len as usize {
+            return Err(bad("its lengths are out of bounds".into()));
+        }
+        let n = self
+            .key
+            .open(Purpose::Frame, at.offset, &at.aad(), stored)
+            .ok_or_else(|| bad("fails its seal".into()))?;
+        decoder.decode(at.codec, &stored[..n], at.plain_len as usize, plain).map_err(bad)
+    }
+}
+
+/// One frame as the pack's own table lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEntry {
+    pub at: FrameAt,
+    pub id: ContentId,
+}
+
+/// Decodes a pack's table from its footer and sealed bytes.
+fn parse_table(name: &ObjectName, plain: &[u8], frames: u32, table_offset: u64) -> Result<Vec<TableEntry>> {
+    let bad = || RepoError::corrupt(name, "its table of contents does not parse");
+    let mut c = Cursor::new(plain);
+    let mut offset = HEADER_BYTES as u64;
+    let mut out = vec![];
+    for _ in 0..frames {
+        let stored_len = u32::try_from(c.varint().ok_or_else(bad)?).map_err(|_| bad())?;
+        let plain_len = u32::try_from(c.varint().ok_or_else(bad)?).map_err(|_| bad())?;
+        let codec = c.byte().and_then(Codec::from_byte).ok_or_else(bad)?;
+        let id = ContentId(c.array().ok_or_else(bad)?);
+        let at = FrameAt { offset, stored_len, plain_len, codec };
+        if !at.check_limits() {
+            return Err(bad());
+        }
+        offset += u64::from(stored_len);
+        out.push(TableEntry { at, id });
+    }
+    if !c.is_empty() || offset != table_offset { Err(bad()) } else { Ok(out) }
+}
+
+/// Reads a whole pack front to back: every byte is authenticated, every frame decoded and compared with its
+/// content id, and the whole compared with the fingerprint that the manifest has of it.
+pub fn verify(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName, expected: &Fingerprint) -> Result<u64> {
+    let bad = |what: &str| RepoError::corrupt(name, what);
+    let size = store.stat(name)?.size;
+    if size != expected.size {
+        return Err(bad(&format!("{size} bytes, {} were written", expected.size)));
+    }
+    let reader = PackReader::open(store.clone(), keys, name)?;
+    let table = read_table(&reader, size)?;
+    let mut hasher = blake3::Hasher::new();
+    let (mut decoder, mut stored, mut plain) = (Decoder::new()?, vec![], vec![]);
+    reader.fetch(0, HEADER_BYTES, &mut stored)?;
+    hasher.update(&stored);
+    let mut at = HEADER_BYTES as u64;
+    for entry in &table {
+        reader.fetch(entry.at.offset, entry.at.stored_len as usize, &mut stored)?;
+        hasher.update(&stored);
+        reader.decode(&entry.at, &mut stored, &mut decoder, &mut plain)?;
+        if keys.content_id(&plain) != entry.id {
+            return Err(bad(&format!("frame at {} is not what was read from the database", entry.at.offset)));
+        }
+        at += u64::from(entry.at.stored_len);
+    }
+    let tail = usize::try_from(size - at).map_err(|_| bad("table too large"))?;
+    reader.fetch(at, tail, &mut stored)?;
+    hasher.update(&stored);
+    if hasher.finalize().to_hex().as_str() != expected.blake3 {
+        return Err(bad("not the pack that its backup wrote"));
+    }
+    Ok(size)
+}
+
+fn read_table(reader: &PackReader, size: u64) -> Result<Vec<TableEntry>> {
+    let bad = |what: &str| RepoError::corrupt(&reader.name, what);
+    let footer_at = size
+        .checked_sub(FOOTER_BYTES as u64)
+        .filter(|at| *at >= HEADER_BYTES as u64)
+        .ok_or_else(|| bad("shorter than an empty pack"))?;
+    let mut footer = vec![];
+    reader.fetch(footer_at, FOOTER_BYTES, &mut footer)?;
+    let mut c = Cursor::new(&footer);
+    let fields = (|| Some((c.u64()?, c.u32()?, c.u32()?, c.array::<8>()?)))();
+    let (offset, len, frames, magic) = fields.ok_or_else(|| bad("footer does not parse"))?;
+    if &magic != FOOTER_MAGIC || offset.checked_add(u64::from(len)) != Some(footer_at) {
+        return Err(bad("footer damaged"));
+    }
+    if len as usize > PACK_TOC_BYTES_MAX || offset < HEADER_BYTES as u64 {
+        return Err(bad("its table of contents is larger than any we write"));
+    }
+    let mut table = vec![];
+    reader.fetch(offset, len as usize, &mut table)?;
+    let n = reader
+        .key
+        .open(Purpose::TableOfContents, offset, &footer, &mut table)
+        .ok_or_else(|| bad("its table of contents fails its seal"))?;
+    parse_table(&reader.name, &table[..n], frames, offset)
+}

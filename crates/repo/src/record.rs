@@ -1,0 +1,125 @@
+//! The record of a backup: everything about it but its list of files. Small, sealed, and the last object that
+//! a backup writes before the catalog lists it.
+
+use jiff::Timestamp;
+use pgark_pg::value::{Lsn, SegmentSize, SystemId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{BackupKind, BackupType};
+use crate::crypto::{KeySet, ObjectKind, hex_bytes};
+use crate::error::{RepoError, Result};
+use crate::limits::RECORD_BYTES_MAX;
+use crate::names::{BackupId, ClusterName, record};
+use crate::repository::Repository;
+use crate::stream::{Fingerprint, StreamReader, seal_bytes};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackupRecord {
+    pub id: BackupId,
+    pub cluster: ClusterName,
+    pub kind: BackupKind,
+    #[serde(rename = "type")]
+    pub backup_type: BackupType,
+    /// Of the program that wrote it.
+    pub program: String,
+    pub system_id: SystemId,
+    pub version_num: u32,
+    pub catalog_version: u32,
+    pub segment_size: SegmentSize,
+    pub block_size: u32,
+    pub data_checksums: bool,
+    pub timeline: TimelineId,
+    pub lsn_start: Lsn,
+    pub lsn_stop: Lsn,
+    pub started: Timestamp,
+    pub finished: Timestamp,
+    pub from_standby: bool,
+    /// Byte for byte as PostgreSQL handed it out.
+    #[serde(with = "hex_bytes")]
+    pub backup_label: Vec<u8>,
+    /// `pg_control` as it was when everything else had been read; restored last.
+    #[serde(with = "hex_bytes")]
+    pub pg_control: Vec<u8>,
+    pub tablespaces: Vec<TablespaceLink>,
+    /// Configuration files that lie outside the data directory.
+    pub config_files: Vec<ConfigFile>,
+    pub owner: Owner,
+    pub manifest: Fingerprint,
+    pub totals: Totals,
+    pub bad_blocks: u64,
+    pub vanished_files: u64,
+    /// Said to the person who took the backup.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespaceLink {
+    pub oid: u32,
+    #[serde(with = "hex_bytes")]
+    pub location: Vec<u8>,
+    /// A directory inside `pg_tblspc` instead of a link (`allow_in_place_tablespaces`).
+    pub in_place: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigFile {
+    /// `postgresql.conf`, `pg_hba.conf` or `pg_ident.conf`.
+    pub name: String,
+    pub path: String,
+    #[serde(with = "hex_bytes")]
+    pub content: Vec<u8>,
+}
+
+/// Who owned the data directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits of the data directory.
+    pub mode: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub files: u64,
+    pub directories: u64,
+    /// Content of the files as restored.
+    pub size_bytes: u64,
+    pub read_bytes: u64,
+    /// Packs, manifest and record.
+    pub stored_bytes: u64,
+    pub packs: u64,
+    pub frames: u64,
+}
+
+impl BackupRecord {
+    /// Writes the record; durable when this returns.
+    pub fn store(&self, repo: &Repository) -> Result<Fingerprint> {
+        let name = record(&self.cluster, &self.id);
+        let text = serde_json::to_vec(self).expect("a record is plain data");
+        let sealed = seal_bytes(repo.keys(), ObjectKind::BackupRecord, &name, &text)?;
+        repo.store().put_new(&name, &sealed)?;
+        Ok(Fingerprint { size: sealed.len() as u64, blake3: blake3::hash(&sealed).to_hex().to_string() })
+    }
+
+    /// Reads it back, and compares it with what the catalog knows of it.
+    pub fn load(repo: &Repository, cluster: &ClusterName, id: &BackupId, expected: &Fingerprint) -> Result<Self> {
+        let name = record(cluster, id);
+        let mut reader = StreamReader::open(repo.store().clone(), repo.keys(), ObjectKind::BackupRecord, &name)?;
+        let text = reader.read_to_end(RECORD_BYTES_MAX)?;
+        if reader.fingerprint() != *expected {
+            return Err(RepoError::corrupt(name, "not the record that the catalog lists"));
+        }
+        let rec: BackupRecord = serde_json::from_slice(&text).map_err(|e| RepoError::corrupt(&name, e))?;
+        if rec.id != *id || rec.cluster != *cluster {
+            return Err(RepoError::corrupt(name, "the record of another backup"));
+        }
+        Ok(rec)
+    }
+}
+
+/// The keys are needed by those who open manifests; here so that callers need one import.
+pub fn manifest_reader(repo: &Repository, cluster: &ClusterName, id: &BackupId) -> Result<crate::manifest::ManifestReader> {
+    let keys: &KeySet = repo.keys();
+    crate::manifest::ManifestReader::open(repo.store().clone(), keys, &crate::names::manifest(cluster, id))
+}

@@ -1,0 +1,176 @@
+//! One object on its way into a local store: a temporary file beside its place, fsynced, then given its name by
+//! `link`, which cannot replace anything, then the directory fsynced.
+//!
+//! Nothing is left for `close` to report: what fsync has acknowledged has been written out.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, RenameFlags};
+use rustix::io::Errno;
+
+use super::root::{Root, Sys, file_type, fsync_dir};
+use super::system_error;
+use crate::store::{ObjectName, ObjectWriter, StoreError};
+
+/// What marks a file as unfinished; object names cannot start with a dot.
+pub(super) const TEMP_PREFIX: &str = ".tmp-";
+
+pub(super) struct LocalWriter {
+    root: Arc<Root>,
+    dir: OwnedFd,
+    file: File,
+    temp: String,
+    name: ObjectName,
+    written: u64,
+    state: State,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Open,
+    /// A write failed: what the file holds is unknown.
+    Spoiled,
+    /// The temporary name is gone.
+    Named,
+}
+
+impl LocalWriter {
+    pub(super) fn create(root: &Arc<Root>, name: &ObjectName) -> Result<Self, StoreError> {
+        let temp = temp_name(name)?;
+        let (dir, file) = root.create_file(name.parent(), &temp).map_err(|e| {
+            // A full disk may have had room for the directories and not for the file. What cannot be tidied
+            // away is an empty directory: harmless, and `e` is what the caller has to know.
+            let _ = root.prune(name.parent());
+            system_error("create", name, e)
+        })?;
+        // Shows the sweeper that we live. Where there are no locks it has to go by the age alone.
+        let _ = fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        Ok(LocalWriter {
+            root: Arc::clone(root),
+            dir,
+            file: file.into(),
+            temp,
+            name: name.clone(),
+            written: 0,
+            state: State::Open,
+        })
+    }
+
+    /// From now on as on a file that was opened for reading.
+    #[cfg(test)]
+    pub(super) fn fail_writes(&mut self) {
+        self.file = File::open("/dev/null").expect("/dev/null");
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(Errno) -> StoreError {
+        let name = self.name.clone();
+        move |e| system_error(operation, &name, e)
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        if self.state != State::Open {
+            let why = io::Error::other("an earlier write failed");
+            return Err(StoreError::io("finish", &self.name, why));
+        }
+        fs::fsync(&self.file).map_err(self.failed("fsync"))?;
+        let named = self.link_or_rename();
+        if !matches!(named, Ok(()) | Err(Errno::EXIST)) {
+            named.map_err(self.failed("link"))?;
+        }
+        // Also when we lost: whoever finds the winner's object may rely on it, and the winner may have died
+        // between naming it and this.
+        fsync_dir(&self.dir).map_err(self.failed("fsync directory of"))?;
+        match named {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.taken()),
+        }
+    }
+
+    fn link_or_rename(&mut self) -> Sys<()> {
+        let name = self.name.basename();
+        if self.root.hard_links() {
+            match fs::linkat(&self.dir, &self.temp, &self.dir, name, AtFlags::empty()) {
+                Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::NOSYS) => self.root.without_hard_links(),
+                // NFS repeats a request whose reply was lost, and then finds the name taken, by us.
+                Err(Errno::EXIST) if !self.is_ours()? => return Err(Errno::EXIST),
+                Ok(()) | Err(Errno::EXIST) => {
+                    fs::unlinkat(&self.dir, &self.temp, AtFlags::empty())?;
+                    self.state = State::Named;
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        fs::renameat_with(&self.dir, &self.temp, &self.dir, name, RenameFlags::NOREPLACE)?;
+        self.state = State::Named;
+        Ok(())
+    }
+
+    fn is_ours(&self) -> Sys<bool> {
+        let ours = fs::fstat(&self.file)?;
+        match self.stat_name() {
+            Ok(there) => Ok((ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn stat_name(&self) -> Sys<fs::Stat> {
+        fs::statat(&self.dir, self.name.basename(), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn taken(&self) -> StoreError {
+        match self.stat_name().map(|stat| file_type(&stat)) {
+            Ok(FileType::RegularFile) => StoreError::already_exists(&self.name),
+            Ok(FileType::Directory) => system_error("link", &self.name, Errno::ISDIR),
+            Ok(_) => StoreError::io("link", &self.name, io::Error::other("not a regular file")),
+            // Taken a moment ago and deleted since.
+            Err(Errno::NOENT) => StoreError::already_exists(&self.name),
+            Err(e) => system_error("stat", &self.name, e),
+        }
+    }
+}
+
+impl ObjectWriter for LocalWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.state != State::Open {
+            return Err(StoreError::io("write", &self.name, io::Error::other("an earlier write failed")));
+        }
+        if let Err(e) = self.file.write_all(bytes) {
+            self.state = State::Spoiled;
+            return Err(match Errno::from_io_error(&e) {
+                Some(errno) => system_error("write", &self.name, errno),
+                None => StoreError::io("write", &self.name, e),
+            });
+        }
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn written(&self) -> u64 {
+        self.written
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        self.commit()
+    }
+}
+
+impl Drop for LocalWriter {
+    fn drop(&mut self) {
+        if self.state != State::Named {
+            // The object has failed or was given up already; what cannot be removed now, the sweeper will.
+            let _ = fs::unlinkat(&self.dir, &self.temp, AtFlags::empty());
+            let _ = self.root.prune(self.name.parent());
+        }
+    }
+}
+
+fn temp_name(name: &ObjectName) -> Result<String, StoreError> {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random).map_err(|e| StoreError::io("create", name, io::Error::other(e)))?;
+    Ok(format!("{TEMP_PREFIX}{:032x}", u128::from_le_bytes(random)))
+}

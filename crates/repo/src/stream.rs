@@ -1,0 +1,386 @@
+//! A sealed stream: header, then blocks of compressed, sealed plaintext, the last one marked. Written and read
+//! front to back in constant memory. A cut, reordered, repeated or extended stream does not open.
+//!
+//! It can be read from its first block alone, which is how WAL objects show their index.
+
+use std::sync::Arc;
+
+use crate::codec::{Codec, Compression, Decoder, Encoder};
+use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
+use crate::error::{RepoError, Result};
+use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
+use crate::store::{ObjectName, ObjectWriter, Store};
+
+const BLOCK_HEADER_BYTES: usize = 12;
+const FLAG_LAST: u8 = 1;
+/// What one read of the store fetches ahead.
+const READ_AHEAD: usize = 1024 * 1024;
+
+/// Where a stream's bytes go.
+pub enum Sink {
+    Object(Box<dyn ObjectWriter>),
+    Memory(Vec<u8>),
+}
+
+impl Sink {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Sink::Object(w) => Ok(w.write(bytes)?),
+            Sink::Memory(v) => {
+                v.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What was written: enough for others to recognise exactly these bytes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fingerprint {
+    pub size: u64,
+    pub blake3: String,
+}
+
+pub struct StreamWriter {
+    sink: Sink,
+    key: ObjectKey,
+    encoder: Encoder,
+    hasher: blake3::Hasher,
+    size: u64,
+    block: u64,
+    plain: Vec<u8>,
+    stored: Vec<u8>,
+}
+
+impl StreamWriter {
+    pub fn new(
+        keys: &KeySet,
+        kind: ObjectKind,
+        name: &ObjectName,
+        sink: Sink,
+        compression: Compression,
+    ) -> Result<Self> {
+        let (header, key) = keys.new_object(kind, name)?;
+        let mut w = StreamWriter {
+            sink,
+            key,
+            encoder: Encoder::new(compression)?,
+            hasher: blake3::Hasher::new(),
+            size: 0,
+            block: 0,
+            plain: Vec::with_capacity(BLOCK_BYTES),
+            stored: Vec::new(),
+        };
+        w.emit(&header)?;
+        Ok(w)
+    }
+
+    fn emit(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        self.sink.write(bytes)
+    }
+
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = BLOCK_BYTES - self.plain.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.plain.extend_from_slice(now);
+            bytes = later;
+            if self.plain.len() == BLOCK_BYTES {
+                self.end_block()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One block of its own, whatever its size up to the reader's limit.
+    pub fn write_block(&mut self, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= BLOCK_BYTES_MAX, "a block is bounded by its reader");
+        if !self.plain.is_empty() {
+            self.end_block()?;
+        }
+        self.plain.extend_from_slice(bytes);
+        self.end_block()
+    }
+
+    pub fn end_block(&mut self) -> Result<()> {
+        self.put_block(false)
+    }
+
+    fn put_block(&mut self, last: bool) -> Result<()> {
+        self.stored.clear();
+        let codec = self.encoder.encode(&self.plain, &mut self.stored)?;
+        let header = block_header(self.stored.len() + TAG_BYTES, self.plain.len(), codec, last);
+        let purpose = if last { Purpose::LastBlock } else { Purpose::Block };
+        self.key.seal(purpose, self.block, &header, &mut self.stored, 0);
+        self.block += 1;
+        self.plain.clear();
+        let stored = std::mem::take(&mut self.stored);
+        self.emit(&header)?;
+        self.emit(&stored)?;
+        self.stored = stored;
+        Ok(())
+    }
+
+    /// Writes what remains as the last block. The object is not committed yet.
+    pub fn seal(mut self) -> Result<(Sink, Fingerprint)> {
+        self.put_block(true)?;
+        let print = Fingerprint { size: self.size, blake3: self.hasher.finalize().to_hex().to_string() };
+        Ok((self.sink, print))
+    }
+
+    /// Seals and commits an object that was created in a store.
+    pub fn finish(self) -> Result<Fingerprint> {
+        match self.seal()? {
+            (Sink::Object(w), print) => {
+                w.finish()?;
+                Ok(print)
+            }
+            (Sink::Memory(_), _) => unreachable!("finish is called for objects in a store"),
+        }
+    }
+}
+
+fn block_header(stored: usize, plain: usize, codec: Codec, last: bool) -> [u8; BLOCK_HEADER_BYTES] {
+    let mut h = [0u8; BLOCK_HEADER_BYTES];
+    let len = |n: usize| u32::try_from(n).expect("blocks are bounded").to_le_bytes();
+    h[..4].copy_from_slice(&len(stored));
+    h[4..8].copy_from_slice(&len(plain));
+    h[8] = codec as u8;
+    h[9] = if last { FLAG_LAST } else { 0 };
+    h
+}
+
+/// A small value as one sealed object in memory.
+pub fn seal_bytes(keys: &KeySet, kind: ObjectKind, name: &ObjectName, plain: &[u8]) -> Result<Vec<u8>> {
+    let mut w = StreamWriter::new(keys, kind, name, Sink::Memory(Vec::new()), Compression::DEFAULT)?;
+    w.write(plain)?;
+    match w.seal()?.0 {
+        Sink::Memory(v) => Ok(v),
+        Sink::Object(_) => unreachable!("sealed into memory"),
+    }
+}
+
+/// The inverse of `seal_bytes`; `max` bounds the plaintext.
+pub fn open_bytes(keys: &KeySet, kind: ObjectKind, name: &ObjectName, sealed: Vec<u8>, max: usize) -> Result<Vec<u8>> {
+    StreamReader::new(keys, kind, name, Source::memory(sealed))?.read_to_end(max)
+}
+
+/// Sequential bytes of one object.
+pub struct Source {
+    store: Option<Arc<dyn Store>>,
+    name: Option<ObjectName>,
+    size: u64,
+    fetched: u64,
+    window: Vec<u8>,
+    used: usize,
+    read_ahead: usize,
+}
+
+impl Source {
+    pub fn object(store: Arc<dyn Store>, name: &ObjectName) -> Result<Self> {
+        Self::object_with_read_ahead(store, name, READ_AHEAD)
+    }
+
+    /// A small first read serves those who want the first block only.
+    pub fn object_with_read_ahead(store: Arc<dyn Store>, name: &ObjectName, read_ahead: usize) -> Result<Self> {
+        let size = store.stat(name)?.size;
+        Ok(Source {
+            store: Some(store),
+            name: Some(name.clone()),
+            size,
+            fetched: 0,
+            window: vec![],
+            used: 0,
+            read_ahead,
+        })
+    }
+
+    pub fn memory(bytes: Vec<u8>) -> Self {
+        let size = bytes.len() as u64;
+        Source { store: None, name: None, size, fetched: size, window: bytes, used: 0, read_ahead: 0 }
+    }
+
+    fn remaining(&self) -> u64 {
+        (self.window.len() - self.used) as u64 + (self.size - self.fetched)
+    }
+
+    /// The next `n` bytes, or None when fewer are left. `n` is bounded by the caller.
+    fn take(&mut self, n: usize) -> Result<Option<&mut [u8]>> {
+        if self.remaining() < n as u64 {
+            return Ok(None);
+        }
+        if self.window.len() - self.used < n {
+            self.window.drain(..self.used);
+            self.used = 0;
+            let have = self.window.len();
+            let want = (n - have).max(self.read_ahead);
+            let want = usize::try_from((self.size - self.fetched).min(want as u64)).unwrap_or(want);
+            self.window.resize(have + want, 0);
+            if let (Some(store), Some(name)) = (&self.store, &self.name) {
+                store.read_at(name, self.fetched, &mut self.window[have..])?;
+            }
+            self.fetched += want as u64;
+        }
+        let from = self.used;
+        self.used += n;
+        Ok(Some(&mut self.window[from..from + n]))
+    }
+}
+
+pub struct StreamReader {
+    source: Source,
+    key: ObjectKey,
+    object: String,
+    decoder: Decoder,
+    hasher: blake3::Hasher,
+    block: u64,
+    done: bool,
+    plain: Vec<u8>,
+}
+
+impl StreamReader {
+    pub fn new(keys: &KeySet, kind: ObjectKind, name: &ObjectName, mut source: Source) -> Result<Self> {
+        let header = source.take(HEADER_BYTES)?.ok_or_else(|| RepoError::corrupt(name, "shorter than its header"))?;
+        let key = keys.open_object(header, kind, name)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(header);
+        let (object, decoder) = (name.to_string(), Decoder::new()?);
+        Ok(StreamReader { source, key, object, decoder, hasher, block: 0, done: false, plain: vec![] })
+    }
+
+    pub fn open(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
+        Self::new(keys, kind, name, Source::object(store, name)?)
+    }
+
+    /// The next block's plaintext, or None after the last one.
+    pub fn next_block(&mut self) -> Result<Option<&[u8]>> {
+        if self.done {
+            return Ok(None);
+        }
+        let object = &self.object;
+        let bad = |what: &str| RepoError::corrupt(object, what);
+        let header: [u8; BLOCK_HEADER_BYTES] = match self.source.take(BLOCK_HEADER_BYTES)? {
+            Some(h) => (&*h).try_into().map_err(|_| bad("truncated"))?,
+            None => return Err(bad("truncated")),
+        };
+        let [s0, s1, s2, s3, p0, p1, p2, p3, codec, flags, ..] = header;
+        let stored_len = u32::from_le_bytes([s0, s1, s2, s3]) as usize;
+        let plain_len = u32::from_le_bytes([p0, p1, p2, p3]) as usize;
+        let last = flags & FLAG_LAST != 0;
+        if plain_len > BLOCK_BYTES_MAX || stored_len > plain_len + TAG_BYTES {
+            return Err(bad("a block is larger than any we write"));
+        }
+        let stored = self.source.take(stored_len)?.ok_or_else(|| bad("truncated"))?;
+        self.hasher.update(&header).update(stored);
+        let purpose = if last { Purpose::LastBlock } else { Purpose::Block };
+        let n = self.key.open(purpose, self.block, &header, stored).ok_or_else(|| bad("a block fails its seal"))?;
+        let codec = Codec::from_byte(codec).ok_or_else(|| bad("unknown codec"))?;
+        self.decoder.decode(codec, &stored[..n], plain_len, &mut self.plain).map_err(|e| bad(&e))?;
+        self.block += 1;
+        if last {
+            if self.source.remaining() != 0 {
+                return Err(bad("bytes after the end"));
+            }
+            self.done = true;
+        }
+        Ok(Some(&self.plain))
+    }
+
+    /// Everything that is left, at most `max` bytes.
+    pub fn read_to_end(&mut self, max: usize) -> Result<Vec<u8>> {
+        let mut all = vec![];
+        let object = self.object.clone();
+        while let Some(block) = self.next_block()? {
+            if all.len() + block.len() > max {
+                return Err(RepoError::corrupt(object, "larger than any we write"));
+            }
+            all.extend_from_slice(block);
+        }
+        Ok(all)
+    }
+
+    /// What was read so far; of the whole object once the last block was returned.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint { size: self.source.size, blake3: self.hasher.finalize().to_hex().to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Algorithm, Key32};
+    use proptest::prelude::*;
+
+    fn key_sets() -> Vec<KeySet> {
+        let master = vec![(1, Key32([7; 32]))];
+        vec![
+            KeySet::unencrypted(),
+            KeySet::from_masters(Algorithm::Aes256Gcm, &master),
+            KeySet::from_masters(Algorithm::ChaCha20Poly1305, &master),
+        ]
+    }
+
+    fn name(s: &str) -> ObjectName {
+        ObjectName::parse(s).unwrap()
+    }
+
+    #[test]
+    fn what_was_sealed_comes_back_and_only_under_its_name_and_kind() {
+        let text = b"sealed ".repeat(100_000);
+        for keys in key_sets() {
+            let sealed = seal_bytes(&keys, ObjectKind::Catalog, &name("a/b"), &text).unwrap();
+            let open = |kind, n: &str| open_bytes(&keys, kind, &name(n), sealed.clone(), 1 << 20);
+            assert!(open(ObjectKind::Catalog, "a/b").unwrap() == text);
+            assert!(open(ObjectKind::Catalog, "a/c").is_err());
+            assert!(open(ObjectKind::Manifest, "a/b").is_err());
+            assert!(open_bytes(&keys, ObjectKind::Catalog, &name("a/b"), sealed.clone(), 1000).is_err());
+        }
+    }
+
+    #[test]
+    fn a_repository_cannot_talk_us_out_of_encryption() {
+        let sets = key_sets();
+        let plain = seal_bytes(&sets[0], ObjectKind::Catalog, &name("a"), b"x").unwrap();
+        assert!(open_bytes(&sets[1], ObjectKind::Catalog, &name("a"), plain, 10).is_err());
+        let sealed = seal_bytes(&sets[1], ObjectKind::Catalog, &name("a"), b"x").unwrap();
+        assert!(open_bytes(&sets[0], ObjectKind::Catalog, &name("a"), sealed, 10).is_err());
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        for keys in key_sets() {
+            let mut w =
+                StreamWriter::new(&keys, ObjectKind::Manifest, &name("m"), Sink::Memory(vec![]), Compression::DEFAULT)
+                    .unwrap();
+            w.write_block(b"first").unwrap();
+            w.write_block(b"second, a little longer").unwrap();
+            let Sink::Memory(good) = w.seal().unwrap().0 else { panic!() };
+            let read = |bytes: Vec<u8>| open_bytes(&keys, ObjectKind::Manifest, &name("m"), bytes, 1000);
+            assert_eq!(read(good.clone()).unwrap(), b"firstsecond, a little longer");
+            for bit in 0..good.len() * 8 {
+                let mut b = good.clone();
+                b[bit / 8] ^= 1 << (bit % 8);
+                assert!(read(b).is_err(), "bit {bit}");
+            }
+            for len in 0..good.len() {
+                assert!(read(good[..len].to_vec()).is_err(), "cut at {len}");
+            }
+            let mut longer = good.clone();
+            longer.push(0);
+            assert!(read(longer).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000), header in any::<bool>()) {
+            let keys = &key_sets()[1];
+            let n = name("x");
+            let mut all = if header { keys.new_object(ObjectKind::Catalog, &n).unwrap().0.to_vec() } else { vec![] };
+            all.extend(bytes);
+            prop_assert!(open_bytes(keys, ObjectKind::Catalog, &n, all, 1 << 20).is_err());
+        }
+    }
+}

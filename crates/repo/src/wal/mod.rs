@@ -1,0 +1,280 @@
+//! The WAL archive of one system identifier: an object per segment with a sealed index in front, history and
+//! other small files, and the head, which says what the archive holds.
+//!
+//! Invariant: a segment is acknowledged only after it and the head that names it are durable; what the head
+//! names must exist; what is beyond the head is provably beyond the archive's end.
+
+pub mod head;
+pub mod index;
+
+use std::io::Read;
+use std::sync::Arc;
+
+use pgark_pg::names::WalFileName;
+use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
+
+use crate::codec::Compression;
+use crate::crypto::{KeySet, ObjectKind};
+use crate::error::{RepoError, Result};
+use crate::limits::{BLOCK_BYTES, SIDE_FILE_BYTES_MAX};
+use crate::names::{ClusterName, WalPlace};
+use crate::register::{Mirror, Register};
+use crate::repository::Repository;
+use crate::store::{ObjectName, Store, StoreError};
+use crate::stream::{Sink, Source, StreamReader, StreamWriter, open_bytes, seal_bytes};
+
+pub use head::{TimelineSpan, WalHead};
+pub use index::{SegmentHasher, WalIndex};
+
+/// Enough for the index of nearly every segment in one small read.
+const INDEX_READ_AHEAD: usize = 32 * 1024;
+
+#[derive(Clone)]
+pub struct WalArchive {
+    store: Arc<dyn Store>,
+    keys: KeySet,
+    place: WalPlace,
+    head: Register,
+    compression: Compression,
+}
+
+/// What became of a file that was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    Stored,
+    /// The same bytes were there already.
+    AlreadyThere,
+    /// The archive's copy holds the same WAL records (and possibly more); the bytes after them differ.
+    SameRecords,
+}
+
+impl WalArchive {
+    pub fn new(repo: &Repository, cluster: &ClusterName, system_id: SystemId) -> Self {
+        let place = WalPlace { cluster: cluster.clone(), system_id };
+        let head = Register::sealed(
+            repo.store().clone(),
+            repo.keys(),
+            ObjectKind::WalHead,
+            place.head_dir(),
+            // Segments beyond a lost head bear witness against it.
+            Mirror::No,
+        );
+        let (store, keys) = (repo.store().clone(), repo.keys().clone());
+        WalArchive { store, keys, place, head, compression: Compression::DEFAULT }
+    }
+
+    pub fn with_compression(self, compression: Compression) -> Self {
+        WalArchive { compression, ..self }
+    }
+
+    pub fn place(&self) -> &WalPlace {
+        &self.place
+    }
+
+    pub fn keys(&self) -> &KeySet {
+        &self.keys
+    }
+
+    pub fn head_register(&self) -> &Register {
+        &self.head
+    }
+
+    fn segment_object(&self, name: &SegmentName, size: SegmentSize) -> Result<ObjectName> {
+        self.place.file(name.timeline, &name.format(size))
+    }
+
+    /// Stores a whole segment; `data` yields exactly the bytes that `index` was made from.
+    pub fn push_segment(&self, index: &WalIndex, data: &mut dyn Read) -> Result<Pushed> {
+        self.put_wal_file(&self.segment_object(&index.segment_name(), index.segment_size)?, index, data)
+    }
+
+    /// Stores a `.partial` segment under its own name; it never stands in for the whole one.
+    pub fn push_partial(&self, index: &WalIndex, data: &mut dyn Read) -> Result<Pushed> {
+        let file = format!("{}.partial", index.segment_name().format(index.segment_size));
+        self.put_wal_file(&self.place.file(index.timeline, &file)?, index, data)
+    }
+
+    fn put_wal_file(&self, name: &ObjectName, index: &WalIndex, data: &mut dyn Read) -> Result<Pushed> {
+        let sink = Sink::Object(self.store.create(name)?);
+        let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, name, sink, self.compression)?;
+        w.write_block(&index.to_bytes())?;
+        let mut hasher = SegmentHasher::new(u64::MAX);
+        let mut buf = vec![0u8; BLOCK_BYTES];
+        loop {
+            let n = data.read(&mut buf).map_err(|source| RepoError::System { what: "reading WAL", source })?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buf[..n]);
+            w.write(&buf[..n])?;
+        }
+        let (read, content, _) = hasher.finish();
+        if read != index.segment_size.bytes() || content != index.content {
+            return Err(RepoError::Conflict { object: format!("{name} (it changed while it was read)") });
+        }
+        match w.finish() {
+            Ok(_) => Ok(Pushed::Stored),
+            Err(RepoError::Store(StoreError::AlreadyExists { .. })) => self.compare(name, index),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The name is taken: is that the same WAL?
+    fn compare(&self, name: &ObjectName, ours: &WalIndex) -> Result<Pushed> {
+        let mut reader = self.open_object(name)?;
+        if reader.index.content == ours.content {
+            return Ok(Pushed::AlreadyThere);
+        }
+        // After a crash or a promotion PostgreSQL may push a segment again whose records are the same and
+        // whose unused rest is not.
+        if ours.valid_end <= reader.index.valid_end {
+            let mut hasher = SegmentHasher::new(ours.valid_bytes());
+            while let Some(bytes) = reader.next()? {
+                hasher.update(bytes);
+            }
+            if hasher.finish().2 == ours.valid_content {
+                return Ok(Pushed::SameRecords);
+            }
+        }
+        Err(RepoError::Conflict { object: name.to_string() })
+    }
+
+    /// Keeps what could not be archived because its name was taken, for the investigation.
+    pub fn keep_conflict(&self, file: &str, index: &WalIndex, data: &mut dyn Read) -> Result<ObjectName> {
+        let print = index.content.get(..16).unwrap_or("unknown");
+        let name = self.place.conflict(file, print)?;
+        let sink = Sink::Object(self.store.create(&name)?);
+        let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, &name, sink, self.compression)?;
+        w.write_block(&index.to_bytes())?;
+        let mut buf = vec![0u8; BLOCK_BYTES];
+        loop {
+            match data.read(&mut buf).map_err(|source| RepoError::System { what: "reading WAL", source })? {
+                0 => break,
+                n => w.write(&buf[..n])?,
+            }
+        }
+        match w.finish() {
+            Ok(_) | Err(RepoError::Store(StoreError::AlreadyExists { .. })) => Ok(name),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// History and backup-history files: small, immutable.
+    pub fn push_side_file(&self, file: &WalFileName, bytes: &[u8]) -> Result<Pushed> {
+        let name = self.side_file_object(file)?;
+        let sealed = seal_bytes(&self.keys, ObjectKind::WalSideFile, &name, bytes)?;
+        match self.store.put_new(&name, &sealed) {
+            Ok(()) => Ok(Pushed::Stored),
+            Err(StoreError::AlreadyExists { .. }) if self.side_file(file)? == bytes => Ok(Pushed::AlreadyThere),
+            Err(StoreError::AlreadyExists { .. }) => Err(RepoError::Conflict { object: name.to_string() }),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn side_file_object(&self, file: &WalFileName) -> Result<ObjectName> {
+        match file {
+            WalFileName::History(timeline) => Ok(self.place.history(*timeline)),
+            WalFileName::BackupHistory { segment, .. } => self.place.file(segment.timeline, &file.to_string()),
+            WalFileName::Segment(_) | WalFileName::Partial(_) => {
+                Err(RepoError::Invalid { what: "side file", value: file.to_string() })
+            }
+        }
+    }
+
+    pub fn side_file(&self, file: &WalFileName) -> Result<Vec<u8>> {
+        let name = self.side_file_object(file)?;
+        let sealed = self.store.read(&name, 2 * SIDE_FILE_BYTES_MAX as u64)?;
+        open_bytes(&self.keys, ObjectKind::WalSideFile, &name, sealed, SIDE_FILE_BYTES_MAX)
+    }
+
+    pub fn history(&self, timeline: TimelineId) -> Result<Vec<u8>> {
+        self.side_file(&WalFileName::History(timeline))
+    }
+
+    /// Opens a segment: the index is read and checked, the data follows on demand.
+    pub fn open_segment(&self, name: &SegmentName, size: SegmentSize) -> Result<SegmentReader> {
+        let object = self.segment_object(name, size)?;
+        let reader = self.open_object(&object)?;
+        if reader.index.segment_name() != *name || reader.index.segment_size != size {
+            return Err(RepoError::corrupt(object, "the index is of another segment"));
+        }
+        Ok(reader)
+    }
+
+    pub fn index(&self, name: &SegmentName, size: SegmentSize) -> Result<WalIndex> {
+        Ok(self.open_segment(name, size)?.index)
+    }
+
+    /// Opens any object that holds WAL (a segment, a `.partial`, the evidence of a conflict).
+    pub fn open_object(&self, object: &ObjectName) -> Result<SegmentReader> {
+        let source = Source::object_with_read_ahead(self.store.clone(), object, INDEX_READ_AHEAD)?;
+        let mut stream = StreamReader::new(&self.keys, ObjectKind::WalSegment, object, source)?;
+        let block = stream.next_block()?.ok_or_else(|| RepoError::corrupt(object, "empty"))?;
+        let index = WalIndex::from_bytes(block).map_err(|e| RepoError::corrupt(object, e))?;
+        if index.system_id != self.place.system_id {
+            return Err(RepoError::corrupt(object, "WAL of another cluster"));
+        }
+        let hasher = Some(SegmentHasher::new(index.valid_bytes()));
+        Ok(SegmentReader { index, stream, hasher, object: object.clone() })
+    }
+
+    pub fn head(&self) -> Result<WalHead> {
+        let Some(version) = self.head.read()? else { return Ok(WalHead::default()) };
+        WalHead::from_bytes(&version.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))
+    }
+
+    /// Records durably stored segments in the head. Only after this may PostgreSQL forget them.
+    pub fn acknowledge(&self, segments: &[SegmentName]) -> Result<()> {
+        self.change_head(|head| segments.iter().fold(false, |changed, s| head.add_segment(s) | changed))
+    }
+
+    pub fn acknowledge_history(&self, timeline: TimelineId) -> Result<()> {
+        self.change_head(|head| head.add_history(timeline))
+    }
+
+    fn change_head(&self, mut change: impl FnMut(&mut WalHead) -> bool) -> Result<()> {
+        self.head.update(|version| {
+            let mut head = match version {
+                Some(v) => {
+                    WalHead::from_bytes(&v.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))?
+                }
+                None => WalHead::default(),
+            };
+            Ok(change(&mut head).then(|| head.to_bytes()))
+        })?;
+        Ok(())
+    }
+}
+
+/// Reads one segment's bytes; at the end they have been compared with the index.
+pub struct SegmentReader {
+    pub index: WalIndex,
+    stream: StreamReader,
+    hasher: Option<SegmentHasher>,
+    object: ObjectName,
+}
+
+impl SegmentReader {
+    /// The next bytes of the segment, or None after the last, when all of it has been checked.
+    pub fn next(&mut self) -> Result<Option<&[u8]>> {
+        match self.stream.next_block()? {
+            Some(block) => {
+                if let Some(h) = &mut self.hasher {
+                    h.update(block);
+                }
+                Ok(Some(block))
+            }
+            None => {
+                if let Some((n, content, valid)) = self.hasher.take().map(SegmentHasher::finish) {
+                    let same = n == self.index.segment_size.bytes()
+                        && content == self.index.content
+                        && valid == self.index.valid_content;
+                    if !same {
+                        return Err(RepoError::corrupt(&self.object, "not the WAL that was archived"));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+}
