@@ -264,7 +264,7 @@ impl<'a> Verify<'a> {
         let mut good: BTreeMap<SegmentName, WalIndex> = BTreeMap::new();
         let mut bad: Vec<(SegmentName, ProblemKind, String)> = vec![];
         let total: u64 = head.timelines().iter().flat_map(|t| &t.ranges).map(|(a, b)| b - a + 1).sum();
-        self.ctx.progress.begin("verify WAL", Some(total));
+        self.ctx.progress.begin("verify WAL", Some(total.saturating_mul(lineage.segment_size.bytes())));
         for span in head.timelines() {
             if span.history {
                 self.history_file(&wal, span.timeline, backups, lineage, &head)?;
@@ -283,7 +283,7 @@ impl<'a> Verify<'a> {
                     Err(e) if e.is_damage() => bad.push((name, kind_of(&e), e.to_string())),
                     Err(e) => return Err(e.into()),
                 }
-                self.ctx.progress.advance(1);
+                self.ctx.progress.advance(lineage.segment_size.bytes());
             }
             for (first, last) in span.gaps() {
                 self.gap(&wal, span.timeline, first, last, lineage, backups, &head);

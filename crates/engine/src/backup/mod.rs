@@ -4,7 +4,7 @@
 //! manifest, record, and its WAL from start to stop, unbroken.
 
 pub mod assemble;
-mod claim;
+pub(crate) mod claim;
 pub mod copy;
 mod dispatch;
 pub mod scan;

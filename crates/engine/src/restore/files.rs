@@ -447,7 +447,15 @@ impl Batch {
 }
 
 fn work(shared: &Shared<'_>, jobs: &Receiver<Vec<Write1>>) -> Result<()> {
-    let mut worker = Worker { shared, decoder: Decoder::new()?, window: None, frame: None, plain: vec![], chunk: vec![] };
+    let mut worker = Worker {
+        shared,
+        decoder: Decoder::new()?,
+        window: None,
+        plain: vec![],
+        bundle: None,
+        scratch: vec![],
+        chunk: vec![],
+    };
     for job in jobs {
         if shared.stop.load(Ordering::Relaxed) {
             return Ok(());
@@ -461,11 +469,13 @@ fn work(shared: &Shared<'_>, jobs: &Receiver<Vec<Write1>>) -> Result<()> {
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     decoder: Decoder,
-    /// Stored bytes that were fetched together: pack, offset, bytes.
+    /// Stored bytes that were fetched together: pack, offset, bytes. Whole frames are decrypted in place there,
+    /// each once.
     window: Option<(u32, u64, Vec<u8>)>,
-    /// The frame that `plain` holds.
-    frame: Option<(u32, u64)>,
     plain: Vec<u8>,
+    /// The last frame of which several chunks take a part: pack, offset, plaintext.
+    bundle: Option<(u32, u64, Vec<u8>)>,
+    scratch: Vec<u8>,
     chunk: Vec<u8>,
 }
 
@@ -479,22 +489,25 @@ impl Worker<'_> {
             }
             let Chunk::Data { id, parts } = &w.chunk else { continue };
             let Some((_, file)) = &open else { continue };
-            let whole = matches!(parts.as_slice(), [p] if p.skip == 0 && p.len == p.frame.plain_len);
-            for p in parts {
-                self.load_frame(p, &job[i..])?;
-                if !whole {
-                    let from = p.skip as usize;
-                    self.chunk.extend_from_slice(&self.plain[from..from + p.len as usize]);
+            let whole = match parts.as_slice() {
+                [p] if p.skip == 0 && p.len == p.frame.plain_len => Some(p),
+                _ => None,
+            };
+            self.chunk.clear();
+            if let Some(p) = whole {
+                self.load_whole(p, &job[i..])?;
+            } else {
+                for p in parts {
+                    self.append_part(p, &job[i..])?;
                 }
             }
-            let bytes = if whole { &self.plain } else { &self.chunk };
+            let bytes = if whole.is_some() { &self.plain } else { &self.chunk };
             if self.shared.repo.keys().content_id(bytes) != *id {
                 let what = "its content is not what the manifest lists";
                 return Err(RepoError::corrupt(format!("pack data of {}", show(&w.path)), what).into());
             }
             file.write_all_at(bytes, w.offset).map_err(|e| self.shared.roots.error("writing", &w.path, e))?;
             self.shared.ctx.progress.advance(bytes.len() as u64);
-            self.chunk.clear();
         }
         Ok(())
     }
@@ -510,32 +523,56 @@ impl Worker<'_> {
         Ok(packs.entry(index).or_insert(reader).clone())
     }
 
-    /// Brings a frame's plaintext into `plain`, fetching the frames that follow it in this job along with it.
-    fn load_frame(&mut self, part: &Part, upcoming: &[Write1]) -> Result<()> {
+    /// Brings a frame's plaintext into `plain`.
+    fn load_whole(&mut self, part: &Part, upcoming: &[Write1]) -> Result<()> {
         let at = part.frame;
-        if self.frame == Some((part.pack, at.offset)) {
-            return Ok(());
-        }
         let pack = self.pack(part.pack)?;
-        if !self.window_holds(part.pack, &at) {
-            let len = contiguous(part, upcoming);
-            let mut bytes = self.window.take().map(|(_, _, b)| b).unwrap_or_default();
-            pack.fetch(at.offset, len, &mut bytes)?;
-            self.window = Some((part.pack, at.offset, bytes));
-        }
-        let Some((_, start, bytes)) = &mut self.window else { unreachable!("just filled") };
-        let from = usize::try_from(at.offset - *start).expect("within the window");
-        self.frame = None;
-        pack.decode(&at, &mut bytes[from..from + at.stored_len as usize], &mut self.decoder, &mut self.plain)?;
-        self.frame = Some((part.pack, at.offset));
-        Ok(())
+        let stored = fetch(&mut self.window, &pack, part, upcoming)?;
+        Ok(pack.decode(&at, stored, &mut self.decoder, &mut self.plain)?)
     }
 
-    fn window_holds(&self, pack: u32, at: &FrameAt) -> bool {
-        self.window.as_ref().is_some_and(|(p, start, bytes)| {
-            *p == pack && at.offset >= *start && at.offset + u64::from(at.stored_len) <= start + bytes.len() as u64
-        })
+    /// Appends a part of a frame to `chunk`; the frame is kept for the chunks that take other parts of it.
+    fn append_part(&mut self, part: &Part, upcoming: &[Write1]) -> Result<()> {
+        let at = part.frame;
+        if !self.bundle.as_ref().is_some_and(|(p, o, _)| (*p, *o) == (part.pack, at.offset)) {
+            let pack = self.pack(part.pack)?;
+            self.scratch.clear();
+            self.scratch.extend_from_slice(fetch(&mut self.window, &pack, part, upcoming)?);
+            let mut plain = self.bundle.take().map(|b| b.2).unwrap_or_default();
+            pack.decode(&at, &mut self.scratch, &mut self.decoder, &mut plain)?;
+            self.bundle = Some((part.pack, at.offset, plain));
+        }
+        let (from, to) = (part.skip as usize, part.skip as usize + part.len as usize);
+        let bytes = self.bundle.as_ref().and_then(|(_, _, plain)| plain.get(from..to));
+        self.chunk.extend_from_slice(bytes.ok_or_else(|| RepoError::corrupt("manifest", "a part beyond its frame"))?);
+        Ok(())
     }
+}
+
+/// The stored bytes of a frame, from what was fetched or by fetching the frames that follow it along with it.
+fn fetch<'w>(
+    window: &'w mut Option<(u32, u64, Vec<u8>)>,
+    pack: &PackReader,
+    part: &Part,
+    upcoming: &[Write1],
+) -> Result<&'w mut [u8]> {
+    let at = part.frame;
+    if !window_holds(window.as_ref(), part.pack, &at) {
+        let len = contiguous(part, upcoming);
+        let mut bytes = window.take().map(|(_, _, b)| b).unwrap_or_default();
+        pack.fetch(at.offset, len, &mut bytes)?;
+        *window = Some((part.pack, at.offset, bytes));
+    }
+    let missing = || RepoError::corrupt(pack.name(), "a frame outside of what was fetched");
+    let (_, start, bytes) = window.as_mut().ok_or_else(missing)?;
+    let from = usize::try_from(at.offset - *start).map_err(|_| missing())?;
+    Ok(bytes.get_mut(from..from + at.stored_len as usize).ok_or_else(missing)?)
+}
+
+fn window_holds(window: Option<&(u32, u64, Vec<u8>)>, pack: u32, at: &FrameAt) -> bool {
+    window.is_some_and(|(p, start, bytes)| {
+        *p == pack && at.offset >= *start && at.offset + u64::from(at.stored_len) <= start + bytes.len() as u64
+    })
 }
 
 /// Stored bytes from this part on that belong to the coming chunks and lie side by side. Frames in the window are

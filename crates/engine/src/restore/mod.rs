@@ -5,6 +5,7 @@
 pub mod files;
 pub mod plan;
 pub mod resolve;
+pub mod run;
 pub mod settings;
 pub mod space;
 pub mod start;

@@ -1,0 +1,82 @@
+//! `archive-push` and `archive-get`: what PostgreSQL calls, silently when all is well.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
+use pgark_engine::archive::push::push as store_file;
+use pgark_engine::restore::settings::RestoreFile;
+use pgark_repo::Repository;
+use pgark_repo::catalog::CatalogStore;
+use pgark_repo::wal::{Pushed, WalArchive};
+
+use super::Outcome;
+use super::context::{Context, engine_failure, store_by_url};
+use crate::args::GlobalArgs;
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output;
+
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The file, as PostgreSQL's %p
+    path: PathBuf,
+    /// none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "CODEC", default_value = "zstd:1")]
+    compress: String,
+}
+
+pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    let repo = context.open_repository(&context.one_repo_settings()?)?;
+    let compression = super::backup::compression(&args.compress)?;
+    let report = store_file(&repo, &context.cluster()?, &args.path, compression).map_err(engine_failure)?;
+    let outcome = match report.outcome {
+        Pushed::Stored => "stored",
+        Pushed::AlreadyThere => "already_there",
+        Pushed::SameRecords => "same_records",
+    };
+    tracing::info!(target: "pgark", file = report.file, outcome, "archived");
+    if global.json {
+        output::result(global.form(), &serde_json::json!({"schema": SCHEMA, "file": report.file, "outcome": outcome}), String::new)?;
+    }
+    Ok(Exit::Done)
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The file's name, as PostgreSQL's %f
+    name: String,
+    /// Where it goes, as PostgreSQL's %p
+    dest: PathBuf,
+    /// What a restore wrote for the recovering server; no other setting is needed with it
+    #[arg(long, value_name = "FILE")]
+    restore_file: Option<PathBuf>,
+}
+
+/// 0 delivered, 1 provably beyond the end of the archive, 126 for everything else.
+pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let (archive, options) = match &args.restore_file {
+        Some(path) => {
+            let file = RestoreFile::read(path).map_err(engine_failure)?;
+            let repo = Repository::open_for_wal(store_by_url(&file.repository)?, file.key_set().map_err(engine_failure)?);
+            let archive = WalArchive::new(&repo, &file.cluster, file.system_id);
+            (archive, GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end) })
+        }
+        None => {
+            let context = Context::new(global)?;
+            let repo = context.open_repository(&context.repo_settings()?)?;
+            let cluster = context.cluster()?;
+            let catalog = CatalogStore::new(&repo, &cluster).read().map_err(|e| engine_failure(e.into()))?;
+            let lineage = catalog.lineage().ok_or_else(|| Failure::failed("E-CLUSTER-NONE", "the cluster has no lineage"))?;
+            let archive = WalArchive::new(&repo, &cluster, lineage.system_id);
+            (archive, GetOptions { segment_size: lineage.segment_size, planned_end: None })
+        }
+    };
+    match fetch(&archive, &args.name, &args.dest, &options).map_err(engine_failure)? {
+        Fetched::Delivered => Ok(Exit::Done),
+        Fetched::Absent => {
+            tracing::info!(target: "pgark", file = args.name, "beyond the end of the archive");
+            Ok(Exit::Failed)
+        }
+    }
+}

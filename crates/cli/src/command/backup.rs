@@ -1,0 +1,136 @@
+//! `backup`.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use pgark_engine::backup::{self, BackupOptions};
+use pgark_repo::codec::Compression;
+
+use super::Outcome;
+use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
+use super::documents::BackupDocument;
+use crate::args::{DryRunArgs, GlobalArgs};
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output::{self, human_bytes, human_duration};
+use crate::settings::units::Span;
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// What is read: everything, or what changed. Only 'full' exists in this version, and incr and diff become full
+    #[arg(long = "type", value_name = "TYPE", default_value = "incr")]
+    backup_type: TypeArg,
+    /// What is backed up
+    #[arg(long, value_name = "KIND", default_value = "physical")]
+    kind: KindArg,
+    /// Never remove it by retention
+    #[arg(long)]
+    keep: bool,
+    /// A note kept with the backup; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    annotate: Vec<String>,
+    /// none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "CODEC", default_value = "zstd:1")]
+    compress: String,
+    /// How long to wait for the last WAL segment
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    archive_timeout: Span,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TypeArg {
+    Full,
+    Incr,
+    Diff,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KindArg {
+    Physical,
+    Logical,
+    Files,
+    System,
+}
+
+pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    if args.kind != KindArg::Physical {
+        return Err(Failure::refused("E-NOT-YET", "only physical backups are supported in this version"));
+    }
+    let context = Context::new(global)?;
+    let repo_settings = context.one_repo_settings()?;
+    let options = options(&args, &context)?;
+    let repo = context.open_repository(&repo_settings)?;
+    if args.dry_run.dry_run {
+        let plan = backup::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
+        let document = serde_json::json!({
+            "schema": SCHEMA, "id": plan.id.to_string(), "cluster": options.cluster.to_string(), "type": "full",
+            "timeline": plan.timeline.get(), "size_bytes": plan.size_bytes, "files": plan.files,
+            "tablespaces": plan.tablespaces, "warnings": plan.warnings,
+        });
+        output::result(global.form(), &document, || {
+            format!(
+                "would take the full backup {} of '{}': {} in {} files, {} tablespaces\n",
+                plan.id,
+                options.cluster,
+                human_bytes(plan.size_bytes),
+                plan.files,
+                plan.tablespaces
+            )
+        })?;
+        return Ok(Exit::Done);
+    }
+    if args.backup_type != TypeArg::Full {
+        context.ctx.progress.note("taking a full backup: this version has no incremental ones yet");
+    }
+    let began = Instant::now();
+    let report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    for w in &report.warnings {
+        output::warning(w);
+    }
+    let entry = &report.entry;
+    let document = BackupDocument::new(options.cluster.as_str(), entry, &repo_settings.name, &report.warnings);
+    output::result(global.form(), &document, || {
+        format!(
+            "{}\n  {} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
+            entry.id,
+            human_bytes(entry.read_bytes),
+            human_bytes(entry.stored_bytes),
+            entry.size_bytes as f64 / entry.stored_bytes.max(1) as f64,
+            entry.lsn_start,
+            entry.lsn_stop,
+            entry.timeline,
+            human_duration(began.elapsed())
+        )
+    })?;
+    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failure> {
+    let mut annotations = BTreeMap::new();
+    for a in &args.annotate {
+        let (k, v) = a.split_once('=').filter(|(k, _)| !k.is_empty()).ok_or_else(|| {
+            Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE"))
+        })?;
+        annotations.insert(k.to_owned(), v.to_owned());
+    }
+    Ok(BackupOptions {
+        cluster: context.cluster()?,
+        pgdata: context.pgdata()?,
+        connect: context.connect_options()?,
+        connect_timeout: CONNECT_TIMEOUT,
+        jobs: context.jobs(),
+        compression: compression(&args.compress)?,
+        keep: args.keep,
+        annotations,
+        archive_timeout: args.archive_timeout.0,
+    })
+}
+
+pub fn compression(text: &str) -> Result<Compression, Failure> {
+    Compression::parse(text).ok_or_else(|| {
+        Failure::usage("E-COMPRESSION", format!("'{text}' is not a compression"))
+            .hint("none, lz4, zstd, or zstd:LEVEL with a level from -7 to 19")
+    })
+}

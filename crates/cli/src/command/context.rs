@@ -1,0 +1,176 @@
+//! From settings to what the engine takes: an opened repository, connection options, a context.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgark_engine::cluster::ConnectOptions;
+use pgark_engine::{Ctx, EngineError, FailureClass};
+use pgark_repo::keyring::Unlock;
+use pgark_repo::names::ClusterName;
+use pgark_repo::store::{LocalStore, Store, StoreErrorKind};
+use pgark_repo::{RepoError, Repository};
+use zeroize::Zeroizing;
+
+use crate::args::{ConfirmArgs, GlobalArgs};
+use crate::failure::{Exit, Failure};
+use crate::settings::repo_url::Scheme;
+use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
+use crate::{output, progress};
+
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub struct Context {
+    pub settings: Settings,
+    pub ctx: Ctx,
+}
+
+impl Context {
+    pub fn new(global: &GlobalArgs) -> Result<Self, Failure> {
+        let settings = Settings::load(&global.overrides()?, &Environment::from_process())?;
+        settings.warnings.iter().for_each(|w| output::warning(w));
+        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)) })
+    }
+
+    pub fn cluster_settings(&self) -> Result<&ClusterSettings, Failure> {
+        self.settings.cluster()
+    }
+
+    pub fn cluster(&self) -> Result<ClusterName, Failure> {
+        ClusterName::parse(&self.cluster_settings()?.name).map_err(|e| {
+            Failure::usage("E-CLUSTER-NAME", e.to_string())
+                .hint("letters, digits, '.', '_' and '-', at most 64, not beginning with '.' or '-'")
+        })
+    }
+
+    pub fn jobs(&self) -> usize {
+        self.settings.jobs.value.get().try_into().unwrap_or(1)
+    }
+
+    /// The repository to read from.
+    pub fn repo_settings(&self) -> Result<RepoSettings, Failure> {
+        let mut all = self.settings.selected_repos()?;
+        if all.is_empty() {
+            return Err(Failure::usage("E-REPO-CHOICE", "no repository is configured")
+                .hint("give --repo with a path or URL, or set it in pgark.toml"));
+        }
+        Ok(all.remove(0))
+    }
+
+    /// The repository to write to. Writing to several at once is not supported yet.
+    pub fn one_repo_settings(&self) -> Result<RepoSettings, Failure> {
+        let all = self.settings.selected_repos()?;
+        if all.len() > 1 {
+            return Err(Failure::refused("E-REPO-SEVERAL", "writing to several repositories at once is not supported yet")
+                .hint("choose one with --repo"));
+        }
+        self.repo_settings()
+    }
+
+    pub fn open_repository(&self, settings: &RepoSettings) -> Result<Repository, Failure> {
+        let store = open_store(settings, Missing::Refuse)?;
+        let unlock = self.unlock(settings)?;
+        Repository::open(store, &unlock).map_err(|e| engine_failure(e.into()))
+    }
+
+    pub fn unlock(&self, settings: &RepoSettings) -> Result<Unlock, Failure> {
+        let passphrase = settings.passphrase.read()?.map(|s| Zeroizing::new(s.expose().to_vec()));
+        Ok(Unlock { passphrase, age_identities: None })
+    }
+
+    pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {
+        let cluster = self.cluster_settings()?;
+        let mut keywords = cluster.libpq.clone();
+        for (name, source) in &cluster.libpq_secrets {
+            if let Some(secret) = source.read()? {
+                let value = secret.expose_str().ok_or_else(|| {
+                    Failure::failed("E-SECRET-TEXT", format!("the value for {name} is not valid UTF-8"))
+                })?;
+                keywords.push((name.clone(), value.to_owned()));
+            }
+        }
+        Ok(ConnectOptions::new(keywords))
+    }
+
+    pub fn pgdata(&self) -> Result<PathBuf, Failure> {
+        self.cluster_settings()?.pgdata.clone().ok_or_else(|| {
+            Failure::usage("E-PGDATA", "the data directory of the cluster is not known")
+                .hint("give --pgdata, set PGDATA, or set pgdata for the cluster in pgark.toml")
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    Refuse,
+    Create,
+}
+
+pub fn open_store(settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    match settings.url.scheme {
+        Scheme::File => local_store(Path::new(&settings.url.path), missing),
+        other => Err(Failure::refused(
+            "E-REPO-SCHEME",
+            format!("repositories on {} are not supported yet", other.name()),
+        )
+        .hint("use a local or mounted path")),
+    }
+}
+
+/// A store by the URL that a repository gave itself (`Store::url`).
+pub fn store_by_url(url: &str) -> Result<Arc<dyn Store>, Failure> {
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    local_store(Path::new(path), Missing::Refuse)
+}
+
+fn local_store(path: &Path, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    let opened = match missing {
+        Missing::Create => LocalStore::create(path),
+        Missing::Refuse => LocalStore::open(path),
+    };
+    match opened {
+        Ok(s) => Ok(Arc::new(s)),
+        Err(e) if e.kind() == StoreErrorKind::NotFound => {
+            Err(engine_failure(RepoError::NoRepository { url: path.display().to_string() }.into()))
+        }
+        Err(e) => Err(engine_failure(RepoError::from(e).into())),
+    }
+}
+
+/// The engine's verdict as exit code and message.
+pub fn engine_failure(e: EngineError) -> Failure {
+    let exit = match e.class() {
+        FailureClass::Failed => Exit::Failed,
+        FailureClass::Refused => Exit::Refused,
+        FailureClass::Cancelled => Exit::Cancelled,
+        FailureClass::NoRepository => Exit::NoRepository,
+        FailureClass::Locked => Exit::Locked,
+        FailureClass::WrongKey => Exit::WrongKey,
+        FailureClass::Damaged => Exit::Damage,
+    };
+    let failure = Failure::new(e.code(), exit, e.to_string());
+    match e.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Asks on a terminal; without one `--yes` is needed.
+pub fn confirm(confirm: &ConfirmArgs, question: &str) -> Result<(), Failure> {
+    if confirm.yes {
+        return Ok(());
+    }
+    let declined = || Failure::new("E-CANCELLED", Exit::Cancelled, "nothing was changed");
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Err(Failure::refused("E-CONFIRM", format!("{question}: this needs a confirmation")).hint("repeat with --yes"));
+    }
+    let mut stderr = std::io::stderr();
+    let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    match (asked, read) {
+        (Ok(()), Ok(_)) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(declined()),
+    }
+}

@@ -1,0 +1,328 @@
+//! The JSON documents, as scripts rely on them. Wire types only; the engine's own types are free to change.
+
+use jiff::Timestamp;
+use pgark_engine::info::{ClusterInfo, Window};
+use pgark_engine::restore::RestorePlan;
+use pgark_engine::restore::resolve::StopHow;
+use pgark_engine::verify::{Depth, ProblemKind, VerifyReport};
+use pgark_repo::catalog::{BackupEntry, Evidence};
+use serde::Serialize;
+
+use crate::failure::SCHEMA;
+
+#[derive(Serialize)]
+pub struct BackupDocument {
+    schema: u32,
+    id: String,
+    cluster: String,
+    kind: &'static str,
+    #[serde(rename = "type")]
+    backup_type: &'static str,
+    started: Timestamp,
+    finished: Timestamp,
+    lsn_start: String,
+    lsn_stop: String,
+    timeline: u32,
+    size_bytes: u64,
+    read_bytes: u64,
+    stored_bytes: u64,
+    bad_blocks: u64,
+    repos: Vec<RepoOutcome>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RepoOutcome {
+    name: String,
+    ok: bool,
+}
+
+impl BackupDocument {
+    pub fn new(cluster: &str, e: &BackupEntry, repo: &str, warnings: &[String]) -> Self {
+        BackupDocument {
+            schema: SCHEMA,
+            id: e.id.to_string(),
+            cluster: cluster.into(),
+            kind: "physical",
+            backup_type: "full",
+            started: e.started,
+            finished: e.finished,
+            lsn_start: e.lsn_start.to_string(),
+            lsn_stop: e.lsn_stop.to_string(),
+            timeline: e.timeline.get(),
+            size_bytes: e.size_bytes,
+            read_bytes: e.read_bytes,
+            stored_bytes: e.stored_bytes,
+            bad_blocks: e.bad_blocks,
+            repos: vec![RepoOutcome { name: repo.into(), ok: true }],
+            warnings: warnings.to_vec(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct InfoDocument {
+    schema: u32,
+    clusters: Vec<ClusterDocument>,
+}
+
+#[derive(Serialize)]
+struct ClusterDocument {
+    name: String,
+    system_id: String,
+    pg_version: String,
+    windows: Vec<WindowDocument>,
+    gaps: Vec<GapDocument>,
+    backups: Vec<BackupLine>,
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub struct WindowDocument {
+    timeline: u32,
+    from_time: Option<Timestamp>,
+    to_time: Option<Timestamp>,
+    from_lsn: String,
+    to_lsn: String,
+}
+
+#[derive(Serialize)]
+struct GapDocument {
+    timeline: u32,
+    from_segment: String,
+    to_segment: String,
+    segments: u64,
+}
+
+#[derive(Serialize)]
+struct BackupLine {
+    id: String,
+    kind: &'static str,
+    #[serde(rename = "type")]
+    backup_type: &'static str,
+    started: Option<Timestamp>,
+    finished: Option<Timestamp>,
+    complete: bool,
+    running: bool,
+    lsn_start: Option<String>,
+    lsn_stop: Option<String>,
+    timeline: Option<u32>,
+    size_bytes: u64,
+    stored_bytes: u64,
+    bad_blocks: u64,
+    kept: bool,
+    evidence: Option<&'static str>,
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+pub fn evidence(e: Evidence) -> &'static str {
+    match e {
+        Evidence::Stored => "stored",
+        Evidence::Authenticated => "authenticated",
+        Evidence::Started => "started",
+        Evidence::Replayed => "replayed",
+    }
+}
+
+impl From<&Window> for WindowDocument {
+    fn from(w: &Window) -> Self {
+        WindowDocument {
+            timeline: w.timeline.get(),
+            from_time: w.from_time,
+            to_time: w.to_time,
+            from_lsn: w.from_lsn.to_string(),
+            to_lsn: w.to_lsn.to_string(),
+        }
+    }
+}
+
+impl InfoDocument {
+    pub fn new(clusters: &[ClusterInfo]) -> Self {
+        InfoDocument { schema: SCHEMA, clusters: clusters.iter().map(cluster_document).collect() }
+    }
+}
+
+pub fn version_text(num: u32) -> String {
+    match num % 10_000 {
+        0 => (num / 10_000).to_string(),
+        minor => format!("{}.{minor}", num / 10_000),
+    }
+}
+
+fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
+    let gap = |g: &pgark_engine::info::Gap| {
+        let (from_segment, to_segment) = g.names(c.segment_size);
+        GapDocument { timeline: g.timeline.get(), from_segment, to_segment, segments: g.last.0 - g.first.0 + 1 }
+    };
+    let mut backups: Vec<BackupLine> = c.backups.iter().map(complete_line).collect();
+    backups.extend(c.incomplete.iter().map(|i| BackupLine {
+        id: i.id.to_string(),
+        kind: "physical",
+        backup_type: "full",
+        started: i.started,
+        finished: None,
+        complete: false,
+        running: i.running,
+        lsn_start: None,
+        lsn_stop: None,
+        timeline: None,
+        size_bytes: 0,
+        stored_bytes: 0,
+        bad_blocks: 0,
+        kept: false,
+        evidence: None,
+        annotations: Default::default(),
+    }));
+    ClusterDocument {
+        name: c.name.to_string(),
+        system_id: c.system_id.to_string(),
+        pg_version: version_text(c.version_num),
+        windows: c.windows.iter().map(WindowDocument::from).collect(),
+        gaps: c.gaps.iter().map(gap).collect(),
+        backups,
+        problems: c.problems.clone(),
+    }
+}
+
+fn complete_line(b: &BackupEntry) -> BackupLine {
+    BackupLine {
+        id: b.id.to_string(),
+        kind: "physical",
+        backup_type: "full",
+        started: Some(b.started),
+        finished: Some(b.finished),
+        complete: true,
+        running: false,
+        lsn_start: Some(b.lsn_start.to_string()),
+        lsn_stop: Some(b.lsn_stop.to_string()),
+        timeline: Some(b.timeline.get()),
+        size_bytes: b.size_bytes,
+        stored_bytes: b.stored_bytes,
+        bad_blocks: b.bad_blocks,
+        kept: b.kept,
+        evidence: Some(evidence(b.evidence)),
+        annotations: b.annotations.clone(),
+    }
+}
+
+#[derive(Serialize)]
+pub struct RestoreDocument {
+    schema: u32,
+    backup: String,
+    target: String,
+    resolved: ResolvedDocument,
+    wal: WalSpan,
+    notes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_restored: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<StartedDocument>,
+}
+
+#[derive(Serialize)]
+struct ResolvedDocument {
+    time: Option<Timestamp>,
+    lsn: String,
+    timeline: u32,
+}
+
+#[derive(Serialize)]
+struct WalSpan {
+    from: String,
+    to: String,
+}
+
+#[derive(Serialize)]
+pub struct StartedDocument {
+    pub reached: String,
+    pub promoted: bool,
+    pub running: bool,
+    pub port: u16,
+    pub socket_dir: String,
+    pub pid: u32,
+}
+
+impl RestoreDocument {
+    pub fn new(plan: &RestorePlan) -> Self {
+        let size = plan.record.segment_size;
+        let time = match (&plan.target, plan.stop.how) {
+            (pgark_engine::restore::Target::Time { at, .. }, StopHow::Record { .. }) => Some(*at),
+            _ => plan.stop.time,
+        };
+        RestoreDocument {
+            schema: SCHEMA,
+            backup: plan.backup.id.to_string(),
+            target: plan.target.to_string(),
+            resolved: ResolvedDocument { time, lsn: plan.stop.end.to_string(), timeline: plan.timeline.get() },
+            wal: WalSpan { from: plan.wal_from.format(size), to: plan.wal_to.format(size) },
+            notes: plan.notes.clone(),
+            bytes_restored: None,
+            duration_ms: None,
+            started: None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct VerifyDocument {
+    schema: u32,
+    ok: bool,
+    depth: &'static str,
+    backups: Vec<String>,
+    objects_checked: u64,
+    bytes_checked: u64,
+    problems: Vec<ProblemDocument>,
+}
+
+#[derive(Serialize)]
+struct ProblemDocument {
+    object: String,
+    kind: &'static str,
+    what: String,
+    backups: Vec<String>,
+    windows: Vec<WindowDocument>,
+}
+
+pub fn problem_kind(k: ProblemKind) -> &'static str {
+    match k {
+        ProblemKind::Missing => "missing",
+        ProblemKind::Damaged => "damaged",
+        ProblemKind::Unexpected => "unexpected",
+        ProblemKind::Gap => "gap",
+        ProblemKind::Broken => "broken",
+        ProblemKind::Conflict => "conflict",
+    }
+}
+
+impl VerifyDocument {
+    pub fn new(r: &VerifyReport, depth: Depth) -> Self {
+        let problem = |p: &pgark_engine::verify::Problem| ProblemDocument {
+            object: p.object.clone(),
+            kind: problem_kind(p.kind),
+            what: p.what.clone(),
+            backups: p.backups.iter().map(ToString::to_string).collect(),
+            windows: p
+                .windows
+                .iter()
+                .map(|w| WindowDocument {
+                    timeline: w.timeline.get(),
+                    from_time: w.from_time,
+                    to_time: w.to_time,
+                    from_lsn: w.from_lsn.to_string(),
+                    to_lsn: w.to_lsn.to_string(),
+                })
+                .collect(),
+        };
+        VerifyDocument {
+            schema: SCHEMA,
+            ok: r.problems.is_empty(),
+            depth: if depth == Depth::Full { "full" } else { "quick" },
+            backups: r.backups_checked.iter().map(ToString::to_string).collect(),
+            objects_checked: r.objects_checked,
+            bytes_checked: r.bytes_checked,
+            problems: r.problems.iter().map(problem).collect(),
+        }
+    }
+}

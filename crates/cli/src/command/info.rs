@@ -1,0 +1,159 @@
+//! `info`: what there is, and what can be restored from it.
+
+use clap::{Args, ValueEnum};
+use pgark_engine::info::{self, ClusterInfo};
+use pgark_repo::catalog::BackupEntry;
+use pgark_repo::record::BackupRecord;
+
+use super::Outcome;
+use super::context::{Context, engine_failure};
+use super::delete::parse_id;
+use super::documents::{InfoDocument, evidence, version_text};
+use crate::args::GlobalArgs;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, Align, Form, Table, human_bytes, timestamp};
+
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// One backup in detail
+    id: Option<String>,
+    /// The form; pgbackrest-json is for tools that read 'pgbackrest info --output=json'
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    output: OutputArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputArg {
+    Text,
+    Json,
+    PgbackrestJson,
+}
+
+pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    let repo = context.open_repository(&context.repo_settings()?)?;
+    let form = if args.output == OutputArg::Json { Form::Json } else { global.form() };
+    // Without a name, what is there is what is of interest.
+    let named = global.cluster.is_some() || std::env::var_os("PGARK_CLUSTER").is_some();
+    let cluster = context.cluster()?;
+    let only = (named || args.id.is_some()).then_some(&cluster);
+    let clusters = info::info(&repo, only, &context.ctx).map_err(engine_failure)?;
+    if let Some(id) = &args.id {
+        let id = parse_id(id)?;
+        let found = clusters.iter().flat_map(|c| &c.backups).find(|b| b.id == id);
+        let none = || pgark_repo::RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() };
+        let entry = found.ok_or_else(|| engine_failure(none().into()))?;
+        let record = BackupRecord::load(&repo, &cluster, &id, &entry.record).map_err(|e| engine_failure(e.into()))?;
+        let document = serde_json::json!({
+            "schema": crate::failure::SCHEMA, "id": id.to_string(), "cluster": cluster.to_string(),
+            "started": record.started, "finished": record.finished, "program": record.program,
+            "lsn_start": record.lsn_start, "lsn_stop": record.lsn_stop, "timeline": record.timeline,
+            "pg_version": version_text(record.version_num), "data_checksums": record.data_checksums,
+            "files": record.totals.files, "size_bytes": record.totals.size_bytes, "stored_bytes": entry.stored_bytes,
+            "packs": record.totals.packs, "bad_blocks": record.bad_blocks, "vanished_files": record.vanished_files,
+            "tablespaces": record.tablespaces.iter().map(|t| serde_json::json!({"oid": t.oid,
+                "location": String::from_utf8_lossy(&t.location)})).collect::<Vec<_>>(),
+            "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
+        });
+        output::result(form, &document, || serde_json::to_string_pretty(&document).unwrap_or_default() + "\n")?;
+        return Ok(Exit::Done);
+    }
+    if args.output == OutputArg::PgbackrestJson {
+        return pgbackrest(&clusters);
+    }
+    output::result(form, &InfoDocument::new(&clusters), || clusters.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    Ok(Exit::Done)
+}
+
+fn text(c: &ClusterInfo) -> String {
+    let mut out = format!("cluster {}: PostgreSQL {}, system identifier {}\n", c.name, version_text(c.version_num), c.system_id);
+    let mut table = Table::new(&[
+        ("backup", Align::Left),
+        ("type", Align::Left),
+        ("finished (UTC)", Align::Left),
+        ("size", Align::Right),
+        ("stored", Align::Right),
+        ("proven", Align::Left),
+        ("", Align::Left),
+    ]);
+    for b in &c.backups {
+        let mut remarks = vec![];
+        if b.kept {
+            remarks.push("kept".to_owned());
+        }
+        if b.bad_blocks > 0 {
+            remarks.push(format!("{} damaged pages in the source", b.bad_blocks));
+        }
+        table.row([
+            b.id.to_string(),
+            "full".into(),
+            timestamp(b.finished),
+            human_bytes(b.size_bytes),
+            human_bytes(b.stored_bytes),
+            evidence(b.evidence).into(),
+            remarks.join(", "),
+        ]);
+    }
+    for i in &c.incomplete {
+        let state = if i.running { "running" } else { "interrupted" };
+        table.row([i.id.to_string(), "full".into(), state.into(), String::new(), String::new(), String::new(), String::new()]);
+    }
+    if c.backups.is_empty() && c.incomplete.is_empty() {
+        out += "  no backups\n";
+    } else {
+        out += &indent(&table.to_text());
+    }
+    for w in &c.windows {
+        let time = |t: Option<jiff::Timestamp>| t.map_or("?".into(), timestamp);
+        out += &format!(
+            "  can be restored to any moment from {} to {} (timeline {}, {} to {})\n",
+            time(w.from_time),
+            time(w.to_time),
+            w.timeline,
+            w.from_lsn,
+            w.to_lsn
+        );
+    }
+    for g in &c.gaps {
+        let (first, last) = g.names(c.segment_size);
+        out += &format!("  WAL GAP on timeline {}: {first} to {last} ({} segments)\n", g.timeline, g.last.0 - g.first.0 + 1);
+    }
+    for p in &c.problems {
+        out += &format!("  PROBLEM: {p}\n");
+    }
+    out
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|l| format!("  {l}\n")).collect()
+}
+
+/// What monitoring made for pgBackRest reads, as far as it applies.
+fn pgbackrest(clusters: &[ClusterInfo]) -> Result<Outcome, Failure> {
+    let backup = |b: &BackupEntry| {
+        serde_json::json!({
+            "label": b.id.to_string(), "type": "full", "prior": null, "reference": null, "error": b.bad_blocks > 0,
+            "timestamp": {"start": b.started.as_second(), "stop": b.finished.as_second()},
+            "lsn": {"start": b.lsn_start, "stop": b.lsn_stop},
+            "info": {"size": b.size_bytes, "delta": b.read_bytes,
+                "repository": {"size": b.stored_bytes, "delta": b.stored_bytes}},
+            "database": {"id": 1, "repo-key": 1}, "annotation": b.annotations,
+        })
+    };
+    let stanzas: Vec<_> = clusters
+        .iter()
+        .map(|c| {
+            let ok = !c.backups.is_empty();
+            let system_id: serde_json::Value = c.system_id.0.into();
+            serde_json::json!({
+                "name": c.name.to_string(), "cipher": "unknown",
+                "status": {"code": if ok { 0 } else { 2 }, "message": if ok { "ok" } else { "no valid backups" },
+                    "lock": {"backup": {"held": c.incomplete.iter().any(|i| i.running)}}},
+                "db": [{"id": 1, "repo-key": 1, "system-id": system_id, "version": version_text(c.version_num / 10_000 * 10_000)}],
+                "backup": c.backups.iter().map(backup).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    output::write_json(&mut std::io::stdout().lock(), &stanzas)?;
+    Ok(Exit::Done)
+}

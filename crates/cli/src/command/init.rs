@@ -1,0 +1,162 @@
+//! `init`: repository, key and cluster; prints what to add to `postgresql.conf`.
+
+use clap::Args;
+use pgark_engine::register::{self, Identity, Registered};
+use pgark_repo::crypto::Algorithm;
+use pgark_repo::keyring::NewKeys;
+use serde::Serialize;
+
+use super::Outcome;
+use super::context::{CONNECT_TIMEOUT, Context, Missing, engine_failure, open_store};
+use crate::args::{DryRunArgs, GlobalArgs};
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output;
+use crate::settings::RepoSettings;
+use crate::settings::schema::Encryption;
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// How new data is encrypted; 'none' only when written out
+    #[arg(long, value_name = "CIPHER", value_parser = ["aes-256-gcm", "chacha20-poly1305", "none"])]
+    encryption: Option<String>,
+    /// Public key (age1…) whose owner can open the repository too; repeatable
+    #[arg(long = "age-recipient", value_name = "KEY")]
+    age_recipients: Vec<String>,
+    /// Register another cluster under a name that is taken: after an upgrade or a new initdb
+    #[arg(long)]
+    adopt: bool,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
+}
+
+#[derive(Serialize)]
+struct InitDocument {
+    schema: u32,
+    repository: String,
+    repository_created: bool,
+    encryption: Algorithm,
+    cluster: String,
+    cluster_registered: bool,
+    system_id: String,
+    settings: Vec<Setting>,
+}
+
+#[derive(Serialize)]
+struct Setting {
+    name: &'static str,
+    value: String,
+    /// What the running server has, when it could be asked.
+    current: Option<String>,
+}
+
+pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    let settings = context.one_repo_settings()?;
+    let unlock = context.unlock(&settings)?;
+    let encryption = encryption(&args, &settings);
+    if encryption != Algorithm::None && unlock.is_empty() {
+        return Err(Failure::new("E-KEY-REQUIRED", Exit::WrongKey, "the repository is to be encrypted and no passphrase was given")
+            .hint("give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND; or write out --encryption none"));
+    }
+    let keys = NewKeys { encryption, unlock, age_recipients: args.age_recipients };
+    let cluster = context.cluster()?;
+    let connect = context.connect_options()?;
+    let pgdata = context.cluster_settings()?.pgdata.clone();
+    let mut sources = vec![];
+    if let Some(dir) = &pgdata {
+        sources.push(Identity::Directory(dir));
+    }
+    sources.push(Identity::Server(&connect, CONNECT_TIMEOUT));
+    if args.dry_run.dry_run {
+        output::text(&format!("would create or open {}, and register cluster '{cluster}' there\n", settings.url))?;
+        return Ok(Exit::Done);
+    }
+    let store = open_store(&settings, Missing::Create)?;
+    let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
+    let document = InitDocument {
+        schema: SCHEMA,
+        repository: settings.url.to_string(),
+        repository_created: done.repository_created,
+        encryption: done.repository.encryption(),
+        cluster: cluster.to_string(),
+        cluster_registered: done.cluster_registered,
+        system_id: done.lineage.system_id.to_string(),
+        settings: settings_to_add(&done, global, &settings)?,
+    };
+    output::result(global.form(), &document, || text(&document))?;
+    Ok(Exit::Done)
+}
+
+fn encryption(args: &InitArgs, settings: &RepoSettings) -> Algorithm {
+    match args.encryption.as_deref() {
+        Some("none") => Algorithm::None,
+        Some("chacha20-poly1305") => Algorithm::ChaCha20Poly1305,
+        Some(_) => Algorithm::Aes256Gcm,
+        None => match settings.encryption {
+            Encryption::None => Algorithm::None,
+            _ => Algorithm::Aes256Gcm,
+        },
+    }
+}
+
+/// The command line that PostgreSQL's archiver needs: this program with the settings that this call was given.
+fn settings_to_add(done: &Registered, global: &GlobalArgs, repo: &RepoSettings) -> Result<Vec<Setting>, Failure> {
+    let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+    let mut words = vec![program.to_string_lossy().into_owned(), "archive-push".to_owned()];
+    let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
+    if let Some(config) = &global.config {
+        add("--config", config.to_string_lossy().into_owned());
+    }
+    if !global.repo.is_empty() {
+        add("--repo", repo.url.to_string());
+    } else if global.config.is_none() && std::env::var_os("PGARK_REPO").is_some() {
+        add("--repo", repo.url.to_string());
+    }
+    if let Some(file) = global.passphrase_file.clone().or_else(|| std::env::var_os("PGARK_PASSPHRASE_FILE").map(Into::into)) {
+        add("--passphrase-file", file.to_string_lossy().into_owned());
+    }
+    let cluster = global.cluster.clone().or_else(|| std::env::var("PGARK_CLUSTER").ok());
+    if let Some(cluster) = cluster {
+        add("--cluster", cluster);
+    }
+    let command = words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ") + " \"%p\"";
+    let seen = done.inspection.as_ref();
+    Ok(vec![
+        Setting { name: "archive_mode", value: "on".into(), current: seen.and_then(|i| i.archive_mode.clone()) },
+        Setting { name: "archive_command", value: command, current: seen.and_then(|i| i.archive_command.clone()) },
+        Setting { name: "wal_level", value: "replica".into(), current: seen.and_then(|i| i.wal_level.clone()) },
+    ])
+}
+
+/// One word for the shell that runs `archive_command`, and for its `%` expansion.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,".contains(c);
+    if word.chars().all(plain) && !word.is_empty() {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''").replace('%', "%%"))
+}
+
+fn text(d: &InitDocument) -> String {
+    let mut out = format!(
+        "repository {} {}\ncluster '{}' (system identifier {}) {}\n",
+        d.repository,
+        if d.repository_created { "created" } else { "was there" },
+        d.cluster,
+        d.system_id,
+        if d.cluster_registered { "registered" } else { "was registered" },
+    );
+    if d.encryption == Algorithm::None {
+        out += "WARNING: the repository is not encrypted\n";
+    } else if d.repository_created {
+        out += "Keep the passphrase in a second, safe place: without it nothing can be restored.\n";
+    }
+    out += "\nIn postgresql.conf:\n";
+    for s in &d.settings {
+        let value = s.value.replace('\\', r"\\").replace('\'', "''");
+        let value = if value.contains([' ', '\'', '/']) { format!("'{value}'") } else { value };
+        let fine = s.current.as_deref() == Some(s.value.as_str());
+        out += &format!("  {} = {value}{}\n", s.name, if fine { "   # as it is" } else { "" });
+    }
+    out + "A change of archive_mode or wal_level needs a restart. Then: pgark check\n"
+}

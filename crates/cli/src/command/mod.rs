@@ -1,0 +1,84 @@
+//! The commands, one file each: arguments to options, a call, output.
+
+mod archive;
+mod backup;
+mod check;
+mod config;
+mod context;
+mod delete;
+mod demo;
+mod documents;
+mod info;
+mod init;
+mod misc;
+mod restore;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+use crate::args::GlobalArgs;
+use crate::failure::{Exit, Failure};
+
+/// How a command ended that did not fail.
+pub type Outcome = Exit;
+
+/// Backs up, archives, restores and rehearses PostgreSQL, and proves that it works.
+#[derive(Debug, Parser)]
+#[command(name = "pgark", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show it: a throw-away cluster, a backup, a disaster, recovery to just before it, and the proof
+    Demo(demo::DemoArgs),
+    /// Create the repository and its key when missing, register the cluster, print the settings to add
+    Init(init::InitArgs),
+    /// Prove the set-up end to end
+    #[command(alias = "doctor")]
+    Check(check::CheckArgs),
+    /// Back up the cluster
+    Backup(backup::BackupArgs),
+    /// List backups, recoverable time windows, WAL gaps and sizes
+    #[command(aliases = ["list", "list-backups"])]
+    Info(info::InfoArgs),
+    /// Store one WAL file: PostgreSQL's archive_command
+    ArchivePush(archive::PushArgs),
+    /// Fetch one WAL file: PostgreSQL's restore_command
+    ArchiveGet(archive::GetArgs),
+    /// Restore the cluster, to now or to a moment in the past
+    Restore(restore::RestoreArgs),
+    /// Read and authenticate everything that backups and WAL consist of
+    Verify(verify::VerifyArgs),
+    /// Remove a backup
+    Delete(delete::DeleteArgs),
+    /// Check the configuration, or explain where a value comes from
+    Config(config::ConfigArgs),
+    /// Print shell completions
+    Completions(misc::CompletionsArgs),
+    /// Print the manual page, or write all manual pages into a directory
+    Man(misc::ManArgs),
+}
+
+pub fn run(cli: Cli) -> Result<Outcome, Failure> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Demo(a) => demo::run(a, global),
+        Command::Init(a) => init::run(a, global),
+        Command::Check(a) => check::run(a, global),
+        Command::Backup(a) => backup::run(a, global),
+        Command::Info(a) => info::run(a, global),
+        Command::ArchivePush(a) => archive::push(a, global),
+        Command::ArchiveGet(a) => archive::get(a, global),
+        Command::Restore(a) => restore::run(a, global),
+        Command::Verify(a) => verify::run(a, global),
+        Command::Delete(a) => delete::run(a, global),
+        Command::Config(a) => config::run(a, global),
+        Command::Completions(a) => misc::completions(a),
+        Command::Man(a) => misc::man(a),
+    }
+}

@@ -1,0 +1,330 @@
+//! `restore`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use pgark_engine::restore::start::start;
+use pgark_engine::restore::{
+    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Target, TargetAction, TimelineChoice, run as restoring,
+};
+use pgark_pg::value::TimelineId;
+use pgark_repo::Repository;
+
+use super::Outcome;
+use super::context::{Context, engine_failure};
+use super::delete::parse_id;
+use super::documents::{RestoreDocument, StartedDocument};
+use crate::args::{DryRunArgs, GlobalArgs};
+use crate::failure::{Exit, Failure};
+use crate::output::{self, human_bytes, human_duration, timestamp};
+use crate::settings::units::Span;
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// A backup's id; 'latest' or nothing for the newest one that reaches the target
+    id: Option<String>,
+    /// The directory to restore into: absent or empty
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Recover to this moment, such as '2026-08-22 10:15:00+02'
+    #[arg(long, value_name = "TIME", group = "target")]
+    target_time: Option<String>,
+    /// Recover to this position, such as 2/F3000028
+    #[arg(long, value_name = "LSN", group = "target")]
+    target_lsn: Option<String>,
+    /// Recover to the end of this transaction
+    #[arg(long, value_name = "XID", group = "target")]
+    target_xid: Option<String>,
+    /// Recover to this restore point
+    #[arg(long, value_name = "NAME", group = "target")]
+    target_name: Option<String>,
+    /// Stop as soon as the backup is consistent
+    #[arg(long, group = "target")]
+    target_immediate: bool,
+    /// As in pgBackRest: default, immediate, time, lsn, xid or name, with --target
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "target", hide = true)]
+    target_type: Option<TypeArg>,
+    #[arg(long = "target", value_name = "VALUE", requires = "target_type", hide = true, id = "target_value")]
+    target_value: Option<String>,
+    /// latest, current (the backup's own) or a number
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    target_timeline: String,
+    /// Stop just before the target instead of just after it
+    #[arg(long)]
+    target_exclusive: bool,
+    /// What to do at the target
+    #[arg(long, value_name = "ACTION", default_value = "promote")]
+    target_action: ActionArg,
+    /// Put the tablespace that was at OLD (a path or an OID) into NEW; repeatable
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace_map: Vec<String>,
+    /// Whether the restored cluster archives; a copy must not archive into the original's history
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    archive_mode: ArchiveArg,
+    /// Start the server, check that recovery reached the planned end, then act as --target-action says
+    #[arg(long)]
+    start: bool,
+    /// Port for --start
+    #[arg(long, value_name = "PORT", requires = "start")]
+    port: Option<u16>,
+    /// Directory of the socket for --start; the restored directory when left out
+    #[arg(long, value_name = "DIR", requires = "start")]
+    socket_dir: Option<PathBuf>,
+    /// Directory with the postgres program for --start
+    #[arg(long, value_name = "DIR", requires = "start")]
+    pg_bin: Option<PathBuf>,
+    /// How long recovery may take with --start
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    recovery_timeout: Span,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TypeArg {
+    Default,
+    Immediate,
+    Time,
+    Lsn,
+    Xid,
+    Name,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ActionArg {
+    Pause,
+    Promote,
+    Shutdown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ArchiveArg {
+    Keep,
+    Off,
+}
+
+pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    let options = options(&args, &context)?;
+    let repo = context.open_repository(&context.repo_settings()?)?;
+    if args.dry_run.dry_run {
+        let (plan, remains) = restoring::prepare(&options, &repo, &[]).map_err(engine_failure)?;
+        output::result(global.form(), &RestoreDocument::new(&plan), || {
+            let left = if remains.are_there() { "  the remains of an interrupted restore there would be removed\n" } else { "" };
+            format!("would restore into {}\n{}{left}", options.to.display(), describe(&plan))
+        })?;
+        return Ok(Exit::Done);
+    }
+    let began = Instant::now();
+    let quiet = global.quiet;
+    let mut announce = |plan: &RestorePlan| {
+        if !quiet {
+            describe(plan).lines().for_each(|line| context.ctx.progress.note(line));
+        }
+    };
+    let (plan, report) = restoring::run(&options, &repo, &context.ctx, &mut announce).map_err(engine_failure)?;
+    for warning in &report.warnings {
+        output::warning(warning);
+    }
+    let mut document = RestoreDocument::new(&plan);
+    document.bytes_restored = Some(report.bytes_restored);
+    let started = if args.start { Some(start_server(&args, &options, &plan, &repo, &context)?) } else { None };
+    let duration = began.elapsed();
+    document.duration_ms = Some(duration.as_millis().try_into().unwrap_or(u64::MAX));
+    let done = done_text(&options, &plan, report.bytes_restored, duration, started.as_ref());
+    document.started = started;
+    output::result(global.form(), &document, || done)?;
+    let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED")) || !report.warnings.is_empty();
+    Ok(if degraded { Exit::Warnings } else { Exit::Done })
+}
+
+fn done_text(options: &RestoreOptions, plan: &RestorePlan, bytes: u64, took: Duration, started: Option<&StartedDocument>) -> String {
+    let mut out = format!(
+        "restored {} from backup {} into {} in {}\n",
+        human_bytes(bytes),
+        plan.backup.id,
+        options.to.display(),
+        human_duration(took)
+    );
+    out += &match started {
+        None => format!(
+            "  started with pg_ctl it recovers to {} and then does: {}\n",
+            plan.stop.end,
+            options.action.as_str()
+        ),
+        Some(s) => format!(
+            "  recovery reached the planned end {}{}; {}\n",
+            s.reached,
+            if s.promoted { " and the cluster was promoted" } else { "" },
+            if s.running { format!("it runs as process {} on port {}, socket in {}", s.pid, s.port, s.socket_dir) } else { "it was stopped".into() }
+        ),
+    };
+    out
+}
+
+fn start_server(
+    args: &RestoreArgs,
+    options: &RestoreOptions,
+    plan: &RestorePlan,
+    repo: &Repository,
+    context: &Context,
+) -> Result<StartedDocument, Failure> {
+    let start_options = StartOptions {
+        bin: args.pg_bin.clone(),
+        port: args.port,
+        socket_dir: args.socket_dir.clone(),
+        within: args.recovery_timeout.0,
+    };
+    let done = start(&options.to, plan, options.action, &start_options, &context.ctx).map_err(engine_failure)?;
+    if let Err(e) = restoring::record_replay(repo, &options.cluster, &plan.backup.id) {
+        tracing::warn!(target: "pgark", %e, "that the backup was recovered could not be recorded in the repository");
+    }
+    Ok(StartedDocument {
+        reached: done.reached.to_string(),
+        promoted: done.promoted,
+        running: done.running,
+        port: done.port,
+        socket_dir: done.socket_dir.to_string_lossy().into_owned(),
+        pid: done.pid,
+    })
+}
+
+/// What is about to happen, for the person who may still stop it.
+fn describe(plan: &RestorePlan) -> String {
+    let size = plan.record.segment_size;
+    let mut out = format!(
+        "  target    {}\n  backup    {} (finished {}, {})\n  recovery  from {} to {} on timeline {}, WAL {} to {}\n",
+        plan.target,
+        plan.backup.id,
+        timestamp(plan.backup.finished),
+        human_bytes(plan.record.totals.size_bytes),
+        plan.backup.lsn_start,
+        plan.stop.end,
+        plan.timeline,
+        plan.wal_from.format(size),
+        plan.wal_to.format(size),
+    );
+    for note in &plan.notes {
+        out += &format!("  {note}\n");
+    }
+    out
+}
+
+fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Failure> {
+    let backup = match args.id.as_deref() {
+        None | Some("latest") => None,
+        Some(id) => Some(parse_id(id)?),
+    };
+    let to = std::path::absolute(&args.to).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--to: {e}")))?;
+    let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+    Ok(RestoreOptions {
+        cluster: context.cluster()?,
+        backup,
+        to: clean(&to),
+        target: target(args)?,
+        timeline: timeline(&args.target_timeline)?,
+        action: match args.target_action {
+            ActionArg::Pause => TargetAction::Pause,
+            ActionArg::Promote => TargetAction::Promote,
+            ActionArg::Shutdown => TargetAction::Shutdown,
+        },
+        tablespace_map: tablespace_map(&args.tablespace_map)?,
+        archive_mode: if args.archive_mode == ArchiveArg::Keep { ArchiveMode::Keep } else { ArchiveMode::Off },
+        jobs: context.jobs(),
+        program,
+    })
+}
+
+/// Without a trailing slash, which would make the system follow a link.
+fn clean(path: &std::path::Path) -> PathBuf {
+    path.components().collect()
+}
+
+fn target(args: &RestoreArgs) -> Result<Target, Failure> {
+    let bound = if args.target_exclusive { Bound::Exclusive } else { Bound::Inclusive };
+    if let Some(kind) = args.target_type {
+        let value = || {
+            args.target_value.as_deref().ok_or_else(|| Failure::usage("E-TARGET", "this --type needs --target"))
+        };
+        return match kind {
+            TypeArg::Default => Ok(Target::Latest),
+            TypeArg::Immediate => Ok(Target::Immediate),
+            TypeArg::Time => parse_time(value()?, bound),
+            TypeArg::Lsn => parse_lsn(value()?, bound),
+            TypeArg::Xid => parse_xid(value()?, bound),
+            TypeArg::Name => parse_name(value()?),
+        };
+    }
+    match (&args.target_time, &args.target_lsn, &args.target_xid, &args.target_name) {
+        (Some(t), ..) => parse_time(t, bound),
+        (_, Some(l), ..) => parse_lsn(l, bound),
+        (_, _, Some(x), _) => parse_xid(x, bound),
+        (_, _, _, Some(n)) => parse_name(n),
+        _ if args.target_immediate => Ok(Target::Immediate),
+        _ => Ok(Target::Latest),
+    }
+}
+
+fn parse_time(text: &str, bound: Bound) -> Result<Target, Failure> {
+    let trimmed = text.trim();
+    let with_zone = trimmed.strip_suffix("UTC").map_or_else(|| trimmed.to_owned(), |t| format!("{}Z", t.trim_end()));
+    if let Ok(at) = with_zone.parse::<Timestamp>() {
+        return Ok(Target::Time { at, bound });
+    }
+    let civil: jiff::civil::DateTime = trimmed.parse().map_err(|_| {
+        Failure::usage("E-TARGET-TIME", format!("'{text}' is not a time")).hint("such as '2026-08-22 10:15:00+02' or 2026-08-22T08:15:00Z")
+    })?;
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("E-TARGET-ZONE", format!("'{text}' has no time zone"))
+            .hint("add an offset, such as '+00' for UTC; the local zone is taken on a terminal only"));
+    }
+    let zoned = civil.to_zoned(jiff::tz::TimeZone::system()).map_err(|e| Failure::usage("E-TARGET-TIME", e.to_string()))?;
+    Ok(Target::Time { at: zoned.timestamp(), bound })
+}
+
+fn parse_lsn(text: &str, bound: Bound) -> Result<Target, Failure> {
+    let lsn = text.trim().parse().map_err(|_| {
+        Failure::usage("E-TARGET-LSN", format!("'{text}' is not a wal position")).hint("such as 2/F3000028, as pg_current_wal_lsn() prints it")
+    })?;
+    Ok(Target::Lsn { lsn, bound })
+}
+
+fn parse_xid(text: &str, bound: Bound) -> Result<Target, Failure> {
+    let full: u64 = text.trim().parse().map_err(|_| {
+        Failure::usage("E-TARGET-XID", format!("'{text}' is not a transaction id")).hint("a number, as pg_current_xact_id() prints it")
+    })?;
+    // WAL holds the lower half; the upper half counts how often it wrapped.
+    Ok(Target::Xid { xid: u32::try_from(full & u64::from(u32::MAX)).unwrap_or(0), bound })
+}
+
+fn parse_name(text: &str) -> Result<Target, Failure> {
+    if text.is_empty() || text.len() > 63 {
+        return Err(Failure::usage("E-TARGET-NAME", "a restore point's name has 1 to 63 bytes"));
+    }
+    Ok(Target::Name(text.to_owned()))
+}
+
+fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
+    match text {
+        "latest" => Ok(TimelineChoice::Latest),
+        "current" => Ok(TimelineChoice::Current),
+        n => n.parse().ok().and_then(TimelineId::new).map(TimelineChoice::Number).ok_or_else(|| {
+            Failure::usage("E-TIMELINE", format!("'{text}' is not a timeline")).hint("latest, current, or a number")
+        }),
+    }
+}
+
+fn tablespace_map(maps: &[String]) -> Result<Vec<(String, PathBuf)>, Failure> {
+    maps.iter()
+        .map(|m| match m.split_once('=') {
+            Some((old, new)) if !old.is_empty() && !new.is_empty() => {
+                let new = std::path::absolute(new).map_err(|e| Failure::usage("E-TABLESPACE-MAP", e.to_string()))?;
+                Ok((old.trim_end_matches('/').to_owned(), clean(&new)))
+            }
+            _ => Err(Failure::usage("E-TABLESPACE-MAP", format!("'{m}' is not OLD=NEW"))),
+        })
+        .collect()
+}

@@ -1,0 +1,217 @@
+//! `check`: is this set-up able to bring the database back? Each question is asked of the real thing, and a
+//! question that could not be asked is never counted as answered.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pgark_pg::value::{SegmentName, SegmentNo};
+use pgark_repo::Repository;
+use pgark_repo::catalog::CatalogStore;
+use pgark_repo::names::ClusterName;
+use pgark_repo::store::ObjectName;
+use pgark_repo::wal::WalArchive;
+
+use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
+use crate::ctx::Ctx;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    Ok,
+    /// Works, and should be changed.
+    Warning,
+    /// Could not be found out.
+    NotChecked,
+    Failed,
+}
+
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub name: &'static str,
+    pub verdict: Verdict,
+    pub message: String,
+}
+
+pub struct CheckOptions {
+    pub cluster: ClusterName,
+    pub pgdata: Option<PathBuf>,
+    pub connect: ConnectOptions,
+    pub connect_timeout: Duration,
+    pub archive_timeout: Duration,
+    /// Whether WAL may be switched to see it arrive.
+    pub switch: bool,
+}
+
+/// A clock that differs by more makes times of recovery targets misleading.
+const CLOCK_SECONDS_MAX: i64 = 60;
+const FREE_BYTES_LOW: u64 = 1024 * 1024 * 1024;
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, name: &'static str, verdict: Verdict, message: impl Into<String>) {
+        self.0.push(Finding { name, verdict, message: message.into() });
+    }
+
+    /// A yes-or-no question with its two answers.
+    fn expect(&mut self, name: &'static str, fine: bool, good: impl Into<String>, bad: impl Into<String>) {
+        let (verdict, message) = if fine { (Verdict::Ok, good.into()) } else { (Verdict::Failed, bad.into()) };
+        self.add(name, verdict, message);
+    }
+}
+
+pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Finding> {
+    let mut f = Findings(vec![]);
+    repository(repo, &mut f);
+    let connection = match Connection::open(&options.connect, options.connect_timeout) {
+        Ok(c) => c,
+        Err(e) => {
+            f.add("connection", Verdict::Failed, e.to_string());
+            for name in ["version", "rights", "settings", "archiving", "clock"] {
+                f.add(name, Verdict::NotChecked, "no connection");
+            }
+            return f.0;
+        }
+    };
+    f.add("connection", Verdict::Ok, "connected");
+    match inspect(&connection) {
+        Ok(found) => {
+            server(&found, options, &mut f);
+            archiving(&connection, &found, options, repo, ctx, &mut f);
+        }
+        Err(e) => f.add("settings", Verdict::Failed, e.to_string()),
+    }
+    clock(&connection, ctx, &mut f);
+    f.0
+}
+
+fn repository(repo: &Repository, f: &mut Findings) {
+    f.add("key", Verdict::Ok, format!("opens the repository ({:?}, {} slots)", repo.encryption(), repo.slots().len()));
+    match repo.check_keyring() {
+        Ok(problems) => {
+            let first = problems.first().map(|p| p.what.clone()).unwrap_or_default();
+            f.expect("key copies", problems.is_empty(), "every copy of the key ring is whole", first);
+        }
+        Err(e) => f.add("key copies", Verdict::NotChecked, e.to_string()),
+    }
+    conditional_create(repo, f);
+    match repo.store().free_bytes() {
+        Ok(Some(free)) if free < FREE_BYTES_LOW => {
+            f.add("free space", Verdict::Warning, format!("only {free} bytes are free in the repository"));
+        }
+        Ok(Some(free)) => f.add("free space", Verdict::Ok, format!("{free} bytes free in the repository")),
+        Ok(None) => f.add("free space", Verdict::NotChecked, "the store does not tell"),
+        Err(e) => f.add("free space", Verdict::NotChecked, e.to_string()),
+    }
+}
+
+/// The one thing everything rests on: creating a name that is taken must fail. Tried, not assumed.
+fn conditional_create(repo: &Repository, f: &mut Findings) {
+    let name = format!("probe/{}-{}", std::process::id(), repo.id());
+    let Ok(name) = ObjectName::parse(&name) else {
+        f.add("conditional create", Verdict::NotChecked, "the probe's name is invalid");
+        return;
+    };
+    let store = repo.store();
+    let first = store.put_new(&name, b"first");
+    let second = store.put_new(&name, b"second");
+    let kept = store.read(&name, 100);
+    let removed = store.delete(&name);
+    match (first, second, kept, removed) {
+        (Err(e), ..) => f.add("conditional create", Verdict::Failed, format!("the repository cannot be written to: {e}")),
+        (Ok(()), Err(second), Ok(kept), Ok(())) => f.expect(
+            "conditional create",
+            second.is_already_exists() && kept == b"first",
+            "a name that is taken is not overwritten",
+            format!("the second creation of a name ended with: {second}"),
+        ),
+        (Ok(()), Ok(()), ..) => f.add("conditional create", Verdict::Failed, "the store overwrites objects: only one writer may use it"),
+        (Ok(()), Err(_), kept, removed) => {
+            let why = kept.err().or(removed.err()).map(|e| e.to_string()).unwrap_or_default();
+            f.add("conditional create", Verdict::Failed, format!("the probe could not be read and removed: {why}"));
+        }
+    }
+}
+
+fn server(found: &Inspection, options: &CheckOptions, f: &mut Findings) {
+    f.add("version", Verdict::Ok, found.server_version.clone().unwrap_or_else(|| found.version_num.to_string()));
+    match &found.rights {
+        Some(r) => f.expect(
+            "rights",
+            r.backup && r.switch_wal,
+            "may start and stop backups",
+            "the role may not run backups: grant EXECUTE on the backup functions, or use a superuser",
+        ),
+        None => f.add("rights", Verdict::NotChecked, "the server did not tell"),
+    }
+    let setting = |v: &Option<String>| v.clone().unwrap_or_else(|| "unknown".into());
+    let mode = setting(&found.archive_mode);
+    f.expect("archive_mode", mode != "off" && found.archive_mode.is_some(), mode.clone(), format!("archive_mode is {mode}"));
+    let level = setting(&found.wal_level);
+    f.expect("wal_level", level == "replica" || level == "logical", level.clone(), format!("wal_level is {level}"));
+    match found.data_checksums {
+        Some(true) => f.add("data checksums", Verdict::Ok, "on"),
+        Some(false) => f.add("data checksums", Verdict::Warning, "off: damage in the data files goes unnoticed"),
+        None => f.add("data checksums", Verdict::NotChecked, "the server did not tell"),
+    }
+    match &options.pgdata {
+        Some(dir) => match crate::backup::source::read_control(dir) {
+            Ok(bytes) => {
+                let same = pgark_pg::ControlFile::parse(&bytes).is_ok_and(|c| Some(c.system_id) == found.system_id);
+                f.expect("data directory", same, dir.display().to_string(), format!("{} is of another cluster", dir.display()));
+            }
+            Err(e) => f.add("data directory", Verdict::Failed, e.to_string()),
+        },
+        None => f.add("data directory", Verdict::NotChecked, "no --pgdata was given"),
+    }
+}
+
+/// Makes WAL and waits until it has really arrived.
+fn archiving(connection: &Connection, found: &Inspection, options: &CheckOptions, repo: &Repository, ctx: &Ctx, f: &mut Findings) {
+    let catalog = match CatalogStore::new(repo, &options.cluster).read() {
+        Ok(c) => c,
+        Err(e) => return f.add("registration", Verdict::Failed, e.to_string()),
+    };
+    let Some(lineage) = catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) else {
+        return f.add("registration", Verdict::Failed, "the server is not the one registered under this name");
+    };
+    f.add("registration", Verdict::Ok, format!("'{}' is system {}", options.cluster, lineage.system_id));
+    if !options.switch {
+        return f.add("archiving", Verdict::NotChecked, "not asked to switch WAL");
+    }
+    let (Some(timeline), false) = (found.timeline, found.in_recovery) else {
+        return f.add("archiving", Verdict::NotChecked, "a standby does not make WAL: check on the primary");
+    };
+    // A switch does nothing on an idle cluster: the restore point gives it something to switch.
+    let switched = create_restore_point(connection, "pgark check").and_then(|_| switch_wal(connection));
+    let lsn = match switched {
+        Ok(l) => l,
+        Err(e) => return f.add("archiving", Verdict::Failed, e.to_string()),
+    };
+    let segment = SegmentNo::containing(pgark_pg::Lsn(lsn.0.saturating_sub(1)), lineage.segment_size);
+    let name = SegmentName { timeline, segment };
+    let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
+    let began = Instant::now();
+    let mut describe = || crate::backup::source::describe_archiver(connection);
+    match crate::archive::wait_archived(ctx, &wal, &[name], lineage.segment_size, options.archive_timeout, &mut describe) {
+        Ok(_) => f.add(
+            "archiving",
+            Verdict::Ok,
+            format!("{} arrived after {} ms", name.format(lineage.segment_size), began.elapsed().as_millis()),
+        ),
+        Err(e) => f.add("archiving", Verdict::Failed, e.to_string()),
+    }
+}
+
+fn clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {
+    let server = connection
+        .query_one("SELECT extract(epoch FROM clock_timestamp())::bigint AS seconds", &[])
+        .and_then(|row| row.parse::<i64>("seconds"));
+    match server {
+        Ok(seconds) => {
+            let off = (ctx.now().as_second() - seconds).abs();
+            let verdict = if off <= CLOCK_SECONDS_MAX { Verdict::Ok } else { Verdict::Warning };
+            f.add("clock", verdict, format!("this machine and the server differ by {off} s"));
+        }
+        Err(e) => f.add("clock", Verdict::NotChecked, e.to_string()),
+    }
+}
