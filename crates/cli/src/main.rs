@@ -3,6 +3,7 @@
 mod args;
 mod command;
 mod failure;
+mod key_cache;
 mod output;
 mod progress;
 mod secret;

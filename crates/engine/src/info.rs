@@ -107,7 +107,8 @@ fn windows(
     backups: &[BackupEntry],
 ) -> Result<(Vec<Window>, Vec<Gap>)> {
     let wal = WalArchive::new(repo, name, lineage.system_id);
-    let head = wal.head()?;
+    // A window must not promise what is no longer there.
+    let head = wal.present(&wal.head()?, lineage.segment_size)?;
     let gaps = gaps(&head);
     let mut out: Vec<Window> = vec![];
     for span in head.timelines().iter().filter(|t| t.last().is_some()) {
@@ -161,8 +162,8 @@ pub fn window(
         timeline: history.target,
         from_lsn: backup.lsn_stop,
         to_lsn: end.end,
-        from_time: Some(backup.finished),
-        to_time: to_time.map(|t| t.max(backup.finished)).or(Some(backup.finished)),
+        from_time: Some(backup.stopped),
+        to_time: to_time.map(|t| t.max(backup.stopped)).or(Some(backup.stopped)),
         backups: vec![backup.id.clone()],
     }))
 }

@@ -72,6 +72,8 @@ pub struct VerifyReport {
     pub bytes_checked: u64,
     pub backups_checked: Vec<BackupId>,
     pub problems: Vec<Problem>,
+    /// What is no damage and worth knowing.
+    pub notes: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -310,12 +312,14 @@ impl<'a> Verify<'a> {
 
     fn segment(&mut self, wal: &WalArchive, name: &SegmentName, lineage: &Lineage) -> Result<WalIndex, RepoError> {
         let mut reader = wal.open_segment(name, lineage.segment_size)?;
-        if self.options.depth == Depth::Full {
-            while let Some(bytes) = reader.next()? {
-                self.report.bytes_checked += bytes.len() as u64;
-            }
+        let index = reader.index.clone();
+        if self.options.depth == Depth::Quick {
+            return reader.check_length().map(|()| index);
         }
-        Ok(reader.index)
+        while let Some(bytes) = reader.next()? {
+            self.report.bytes_checked += bytes.len() as u64;
+        }
+        Ok(index)
     }
 
     fn continuity(&mut self, good: &mut BTreeMap<SegmentName, WalIndex>, bad: &mut Vec<(SegmentName, ProblemKind, String)>, lineage: &Lineage) {
@@ -449,8 +453,17 @@ impl<'a> Verify<'a> {
             let outcome = match &file {
                 Ok(WalFileName::Partial(_)) => self.read_through(wal, &object),
                 Ok(f @ WalFileName::BackupHistory { .. }) => wal.side_file(f).map(drop),
+                // A push that was interrupted before PostgreSQL had its answer: it will push the file again.
+                Ok(WalFileName::Segment(_)) => {
+                    self.report.notes.push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    self.read_through(wal, &object)
+                }
+                Ok(f @ WalFileName::History(_)) => {
+                    self.report.notes.push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    wal.side_file(f).map(drop)
+                }
                 _ => {
-                    let what = "stored, but not in the list of what was acknowledged: a push was interrupted, or the list was tampered with";
+                    let what = "no name that pgark gives to an object: somebody put it here";
                     self.problem(name, ProblemKind::Unexpected, what, vec![], vec![]);
                     continue;
                 }

@@ -60,29 +60,30 @@ impl Encoder {
         Ok(Encoder { compression, zstd })
     }
 
-    /// Appends the encoded form of `plain` to `out`; stored as it is where compression gains nothing.
+    /// Replaces `out` by the encoded form of `plain`; stored as it is where compression gains nothing.
     pub fn encode(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<Codec> {
-        let start = out.len();
-        let gain_limit = plain.len() - plain.len() / 32;
-        let (codec, len) = match (&mut self.zstd, self.compression) {
+        out.clear();
+        let codec = match (&mut self.zstd, self.compression) {
             (Some(z), _) => {
-                out.resize(start + zstd::zstd_safe::compress_bound(plain.len()), 0);
-                (Codec::Zstd, z.compress_to_buffer(plain, &mut out[start..]).map_err(codec_failure)?)
+                // Room for the tag too, so that sealing does not move the bytes.
+                out.reserve(zstd::zstd_safe::compress_bound(plain.len()) + crate::crypto::TAG_BYTES);
+                z.compress_to_buffer(plain, out).map_err(codec_failure)?;
+                Codec::Zstd
             }
             (None, Compression::Lz4) => {
-                out.resize(start + lz4_flex::block::get_maximum_output_size(plain.len()), 0);
-                let n = lz4_flex::block::compress_into(plain, &mut out[start..])
+                out.resize(lz4_flex::block::get_maximum_output_size(plain.len()), 0);
+                let n = lz4_flex::block::compress_into(plain, out)
                     .map_err(|e| codec_failure(std::io::Error::other(e.to_string())))?;
-                (Codec::Lz4, n)
+                out.truncate(n);
+                Codec::Lz4
             }
-            _ => (Codec::None, usize::MAX),
+            _ => Codec::None,
         };
-        if len >= gain_limit {
-            out.truncate(start);
+        if codec == Codec::None || out.len() >= plain.len() - plain.len() / 32 {
+            out.clear();
             out.extend_from_slice(plain);
             return Ok(Codec::None);
         }
-        out.truncate(start + len);
         Ok(codec)
     }
 }
@@ -107,20 +108,21 @@ impl Decoder {
             out.clear();
             out.resize(plain_len, 0);
         }
+        self.decode_into(codec, stored, out)
+    }
+
+    /// Fills `out` with the decoded bytes; more or fewer of them are an error.
+    pub fn decode_into(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<(), String> {
         let n = match codec {
-            Codec::None => {
-                if stored.len() != plain_len {
-                    return Err(format!("{} bytes stored plainly, {plain_len} expected", stored.len()));
-                }
+            Codec::None if stored.len() == out.len() => {
                 out.copy_from_slice(stored);
-                plain_len
+                stored.len()
             }
-            Codec::Zstd => self.zstd.decompress_to_buffer(stored, &mut out[..]).map_err(|e| format!("zstd: {e}"))?,
-            Codec::Lz4 => {
-                lz4_flex::block::decompress_into(stored, &mut out[..]).map_err(|e| format!("lz4: {e}"))?
-            }
+            Codec::None => stored.len(),
+            Codec::Zstd => self.zstd.decompress_to_buffer(stored, out).map_err(|e| format!("zstd: {e}"))?,
+            Codec::Lz4 => lz4_flex::block::decompress_into(stored, out).map_err(|e| format!("lz4: {e}"))?,
         };
-        if n == plain_len { Ok(()) } else { Err(format!("{n} bytes decoded, {plain_len} expected")) }
+        if n == out.len() { Ok(()) } else { Err(format!("{n} bytes decoded, {} expected", out.len())) }
     }
 }
 
@@ -134,9 +136,8 @@ mod tests {
         for c in [Compression::None, Compression::Lz4, Compression::Zstd(1), Compression::Zstd(-3)] {
             let mut out = vec![9; 3];
             let codec = Encoder::new(c).unwrap().encode(&text, &mut out).unwrap();
-            assert_eq!(&out[..3], [9; 3]);
             let mut back = vec![];
-            Decoder::new().unwrap().decode(codec, &out[3..], text.len(), &mut back).unwrap();
+            Decoder::new().unwrap().decode(codec, &out, text.len(), &mut back).unwrap();
             assert!(back == text);
             assert!(c == Compression::None || out.len() < text.len() / 2);
         }

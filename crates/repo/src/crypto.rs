@@ -238,6 +238,16 @@ impl KeySet {
         Ok(key)
     }
 
+    /// A holder of other generations' keys should hold this one too, so it does not exist: the header lies.
+    fn no_key(&self, generation: u32, domain: Domain, name: &ObjectName) -> RepoError {
+        let why = format!("it needs the {} key of generation {generation}, which the key ring lacks", domain.name());
+        if self.domains.iter().any(|(_, d, _)| *d == domain) {
+            RepoError::corrupt(name, why)
+        } else {
+            RepoError::WrongKey { why: format!("{name}: {why}") }
+        }
+    }
+
     fn object_key(
         &self,
         header: &[u8; HEADER_BYTES],
@@ -254,9 +264,9 @@ impl KeySet {
                 Key32(*h.finalize().as_bytes())
             }
             _ => {
-                let domain = self.domain_key(generation, kind.domain()).ok_or_else(|| RepoError::WrongKey {
-                    why: format!("{name} needs the {} key of generation {generation}", kind.domain().name()),
-                })?;
+                let domain = self
+                    .domain_key(generation, kind.domain())
+                    .ok_or_else(|| self.no_key(generation, kind.domain(), name))?;
                 derive(&domain.0, &header[16..32], &[b"pgark v1 object ", public, name.as_str().as_bytes()])
             }
         };

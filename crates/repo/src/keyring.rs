@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::{Algorithm, Key32, KeySet, derive, fill_random, hex, hex_bytes};
 use crate::error::{RepoError, Result};
+use crate::limits::KEYRING_SLOTS_MAX;
 use crate::names::KEYRING;
 use crate::register::Register;
 use crate::store::Store;
@@ -165,6 +166,10 @@ impl Keyring {
     }
 
     fn new_slot(&mut self, kind: SlotKind) -> Result<()> {
+        if self.body.slots.len() >= KEYRING_SLOTS_MAX {
+            let value = format!("a key ring has at most {KEYRING_SLOTS_MAX} slots");
+            return Err(RepoError::Invalid { what: "slot", value });
+        }
         let mut id = [0u8; 4];
         fill_random(&mut id)?;
         self.body.slots.push(Slot { id: hex(&id), created: now(), kind });
@@ -285,6 +290,27 @@ impl Keyring {
     }
 }
 
+/// A master key wrapped for a cache beside a passphrase file, so that not every call pays for the slow key
+/// derivation. Bound to this very ring: a changed ring makes the cache worthless. Whoever can read the cache and
+/// guess the passphrase can check a guess quickly, so it is made only where the passphrase itself lies in a file of
+/// the same owner.
+pub fn seal_for_cache(passphrase: &[u8], ring: &[u8], master: &Key32) -> Vec<u8> {
+    wrap(&cache_key(passphrase, ring), b"cache", master)
+}
+
+pub fn open_from_cache(passphrase: &[u8], ring: &[u8], cached: &[u8]) -> Option<Key32> {
+    unwrap(&cache_key(passphrase, ring), b"cache", cached)
+}
+
+/// What to call the cached key of this ring.
+pub fn ring_name(ring: &[u8]) -> String {
+    blake3::hash(ring).to_hex().as_str().chars().take(32).collect()
+}
+
+fn cache_key(passphrase: &[u8], ring: &[u8]) -> Key32 {
+    derive(passphrase, blake3::hash(ring).as_bytes(), &[b"pgark v1 key cache"])
+}
+
 /// What can be read of a ring before it is opened. Not authenticated.
 pub fn peek_repository_id(bytes: &[u8]) -> Result<String> {
     Ok(hex(&parse(bytes)?.0.repository_id))
@@ -310,6 +336,9 @@ fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {
         return Err(RepoError::Unsupported { object: KEYRING.into(), found: head.version, known });
     }
     let body: Body = serde_json::from_slice(body_text).map_err(|e| bad(&format!("does not parse: {e}")))?;
+    if body.slots.len() > KEYRING_SLOTS_MAX {
+        return Err(bad("it has more slots than any we write"));
+    }
     Ok((body, body_text, mac.to_owned()))
 }
 
@@ -427,6 +456,16 @@ mod tests {
         assert!(by_pass.newest_key() == by_age.newest_key() && by_pass.newest_key() == ring.newest_key());
         assert!(matches!(Keyring::open(&bytes, &Unlock::passphrase(b"wrong")), Err(RepoError::WrongKey { .. })));
         assert!(matches!(Keyring::open(&bytes, &Unlock::default()), Err(RepoError::KeyRequired)));
+    }
+
+    #[test]
+    fn a_cached_key_opens_with_its_passphrase_and_ring_only() {
+        let master = Key32([5; 32]);
+        let cached = seal_for_cache(b"p", b"ring", &master);
+        assert!(open_from_cache(b"p", b"ring", &cached) == Some(master));
+        assert!(open_from_cache(b"q", b"ring", &cached).is_none());
+        assert!(open_from_cache(b"p", b"other ring", &cached).is_none());
+        assert!(open_from_cache(b"p", b"ring", &cached[..20]).is_none());
     }
 
     #[test]

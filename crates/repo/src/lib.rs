@@ -7,6 +7,7 @@
 pub mod catalog;
 pub mod codec;
 pub mod crypto;
+pub mod direct;
 pub mod error;
 pub mod keyring;
 pub mod limits;

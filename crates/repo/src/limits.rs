@@ -18,6 +18,10 @@ pub const KEYRING_BYTES_MAX: u64 = 1024 * 1024;
 pub const REGISTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Largest register value, decoded.
 pub const REGISTER_VALUE_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Versions of a register that a version names as those it was built on.
+pub const REGISTER_MARKS_MAX: usize = 64;
+/// Slots in a key ring: each one tried may cost a slow key derivation.
+pub const KEYRING_SLOTS_MAX: usize = 32;
 /// Largest backup record, decoded.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest path in a manifest, bytes (PATH_MAX of Linux).

@@ -146,15 +146,24 @@ impl PackReader {
 
     /// Opens and decodes one frame from its stored bytes (which are overwritten).
     pub fn decode(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut Vec<u8>) -> Result<()> {
+        if at.check_limits() {
+            plain.resize(at.plain_len as usize, 0);
+        }
+        self.decode_into(at, stored, decoder, plain)
+    }
+
+    /// As `decode`, into memory of exactly the frame's length.
+    pub fn decode_into(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut [u8]) -> Result<()> {
         let bad = |what: String| RepoError::corrupt(&self.name, format!("frame at {}: {what}", at.offset));
-        if !at.check_limits() || stored.len() != at.stored_len as usize {
+        let fits = stored.len() == at.stored_len as usize && plain.len() == at.plain_len as usize;
+        if !at.check_limits() || !fits {
             return Err(bad("its lengths are out of bounds".into()));
         }
         let n = self
             .key
             .open(Purpose::Frame, at.offset, &at.aad(), stored)
             .ok_or_else(|| bad("fails its seal".into()))?;
-        decoder.decode(at.codec, &stored[..n], at.plain_len as usize, plain).map_err(bad)
+        decoder.decode_into(at.codec, &stored[..n], plain).map_err(bad)
     }
 }
 

@@ -3,14 +3,21 @@
 //! is asked of a store. The value before the newest stays, and a mirror holds a second copy of both.
 //!
 //! Invariant: a version, once created, never changes; a reader sees the newest version or an error, never a
-//! mixture.
+//! mixture; an update that reported success is part of every later value.
+//!
+//! Because old versions are pruned, a number alone does not say that a version counts: a writer that slept
+//! could create one that was passed long ago. So each sealed version carries the marks of those it was built
+//! on, and a writer that is not the newest looks for its own mark in the newest.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::crypto::{KeySet, ObjectKind};
+use crate::crypto::{KeySet, ObjectKind, fill_random};
 use crate::error::{RepoError, Result};
-use crate::limits::{REGISTER_BYTES_MAX, REGISTER_RETRIES, REGISTER_VALUE_BYTES_MAX};
+use crate::limits::{
+    KEYRING_BYTES_MAX, REGISTER_BYTES_MAX, REGISTER_MARKS_MAX, REGISTER_RETRIES, REGISTER_VALUE_BYTES_MAX,
+};
+use crate::manifest::bytes::Cursor;
 use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::{open_bytes, seal_bytes};
 
@@ -30,10 +37,15 @@ pub struct Register {
     mirror: Mirror,
 }
 
+/// Random, so that no two versions have the same.
+type Mark = [u8; 8];
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     pub number: u64,
     pub value: Vec<u8>,
+    /// Its own mark, then those of the versions it was built on, newest first. Empty in a plain register.
+    marks: Vec<Mark>,
 }
 
 /// Something a check found wrong.
@@ -68,11 +80,8 @@ impl Register {
         let mut out = vec![];
         self.store.list(dir, &mut |stat| {
             let last = stat.name.as_str().rsplit('/').next().unwrap_or_default();
-            if last.len() == 16
-                && let Ok(n) = u64::from_str_radix(last, 16)
-            {
-                out.push(n);
-            }
+            let digits = last.len() == 16 && last.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            out.extend(digits.then(|| u64::from_str_radix(last, 16).ok()).flatten());
             Ok(())
         })?;
         out.sort_unstable();
@@ -89,23 +98,45 @@ impl Register {
 
     /// The newest version, from the copy that is whole.
     pub fn read(&self) -> Result<Option<Version>> {
+        Ok(self.read_with(&mut |_| Ok(()))?.map(|(version, ())| version))
+    }
+
+    /// As `read`, from a copy whose value satisfies `open` too.
+    pub fn read_with<T>(&self, open: &mut dyn FnMut(&[u8]) -> Result<T>) -> Result<Option<(Version, T)>> {
         for _ in 0..REGISTER_RETRIES {
             let Some(number) = self.newest_number()? else { return Ok(None) };
-            match self.read_number(number) {
+            match self.read_number(number, open) {
                 // Superseded and pruned between the listing and the reading.
                 Err(e) if e.is_not_found() && self.newest_number()? != Some(number) => {}
                 other => return other.map(Some),
             }
         }
-        Err(RepoError::Busy { what: self.dir.clone(), holder: "many writers at once".into() })
+        Err(self.too_busy())
     }
 
-    fn read_number(&self, number: u64) -> Result<Version> {
+    fn too_busy(&self) -> RepoError {
+        RepoError::Busy { what: self.dir.clone(), holder: "many writers at once".into() }
+    }
+
+    fn read_number<T>(&self, number: u64, open: &mut dyn FnMut(&[u8]) -> Result<T>) -> Result<(Version, T)> {
         let mut failure = None;
+        let mut refused = None;
         for dir in self.dirs() {
-            match self.read_copy(&Self::name(&dir, number)?) {
-                Ok(value) => return Ok(Version { number, value }),
-                Err(e) if e.is_damage() => {
+            let copy = self.read_copy(&Self::name(&dir, number)?, number);
+            if copy.as_ref().is_ok_and(|v| refused.as_ref() == Some(v)) {
+                continue;
+            }
+            let opened = copy.and_then(|version| match open(&version.value) {
+                Ok(value) => Ok((version, value)),
+                Err(e) => {
+                    refused = Some(version);
+                    Err(e)
+                }
+            });
+            match opened {
+                Ok(found) => return Ok(found),
+                // A damaged key ring may look like one of another key.
+                Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => {
                     if failure.as_ref().is_none_or(RepoError::is_not_found) {
                         failure = Some(e);
                     }
@@ -116,12 +147,18 @@ impl Register {
         Err(failure.expect("there is at least one copy"))
     }
 
-    fn read_copy(&self, name: &ObjectName) -> Result<Vec<u8>> {
+    fn read_copy(&self, name: &ObjectName, number: u64) -> Result<Version> {
+        let Some((keys, kind)) = &self.seal else {
+            return Ok(Version { number, value: self.store.read(name, KEYRING_BYTES_MAX)?, marks: vec![] });
+        };
         let bytes = self.store.read(name, REGISTER_BYTES_MAX)?;
-        match &self.seal {
-            Some((keys, kind)) => open_bytes(keys, *kind, name, bytes, REGISTER_VALUE_BYTES_MAX),
-            None => Ok(bytes),
-        }
+        let plain = open_bytes(keys, *kind, name, bytes, REGISTER_VALUE_BYTES_MAX)?;
+        let mut c = Cursor::new(&plain);
+        let marks = c.byte().map(usize::from).filter(|n| (1..=REGISTER_MARKS_MAX).contains(n));
+        let marks = marks.and_then(|n| (0..n).map(|_| c.array()).collect::<Option<Vec<Mark>>>());
+        let marks = marks.ok_or_else(|| RepoError::corrupt(name, "its marks do not parse"))?;
+        let value = c.take(c.remaining()).unwrap_or_default().to_vec();
+        Ok(Version { number, value, marks })
     }
 
     /// Changes the value. `change` gets the newest one (None: there is none yet) and returns the next, or None
@@ -132,63 +169,134 @@ impl Register {
     ) -> Result<Option<Version>> {
         for attempt in 0..REGISTER_RETRIES {
             let current = self.read()?;
-            let Some(value) = change(current.as_ref())? else { return Ok(current) };
-            let number = current.map_or(1, |v| v.number + 1);
-            if self.create_version(number, &value)? {
-                self.prune(number)?;
-                return Ok(Some(Version { number, value }));
+            let Some(value) = change(current.as_ref())? else {
+                if let Some(version) = &current {
+                    self.complete(version)?;
+                }
+                return Ok(current);
+            };
+            let next = self.successor(current.as_ref(), value)?;
+            if self.create_version(&next)? {
+                return Ok(Some(next));
             }
             std::thread::sleep(Duration::from_millis(u64::from(attempt.min(50))));
         }
-        Err(RepoError::Busy { what: self.dir.clone(), holder: "many writers at once".into() })
+        Err(self.too_busy())
     }
 
-    /// False when the number was taken by somebody else.
-    fn create_version(&self, number: u64, value: &[u8]) -> Result<bool> {
+    fn successor(&self, current: Option<&Version>, value: Vec<u8>) -> Result<Version> {
+        let number = current.map_or(Some(1), |v| v.number.checked_add(1));
+        let number = number.ok_or_else(|| RepoError::corrupt(&self.dir, "its numbers are used up"))?;
+        let mut marks = vec![];
+        if self.seal.is_some() {
+            let mut own = Mark::default();
+            fill_random(&mut own)?;
+            marks.push(own);
+            marks.extend(current.iter().flat_map(|v| &v.marks).take(REGISTER_MARKS_MAX - 1));
+        }
+        Ok(Version { number, value, marks })
+    }
+
+    /// False when somebody else was faster.
+    fn create_version(&self, next: &Version) -> Result<bool> {
         let mut dirs = self.dirs().into_iter();
-        let primary = Self::name(&dirs.next().expect("never empty"), number)?;
-        let bytes = self.encode(&primary, value)?;
-        match self.store.put_new(&primary, &bytes) {
+        let primary = Self::name(&dirs.next().expect("never empty"), next.number)?;
+        match self.store.put_new(&primary, &self.encode(&primary, next)?) {
             Ok(()) => {}
-            // The reply to our own creation may have been lost: sealed bytes are recognisably ours.
-            Err(StoreError::AlreadyExists { .. }) => match self.store.read(&primary, REGISTER_BYTES_MAX) {
-                Ok(theirs) if theirs == bytes && self.seal.is_some() => {}
-                Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(false),
-                Err(e) => return Err(e.into()),
-            },
-            Err(e) => return Err(e.into()),
+            // The reply to our own creation may have been lost: then the newest version bears our mark.
+            Err(StoreError::AlreadyExists { .. }) => {
+                if !self.is_in_force(next)? {
+                    return Ok(false);
+                }
+            }
+            Err(e) => {
+                if !self.is_in_force(next).unwrap_or(false) {
+                    return Err(e.into());
+                }
+            }
         }
         for dir in dirs {
-            let copy = Self::name(&dir, number)?;
-            match self.store.put_new(&copy, &self.encode(&copy, value)?) {
-                Ok(()) | Err(StoreError::AlreadyExists { .. }) => {}
-                Err(e) => return Err(e.into()),
+            self.put_copy(&dir, next)?;
+        }
+        self.settle(next)
+    }
+
+    /// Whether what we created counts, and if it is the newest, the end of what it replaces.
+    fn settle(&self, next: &Version) -> Result<bool> {
+        let dirs = self.dirs();
+        let lists = dirs.iter().map(|dir| self.numbers(dir)).collect::<Result<Vec<_>>>()?;
+        let newest = lists.iter().filter_map(|l| l.last().copied()).max();
+        if newest.is_none_or(|n| n > next.number) {
+            return self.is_in_force(next);
+        }
+        for (dir, numbers) in dirs.iter().zip(lists) {
+            for old in numbers.into_iter().filter(|n| n.saturating_add(1) < next.number) {
+                match self.store.delete(&Self::name(dir, old)?) {
+                    Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                    // Old versions are rubbish; the change is in force whether they go now or later.
+                    Err(e) => tracing::debug!(%e, "an old register version stays"),
+                }
             }
         }
         Ok(true)
     }
 
-    fn encode(&self, name: &ObjectName, value: &[u8]) -> Result<Vec<u8>> {
-        match &self.seal {
-            Some((keys, kind)) => seal_bytes(keys, *kind, name, value),
-            None => Ok(value.to_vec()),
+    /// Whether the newest version is this one or was built on it.
+    fn is_in_force(&self, ours: &Version) -> Result<bool> {
+        let unknown = || RepoError::Fenced {
+            what: self.dir.clone(),
+            why: "others changed it meanwhile, and whether this change was kept is not known".into(),
+        };
+        let Some(newest) = self.read()? else { return Ok(false) };
+        let Some(own) = ours.marks.first() else {
+            // Without marks, only what was never ours is certain.
+            let not_ours = newest.number == ours.number && newest.value != ours.value;
+            return if not_ours { Ok(false) } else { Err(unknown()) };
+        };
+        if newest.marks.contains(own) {
+            return Ok(true);
+        }
+        let built_since = newest.number.saturating_sub(ours.number);
+        if built_since >= REGISTER_MARKS_MAX as u64 { Err(unknown()) } else { Ok(false) }
+    }
+
+    fn put_copy(&self, dir: &str, version: &Version) -> Result<()> {
+        let name = Self::name(dir, version.number)?;
+        match self.store.put_new(&name, &self.encode(&name, version)?) {
+            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            Err(e) => match self.read_copy(&name, version.number) {
+                Ok(there) if there == *version => Ok(()),
+                _ => Err(e.into()),
+            },
         }
     }
 
-    /// Old versions are rubbish; a store that keeps them all the same is as good.
-    fn prune(&self, newest: u64) -> Result<()> {
+    /// Puts back the copies that a crash between the first and the second left out.
+    pub fn complete(&self, version: &Version) -> Result<()> {
+        if self.mirror == Mirror::No {
+            return Ok(());
+        }
         for dir in self.dirs() {
-            for n in self.numbers(&dir)?.into_iter().filter(|n| n.saturating_add(1) < newest) {
-                match self.store.delete(&Self::name(&dir, n)?) {
-                    Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                    Err(e @ (StoreError::Denied { .. } | StoreError::ReadOnly { .. })) => {
-                        tracing::debug!(%e, "an old register version stays");
+            match self.store.stat(&Self::name(&dir, version.number)?) {
+                Ok(_) => {}
+                Err(StoreError::NotFound { .. }) => match self.put_copy(&dir, version) {
+                    Err(RepoError::Store(e @ (StoreError::Denied { .. } | StoreError::ReadOnly))) => {
+                        tracing::debug!(%e, "a missing register copy stays missing");
                     }
-                    Err(e) => return Err(e.into()),
-                }
+                    other => other?,
+                },
+                Err(e) => return Err(e.into()),
             }
         }
         Ok(())
+    }
+
+    fn encode(&self, name: &ObjectName, version: &Version) -> Result<Vec<u8>> {
+        let Some((keys, kind)) = &self.seal else { return Ok(version.value.clone()) };
+        let mut plain = vec![u8::try_from(version.marks.len()).expect("marks are bounded")];
+        plain.extend(version.marks.iter().flatten());
+        plain.extend_from_slice(&version.value);
+        seal_bytes(keys, *kind, name, &plain)
     }
 
     /// Every copy of the newest version and of the one before, opened. Empty when all is well.
@@ -203,9 +311,9 @@ impl Register {
         for dir in self.dirs() {
             for number in newest.saturating_sub(1).max(1)..=newest {
                 let name = Self::name(&dir, number)?;
-                match self.read_copy(&name).and_then(|v| open(&v)) {
+                match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
                     Ok(()) => {}
-                    Err(e) if e.is_damage() => problems.push(RegisterProblem {
+                    Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => problems.push(RegisterProblem {
                         object: name.to_string(),
                         missing: e.is_not_found(),
                         what: e.to_string(),

@@ -32,7 +32,7 @@ impl Repository {
     pub fn init(store: Arc<dyn Store>, new: &NewKeys) -> Result<(Self, Created)> {
         let register = keyring::register(store.clone());
         let mut created = Created::Before;
-        let version = register.update(|current| {
+        register.update(|current| {
             if current.is_some() {
                 created = Created::Before;
                 return Ok(None);
@@ -40,19 +40,25 @@ impl Repository {
             created = Created::Now;
             Ok(Some(Keyring::create(new)?.to_bytes()))
         })?;
-        let bytes = version.expect("created above or there before").value;
-        Ok((Self::from_ring(store, &Keyring::open(&bytes, &new.unlock)?), created))
+        let ring = Self::open_ring(&store, &mut |bytes| Keyring::open(bytes, &new.unlock))?;
+        Ok((Self::from_ring(store, &ring), created))
     }
 
     pub fn open(store: Arc<dyn Store>, unlock: &Unlock) -> Result<Self> {
-        let ring = Keyring::open(&Self::ring_bytes(&store)?, unlock)?;
+        let ring = Self::open_ring(&store, &mut |bytes| Keyring::open(bytes, unlock))?;
         Ok(Self::from_ring(store, &ring))
     }
 
     /// Opens with a key that was unwrapped earlier; the ring's authentication code is checked all the same.
     pub fn open_with_master(store: Arc<dyn Store>, master: Key32) -> Result<Self> {
-        let ring = Keyring::open_with_master(&Self::ring_bytes(&store)?, master)?;
+        let ring = Self::open_ring(&store, &mut |bytes| Keyring::open_with_master(bytes, master.clone()))?;
         Ok(Self::from_ring(store, &ring))
+    }
+
+    /// Only opening tells a whole copy of the ring from a damaged one.
+    fn open_ring(store: &Arc<dyn Store>, open: &mut dyn FnMut(&[u8]) -> Result<Keyring>) -> Result<Keyring> {
+        let found = keyring::register(store.clone()).read_with(open)?;
+        found.map(|(_, ring)| ring).ok_or_else(|| RepoError::NoRepository { url: store.url() })
     }
 
     /// Opens for fetching WAL only, with keys that a restore left beside a recovering server.
@@ -60,7 +66,7 @@ impl Repository {
         Repository { store, keys, id: String::new(), slots: vec![], master: None }
     }
 
-    /// The key ring as stored, whichever copy is whole.
+    /// The key ring as stored, from the first copy that is there. Not authenticated.
     pub fn ring_bytes(store: &Arc<dyn Store>) -> Result<Vec<u8>> {
         let version = keyring::register(store.clone()).read()?;
         Ok(version.ok_or_else(|| RepoError::NoRepository { url: store.url() })?.value)

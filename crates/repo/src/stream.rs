@@ -109,7 +109,6 @@ impl StreamWriter {
     }
 
     fn put_block(&mut self, last: bool) -> Result<()> {
-        self.stored.clear();
         let codec = self.encoder.encode(&self.plain, &mut self.stored)?;
         let header = block_header(self.stored.len() + TAG_BYTES, self.plain.len(), codec, last);
         let purpose = if last { Purpose::LastBlock } else { Purpose::Block };
@@ -206,6 +205,17 @@ impl Source {
         (self.window.len() - self.used) as u64 + (self.size - self.fetched)
     }
 
+    /// Passes over `n` bytes; false when fewer are left.
+    fn skip(&mut self, n: u64) -> bool {
+        if self.remaining() < n {
+            return false;
+        }
+        let here = ((self.window.len() - self.used) as u64).min(n);
+        self.used += usize::try_from(here).expect("within the window");
+        self.fetched += n - here;
+        true
+    }
+
     /// The next `n` bytes, or None when fewer are left. `n` is bounded by the caller.
     fn take(&mut self, n: usize) -> Result<Option<&mut [u8]>> {
         if self.remaining() < n as u64 {
@@ -286,6 +296,22 @@ impl StreamReader {
             self.done = true;
         }
         Ok(Some(&self.plain))
+    }
+
+    /// Whether the rest of the object has the length that its blocks declare. Opens nothing.
+    pub fn check_length(mut self) -> Result<()> {
+        let object = self.object.clone();
+        let bad = |what: &str| RepoError::corrupt(&object, what);
+        while !self.done {
+            let header = self.source.take(BLOCK_HEADER_BYTES)?.ok_or_else(|| bad("truncated"))?;
+            let mut c = crate::manifest::bytes::Cursor::new(header);
+            let stored_len = c.u32().ok_or_else(|| bad("truncated"))?;
+            self.done = header.get(9).is_some_and(|flags| flags & FLAG_LAST != 0);
+            if stored_len as usize > BLOCK_BYTES_MAX + TAG_BYTES || !self.source.skip(stored_len.into()) {
+                return Err(bad("truncated"));
+            }
+        }
+        if self.source.remaining() == 0 { Ok(()) } else { Err(bad("bytes after the end")) }
     }
 
     /// Everything that is left, at most `max` bytes.

@@ -167,8 +167,9 @@ impl Outcome {
         self
     }
 
+    /// Done, perhaps with warnings.
     pub fn succeeded(&self) -> bool {
-        self.code == Some(0)
+        matches!(self.code, Some(0 | 3))
     }
 
     /// The one JSON document on stdout.
@@ -179,7 +180,7 @@ impl Outcome {
 
     /// The program reported a failure in its own words: an exit code of the table, no panic, no signal.
     pub fn failed_cleanly(&self) -> bool {
-        !self.stderr.contains("panicked at") && matches!(self.code, Some(1 | 3 | 4 | 5 | 10..=12 | 20 | 21))
+        !self.stderr.contains("panicked at") && matches!(self.code, Some(1 | 4 | 5 | 10..=12 | 20 | 21))
     }
 }
 

@@ -59,6 +59,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         return Err(Failure::refused("E-NOT-YET", "only physical backups are supported in this version"));
     }
     let context = Context::new(global)?;
+    context.stop_on_signals()?;
     let repo_settings = context.one_repo_settings()?;
     let options = options(&args, &context)?;
     let repo = context.open_repository(&repo_settings)?;

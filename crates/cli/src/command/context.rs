@@ -15,6 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};
+use crate::key_cache::{self, KeyCache};
+use crate::secret::SecretSource;
 use crate::settings::repo_url::Scheme;
 use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
 use crate::{output, progress};
@@ -24,13 +26,30 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Context {
     pub settings: Settings,
     pub ctx: Ctx,
+    cache_dir: Option<PathBuf>,
 }
 
 impl Context {
     pub fn new(global: &GlobalArgs) -> Result<Self, Failure> {
-        let settings = Settings::load(&global.overrides()?, &Environment::from_process())?;
+        let environment = Environment::from_process();
+        let settings = Settings::load(&global.overrides()?, &environment)?;
         settings.warnings.iter().for_each(|w| output::warning(w));
-        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)) })
+        let home = environment.get_os("HOME").map(|h| Path::new(h).join(".cache/pgark"));
+        let cache_dir = environment.get_os("PGARK_CACHE_DIR").map(PathBuf::from).or(home);
+        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)), cache_dir })
+    }
+
+    /// The first interrupt asks the operation to stop at the next safe point, a second one ends the program.
+    pub fn stop_on_signals(&self) -> Result<(), Failure> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let flag = self.ctx.cancel_flag();
+        for signal in [SIGINT, SIGTERM] {
+            let exit = i32::from(Exit::Cancelled.code());
+            signal_hook::flag::register_conditional_shutdown(signal, exit, flag.clone())
+                .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+                .map_err(|e| Failure::failed("E-SYSTEM", format!("signals cannot be handled: {e}")))?;
+        }
+        Ok(())
     }
 
     pub fn cluster_settings(&self) -> Result<&ClusterSettings, Failure> {
@@ -71,7 +90,12 @@ impl Context {
     pub fn open_repository(&self, settings: &RepoSettings) -> Result<Repository, Failure> {
         let store = open_store(settings, Missing::Refuse)?;
         let unlock = self.unlock(settings)?;
-        Repository::open(store, &unlock).map_err(|e| engine_failure(e.into()))
+        let cache = match (&settings.passphrase, &unlock.passphrase) {
+            // A passphrase that is on no disk must not become guessable from one.
+            (SecretSource::File(_), Some(p)) => KeyCache::find(self.cache_dir.as_deref(), p),
+            _ => None,
+        };
+        key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
     }
 
     pub fn unlock(&self, settings: &RepoSettings) -> Result<Unlock, Failure> {

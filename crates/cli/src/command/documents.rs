@@ -274,6 +274,7 @@ pub struct VerifyDocument {
     objects_checked: u64,
     bytes_checked: u64,
     problems: Vec<ProblemDocument>,
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -323,6 +324,7 @@ impl VerifyDocument {
             objects_checked: r.objects_checked,
             bytes_checked: r.bytes_checked,
             problems: r.problems.iter().map(problem).collect(),
+            notes: r.notes.clone(),
         }
     }
 }

@@ -108,6 +108,7 @@ enum ArchiveArg {
 
 pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
+    context.stop_on_signals()?;
     let options = options(&args, &context)?;
     let repo = context.open_repository(&context.repo_settings()?)?;
     if args.dry_run.dry_run {

@@ -22,6 +22,7 @@ pub struct VerifyArgs {
 
 pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
+    context.stop_on_signals()?;
     let only = args.id.as_deref().map(parse_id).transpose()?;
     let repo = context.open_repository(&context.repo_settings()?)?;
     let depth = if args.quick { Depth::Quick } else { Depth::Full };
@@ -42,6 +43,9 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
         for w in &p.windows {
             out += &format!("  targets that cannot be reached: {}\n", span(w));
         }
+    }
+    for note in &r.notes {
+        out += &format!("note: {note}\n");
     }
     let depth = match depth {
         Depth::Full => format!("every byte of {} read and authenticated", human_bytes(r.bytes_checked)),

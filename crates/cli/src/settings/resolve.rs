@@ -19,6 +19,7 @@ use crate::secret::{Secret, SecretSource, split_command};
 const VARIABLES: &[&str] = &[
     "PGARK_CLUSTER",
     "PGARK_CONFIG",
+    "PGARK_CACHE_DIR",
     "PGARK_JOBS",
     "PGARK_PASSPHRASE",
     "PGARK_PASSPHRASE_COMMAND",

@@ -157,7 +157,7 @@ fn a_wrong_key_ends_with_12_and_tells_nothing() {
     site.ledger.write_rows(&site.cluster, 1);
     site.pgark.backup("full");
     let wrong = site.scratch.file("wrong", b"canary-not-the-passphrase\n", 0o600);
-    let pgark = site.elsewhere.clone().env("PGARK_PASSPHRASE_FILE", wrong);
+    let pgark = site.pgark.clone().env("PGARK_PASSPHRASE_FILE", wrong);
     for words in [&["info"][..], &["verify"], &["backup", "--type", "full"]] {
         let outcome = pgark.run(words).expect_code(12);
         assert!(!outcome.stderr.contains("canary") && !outcome.stdout.contains("canary"), "{outcome}");

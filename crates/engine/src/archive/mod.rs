@@ -50,7 +50,7 @@ pub fn wait_archived(
     size: SegmentSize,
     within: Duration,
     describe_archiver: &mut dyn FnMut() -> String,
-) -> Result<Vec<WalIndex>> {
+) -> Result<()> {
     let began = Instant::now();
     let mut pause = Duration::from_millis(10);
     loop {
@@ -75,34 +75,34 @@ pub fn wait_archived(
         std::thread::sleep(pause);
         pause = (pause * 2).min(POLL_MAX);
     }
-    let indexes: Vec<WalIndex> = names.iter().map(|n| Ok(archive.index(n, size)?)).collect::<Result<_>>()?;
-    check_continuous(&indexes)?;
-    Ok(indexes)
+    let mut continuity = Continuity::default();
+    names.iter().try_for_each(|n| continuity.push(&archive.index(n, size)?))
 }
 
-/// Neighbouring segments follow each other: each first record names the last one before it.
-pub fn check_continuous(indexes: &[WalIndex]) -> Result<()> {
-    let mut before: Option<&WalIndex> = None;
-    for index in indexes {
-        if let Some(b) = before
+/// Checks that segments, given in order, are one unbroken stretch: each first record names the last one before it.
+#[derive(Default)]
+pub struct Continuity {
+    before: Option<WalIndex>,
+}
+
+impl Continuity {
+    pub fn push(&mut self, index: &WalIndex) -> Result<()> {
+        if let Some(b) = &self.before
             && !follows(b, index)
         {
+            let name = |i: &WalIndex| i.segment_name().format(i.segment_size);
             return Err(EngineError::failed(
                 "E-WAL-BROKEN",
-                format!(
-                    "wal segment {} does not continue {}",
-                    index.segment_name().format(index.segment_size),
-                    b.segment_name().format(b.segment_size)
-                ),
+                format!("wal segment {} does not continue {}", name(index), name(b)),
                 "one of them is of another history of this cluster: 'pgark verify' shows what can still be recovered",
             ));
         }
         // A segment wholly inside one long record says nothing about order.
-        if index.first_record.is_some() || before.is_none() {
-            before = Some(index);
+        if index.first_record.is_some() || self.before.is_none() {
+            self.before = Some(index.clone());
         }
+        Ok(())
     }
-    Ok(())
 }
 
 pub fn follows(before: &WalIndex, after: &WalIndex) -> bool {

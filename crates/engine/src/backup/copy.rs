@@ -240,7 +240,6 @@ impl<'a> Worker<'a> {
     }
 
     fn store_frame(&mut self, plain: &[u8], id: pgark_repo::crypto::ContentId) -> Result<(u32, FrameAt)> {
-        self.stored.clear();
         let codec = self.encoder.encode(plain, &mut self.stored)?;
         let same = self.decoder.decode(codec, &self.stored, plain.len(), &mut self.decoded);
         if same.is_err() || self.decoded != plain {

@@ -275,6 +275,7 @@ fn write_record(
         finished,
         lsn_start: record.lsn_start,
         lsn_stop: record.lsn_stop,
+        stopped: crate::restore::resolve::to_timestamp(stopped.stop_time),
         timeline: record.timeline,
         size_bytes: totals.size_bytes,
         read_bytes: totals.read_bytes,

@@ -5,11 +5,13 @@
 pub mod files;
 pub mod plan;
 pub mod resolve;
+pub mod roots;
 pub mod run;
 pub mod settings;
 pub mod space;
 pub mod start;
 pub mod walk;
+pub mod write;
 
 use std::path::PathBuf;
 

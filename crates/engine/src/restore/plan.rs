@@ -10,7 +10,7 @@ use pgark_repo::wal::{WalArchive, WalHead};
 use super::resolve::{Resolved, StopAt, from_timestamp, resolve};
 use super::walk::WalView;
 use super::{RestoreOptions, Target, TimelineChoice};
-use crate::archive::{self, WalPath, check_continuous};
+use crate::archive::{self, Continuity, WalPath};
 use crate::error::{EngineError, Result};
 
 #[derive(Clone, Debug)]
@@ -144,8 +144,8 @@ fn before_first(on_path: &[&BackupEntry], options: &RestoreOptions) -> EngineErr
     EngineError::refused(
         "E-TARGET-BEFORE",
         format!(
-            "the target ({}) lies before backup {} is consistent (lsn {}, finished {})",
-            options.target, oldest.id, oldest.lsn_stop, oldest.finished
+            "the target ({}) lies before backup {} is consistent (lsn {}, at {})",
+            options.target, oldest.id, oldest.lsn_stop, oldest.stopped
         ),
         "'pgark info' shows the time windows that can be restored",
     )
@@ -160,14 +160,17 @@ fn finish(
     mut notes: Vec<String>,
 ) -> Result<RestorePlan> {
     let segments = view.path.segments(backup.lsn_start, stop.read_to);
-    let indexes = segments.iter().map(|n| view.index(n.segment)).collect::<Result<Vec<_>>>()?;
-    check_continuous(&indexes)?;
-    if let Some(minimal) = indexes.iter().find(|i| i.min_wal_level == Some(0)) {
-        return Err(EngineError::refused(
-            "E-WAL-MINIMAL",
-            format!("WAL at {} was written with wal_level=minimal: changes are missing from it", minimal.start()),
-            "choose a target before it, or a backup after it",
-        ));
+    let mut continuity = Continuity::default();
+    for name in &segments {
+        let index = view.index(name.segment)?;
+        continuity.push(&index)?;
+        if index.min_wal_level == Some(0) {
+            return Err(EngineError::refused(
+                "E-WAL-MINIMAL",
+                format!("WAL at {} was written with wal_level=minimal: changes are missing from it", index.start()),
+                "choose a target before it, or a backup after it",
+            ));
+        }
     }
     let timeline = view.path.timeline_at(Lsn(stop.end.0.saturating_sub(1)));
     if backup.bad_blocks > 0 {

@@ -69,6 +69,8 @@ pub fn resolve(view: &mut WalView<'_>, backup: &BackupEntry, target: &Target) ->
             return Ok(Resolved::At(StopAt { how: StopHow::Consistent, end, read_to: end, time: None }));
         }
         Target::Latest => latest(view, backup, last)?,
+        // What ended before the backup stopped is in it, whatever its WAL says.
+        Target::Time { at, .. } if *at < backup.stopped => return Ok(Resolved::BackupTooNew),
         Target::Time { at, bound } => time(view, backup, last, *at, *bound)?,
         Target::Lsn { lsn, bound } => {
             if *lsn < backup.lsn_stop {

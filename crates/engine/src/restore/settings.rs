@@ -143,7 +143,7 @@ fn restore_command(options: &RestoreOptions) -> Result<String> {
 }
 
 /// One word for the shell and for PostgreSQL's `%` expansion, whatever bytes the path has.
-fn shell_word(path: &Path) -> Result<String> {
+pub fn shell_word(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| {
         EngineError::refused(
             "E-TARGET-PATH",
@@ -155,7 +155,7 @@ fn shell_word(path: &Path) -> Result<String> {
 }
 
 /// A value for a configuration file (guc-file.l: a quote is doubled, backslash escapes).
-fn quote(value: &str) -> String {
+pub fn quote(value: &str) -> String {
     let mut out = String::from("'");
     for c in value.chars() {
         match c {

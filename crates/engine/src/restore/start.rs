@@ -99,26 +99,31 @@ fn connect_options(socket_dir: &Path, port: u16) -> ConnectOptions {
 
 fn find_bin(options: &StartOptions, plan: &RestorePlan) -> Result<PathBuf> {
     let major = plan.record.version_num / 10_000;
-    let usual = [
-        format!("/usr/lib/postgresql/{major}/bin"),
-        format!("/usr/pgsql-{major}/bin"),
-        format!("/usr/local/pgsql-{major}/bin"),
-        "/usr/local/pgsql/bin".to_owned(),
-        "/usr/local/bin".to_owned(),
-        "/usr/bin".to_owned(),
-    ];
-    let given = options.bin.iter().cloned();
-    let candidates: Vec<PathBuf> = if options.bin.is_some() { given.collect() } else { usual.map(PathBuf::from).into() };
-    for dir in &candidates {
-        if version_of(&dir.join("postgres")) == Some(major) {
-            return Ok(dir.clone());
-        }
-    }
-    Err(EngineError::failed(
-        "E-PG-BIN",
-        format!("no PostgreSQL {major} server found in {}", candidates.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")),
-        "install it, or say where it is with --pg-bin; the directory is restored and can be started by hand",
-    ))
+    find_server(options.bin.as_deref(), major).map_err(|searched| {
+        EngineError::failed(
+            "E-PG-BIN",
+            format!("no PostgreSQL {major} server found in {}", searched.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")),
+            "install it, or say where it is with --pg-bin; the directory is restored and can be started by hand",
+        )
+    })
+}
+
+/// The directory with the server programs of this major version: the one given, else the usual places. An error
+/// lists where it was searched for.
+pub fn find_server(given: Option<&Path>, major: u32) -> std::result::Result<PathBuf, Vec<PathBuf>> {
+    let candidates: Vec<PathBuf> = match given {
+        Some(dir) => vec![dir.to_owned()],
+        None => vec![
+            format!("/usr/lib/postgresql/{major}/bin").into(),
+            format!("/usr/pgsql-{major}/bin").into(),
+            format!("/usr/local/pgsql-{major}/bin").into(),
+            "/usr/local/pgsql/bin".into(),
+            "/usr/local/bin".into(),
+            "/usr/bin".into(),
+        ],
+    };
+    let found = candidates.iter().find(|dir| version_of(&dir.join("postgres")) == Some(major)).cloned();
+    found.ok_or(candidates)
 }
 
 fn version_of(postgres: &Path) -> Option<u32> {

@@ -34,8 +34,8 @@ pub struct WalView<'a> {
     indexes: HashMap<SegmentName, WalIndex>,
 }
 
-/// Indexes kept while planning; each is small.
-const INDEXES_MAX: usize = 4096;
+/// Indexes kept while planning; one may hold some tens of KiB of a record.
+const INDEXES_MAX: usize = 256;
 
 impl<'a> WalView<'a> {
     pub fn new(archive: &'a WalArchive, path: WalPath, head: &'a WalHead) -> Self {

@@ -109,6 +109,8 @@ pub struct BackupEntry {
     pub finished: Timestamp,
     pub lsn_start: Lsn,
     pub lsn_stop: Lsn,
+    /// When the server said that the backup is at its end, by the server's clock: no earlier moment can be restored.
+    pub stopped: Timestamp,
     pub timeline: TimelineId,
     /// Bytes of the files as restored.
     pub size_bytes: u64,
@@ -248,7 +250,11 @@ impl CatalogStore {
             if kind != JobKind::Backup && c.backup(backup).is_none() && !c.removing.contains(backup) {
                 return Err(RepoError::NoBackup { cluster: c.cluster.to_string(), id: backup.to_string() });
             }
-            c.fence += 1;
+            if kind == JobKind::Backup && (c.backup(backup).is_some() || c.removing.contains(backup)) {
+                // Two backups under one name would share objects, and the remains of one take the other along.
+                return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
+            }
+            c.fence = c.fence.checked_add(1).ok_or_else(|| RepoError::corrupt(&c.cluster, "its fence is used up"))?;
             let (fence, holder) = (c.fence, holder.clone());
             c.jobs.push(Job { kind, backup: backup.clone(), fence, holder, started: now, renewed: now });
             Ok(Some(fence))
@@ -358,7 +364,8 @@ impl Claim {
     pub fn abandon(self) -> Result<()> {
         self.change(|c| {
             c.jobs.retain(|j| j.fence != self.fence);
-            if self.kind == JobKind::Backup && !c.removing.contains(&self.backup) {
+            let unlisted = c.backup(&self.backup).is_none();
+            if self.kind == JobKind::Backup && unlisted && !c.removing.contains(&self.backup) {
                 c.removing.push(self.backup.clone());
             }
             Ok(())

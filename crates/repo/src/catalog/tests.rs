@@ -38,6 +38,7 @@ fn entry(id: &BackupId) -> BackupEntry {
         finished: Timestamp::UNIX_EPOCH,
         lsn_start: Lsn(1),
         lsn_stop: Lsn(2),
+        stopped: Timestamp::UNIX_EPOCH,
         timeline: TimelineId::new(1).unwrap(),
         size_bytes: 0,
         read_bytes: 0,

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::codec::Codec;
 use crate::crypto::{ContentId, hex, unhex};
-use crate::limits::{CHUNK_PARTS_MAX, CHUNKS_PER_ITEM, PATH_BYTES_MAX};
+use crate::limits::{CHUNK_PARTS_MAX, CHUNKS_PER_ITEM, FRAME_BYTES_MAX, PATH_BYTES_MAX};
 use crate::names::BackupId;
 use crate::pack::FrameAt;
 use crate::stream::Fingerprint;
@@ -291,7 +291,8 @@ fn decode_chunk(state: &mut ItemState, c: &mut Cursor) -> Option<Chunk> {
     for _ in 0..n {
         parts.push(decode_part(state, c)?);
     }
-    Some(Chunk::Data { id, parts })
+    let len: u64 = parts.iter().map(|p| u64::from(p.len)).sum();
+    (len <= FRAME_BYTES_MAX as u64).then_some(Chunk::Data { id, parts })
 }
 
 fn decode_part(state: &mut ItemState, c: &mut Cursor) -> Option<Part> {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::codec::Compression;
 use crate::crypto::{KeySet, ObjectKind};
 use crate::error::{RepoError, Result};
+use crate::limits::FRAME_BYTES_MAX;
 use crate::names::BackupId;
 use crate::store::{ObjectName, Store};
 use crate::stream::{Fingerprint, Sink, StreamReader, StreamWriter};
@@ -129,6 +130,9 @@ impl ManifestReader {
             }
             self.last_path = Some(path.to_vec());
         }
+        if matches!(item, Item::BadBlock(b) if b.file.is_empty() || !check_path(&b.file)) {
+            return Err(self.bad("a path leaves the data directory"));
+        }
         match (item, self.open_file) {
             (Item::Pack(index, id), _) => {
                 if self.packs.insert(*index, id.clone()).is_some() {
@@ -143,6 +147,9 @@ impl ManifestReader {
             (Item::FileStart(_), None) => self.open_file = Some(0),
             (Item::Chunks(chunks), Some(mut covered)) => {
                 for chunk in chunks {
+                    if !chunk.parts().is_empty() && chunk.len() > FRAME_BYTES_MAX as u64 {
+                        return Err(self.bad("a chunk larger than any we write"));
+                    }
                     if chunk.parts().iter().any(|p| !self.packs.contains_key(&p.pack)) {
                         return Err(self.bad("a chunk in an undeclared pack"));
                     }

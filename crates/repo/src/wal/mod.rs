@@ -56,8 +56,7 @@ impl WalArchive {
             repo.keys(),
             ObjectKind::WalHead,
             place.head_dir(),
-            // Segments beyond a lost head bear witness against it.
-            Mirror::No,
+            Mirror::Yes,
         );
         let (store, keys) = (repo.store().clone(), repo.keys().clone());
         WalArchive { store, keys, place, head, compression: Compression::DEFAULT }
@@ -223,6 +222,26 @@ impl WalArchive {
         WalHead::from_bytes(&version.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))
     }
 
+    /// What of the head a listing of the store shows to be there, by name. Says nothing about content.
+    pub fn present(&self, head: &WalHead, size: SegmentSize) -> Result<WalHead> {
+        let mut seen = WalHead::default();
+        for span in head.timelines() {
+            if span.history {
+                seen.add_history(span.timeline);
+            }
+            let dir = self.place.timeline_dir(span.timeline);
+            self.store.list(&dir, &mut |stat| {
+                if let Ok(name) = SegmentName::parse(stat.name.basename(), size)
+                    && span.contains(name.segment)
+                {
+                    seen.add_segment(&name);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(seen)
+    }
+
     /// Records durably stored segments in the head. Only after this may PostgreSQL forget them.
     pub fn acknowledge(&self, segments: &[SegmentName]) -> Result<()> {
         self.change_head(|head| segments.iter().fold(false, |changed, s| head.add_segment(s) | changed))
@@ -255,6 +274,11 @@ pub struct SegmentReader {
 }
 
 impl SegmentReader {
+    /// Whether the object has the length that its blocks declare; reads next to nothing and checks no content.
+    pub fn check_length(self) -> Result<()> {
+        self.stream.check_length()
+    }
+
     /// The next bytes of the segment, or None after the last, when all of it has been checked.
     pub fn next(&mut self) -> Result<Option<&[u8]>> {
         match self.stream.next_block()? {

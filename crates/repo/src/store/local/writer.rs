@@ -13,10 +13,14 @@ use rustix::io::Errno;
 
 use super::root::{Root, Sys, file_type, fsync_dir};
 use super::system_error;
+use crate::direct::{AlignedBuffer, set_direct};
 use crate::store::{ObjectName, ObjectWriter, StoreError};
 
 /// What marks a file as unfinished; object names cannot start with a dot.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
+
+/// What is gathered before it is written. Objects of at least this size are written past the page cache.
+const BUFFER_BYTES: usize = 1024 * 1024;
 
 pub(super) struct LocalWriter {
     root: Arc<Root>,
@@ -25,7 +29,17 @@ pub(super) struct LocalWriter {
     temp: String,
     name: ObjectName,
     written: u64,
+    buffer: AlignedBuffer,
+    buffered: usize,
+    direct: Direct,
     state: State,
+}
+
+#[derive(PartialEq, Eq)]
+enum Direct {
+    Untried,
+    On,
+    Off,
 }
 
 #[derive(PartialEq, Eq)]
@@ -55,6 +69,9 @@ impl LocalWriter {
             temp,
             name: name.clone(),
             written: 0,
+            buffer: AlignedBuffer::new(BUFFER_BYTES),
+            buffered: 0,
+            direct: Direct::Untried,
             state: State::Open,
         })
     }
@@ -75,6 +92,11 @@ impl LocalWriter {
             let why = io::Error::other("an earlier write failed");
             return Err(StoreError::io("finish", &self.name, why));
         }
+        if self.direct == Direct::On {
+            // What is left is no multiple of a block.
+            set_direct(&self.file, false).map_err(self.failed("write"))?;
+        }
+        self.write_buffer()?;
         fs::fsync(&self.file).map_err(self.failed("fsync"))?;
         let named = self.link_or_rename();
         if !matches!(named, Ok(()) | Err(Errno::EXIST)) {
@@ -134,19 +156,49 @@ impl LocalWriter {
     }
 }
 
+impl LocalWriter {
+    fn write_buffer(&mut self) -> Result<(), StoreError> {
+        let bytes = &self.buffer.bytes()[..self.buffered];
+        let mut written = self.file.write_all(bytes);
+        if self.direct == Direct::On
+            && let Err(e) = &written
+            && Errno::from_io_error(e) == Some(Errno::INVAL)
+        {
+            // Offered and then refused, as some network file systems do.
+            set_direct(&self.file, false).map_err(self.failed("write"))?;
+            self.direct = Direct::Off;
+            written = self.file.write_all(bytes);
+        }
+        self.buffered = 0;
+        written.map_err(|e| {
+            self.state = State::Spoiled;
+            match Errno::from_io_error(&e) {
+                Some(errno) => system_error("write", &self.name, errno),
+                None => StoreError::io("write", &self.name, e),
+            }
+        })
+    }
+}
+
 impl ObjectWriter for LocalWriter {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         if self.state != State::Open {
             return Err(StoreError::io("write", &self.name, io::Error::other("an earlier write failed")));
         }
-        if let Err(e) = self.file.write_all(bytes) {
-            self.state = State::Spoiled;
-            return Err(match Errno::from_io_error(&e) {
-                Some(errno) => system_error("write", &self.name, errno),
-                None => StoreError::io("write", &self.name, e),
-            });
-        }
         self.written += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let n = bytes.len().min(BUFFER_BYTES - self.buffered);
+            self.buffer.bytes_mut()[self.buffered..self.buffered + n].copy_from_slice(&bytes[..n]);
+            self.buffered += n;
+            bytes = &bytes[n..];
+            if self.buffered == BUFFER_BYTES {
+                if self.direct == Direct::Untried {
+                    let on = set_direct(&self.file, true).map_err(self.failed("write"))?;
+                    self.direct = if on { Direct::On } else { Direct::Off };
+                }
+                self.write_buffer()?;
+            }
+        }
         Ok(())
     }
 

@@ -1,0 +1,70 @@
+//! Spares calls that PostgreSQL makes for every WAL segment the slow key derivation: the master key, wrapped under
+//! the passphrase, in a private file of the same user. Losing it costs a quarter of a second.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgark_repo::Repository;
+use pgark_repo::keyring::{Unlock, open_from_cache, seal_for_cache};
+use pgark_repo::store::Store;
+use zeroize::Zeroizing;
+
+pub struct KeyCache {
+    dir: PathBuf,
+    passphrase: Zeroizing<Vec<u8>>,
+}
+
+impl KeyCache {
+    /// None when there is no private directory to keep it in.
+    pub fn find(dir: Option<&Path>, passphrase: &[u8]) -> Option<Self> {
+        let dir = dir?.join("keys");
+        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+            tracing::debug!(target: "pgark", %error, dir = %dir.display(), "no key cache");
+            return None;
+        }
+        let meta = fs::symlink_metadata(&dir).ok()?;
+        let private = meta.is_dir() && meta.mode() & 0o077 == 0 && meta.uid() == rustix::process::geteuid().as_raw();
+        private.then(|| KeyCache { dir, passphrase: Zeroizing::new(passphrase.to_vec()) })
+    }
+
+    fn file(&self, ring: &[u8]) -> PathBuf {
+        self.dir.join(format!("{}.key", pgark_repo::keyring::ring_name(ring)))
+    }
+
+    fn read(&self, ring: &[u8]) -> Option<Vec<u8>> {
+        let path = self.file(ring);
+        let meta = fs::symlink_metadata(&path).ok()?;
+        let private = meta.is_file() && meta.mode() & 0o077 == 0 && meta.uid() == rustix::process::geteuid().as_raw();
+        if private { fs::read(path).ok() } else { None }
+    }
+
+    /// Written beside and moved into place, so that nobody reads half of it.
+    fn write(&self, ring: &[u8], wrapped: &[u8]) -> std::io::Result<()> {
+        let path = self.file(ring);
+        let temp = path.with_extension(format!("tmp-{}", std::process::id()));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+        file.write_all(wrapped)?;
+        fs::rename(temp, path)
+    }
+}
+
+/// Opens a repository, through the cache where there is one.
+pub fn open(store: Arc<dyn Store>, unlock: &Unlock, cache: Option<&KeyCache>) -> pgark_repo::Result<Repository> {
+    let Some(cache) = cache else { return Repository::open(store, unlock) };
+    let ring = Repository::ring_bytes(&store)?;
+    if let Some(master) = cache.read(&ring).and_then(|c| open_from_cache(&cache.passphrase, &ring, &c))
+        && let Ok(repo) = Repository::open_with_master(store.clone(), master)
+    {
+        return Ok(repo);
+    }
+    let repo = Repository::open(store, unlock)?;
+    if let Some(master) = repo.master()
+        && let Err(error) = cache.write(&ring, &seal_for_cache(&cache.passphrase, &ring, master))
+    {
+        tracing::debug!(target: "pgark", %error, "the key cache was not written");
+    }
+    Ok(repo)
+}

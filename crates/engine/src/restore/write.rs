@@ -1,0 +1,407 @@
+//! Streams a manifest into files: one thread reads it and creates the files, several fetch, open, decode, compare and
+//! write their contents.
+//!
+//! Invariant: nothing reaches a file that was not compared with the content id in the manifest.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use pgark_repo::codec::Decoder;
+use pgark_repo::direct::{ALIGNMENT, AlignedBuffer, set_direct};
+use pgark_repo::limits::FRAME_BYTES_MAX;
+use pgark_repo::manifest::{Chunk, Item, ManifestReader, PackId, Part};
+use pgark_repo::names::ClusterName;
+use pgark_repo::pack::{FrameAt, PackReader};
+use pgark_repo::record::manifest_reader;
+use pgark_repo::store::ObjectName;
+use pgark_repo::{RepoError, Repository, names};
+use rustix::fs::OFlags;
+
+use super::roots::Roots;
+use super::{RestoreOptions, RestorePlan, RestoreReport};
+use crate::backup::scan::show;
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+
+/// Plain bytes one worker takes at a time, and chunks at most.
+const JOB_BYTES: u64 = 4 * 1024 * 1024;
+const JOB_CHUNKS: usize = 64;
+/// Stored bytes fetched by one read.
+const FETCH_BYTES: usize = 8 * 1024 * 1024;
+/// What is gathered of one file before it is written.
+const RUN_BYTES: usize = 2 * FRAME_BYTES_MAX;
+/// From this size on, writes go past the page cache.
+const DIRECT_BYTES: usize = 256 * 1024;
+/// Of the source's own past; they would change what the restored server does.
+const SKIPPED: [&[u8]; 2] = [b"standby.signal", b"recovery.signal"];
+
+/// One chunk and where it goes.
+struct Write1 {
+    path: Arc<[u8]>,
+    offset: u64,
+    chunk: Chunk,
+}
+
+struct Shared<'a> {
+    repo: &'a Repository,
+    cluster: &'a ClusterName,
+    ctx: &'a Ctx,
+    roots: &'a Roots,
+    pack_names: RwLock<HashMap<u32, ObjectName>>,
+    packs: Mutex<HashMap<u32, Arc<PackReader>>>,
+    written: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Shared<'_> {
+    fn declare(&self, index: u32, id: &PackId) {
+        let name = names::pack(self.cluster, &id.backup, id.number);
+        self.pack_names.write().expect("no thread panics with the lock").insert(index, name);
+    }
+}
+
+pub fn write_files(
+    options: &RestoreOptions,
+    plan: &RestorePlan,
+    repo: &Repository,
+    ctx: &Ctx,
+    roots: &Roots,
+) -> Result<RestoreReport> {
+    let shared = Shared {
+        repo,
+        cluster: &options.cluster,
+        ctx,
+        roots,
+        pack_names: RwLock::default(),
+        packs: Mutex::default(),
+        written: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    };
+    let jobs = options.jobs.max(1);
+    let (tx, rx) = bounded::<Vec<Write1>>(2 * jobs);
+    let mut report = RestoreReport { bytes_restored: 0, files: 0, warnings: vec![] };
+    thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..jobs)
+            .map(|_| {
+                let rx = rx.clone();
+                let shared = &shared;
+                scope.spawn(move || work(shared, &rx).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
+            })
+            .collect();
+        drop(rx);
+        let streamed = stream_manifest(&shared, plan, tx, &mut report);
+        if streamed.is_err() {
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+        let mut outcome = Ok(());
+        for w in workers {
+            let done = w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            outcome = outcome.and(done);
+        }
+        // A worker's error is why the stream ended, when both failed.
+        outcome.and(streamed)
+    })?;
+    report.bytes_restored = shared.written.load(Ordering::Relaxed);
+    Ok(report)
+}
+
+fn stream_manifest(
+    shared: &Shared<'_>,
+    plan: &RestorePlan,
+    jobs: Sender<Vec<Write1>>,
+    report: &mut RestoreReport,
+) -> Result<()> {
+    let mut manifest = manifest_reader(shared.repo, shared.cluster, &plan.backup.id)?;
+    let mut batch = Batch { jobs, writes: vec![], bytes: 0 };
+    while let Some(item) = manifest.next_item()? {
+        shared.ctx.check_cancelled()?;
+        match item {
+            Item::Directory(d) => shared.roots.make_dir(&d.path, d.mode)?,
+            Item::Symlink(s) => report.warnings.push(format!(
+                "{} was a symbolic link to {} and is not restored",
+                show(&s.path),
+                show(&s.target)
+            )),
+            Item::FileStart(start) => {
+                let skip = SKIPPED.contains(&start.path.as_slice());
+                restore_file(shared, &mut manifest, &mut batch, &start.path, start.mode, skip)?;
+                report.files += u64::from(!skip);
+            }
+            Item::Pack(index, id) => {
+                shared.declare(index, &id);
+            }
+            Item::PackDone(..) | Item::Vanished(_) | Item::BadBlock(_) => {}
+            Item::Chunks(_) | Item::FileEnd(_) => unreachable!("consumed with their file; the reader checks the order"),
+        }
+    }
+    batch.flush()?;
+    if manifest.fingerprint() != plan.record.manifest {
+        return Err(RepoError::corrupt(names::manifest(shared.cluster, &plan.backup.id), "not the manifest of this backup").into());
+    }
+    Ok(())
+}
+
+/// Creates the file and hands out its chunks.
+fn restore_file(
+    shared: &Shared<'_>,
+    manifest: &mut ManifestReader,
+    batch: &mut Batch,
+    path: &[u8],
+    mode: u32,
+    skip: bool,
+) -> Result<()> {
+    let file = if skip { None } else { Some(shared.roots.create_file(path)?) };
+    let path: Arc<[u8]> = path.into();
+    let mut offset = 0u64;
+    while let Some(item) = manifest.next_item()? {
+        match item {
+            Item::Chunks(chunks) => {
+                for chunk in chunks {
+                    let len = chunk.len();
+                    if file.is_some() && matches!(chunk, Chunk::Data { .. }) {
+                        batch.push(Write1 { path: path.clone(), offset, chunk })?;
+                    } else {
+                        shared.ctx.progress.advance(len);
+                    }
+                    offset += len;
+                }
+            }
+            Item::Pack(index, id) => {
+                shared.declare(index, &id);
+            }
+            Item::FileEnd(end) => {
+                if let Some(file) = &file {
+                    let failed = |e: std::io::Error| shared.roots.error("writing", &path, e);
+                    file.set_len(end.size).map_err(failed)?;
+                    shared.roots.set_mode(file, &path, mode)?;
+                    shared.written.fetch_add(end.size, Ordering::Relaxed);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+    Err(RepoError::corrupt("manifest", "ends within a file").into())
+}
+
+struct Batch {
+    jobs: Sender<Vec<Write1>>,
+    writes: Vec<Write1>,
+    bytes: u64,
+}
+
+impl Batch {
+    fn push(&mut self, w: Write1) -> Result<()> {
+        self.bytes += w.chunk.len();
+        self.writes.push(w);
+        if self.bytes >= JOB_BYTES || self.writes.len() >= JOB_CHUNKS { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.bytes = 0;
+        let writes = std::mem::take(&mut self.writes);
+        // Nobody receives any more when a worker failed; its error is the one that is reported.
+        if writes.is_empty() { Ok(()) } else { self.jobs.send(writes).map_err(|_| EngineError::Cancelled) }
+    }
+}
+
+fn work(shared: &Shared<'_>, jobs: &Receiver<Vec<Write1>>) -> Result<()> {
+    let mut worker = Worker {
+        shared,
+        decoder: Decoder::new()?,
+        window: None,
+        run: Run { file: None, offset: 0, len: 0, buffer: AlignedBuffer::new(RUN_BYTES) },
+        bundle: None,
+        scratch: vec![],
+    };
+    for job in jobs {
+        if shared.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        shared.ctx.check_cancelled()?;
+        worker.job(&job)?;
+    }
+    Ok(())
+}
+
+/// Neighbouring chunks of one file, put together before they are written.
+struct Run {
+    file: Option<(Arc<[u8]>, File)>,
+    offset: u64,
+    len: usize,
+    buffer: AlignedBuffer,
+}
+
+impl Run {
+    /// Whether a chunk of `len` bytes can be appended.
+    fn continues(&self, w: &Write1, len: usize) -> bool {
+        let same = self.file.as_ref().is_some_and(|(p, _)| Arc::ptr_eq(p, &w.path));
+        same && self.offset + self.len as u64 == w.offset && self.len + len <= self.buffer.capacity()
+    }
+
+    fn write_out(&mut self) -> std::io::Result<()> {
+        let Some((_, file)) = &self.file else { return Ok(()) };
+        let bytes = &self.buffer.bytes()[..self.len];
+        let whole = self.len - self.len % ALIGNMENT;
+        let aligned = self.offset % ALIGNMENT as u64 == 0;
+        let mut done = 0;
+        if aligned && whole >= DIRECT_BYTES && set_direct(file, true)? {
+            let written = file.write_all_at(&bytes[..whole], self.offset);
+            set_direct(file, false)?;
+            match written {
+                Ok(()) => done = whole,
+                // Offered and then refused, as some file systems do: everything goes the ordinary way.
+                Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => {}
+                Err(e) => return Err(e),
+            }
+        }
+        file.write_all_at(&bytes[done..], self.offset + done as u64)?;
+        self.offset += self.len as u64;
+        self.len = 0;
+        Ok(())
+    }
+}
+
+struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    decoder: Decoder,
+    /// Stored bytes that were fetched together: pack, offset, bytes. Whole frames are decrypted in place there,
+    /// each once.
+    window: Option<(u32, u64, Vec<u8>)>,
+    run: Run,
+    /// The last frame of which several chunks take a part: pack, offset, plaintext.
+    bundle: Option<(u32, u64, Vec<u8>)>,
+    scratch: Vec<u8>,
+}
+
+impl Worker<'_> {
+    fn job(&mut self, job: &[Write1]) -> Result<()> {
+        for (i, w) in job.iter().enumerate() {
+            let Chunk::Data { id, parts } = &w.chunk else { continue };
+            let len = usize::try_from(w.chunk.len()).expect("chunks are bounded");
+            if !self.run.continues(w, len) {
+                self.begin_run(w)?;
+            }
+            let from = self.run.len;
+            match parts.as_slice() {
+                [p] if p.skip == 0 && p.len == p.frame.plain_len => self.load_whole(p, &job[i..], from)?,
+                parts => {
+                    let mut at = from;
+                    for p in parts {
+                        self.load_part(p, &job[i..], at)?;
+                        at += p.len as usize;
+                    }
+                }
+            }
+            let bytes = &self.run.buffer.bytes()[from..from + len];
+            if self.shared.repo.keys().content_id(bytes) != *id {
+                let what = "its content is not what the manifest lists";
+                return Err(RepoError::corrupt(format!("pack data of {}", show(&w.path)), what).into());
+            }
+            self.run.len += len;
+            self.shared.ctx.progress.advance(len as u64);
+        }
+        self.end_run()?;
+        self.run.file = None;
+        Ok(())
+    }
+
+    fn begin_run(&mut self, w: &Write1) -> Result<()> {
+        self.end_run()?;
+        if self.run.file.as_ref().is_none_or(|(p, _)| !Arc::ptr_eq(p, &w.path)) {
+            let file = self.shared.roots.open(&w.path, OFlags::WRONLY, 0);
+            let file = file.map_err(|e| self.shared.roots.error("opening", &w.path, e))?;
+            self.run.file = Some((w.path.clone(), file));
+        }
+        self.run.offset = w.offset;
+        Ok(())
+    }
+
+    fn end_run(&mut self) -> Result<()> {
+        let path = self.run.file.as_ref().map(|(p, _)| p.clone()).unwrap_or_default();
+        self.run.write_out().map_err(|e| self.shared.roots.error("writing", &path, e))
+    }
+
+    fn pack(&self, index: u32) -> Result<Arc<PackReader>> {
+        if let Some(p) = self.shared.packs.lock().expect("no thread panics with the lock").get(&index) {
+            return Ok(p.clone());
+        }
+        let name = self.shared.pack_names.read().expect("no thread panics with the lock").get(&index).cloned();
+        let name = name.ok_or_else(|| RepoError::corrupt("manifest", "an undeclared pack"))?;
+        let reader = Arc::new(PackReader::open(self.shared.repo.store().clone(), self.shared.repo.keys(), &name)?);
+        let mut packs = self.shared.packs.lock().expect("no thread panics with the lock");
+        Ok(packs.entry(index).or_insert(reader).clone())
+    }
+
+    /// Decodes a whole frame into the run at `to`.
+    fn load_whole(&mut self, part: &Part, upcoming: &[Write1], to: usize) -> Result<()> {
+        let at = part.frame;
+        let pack = self.pack(part.pack)?;
+        let stored = fetch(&mut self.window, &pack, part, upcoming)?;
+        let plain = &mut self.run.buffer.bytes_mut()[to..to + at.plain_len as usize];
+        Ok(pack.decode_into(&at, stored, &mut self.decoder, plain)?)
+    }
+
+    /// Copies a part of a frame into the run at `to`; the frame is kept for the chunks that take other parts of it.
+    fn load_part(&mut self, part: &Part, upcoming: &[Write1], to: usize) -> Result<()> {
+        let at = part.frame;
+        if !self.bundle.as_ref().is_some_and(|(p, o, _)| (*p, *o) == (part.pack, at.offset)) {
+            let pack = self.pack(part.pack)?;
+            self.scratch.clear();
+            self.scratch.extend_from_slice(fetch(&mut self.window, &pack, part, upcoming)?);
+            let mut plain = self.bundle.take().map(|b| b.2).unwrap_or_default();
+            pack.decode(&at, &mut self.scratch, &mut self.decoder, &mut plain)?;
+            self.bundle = Some((part.pack, at.offset, plain));
+        }
+        let (from, len) = (part.skip as usize, part.len as usize);
+        let bytes = self.bundle.as_ref().and_then(|(_, _, plain)| plain.get(from..from + len));
+        let bytes = bytes.ok_or_else(|| RepoError::corrupt("manifest", "a part beyond its frame"))?;
+        self.run.buffer.bytes_mut()[to..to + len].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// The stored bytes of a frame, from what was fetched or by fetching the frames that follow it along with it.
+fn fetch<'w>(
+    window: &'w mut Option<(u32, u64, Vec<u8>)>,
+    pack: &PackReader,
+    part: &Part,
+    upcoming: &[Write1],
+) -> Result<&'w mut [u8]> {
+    let at = part.frame;
+    if !window_holds(window.as_ref(), part.pack, &at) {
+        let len = contiguous(part, upcoming);
+        let mut bytes = window.take().map(|(_, _, b)| b).unwrap_or_default();
+        pack.fetch(at.offset, len, &mut bytes)?;
+        *window = Some((part.pack, at.offset, bytes));
+    }
+    let missing = || RepoError::corrupt(pack.name(), "a frame outside of what was fetched");
+    let (_, start, bytes) = window.as_mut().ok_or_else(missing)?;
+    let from = usize::try_from(at.offset - *start).map_err(|_| missing())?;
+    Ok(bytes.get_mut(from..from + at.stored_len as usize).ok_or_else(missing)?)
+}
+
+fn window_holds(window: Option<&(u32, u64, Vec<u8>)>, pack: u32, at: &FrameAt) -> bool {
+    window.is_some_and(|(p, start, bytes)| {
+        *p == pack && at.offset >= *start && at.offset + u64::from(at.stored_len) <= start + bytes.len() as u64
+    })
+}
+
+/// Stored bytes from this part on that belong to the coming chunks and lie side by side. Frames in the window are
+/// decrypted in place, so each is used once from it.
+fn contiguous(part: &Part, upcoming: &[Write1]) -> usize {
+    let mut end = part.frame.offset + u64::from(part.frame.stored_len);
+    let mut len = part.frame.stored_len as usize;
+    for p in upcoming.iter().flat_map(|w| w.chunk.parts()) {
+        if p.pack == part.pack && p.frame.offset == end && len + p.frame.stored_len as usize <= FETCH_BYTES {
+            end += u64::from(p.frame.stored_len);
+            len += p.frame.stored_len as usize;
+        }
+    }
+    len
+}
