@@ -36,6 +36,10 @@ pub struct GlobalArgs {
     #[arg(long, value_name = "FILE", global = true)]
     pub passphrase_file: Option<PathBuf>,
 
+    /// File with an age identity (AGE-SECRET-KEY-…) that opens the repository [env: PGARK_AGE_IDENTITY_FILE]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub age_identity_file: Option<PathBuf>,
+
     /// Only to be refused.
     #[arg(long, hide = true, global = true, num_args = 0..=1, default_missing_value = "", alias = "password",
           value_parser = Given::parse)]

@@ -61,10 +61,14 @@ pub fn open(store: Arc<dyn Store>, unlock: &Unlock, cache: Option<&KeyCache>) ->
         return Ok(repo);
     }
     let repo = Repository::open(store, unlock)?;
-    if let Some(master) = repo.master()
-        && let Err(error) = cache.write(&ring, &seal_for_cache(&cache.passphrase, &ring, master))
-    {
+    remember(&repo, cache);
+    Ok(repo)
+}
+
+/// Keeps the key of an opened repository for the next call. Not being able to costs time, nothing else.
+pub fn remember(repo: &Repository, cache: &KeyCache) {
+    let (Some(master), Ok(ring)) = (repo.master(), Repository::ring_bytes(repo.store())) else { return };
+    if let Err(error) = cache.write(&ring, &seal_for_cache(&cache.passphrase, &ring, master)) {
         tracing::debug!(target: "pgark", %error, "the key cache was not written");
     }
-    Ok(repo)
 }

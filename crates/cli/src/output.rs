@@ -30,10 +30,6 @@ impl ColorChoice {
         }
     }
 
-    pub fn for_stdout(self) -> bool {
-        self.enabled(io::stdout().is_terminal(), std::env::var_os("NO_COLOR").as_deref())
-    }
-
     pub fn for_stderr(self) -> bool {
         self.enabled(io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref())
     }

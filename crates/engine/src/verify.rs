@@ -20,7 +20,7 @@ use pgark_repo::register::RegisterProblem;
 use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
 use pgark_repo::{RepoError, Repository};
 
-use crate::archive::{self, WalPath, follows};
+use crate::archive::{self, WalPath};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 
@@ -114,6 +114,31 @@ struct Verify<'a> {
     /// Names of objects that something listed needs, or that belong to the books.
     claimed: BTreeSet<String>,
     report: VerifyReport,
+}
+
+/// What is kept of each segment's index: little, for there may be very many.
+#[derive(Default)]
+struct Facts {
+    has_records: bool,
+    first_prev: Lsn,
+    last_starts: [Option<Lsn>; 2],
+    last_time: Option<i64>,
+}
+
+impl Facts {
+    fn of(index: &WalIndex) -> Self {
+        Facts {
+            has_records: index.first_record.is_some(),
+            first_prev: index.first_prev,
+            last_starts: index.last_starts(),
+            last_time: index.last_time,
+        }
+    }
+
+    fn is_followed_by(&self, after: &Facts) -> bool {
+        let known: Vec<&Lsn> = self.last_starts.iter().flatten().collect();
+        !after.has_records || known.is_empty() || known.contains(&&after.first_prev)
+    }
 }
 
 /// One object to be read in full.
@@ -263,7 +288,7 @@ impl<'a> Verify<'a> {
             Err(e) if e.is_damage() => WalHead::default(),
             Err(e) => return Err(e.into()),
         };
-        let mut good: BTreeMap<SegmentName, WalIndex> = BTreeMap::new();
+        let mut good: BTreeMap<SegmentName, Facts> = BTreeMap::new();
         let mut bad: Vec<(SegmentName, ProblemKind, String)> = vec![];
         let total: u64 = head.timelines().iter().flat_map(|t| &t.ranges).map(|(a, b)| b - a + 1).sum();
         self.ctx.progress.begin("verify WAL", Some(total.saturating_mul(lineage.segment_size.bytes())));
@@ -281,7 +306,7 @@ impl<'a> Verify<'a> {
                 self.claimed.insert(object.to_string());
                 self.report.objects_checked += 1;
                 match self.segment(&wal, &name, lineage) {
-                    Ok(index) => drop(good.insert(name, index)),
+                    Ok(index) => drop(good.insert(name, Facts::of(&index))),
                     Err(e) if e.is_damage() => bad.push((name, kind_of(&e), e.to_string())),
                     Err(e) => return Err(e.into()),
                 }
@@ -322,14 +347,14 @@ impl<'a> Verify<'a> {
         Ok(index)
     }
 
-    fn continuity(&mut self, good: &mut BTreeMap<SegmentName, WalIndex>, bad: &mut Vec<(SegmentName, ProblemKind, String)>, lineage: &Lineage) {
+    fn continuity(&mut self, good: &mut BTreeMap<SegmentName, Facts>, bad: &mut Vec<(SegmentName, ProblemKind, String)>, lineage: &Lineage) {
         let mut breaks = vec![];
         for (name, index) in good.iter() {
             let Some(before) = name.segment.0.checked_sub(1) else { continue };
             let before = SegmentName { timeline: name.timeline, segment: SegmentNo(before) };
             if let Some(b) = good.get(&before)
-                && b.first_record.is_some()
-                && !follows(b, index)
+                && b.has_records
+                && !b.is_followed_by(index)
             {
                 breaks.push((*name, format!("does not continue {}", before.format(lineage.segment_size))));
             }
@@ -386,7 +411,7 @@ impl<'a> Verify<'a> {
         last: SegmentNo,
         lineage: &Lineage,
         backups: &[&BackupEntry],
-        good: &BTreeMap<SegmentName, WalIndex>,
+        good: &BTreeMap<SegmentName, Facts>,
     ) -> (Vec<BackupId>, Vec<LostWindow>) {
         let size = lineage.segment_size;
         let (start, end) = (first.start(size), last.end(size));
@@ -522,7 +547,7 @@ impl<'a> Verify<'a> {
 }
 
 /// The last commit that is still reachable before this segment.
-fn times_before(good: &BTreeMap<SegmentName, WalIndex>, timeline: TimelineId, first: SegmentNo) -> Option<Timestamp> {
+fn times_before(good: &BTreeMap<SegmentName, Facts>, timeline: TimelineId, first: SegmentNo) -> Option<Timestamp> {
     let before = good.range(..SegmentName { timeline, segment: first }).rev();
     let last = before.filter(|(n, _)| n.timeline == timeline).find_map(|(_, i)| i.last_time)?;
     Some(crate::restore::resolve::to_timestamp(pgark_pg::value::PgTimestamp(last)))

@@ -56,6 +56,10 @@ pub struct RegisterProblem {
     pub missing: bool,
 }
 
+/// A check that finds something looks again before it says so.
+const CHECK_RETRIES: u32 = 50;
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
+
 impl Register {
     pub fn sealed(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, dir: String, mirror: Mirror) -> Self {
         Register { store, seal: Some((keys.clone(), kind)), dir, mirror }
@@ -169,12 +173,11 @@ impl Register {
     ) -> Result<Option<Version>> {
         for attempt in 0..REGISTER_RETRIES {
             let current = self.read()?;
-            let Some(value) = change(current.as_ref())? else {
-                if let Some(version) = &current {
-                    self.complete(version)?;
-                }
-                return Ok(current);
-            };
+            let value = change(current.as_ref())?;
+            if let Some(version) = &current {
+                self.complete(version)?;
+            }
+            let Some(value) = value else { return Ok(current) };
             let next = self.successor(current.as_ref(), value)?;
             if self.create_version(&next)? {
                 return Ok(Some(next));
@@ -209,6 +212,8 @@ impl Register {
                     return Ok(false);
                 }
             }
+            // What could not be made durable is never taken for done, however it looks now.
+            Err(e) if e.is_durability() => return Err(e.into()),
             Err(e) => {
                 if !self.is_in_force(next).unwrap_or(false) {
                     return Err(e.into());
@@ -231,7 +236,7 @@ impl Register {
         }
         for (dir, numbers) in dirs.iter().zip(lists) {
             for old in numbers.into_iter().filter(|n| n.saturating_add(1) < next.number) {
-                match self.store.delete(&Self::name(dir, old)?) {
+                match self.store.discard(&Self::name(dir, old)?) {
                     Ok(()) | Err(StoreError::NotFound { .. }) => {}
                     // Old versions are rubbish; the change is in force whether they go now or later.
                     Err(e) => tracing::debug!(%e, "an old register version stays"),
@@ -264,6 +269,7 @@ impl Register {
         let name = Self::name(dir, version.number)?;
         match self.store.put_new(&name, &self.encode(&name, version)?) {
             Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            Err(e) if e.is_durability() => Err(e.into()),
             Err(e) => match self.read_copy(&name, version.number) {
                 Ok(there) if there == *version => Ok(()),
                 _ => Err(e.into()),
@@ -306,13 +312,32 @@ impl Register {
 
     /// As `check`, and each value must satisfy `open` too.
     pub fn check_with(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Vec<RegisterProblem>> {
+        let mut before = None;
+        for attempt in 0..CHECK_RETRIES {
+            if attempt > 0 {
+                std::thread::sleep(CHECK_PAUSE);
+            }
+            let found = self.look_through(open)?;
+            // What a writer was just changing looks different the next time.
+            if found.1.is_empty() || before.as_ref() == Some(&found) {
+                return Ok(found.1);
+            }
+            before = Some(found);
+        }
+        Err(self.too_busy())
+    }
+
+    /// The newest number, and what is wrong with it and the one before.
+    fn look_through(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(u64, Vec<RegisterProblem>)> {
         let mut problems = vec![];
-        let Some(newest) = self.newest_number()? else { return Ok(problems) };
-        for dir in self.dirs() {
+        let Some(newest) = self.newest_number()? else { return Ok((0, problems)) };
+        let unfinished = self.is_unfinished(newest)?;
+        for (copy, dir) in self.dirs().iter().enumerate() {
             for number in newest.saturating_sub(1).max(1)..=newest {
-                let name = Self::name(&dir, number)?;
+                let name = Self::name(dir, number)?;
                 match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
                     Ok(()) => {}
+                    Err(e) if e.is_not_found() && copy > 0 && number == newest && unfinished => {}
                     Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => problems.push(RegisterProblem {
                         object: name.to_string(),
                         missing: e.is_not_found(),
@@ -322,10 +347,14 @@ impl Register {
                 }
             }
         }
-        if problems.is_empty() && self.newest_number()? != Some(newest) {
-            return self.check_with(open);
-        }
-        Ok(problems)
+        Ok((newest, problems))
+    }
+
+    /// Whether whoever created the newest version has not come to the end: then the version before the one it
+    /// replaced is still there. The next change puts the missing copy in place.
+    fn is_unfinished(&self, newest: u64) -> Result<bool> {
+        let Some(old) = newest.checked_sub(2).filter(|n| *n > 0) else { return Ok(false) };
+        Ok(self.numbers(&self.dir)?.contains(&old))
     }
 
     /// Names that belong to this register, for those who look for strangers.

@@ -27,6 +27,7 @@ pub struct Context {
     pub settings: Settings,
     pub ctx: Ctx,
     cache_dir: Option<PathBuf>,
+    age_identity: SecretSource,
 }
 
 impl Context {
@@ -36,7 +37,10 @@ impl Context {
         settings.warnings.iter().for_each(|w| output::warning(w));
         let home = environment.get_os("HOME").map(|h| Path::new(h).join(".cache/pgark"));
         let cache_dir = environment.get_os("PGARK_CACHE_DIR").map(PathBuf::from).or(home);
-        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)), cache_dir })
+        let identity = environment.get_os("PGARK_AGE_IDENTITY_FILE").map(PathBuf::from);
+        let identity = global.age_identity_file.clone().or(identity);
+        let age_identity = identity.map_or(SecretSource::None, SecretSource::File);
+        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)), cache_dir, age_identity })
     }
 
     /// The first interrupt asks the operation to stop at the next safe point, a second one ends the program.
@@ -90,17 +94,27 @@ impl Context {
     pub fn open_repository(&self, settings: &RepoSettings) -> Result<Repository, Failure> {
         let store = open_store(settings, Missing::Refuse)?;
         let unlock = self.unlock(settings)?;
-        let cache = match (&settings.passphrase, &unlock.passphrase) {
+        let cache = self.key_cache(settings, &unlock);
+        key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
+    }
+
+    pub fn key_cache(&self, settings: &RepoSettings, unlock: &Unlock) -> Option<KeyCache> {
+        match (&settings.passphrase, &unlock.passphrase) {
             // A passphrase that is on no disk must not become guessable from one.
             (SecretSource::File(_), Some(p)) => KeyCache::find(self.cache_dir.as_deref(), p),
             _ => None,
-        };
-        key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
+        }
     }
 
     pub fn unlock(&self, settings: &RepoSettings) -> Result<Unlock, Failure> {
         let passphrase = settings.passphrase.read()?.map(|s| Zeroizing::new(s.expose().to_vec()));
-        Ok(Unlock { passphrase, age_identities: None })
+        let identity = self.age_identity.read()?;
+        let age_identities = match identity.as_ref().map(|s| s.expose_str()) {
+            None => None,
+            Some(Some(text)) => Some(Zeroizing::new(text.to_owned())),
+            Some(None) => return Err(Failure::usage("E-SECRET-TEXT", "the age identity file is not text")),
+        };
+        Ok(Unlock { passphrase, age_identities })
     }
 
     pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {

@@ -10,6 +10,7 @@ use super::Outcome;
 use super::context::{CONNECT_TIMEOUT, Context, Missing, engine_failure, open_store};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
+use crate::key_cache;
 use crate::output;
 use crate::settings::RepoSettings;
 use crate::settings::schema::Encryption;
@@ -58,6 +59,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         return Err(Failure::new("E-KEY-REQUIRED", Exit::WrongKey, "the repository is to be encrypted and no passphrase was given")
             .hint("give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND; or write out --encryption none"));
     }
+    let cache = context.key_cache(&settings, &unlock);
     let keys = NewKeys { encryption, unlock, age_recipients: args.age_recipients };
     let cluster = context.cluster()?;
     let connect = context.connect_options()?;
@@ -73,6 +75,9 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let store = open_store(&settings, Missing::Create)?;
     let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
+    if let Some(cache) = &cache {
+        key_cache::remember(&done.repository, cache);
+    }
     let document = InitDocument {
         schema: SCHEMA,
         repository: settings.url.to_string(),
@@ -104,15 +109,17 @@ fn settings_to_add(done: &Registered, global: &GlobalArgs, repo: &RepoSettings) 
     let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
     let mut words = vec![program.to_string_lossy().into_owned(), "archive-push".to_owned()];
     let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
-    if let Some(config) = &global.config {
+    // The server has neither this environment nor this working directory.
+    let config = global.config.clone().or_else(|| std::env::var_os("PGARK_CONFIG").map(Into::into));
+    if let Some(config) = config {
+        let config = std::path::absolute(&config).unwrap_or(config);
         add("--config", config.to_string_lossy().into_owned());
     }
-    if !global.repo.is_empty() {
-        add("--repo", repo.url.to_string());
-    } else if global.config.is_none() && std::env::var_os("PGARK_REPO").is_some() {
+    if !global.repo.is_empty() || std::env::var_os("PGARK_REPO").is_some() {
         add("--repo", repo.url.to_string());
     }
     if let Some(file) = global.passphrase_file.clone().or_else(|| std::env::var_os("PGARK_PASSPHRASE_FILE").map(Into::into)) {
+        let file = std::path::absolute(&file).unwrap_or(file);
         add("--passphrase-file", file.to_string_lossy().into_owned());
     }
     let cluster = global.cluster.clone().or_else(|| std::env::var("PGARK_CLUSTER").ok());

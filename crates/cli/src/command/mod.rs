@@ -10,6 +10,7 @@ mod demo;
 mod documents;
 mod info;
 mod init;
+mod keep;
 mod misc;
 mod restore;
 mod verify;
@@ -54,6 +55,10 @@ pub enum Command {
     Restore(restore::RestoreArgs),
     /// Read and authenticate everything that backups and WAL consist of
     Verify(verify::VerifyArgs),
+    /// Protect a backup from deletion and retention
+    Keep(keep::KeepArgs),
+    /// Take the protection away
+    Unkeep(keep::UnkeepArgs),
     /// Remove a backup
     Delete(delete::DeleteArgs),
     /// Check the configuration, or explain where a value comes from
@@ -76,6 +81,8 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::ArchiveGet(a) => archive::get(a, global),
         Command::Restore(a) => restore::run(a, global),
         Command::Verify(a) => verify::run(a, global),
+        Command::Keep(a) => keep::keep(a, global),
+        Command::Unkeep(a) => keep::unkeep(a, global),
         Command::Delete(a) => delete::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),

@@ -103,6 +103,7 @@ impl RepoUrl {
         text.contains("://") || text.starts_with('/')
     }
 
+    #[allow(dead_code, reason = "read when its feature comes")]
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
     }

@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::secret::{Secret, SecretSource, split_command};
 
 const VARIABLES: &[&str] = &[
+    "PGARK_AGE_IDENTITY_FILE",
     "PGARK_CLUSTER",
     "PGARK_CONFIG",
     "PGARK_CACHE_DIR",

@@ -188,6 +188,7 @@ pub struct RetentionRules {
 
 impl Retention {
     /// The rules that hold for one kind: its own where it has them, the general ones elsewhere.
+    #[allow(dead_code, reason = "read when its feature comes")]
     pub fn rules(&self, kind: Kind) -> RetentionRules {
         let own = match kind {
             Kind::Physical => &self.physical,

@@ -105,10 +105,9 @@ impl Continuity {
     }
 }
 
-pub fn follows(before: &WalIndex, after: &WalIndex) -> bool {
+fn follows(before: &WalIndex, after: &WalIndex) -> bool {
     let Some(_) = after.first_record else { return true };
-    let candidates = [before.crossing.as_ref().map(|c| c.start), before.last_record.map(|r| r.0)];
-    let known: Vec<Lsn> = candidates.into_iter().flatten().collect();
+    let known: Vec<Lsn> = before.last_starts().into_iter().flatten().collect();
     known.is_empty() || known.contains(&after.first_prev)
 }
 

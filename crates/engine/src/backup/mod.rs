@@ -38,6 +38,8 @@ use source::SourceCluster;
 
 /// How long PostgreSQL's checkpoint at the start may take.
 const START_DEADLINE: Duration = Duration::from_secs(3600);
+/// Temporary files of dead processes go when they are older; live ones are recognised besides.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 const STOP_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
@@ -93,6 +95,7 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let id = new_id(&catalog, started)?;
     let claim = catalog.claim(JobKind::Backup, &id, started)?;
     remove_remains(&catalog)?;
+    repo.store().sweep_abandoned(ABANDONED_AFTER)?;
     let kept = KeptClaim::new(claim.clone(), ctx);
     let outcome = under_claim(options, repo, ctx, source, &claim, &kept, started);
     drop(kept);

@@ -13,7 +13,7 @@ use pgark_repo::{RepoError, Repository, names};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::roots::{Roots, open_beneath};
-use super::settings::{RESTORE_FILE, RestoreFile, auto_conf};
+use super::settings::{RESTORE_FILE, RestoreFile, auto_conf, sets};
 use super::space::PlacedTablespace;
 use super::write::write_files;
 use super::{RestoreOptions, RestorePlan, RestoreReport};
@@ -111,14 +111,21 @@ fn write_settings(options: &RestoreOptions, plan: &RestorePlan, repo: &Repositor
     Ok(())
 }
 
-/// A configuration that lay elsewhere names files elsewhere: those settings must not act here.
+/// Settings that name files of the source's machine: in a copy they would make PostgreSQL use the original's.
+const NAMES_FILES: [&str; 7] =
+    ["data_directory", "hba_file", "ident_file", "external_pid_file", "include", "include_dir", "include_if_exists"];
+
+/// A configuration that lay elsewhere, for use inside the data directory: PostgreSQL's own places apply.
 fn local_config(name: &str, content: &[u8]) -> Vec<u8> {
-    let mut out = content.to_vec();
-    if name == "postgresql.conf" {
-        out.extend_from_slice(
-            b"\n# Set by pgark restore: this file lay outside the data directory.\n\
-              hba_file = ''\nident_file = ''\nexternal_pid_file = ''\n",
-        );
+    if name != "postgresql.conf" {
+        return content.to_vec();
+    }
+    let mut out = b"# Restored by pgark from outside the data directory; settings that name files elsewhere are off.\n".to_vec();
+    for line in content.split_inclusive(|b| *b == b'\n') {
+        if NAMES_FILES.iter().any(|n| sets(line, n)) {
+            out.extend_from_slice(b"#pgark# ");
+        }
+        out.extend_from_slice(line);
     }
     out
 }

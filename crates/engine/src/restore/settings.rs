@@ -112,7 +112,7 @@ pub fn auto_conf(original: &[u8], options: &RestoreOptions, plan: &RestorePlan) 
 }
 
 /// Whether a line of a configuration file sets this parameter (names are case-insensitive).
-fn sets(line: &[u8], name: &str) -> bool {
+pub fn sets(line: &[u8], name: &str) -> bool {
     let line = line.trim_ascii_start();
     let Some((word, rest)) = line.split_at_checked(name.len()) else { return false };
     word.eq_ignore_ascii_case(name.as_bytes()) && rest.first().is_none_or(|b| *b == b'=' || b.is_ascii_whitespace())

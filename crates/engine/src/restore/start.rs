@@ -100,9 +100,10 @@ fn connect_options(socket_dir: &Path, port: u16) -> ConnectOptions {
 fn find_bin(options: &StartOptions, plan: &RestorePlan) -> Result<PathBuf> {
     let major = plan.record.version_num / 10_000;
     find_server(options.bin.as_deref(), major).map_err(|searched| {
+        let searched: Vec<String> = searched.iter().map(|p| p.display().to_string()).collect();
         EngineError::failed(
             "E-PG-BIN",
-            format!("no PostgreSQL {major} server found in {}", searched.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")),
+            format!("no PostgreSQL {major} server found in {}", searched.join(", ")),
             "install it, or say where it is with --pg-bin; the directory is restored and can be started by hand",
         )
     })
@@ -147,7 +148,9 @@ fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16) -> Result<Child> 
         .arg("-k")
         .arg(socket_dir)
         .args(["-c", "hot_standby=on", "-c", "recovery_target_action=pause", "-c", "logging_collector=off"])
-        .args(["-c", "log_destination=stderr", "-c", "external_pid_file="])
+        .args(["-c", "log_destination=stderr", "-c"])
+        // The one that is configured may be the original's.
+        .arg(format!("external_pid_file={}", to.join("pgark-recovery.pid").display()))
         .stdin(Stdio::null())
         .stderr(log.try_clone().map_err(failed)?)
         .stdout(log)

@@ -28,8 +28,10 @@ use crate::backup::scan::show;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 
-/// Plain bytes one worker takes at a time, and chunks at most.
+/// Plain bytes that one worker takes at a time, at most, and those that all of them may hold.
 const JOB_BYTES: u64 = 4 * 1024 * 1024;
+const JOB_BYTES_TOTAL: u64 = 64 * 1024 * 1024;
+/// Chunks that one worker takes at a time.
 const JOB_CHUNKS: usize = 64;
 /// Stored bytes fetched by one read.
 const FETCH_BYTES: usize = 8 * 1024 * 1024;
@@ -82,7 +84,8 @@ pub fn write_files(
         written: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     };
-    let jobs = options.jobs.max(1);
+    // Direct writes wait for the disk: while one worker waits, another one decodes.
+    let jobs = options.jobs.max(1) * 2;
     let (tx, rx) = bounded::<Vec<Write1>>(2 * jobs);
     let mut report = RestoreReport { bytes_restored: 0, files: 0, warnings: vec![] };
     thread::scope(|scope| -> Result<()> {
@@ -94,7 +97,7 @@ pub fn write_files(
             })
             .collect();
         drop(rx);
-        let streamed = stream_manifest(&shared, plan, tx, &mut report);
+        let streamed = stream_manifest(&shared, plan, jobs, tx, &mut report);
         if streamed.is_err() {
             shared.stop.store(true, Ordering::Relaxed);
         }
@@ -113,11 +116,12 @@ pub fn write_files(
 fn stream_manifest(
     shared: &Shared<'_>,
     plan: &RestorePlan,
+    workers: usize,
     jobs: Sender<Vec<Write1>>,
     report: &mut RestoreReport,
 ) -> Result<()> {
     let mut manifest = manifest_reader(shared.repo, shared.cluster, &plan.backup.id)?;
-    let mut batch = Batch { jobs, writes: vec![], bytes: 0 };
+    let mut batch = Batch { jobs, writes: vec![], bytes: 0, job_bytes: JOB_BYTES_TOTAL / workers.max(1) as u64 };
     while let Some(item) = manifest.next_item()? {
         shared.ctx.check_cancelled()?;
         match item {
@@ -193,13 +197,14 @@ struct Batch {
     jobs: Sender<Vec<Write1>>,
     writes: Vec<Write1>,
     bytes: u64,
+    job_bytes: u64,
 }
 
 impl Batch {
     fn push(&mut self, w: Write1) -> Result<()> {
         self.bytes += w.chunk.len();
         self.writes.push(w);
-        if self.bytes >= JOB_BYTES || self.writes.len() >= JOB_CHUNKS { self.flush() } else { Ok(()) }
+        if self.bytes >= self.job_bytes.min(JOB_BYTES) || self.writes.len() >= JOB_CHUNKS { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -197,6 +197,11 @@ impl Store for LocalStore {
         self.root.prune(name.parent()).map_err(|e| system_error("remove directory of", name, e))
     }
 
+    fn discard(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let dir = self.parent_dir(name)?;
+        fs::unlinkat(&dir, name.basename(), AtFlags::empty()).map_err(|e| read_error("delete", name, e))
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
         let root = self.root.dir("").map_err(|e| system_error("open", self.url(), e))?;
         let stat = fs::fstatvfs(&root).map_err(|e| system_error("stat", self.url(), e))?;

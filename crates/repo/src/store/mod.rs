@@ -56,6 +56,11 @@ pub trait Store: Send + Sync {
     /// Removes an object, durably. `NotFound` is an error.
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
 
+    /// Removes an object that is rubbish: whether it comes back after a power cut does not matter.
+    fn discard(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.delete(name)
+    }
+
     /// Bytes that can still be written, where the store can tell.
     fn free_bytes(&self) -> Result<Option<u64>, StoreError>;
 
@@ -115,6 +120,12 @@ pub enum StoreErrorKind {
 }
 
 impl StoreError {
+    /// The bytes or the name could not be forced to the disk: they may be lost although they can be read now, and
+    /// asking again proves nothing.
+    pub fn is_durability(&self) -> bool {
+        matches!(self, StoreError::Io { operation, .. } if operation.starts_with("fsync"))
+    }
+
     /// The object or path it is about.
     pub fn object(&self) -> Option<&str> {
         match self {

@@ -164,10 +164,10 @@ impl WalIndex {
         self.valid_end.0.saturating_sub(self.start().0)
     }
 
-    /// The start of the last record that begins in this segment: what the first record of the next one must
-    /// name as the record before it.
-    pub fn last_start(&self) -> Option<Lsn> {
-        self.crossing.as_ref().map(|c| c.start).or(self.last_record.map(|r| r.0))
+    /// Where the last record begins: what the first one after this segment names as the record before it. A
+    /// record that was given up after a crash is passed over, so there are two possibilities.
+    pub fn last_starts(&self) -> [Option<Lsn>; 2] {
+        [self.crossing.as_ref().map(|c| c.start), self.last_record.map(|r| r.0)]
     }
 
     /// The parts that the WAL reader needs to put together a record across two segments.

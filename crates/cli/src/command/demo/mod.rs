@@ -63,7 +63,11 @@ fn newest_server(args: &DemoArgs) -> Result<PathBuf, Failure> {
     let found = found.filter(|bin| bin.join("initdb").exists());
     found.ok_or_else(|| {
         let place = given.map_or("the usual places".to_owned(), |dir| dir.display().to_string());
-        Failure::new("E-PG-BIN", Exit::Refused, format!("no PostgreSQL 13 to 18 server with initdb was found in {place}"))
-            .hint("install the server package, or say with --pg-bin where postgres and initdb are")
+        Failure::new(
+            "E-PG-BIN",
+            Exit::Refused,
+            format!("no PostgreSQL 13 to 18 server with initdb was found in {place}"),
+        )
+        .hint("install the server package, or say with --pg-bin where postgres and initdb are")
     })
 }

@@ -23,7 +23,8 @@ pub struct Place {
 
 impl Place {
     pub fn new(dir: &Path) -> Result<Self, Failure> {
-        let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+        let program =
+            std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
         let mut random = [0u8; 2];
         getrandom::fill(&mut random).map_err(|e| Failure::failed("E-SYSTEM", format!("random bytes: {e}")))?;
         // Nothing listens on it: in a private directory any number is free.
@@ -61,7 +62,8 @@ impl Place {
         write_private(&self.passphrase_file(), passphrase.as_bytes())?;
         let text = |path: &Path| -> Result<String, Failure> {
             let text = path.to_str().ok_or_else(|| {
-                Failure::refused("E-DEMO-DIR", format!("{} is not valid UTF-8", path.display())).hint("choose another one with --dir")
+                Failure::refused("E-DEMO-DIR", format!("{} is not valid UTF-8", path.display()))
+                    .hint("choose another one with --dir")
             })?;
             Ok(toml::Value::String(text.to_owned()).to_string())
         };
@@ -140,6 +142,8 @@ pub fn bytes_below(dir: &Path) -> Result<u64, Failure> {
 }
 
 pub fn failed(what: &'static str, path: &Path, error: &io::Error) -> Failure {
-    let source = error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error);
+    let source = error
+        .raw_os_error()
+        .map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error);
     engine_failure(EngineError::file(what, path, source))
 }

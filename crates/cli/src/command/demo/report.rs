@@ -219,18 +219,56 @@ impl Report {
         let r = &self.rto;
         let lines = [
             ("PostgreSQL", self.pg_version.clone()),
-            ("backup", format!("{} of {}, {} payments committed meanwhile", b.id, human_bytes(b.size_bytes), b.payments_committed_meanwhile)),
-            ("throughput", format!("{:.0} MB/s; {} of {} in all", b.mb_per_second, time(b.copy_ms), time(b.duration_ms))),
+            (
+                "backup",
+                format!(
+                    "{} of {}, {} payments committed meanwhile",
+                    b.id,
+                    human_bytes(b.size_bytes),
+                    b.payments_committed_meanwhile
+                ),
+            ),
+            (
+                "throughput",
+                format!("{:.0} MB/s; {} of {} in all", b.mb_per_second, time(b.copy_ms), time(b.duration_ms)),
+            ),
             ("stored", format!("{}, encrypted, {:.1} times smaller", human_bytes(b.stored_bytes), b.compression_ratio)),
-            ("WAL archived", format!("{} segments, {}; repository {}", w.segments, human_bytes(w.bytes), human_bytes(w.repository_bytes))),
-            ("verified", format!("{} objects, {}", self.verify.objects_checked, human_bytes(self.verify.bytes_checked))),
+            (
+                "WAL archived",
+                format!(
+                    "{} segments, {}; repository {}",
+                    w.segments,
+                    human_bytes(w.bytes),
+                    human_bytes(w.repository_bytes)
+                ),
+            ),
+            (
+                "verified",
+                format!("{} objects, {}", self.verify.objects_checked, human_bytes(self.verify.bytes_checked)),
+            ),
             ("disaster", format!("DROP TABLE payments at {}, transaction {}", d.dropped_at, d.xid)),
             ("recovered to", format!("{} on timeline {}, just before it", d.recovered_to_lsn, d.timeline)),
-            ("payments", format!("{} of {} identical, {} missing, {} different, {} unknown", rows.identical, rows.acknowledged, rows.missing, rows.different, rows.unknown)),
+            (
+                "payments",
+                format!(
+                    "{} of {} identical, {} missing, {} different, {} unknown",
+                    rows.identical, rows.acknowledged, rows.missing, rows.different, rows.unknown
+                ),
+            ),
             ("other tables", format!("{same} of {} identical", self.proof.tables.len())),
             ("RPO reached", format!("{lost}, {} rows lost", self.rpo.rows_lost)),
             ("RTO reached", format!("{:.1} s from the alarm to the proof", r.seconds)),
-            ("", format!("WAL {}, verify {}, restore {}, recovery {}, proof {}", time(r.wal_ms), time(r.verify_ms), time(r.restore_ms), time(r.recovery_ms), time(r.proof_ms))),
+            (
+                "",
+                format!(
+                    "WAL {}, verify {}, restore {}, recovery {}, proof {}",
+                    time(r.wal_ms),
+                    time(r.verify_ms),
+                    time(r.restore_ms),
+                    time(r.recovery_ms),
+                    time(r.proof_ms)
+                ),
+            ),
             ("whole demo", time(self.total_ms)),
         ];
         let verdict = if self.proven {

@@ -184,7 +184,12 @@ pub fn stop_left_behind(dir: &Path) -> Result<(), Failure> {
         let Some(pid) = postmaster(&data) else { continue };
         match kill_process(pid, Signal::QUIT) {
             Ok(()) | Err(Errno::SRCH) => {}
-            Err(e) => return Err(Failure::failed("E-STOP", format!("the server in {} was not stopped: {e}", data.display()))),
+            Err(e) => {
+                return Err(Failure::failed(
+                    "E-STOP",
+                    format!("the server in {} was not stopped: {e}", data.display()),
+                ));
+            }
         }
         let deadline = Deadline::after(STOP_WITHIN);
         while test_kill_process(pid).is_ok() && postmaster(&data).is_some() && !deadline.has_passed() {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use pgark_engine::archive::{WalPath, wait_archived};
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
-use pgark_engine::cluster::switch_wal;
+use pgark_engine::cluster::{Connection, Deadline, switch_wal};
 use pgark_engine::register::{self, Identity};
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Started, Target, TargetAction, TimelineChoice, run as restoring,
+    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Started, Target, TargetAction, TimelineChoice,
+    run as restoring,
 };
 use pgark_engine::verify::{Depth, VerifyOptions, VerifyReport, verify};
 use pgark_engine::{Ctx, ProgressSink};
@@ -44,6 +45,7 @@ const CLUSTER: &str = "main";
 /// Payments committed before the backup begins, and after it has ended.
 const PAYMENTS_AROUND: u64 = 150;
 const ARCHIVE_WITHIN: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(20);
 const RECOVERY_WITHIN: Duration = Duration::from_secs(600);
 
 pub fn run(dir: &Path, args: &DemoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
@@ -160,7 +162,7 @@ impl Story<'_> {
     fn cluster_up(&self) -> Result<Source, Failure> {
         let passphrase = self.place.write_settings()?;
         let server = server::create(&self.bin, self.place, self.ctx)?;
-        let store = LocalStore::create(&self.place.repository());
+        let store = LocalStore::create(self.place.repository());
         let store = Arc::new(store.map_err(|e| engine_failure(e.into()))?);
         let unlock = Unlock::passphrase(passphrase.as_bytes());
         let keys = NewKeys { encryption: Algorithm::Aes256Gcm, unlock, age_recipients: vec![] };
@@ -200,7 +202,8 @@ impl Story<'_> {
             connect: source.server.connect.clone(),
             connect_timeout: CONNECT_TIMEOUT,
             jobs: self.jobs,
-            compression: Compression::parse(COMPRESSION).ok_or_else(|| Failure::failed("E-INTERNAL", "the compression"))?,
+            compression: Compression::parse(COMPRESSION)
+                .ok_or_else(|| Failure::failed("E-INTERNAL", "the compression"))?,
             keep: false,
             annotations: Default::default(),
             archive_timeout: ARCHIVE_WITHIN,
@@ -209,7 +212,10 @@ impl Story<'_> {
         let report = backup::run(&options, &source.repo, &ctx).map_err(engine_failure)?;
         let (took, payments_meanwhile) = (began.elapsed(), writer.acknowledged() - before);
         let size = human_bytes(report.entry.size_bytes);
-        self.step(4, &format!("backup    {} of {size} while {payments_meanwhile} payments were committed", report.entry.id));
+        self.step(
+            4,
+            &format!("backup    {} of {size} while {payments_meanwhile} payments were committed", report.entry.id),
+        );
         writer.wait_for_more(PAYMENTS_AROUND, self.ctx)?;
         Ok(BackedUp { report, copied_in: watch.took(), took, payments_meanwhile })
     }
@@ -232,7 +238,13 @@ impl Story<'_> {
         Ok(Disaster { xid, at, noticed: *noticed, ledger })
     }
 
-    fn rescue(&self, source: &Source, backup: &BackedUp, disaster: &Disaster, tables: &[Fingerprint]) -> Result<Rescue, Failure> {
+    fn rescue(
+        &self,
+        source: &Source,
+        backup: &BackedUp,
+        disaster: &Disaster,
+        tables: &[Fingerprint],
+    ) -> Result<Rescue, Failure> {
         let mut lap = Lap(disaster.noticed);
         let entry = &backup.report.entry;
         self.archive_the_rest(source, entry.timeline, entry.lsn_start)?;
@@ -255,7 +267,33 @@ impl Story<'_> {
         let size = source.lineage.segment_size;
         let names = WalPath::new(&TimelineHistory::root(timeline), size).segments(from, end);
         let mut describe = || " (see source.log with --keep)".to_owned();
-        wait_archived(self.ctx, &source.wal, &names, size, ARCHIVE_WITHIN, &mut describe).map_err(engine_failure)
+        wait_archived(self.ctx, &source.wal, &names, size, ARCHIVE_WITHIN, &mut describe).map_err(engine_failure)?;
+        match names.last() {
+            Some(last) => self.archiver_has_ended(&conn, &last.format(size)),
+            None => Ok(()),
+        }
+    }
+
+    /// The segment counts as archived a moment before `archive-push` has ended. What follows reads the repository at
+    /// rest, so PostgreSQL too must have been told.
+    fn archiver_has_ended(&self, conn: &Connection, segment: &str) -> Result<(), Failure> {
+        let deadline = Deadline::after(ARCHIVE_WITHIN);
+        loop {
+            self.check()?;
+            let row = conn.query_one("SELECT last_archived_wal AS name FROM pg_stat_archiver", &[]).map_err(pg)?;
+            // Names of one timeline sort as their numbers do; a backup's history file begins with a segment's name.
+            if row.opt_text("name").map_err(pg)?.is_some_and(|name| name >= segment) {
+                return Ok(());
+            }
+            if deadline.has_passed() {
+                return Err(Failure::failed(
+                    "E-WAL-TIMEOUT",
+                    format!("PostgreSQL does not report wal segment {segment} as archived"),
+                )
+                .hint("--keep leaves source.log to look at"));
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     fn verify(&self, source: &Source) -> Result<VerifyReport, Failure> {
@@ -265,7 +303,10 @@ impl Story<'_> {
             return Err(Failure::new("E-DEMO-VERIFY", Exit::Damage, format!("{}: {}", problem.object, problem.what)));
         }
         let bytes = human_bytes(report.bytes_checked);
-        self.step(6, &format!("verify    {} objects, {bytes}, every byte authenticated, no problem", report.objects_checked));
+        self.step(
+            6,
+            &format!("verify    {} objects, {bytes}, every byte authenticated, no problem", report.objects_checked),
+        );
         Ok(report)
     }
 
@@ -290,7 +331,12 @@ impl Story<'_> {
         Ok((options, plan))
     }
 
-    fn recover(&self, source: &Source, options: &RestoreOptions, plan: &RestorePlan) -> Result<(Server, Started), Failure> {
+    fn recover(
+        &self,
+        source: &Source,
+        options: &RestoreOptions,
+        plan: &RestorePlan,
+    ) -> Result<(Server, Started), Failure> {
         let start_options = StartOptions {
             bin: Some(self.bin.clone()),
             port: Some(self.place.recovered_port()),
@@ -324,7 +370,14 @@ impl Story<'_> {
         Ok(proof)
     }
 
-    fn report(&self, source: &Source, backup: &BackedUp, disaster: &Disaster, rescue: &Rescue, keep: bool) -> Result<Report, Failure> {
+    fn report(
+        &self,
+        source: &Source,
+        backup: &BackedUp,
+        disaster: &Disaster,
+        rescue: &Rescue,
+        keep: bool,
+    ) -> Result<Report, Failure> {
         let segments: u64 = {
             let head = source.wal.head().map_err(|e| engine_failure(e.into()))?;
             head.timelines().iter().flat_map(|t| &t.ranges).map(|(first, last)| last - first + 1).sum()

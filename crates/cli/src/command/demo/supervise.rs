@@ -66,7 +66,9 @@ fn server_user() -> Result<User, Failure> {
         (Some(uid), Some(gid)) => Ok(User { uid, gid }),
         _ => Err(Failure::refused(
             "E-ROOT",
-            format!("PostgreSQL does not run as root, and there is no operating system user '{SERVER_USER}' to run it as"),
+            format!(
+                "PostgreSQL does not run as root, and there is no operating system user '{SERVER_USER}' to run it as"
+            ),
         )
         .hint("run the demo as an ordinary user, or create the user with 'useradd --system postgres'")),
     }
@@ -150,8 +152,15 @@ fn check_length(dir: &Path) -> Result<(), Failure> {
         .hint("choose a shorter one with --dir; nothing was changed"))
 }
 
-fn start(args: &DemoArgs, global: &GlobalArgs, at: &Prepared, bin: &Path, user: Option<User>) -> Result<Child, Failure> {
-    let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+fn start(
+    args: &DemoArgs,
+    global: &GlobalArgs,
+    at: &Prepared,
+    bin: &Path,
+    user: Option<User>,
+) -> Result<Child, Failure> {
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
     let mut command = Command::new(&program);
     command
         .args(inner_arguments(args, global, &at.dir, bin))
@@ -250,6 +259,29 @@ mod tests {
         assert_eq!((&*killed.code, killed.exit), ("E-DEMO-DIED", Exit::Failed));
         assert!(killed.message.contains("signal 9"), "{}", killed.message);
         assert!(outcome(exited(101)).is_err(), "a panic is no verdict");
+    }
+
+    #[test]
+    fn the_inner_process_is_asked_for_the_same() {
+        use crate::command::{Cli, Command as Asked};
+        use clap::Parser;
+        let parse = |line: Vec<OsString>| {
+            let cli = Cli::try_parse_from(std::iter::once("pgark".into()).chain(line)).expect("parses");
+            let Asked::Demo(args) = cli.command else { panic!("another command") };
+            (args, cli.global)
+        };
+        for (line, quiet, verbose) in
+            [("--keep --json -q --scale 7 -j 3 --log-format json", true, 0), ("-vv", false, 2)]
+        {
+            let (args, global) = parse(std::iter::once("demo").chain(line.split(' ')).map(OsString::from).collect());
+            let inner = inner_arguments(&args, &global, Path::new("/tmp/x y"), Path::new("/bin"));
+            let (inner_args, inner_global) = parse(inner);
+            assert_eq!(inner_args.inside.as_deref(), Some(Path::new("/tmp/x y")));
+            assert_eq!((inner_args.keep, inner_args.scale), (args.keep, args.scale));
+            assert_eq!((inner_global.quiet, inner_global.verbose), (quiet, verbose));
+            assert_eq!((inner_global.json, inner_global.jobs), (global.json, global.jobs));
+            assert_eq!((inner_global.log_format, inner_global.color), (global.log_format, global.color));
+        }
     }
 
     #[test]

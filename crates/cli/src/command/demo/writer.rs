@@ -99,7 +99,9 @@ impl Writer {
             ctx.check_cancelled().map_err(engine_failure)?;
             let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
             if ended || deadline.has_passed() {
-                return Err(Failure::failed("E-DEMO-WRITER", otherwise).hint("--keep leaves the server's log to look at"));
+                return Err(
+                    Failure::failed("E-DEMO-WRITER", otherwise).hint("--keep leaves the server's log to look at")
+                );
             }
             std::thread::sleep(POLL);
         }
