@@ -117,14 +117,18 @@ fn conditional_create(repo: &Repository, f: &mut Findings) {
     let kept = store.read(&name, 100);
     let removed = store.delete(&name);
     match (first, second, kept, removed) {
-        (Err(e), ..) => f.add("conditional create", Verdict::Failed, format!("the repository cannot be written to: {e}")),
+        (Err(e), ..) => {
+            f.add("conditional create", Verdict::Failed, format!("the repository cannot be written to: {e}"))
+        }
         (Ok(()), Err(second), Ok(kept), Ok(())) => f.expect(
             "conditional create",
             second.is_already_exists() && kept == b"first",
             "a name that is taken is not overwritten",
             format!("the second creation of a name ended with: {second}"),
         ),
-        (Ok(()), Ok(()), ..) => f.add("conditional create", Verdict::Failed, "the store overwrites objects: only one writer may use it"),
+        (Ok(()), Ok(()), ..) => {
+            f.add("conditional create", Verdict::Failed, "the store overwrites objects: only one writer may use it")
+        }
         (Ok(()), Err(_), kept, removed) => {
             let why = kept.err().or(removed.err()).map(|e| e.to_string()).unwrap_or_default();
             f.add("conditional create", Verdict::Failed, format!("the probe could not be read and removed: {why}"));
@@ -145,7 +149,12 @@ fn server(found: &Inspection, options: &CheckOptions, f: &mut Findings) {
     }
     let setting = |v: &Option<String>| v.clone().unwrap_or_else(|| "unknown".into());
     let mode = setting(&found.archive_mode);
-    f.expect("archive_mode", mode != "off" && found.archive_mode.is_some(), mode.clone(), format!("archive_mode is {mode}"));
+    f.expect(
+        "archive_mode",
+        mode != "off" && found.archive_mode.is_some(),
+        mode.clone(),
+        format!("archive_mode is {mode}"),
+    );
     let level = setting(&found.wal_level);
     f.expect("wal_level", level == "replica" || level == "logical", level.clone(), format!("wal_level is {level}"));
     match found.data_checksums {
@@ -157,7 +166,12 @@ fn server(found: &Inspection, options: &CheckOptions, f: &mut Findings) {
         Some(dir) => match crate::backup::source::read_control(dir) {
             Ok(bytes) => {
                 let same = pgark_pg::ControlFile::parse(&bytes).is_ok_and(|c| Some(c.system_id) == found.system_id);
-                f.expect("data directory", same, dir.display().to_string(), format!("{} is of another cluster", dir.display()));
+                f.expect(
+                    "data directory",
+                    same,
+                    dir.display().to_string(),
+                    format!("{} is of another cluster", dir.display()),
+                );
             }
             Err(e) => f.add("data directory", Verdict::Failed, e.to_string()),
         },
@@ -166,7 +180,14 @@ fn server(found: &Inspection, options: &CheckOptions, f: &mut Findings) {
 }
 
 /// Makes WAL and waits until it has really arrived.
-fn archiving(connection: &Connection, found: &Inspection, options: &CheckOptions, repo: &Repository, ctx: &Ctx, f: &mut Findings) {
+fn archiving(
+    connection: &Connection,
+    found: &Inspection,
+    options: &CheckOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    f: &mut Findings,
+) {
     let catalog = match CatalogStore::new(repo, &options.cluster).read() {
         Ok(c) => c,
         Err(e) => return f.add("registration", Verdict::Failed, e.to_string()),
@@ -192,7 +213,14 @@ fn archiving(connection: &Connection, found: &Inspection, options: &CheckOptions
     let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
     let began = Instant::now();
     let mut describe = || crate::backup::source::describe_archiver(connection);
-    match crate::archive::wait_archived(ctx, &wal, &[name], lineage.segment_size, options.archive_timeout, &mut describe) {
+    match crate::archive::wait_archived(
+        ctx,
+        &wal,
+        &[name],
+        lineage.segment_size,
+        options.archive_timeout,
+        &mut describe,
+    ) {
         Ok(_) => f.add(
             "archiving",
             Verdict::Ok,

@@ -135,7 +135,9 @@ fn repo_code(e: &RepoError) -> &'static str {
 fn repo_hint(e: &RepoError) -> Option<&'static str> {
     Some(match e {
         RepoError::Store(e) => match e.kind() {
-            StoreErrorKind::NoSpace => "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one",
+            StoreErrorKind::NoSpace => {
+                "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one"
+            }
             StoreErrorKind::Denied => "check owner and permissions of the repository and which user runs this",
             StoreErrorKind::NotFound | StoreErrorKind::Truncated => "'pgark verify' tells what else is affected",
             _ => return None,

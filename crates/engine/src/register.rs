@@ -82,7 +82,11 @@ fn identify(sources: &[Identity<'_>], ctx: &Ctx) -> Result<(Lineage, Option<Insp
     }
     found.ok_or_else(|| {
         failure.unwrap_or_else(|| {
-            EngineError::refused("E-CLUSTER-UNKNOWN", "neither a data directory nor a server is known", "give --pgdata or a connection")
+            EngineError::refused(
+                "E-CLUSTER-UNKNOWN",
+                "neither a data directory nor a server is known",
+                "give --pgdata or a connection",
+            )
         })
     })
 }

@@ -88,7 +88,8 @@ pub struct VerifyOptions {
 pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
     let catalog_store = CatalogStore::new(repo, &options.cluster);
     let catalog = catalog_store.read()?;
-    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: BTreeSet::new(), report: VerifyReport::default() };
+    let mut v =
+        Verify { options, repo, ctx, catalog: &catalog, claimed: BTreeSet::new(), report: VerifyReport::default() };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
     let damaged = v.backups(&backups)?;
@@ -147,7 +148,14 @@ enum Check {
 }
 
 impl<'a> Verify<'a> {
-    fn problem(&mut self, object: &str, kind: ProblemKind, what: impl ToString, backups: Vec<BackupId>, windows: Vec<LostWindow>) {
+    fn problem(
+        &mut self,
+        object: &str,
+        kind: ProblemKind,
+        what: impl ToString,
+        backups: Vec<BackupId>,
+        windows: Vec<LostWindow>,
+    ) {
         self.report.problems.push(Problem { object: object.into(), kind, what: what.to_string(), backups, windows });
     }
 
@@ -190,7 +198,9 @@ impl<'a> Verify<'a> {
             self.claimed.insert(record_name.to_string());
             self.claimed.insert(manifest_name.to_string());
             let record = BackupRecord::load(self.repo, cluster, id, &entry.record);
-            let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else { continue };
+            let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
+                continue;
+            };
             let uses = manifest_reader(self.repo, cluster, id).and_then(packs_of).map_err(EngineError::from);
             let Some((uses, print)) = self.sorted(uses, manifest_name.as_str(), id, &mut damaged)? else { continue };
             self.report.bytes_checked += print.size + entry.record.size;
@@ -212,7 +222,13 @@ impl<'a> Verify<'a> {
     }
 
     /// Damage goes to the report; trouble on the way to the object ends the verification.
-    fn sorted<T>(&mut self, r: Result<T>, object: &str, id: &BackupId, damaged: &mut BTreeSet<BackupId>) -> Result<Option<T>> {
+    fn sorted<T>(
+        &mut self,
+        r: Result<T>,
+        object: &str,
+        id: &BackupId,
+        damaged: &mut BTreeSet<BackupId>,
+    ) -> Result<Option<T>> {
         self.report.objects_checked += 1;
         match r {
             Ok(v) => Ok(Some(v)),
@@ -244,7 +260,9 @@ impl<'a> Verify<'a> {
                             let Some((_, Check::Pack { object, .. })) = list.get(i) else { return Ok(()) };
                             match this.check_pack(object) {
                                 Ok(n) => drop(bytes.fetch_add(n, Ordering::Relaxed)),
-                                Err(e) if e.is_damage() => found.lock().expect("no thread panics with the lock").push((i, e)),
+                                Err(e) if e.is_damage() => {
+                                    found.lock().expect("no thread panics with the lock").push((i, e))
+                                }
                                 Err(e) => return Err(e.into()),
                             }
                             this.ctx.progress.advance(object.fingerprint.size);
@@ -320,7 +338,8 @@ impl<'a> Verify<'a> {
         self.continuity(&mut good, &mut bad, lineage);
         for (name, kind, what) in bad {
             let object = wal.place().file(name.timeline, &name.format(lineage.segment_size))?.to_string();
-            let (lost, windows) = self.effect(&wal, &head, name.timeline, name.segment, name.segment, lineage, backups, &good);
+            let (lost, windows) =
+                self.effect(&wal, &head, name.timeline, name.segment, name.segment, lineage, backups, &good);
             self.problem(&object, kind, what, lost, windows);
         }
         self.side_files(&wal)
@@ -347,7 +366,12 @@ impl<'a> Verify<'a> {
         Ok(index)
     }
 
-    fn continuity(&mut self, good: &mut BTreeMap<SegmentName, Facts>, bad: &mut Vec<(SegmentName, ProblemKind, String)>, lineage: &Lineage) {
+    fn continuity(
+        &mut self,
+        good: &mut BTreeMap<SegmentName, Facts>,
+        bad: &mut Vec<(SegmentName, ProblemKind, String)>,
+        lineage: &Lineage,
+    ) {
         let mut breaks = vec![];
         for (name, index) in good.iter() {
             let Some(before) = name.segment.0.checked_sub(1) else { continue };
@@ -365,7 +389,14 @@ impl<'a> Verify<'a> {
         }
     }
 
-    fn history_file(&mut self, wal: &WalArchive, timeline: TimelineId, backups: &[&BackupEntry], lineage: &Lineage, head: &WalHead) -> Result<()> {
+    fn history_file(
+        &mut self,
+        wal: &WalArchive,
+        timeline: TimelineId,
+        backups: &[&BackupEntry],
+        lineage: &Lineage,
+        head: &WalHead,
+    ) -> Result<()> {
         let object = wal.place().history(timeline).to_string();
         self.claimed.insert(object.clone());
         self.report.objects_checked += 1;
@@ -378,7 +409,8 @@ impl<'a> Verify<'a> {
                 // Without it nobody knows where this timeline began: nothing on it can be recovered.
                 let span = head.timeline(timeline);
                 let ends = span.and_then(|s| s.first().zip(s.last()));
-                let windows = ends.map(|(a, b)| lost(timeline, a.start(lineage.segment_size), b.end(lineage.segment_size)));
+                let windows =
+                    ends.map(|(a, b)| lost(timeline, a.start(lineage.segment_size), b.end(lineage.segment_size)));
                 let on_it = backups.iter().filter(|b| b.timeline == timeline && b.system_id == lineage.system_id);
                 let ids = on_it.map(|b| b.id.clone()).collect();
                 self.problem(&object, kind_of(&e), e, ids, windows.into_iter().collect());
@@ -389,7 +421,16 @@ impl<'a> Verify<'a> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn gap(&mut self, wal: &WalArchive, timeline: TimelineId, first: SegmentNo, last: SegmentNo, lineage: &Lineage, backups: &[&BackupEntry], head: &WalHead) {
+    fn gap(
+        &mut self,
+        wal: &WalArchive,
+        timeline: TimelineId,
+        first: SegmentNo,
+        last: SegmentNo,
+        lineage: &Lineage,
+        backups: &[&BackupEntry],
+        head: &WalHead,
+    ) {
         let name = |segment| SegmentName { timeline, segment }.format(lineage.segment_size);
         let (ids, windows) = self.effect(wal, head, timeline, first, last, lineage, backups, &BTreeMap::new());
         if ids.is_empty() && windows.is_empty() {
@@ -470,7 +511,9 @@ impl<'a> Verify<'a> {
             self.report.objects_checked += 1;
             if name.starts_with(&conflicts) {
                 let outcome = self.read_through(wal, &object);
-                let what = outcome.err().map_or("another segment of the same name was refused and kept here".into(), |e| e.to_string());
+                let what = outcome
+                    .err()
+                    .map_or("another segment of the same name was refused and kept here".into(), |e| e.to_string());
                 self.problem(name, ProblemKind::Conflict, what, vec![], vec![]);
                 continue;
             }
@@ -480,11 +523,15 @@ impl<'a> Verify<'a> {
                 Ok(f @ WalFileName::BackupHistory { .. }) => wal.side_file(f).map(drop),
                 // A push that was interrupted before PostgreSQL had its answer: it will push the file again.
                 Ok(WalFileName::Segment(_)) => {
-                    self.report.notes.push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    self.report
+                        .notes
+                        .push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
                     self.read_through(wal, &object)
                 }
                 Ok(f @ WalFileName::History(_)) => {
-                    self.report.notes.push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    self.report
+                        .notes
+                        .push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
                     wal.side_file(f).map(drop)
                 }
                 _ => {
@@ -539,7 +586,8 @@ impl<'a> Verify<'a> {
             if known {
                 continue;
             }
-            let what = "nothing that is listed accounts for this object: the catalog lost an entry, or somebody put it here";
+            let what =
+                "nothing that is listed accounts for this object: the catalog lost an entry, or somebody put it here";
             self.problem(&name, ProblemKind::Unexpected, what, id.into_iter().collect(), vec![]);
         }
         Ok(())
@@ -562,7 +610,12 @@ fn kind_of(e: &RepoError) -> ProblemKind {
 }
 
 /// Backups of which every byte was just compared have earned it.
-fn raise_evidence(catalog: &CatalogStore, backups: &[&BackupEntry], damaged: &BTreeSet<BackupId>, report: &VerifyReport) -> Result<()> {
+fn raise_evidence(
+    catalog: &CatalogStore,
+    backups: &[&BackupEntry],
+    damaged: &BTreeSet<BackupId>,
+    report: &VerifyReport,
+) -> Result<()> {
     let hurt: BTreeSet<&BackupId> = report.problems.iter().flat_map(|p| &p.backups).chain(damaged).collect();
     let proven: Vec<&BackupId> = backups.iter().map(|b| &b.id).filter(|id| !hurt.contains(id)).collect();
     let changes = |b: &BackupEntry| proven.contains(&&b.id) && b.evidence < Evidence::Authenticated;

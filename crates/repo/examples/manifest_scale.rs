@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgark_repo::codec::Codec;
 use pgark_repo::crypto::{Algorithm, ContentId, Key32, KeySet};
-use pgark_repo::manifest::{
-    Chunk, Directory, FileEnd, FileStart, Item, ManifestReader, ManifestWriter, PackId, Part,
-};
+use pgark_repo::manifest::{Chunk, Directory, FileEnd, FileStart, Item, ManifestReader, ManifestWriter, PackId, Part};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::pack::FrameAt;
 use pgark_repo::store::{LocalStore, Store};
@@ -67,7 +65,13 @@ fn content_id(n: u64) -> ContentId {
     ContentId(blake3::hash(&n.to_le_bytes()).as_bytes()[..16].try_into().unwrap())
 }
 
-fn write(store: &dyn Store, keys: &KeySet, name: &pgark_repo::store::ObjectName, id: &BackupId, entries: u64) -> Fingerprint {
+fn write(
+    store: &dyn Store,
+    keys: &KeySet,
+    name: &pgark_repo::store::ObjectName,
+    id: &BackupId,
+    entries: u64,
+) -> Fingerprint {
     let mut w = ManifestWriter::create(store, keys, name).unwrap();
     let done = |n| Item::PackDone(n, Fingerprint { size: 1 << 26, blake3: "ab".repeat(32) });
     let mut pack = 0;
@@ -96,7 +100,13 @@ fn write(store: &dyn Store, keys: &KeySet, name: &pgark_repo::store::ObjectName,
     w.finish().unwrap()
 }
 
-fn read(store: Arc<LocalStore>, keys: &KeySet, name: &pgark_repo::store::ObjectName, entries: u64, print: &Fingerprint) {
+fn read(
+    store: Arc<LocalStore>,
+    keys: &KeySet,
+    name: &pgark_repo::store::ObjectName,
+    entries: u64,
+    print: &Fingerprint,
+) {
     let mut reader = ManifestReader::open(store, keys, name).unwrap();
     let mut files = 0;
     while let Some(item) = reader.next_item().unwrap() {

@@ -346,7 +346,10 @@ fn open_slots(body: &Body, unlock: &Unlock) -> Result<Key32> {
     let mut why = String::from("no slot of the kind that was given");
     for slot in &body.slots {
         match (&slot.kind, unlock) {
-            (SlotKind::Passphrase { memory_kib, passes, lanes, salt, wrapped, .. }, Unlock { passphrase: Some(p), .. }) => {
+            (
+                SlotKind::Passphrase { memory_kib, passes, lanes, salt, wrapped, .. },
+                Unlock { passphrase: Some(p), .. },
+            ) => {
                 let fine = KDF_MEMORY_KIB_RANGE.contains(memory_kib)
                     && KDF_PASSES_RANGE.contains(passes)
                     && KDF_LANES_RANGE.contains(lanes);

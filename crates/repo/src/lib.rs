@@ -4,6 +4,8 @@
 //! Invariant: every byte that is read here is untrusted until it is authenticated, and every size that is
 //! allocated is bounded by a named limit first. `docs/format.md` specifies the bytes.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod catalog;
 pub mod codec;
 pub mod crypto;

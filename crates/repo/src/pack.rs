@@ -159,10 +159,8 @@ impl PackReader {
         if !at.check_limits() || !fits {
             return Err(bad("its lengths are out of bounds".into()));
         }
-        let n = self
-            .key
-            .open(Purpose::Frame, at.offset, &at.aad(), stored)
-            .ok_or_else(|| bad("fails its seal".into()))?;
+        let n =
+            self.key.open(Purpose::Frame, at.offset, &at.aad(), stored).ok_or_else(|| bad("fails its seal".into()))?;
         decoder.decode_into(at.codec, &stored[..n], plain).map_err(bad)
     }
 }

@@ -119,7 +119,11 @@ impl BackupRecord {
 }
 
 /// The keys are needed by those who open manifests; here so that callers need one import.
-pub fn manifest_reader(repo: &Repository, cluster: &ClusterName, id: &BackupId) -> Result<crate::manifest::ManifestReader> {
+pub fn manifest_reader(
+    repo: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+) -> Result<crate::manifest::ManifestReader> {
     let keys: &KeySet = repo.keys();
     crate::manifest::ManifestReader::open(repo.store().clone(), keys, &crate::names::manifest(cluster, id))
 }

@@ -338,11 +338,13 @@ impl Register {
                 match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
                     Ok(()) => {}
                     Err(e) if e.is_not_found() && copy > 0 && number == newest && unfinished => {}
-                    Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => problems.push(RegisterProblem {
-                        object: name.to_string(),
-                        missing: e.is_not_found(),
-                        what: e.to_string(),
-                    }),
+                    Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => {
+                        problems.push(RegisterProblem {
+                            object: name.to_string(),
+                            missing: e.is_not_found(),
+                            what: e.to_string(),
+                        })
+                    }
                     Err(e) => return Err(e),
                 }
             }

@@ -37,7 +37,11 @@ pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     };
     tracing::info!(target: "pgark", file = report.file, outcome, "archived");
     if global.json {
-        output::result(global.form(), &serde_json::json!({"schema": SCHEMA, "file": report.file, "outcome": outcome}), String::new)?;
+        output::result(
+            global.form(),
+            &serde_json::json!({"schema": SCHEMA, "file": report.file, "outcome": outcome}),
+            String::new,
+        )?;
     }
     Ok(Exit::Done)
 }
@@ -58,7 +62,8 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let (archive, options) = match &args.restore_file {
         Some(path) => {
             let file = RestoreFile::read(path).map_err(engine_failure)?;
-            let repo = Repository::open_for_wal(store_by_url(&file.repository)?, file.key_set().map_err(engine_failure)?);
+            let repo =
+                Repository::open_for_wal(store_by_url(&file.repository)?, file.key_set().map_err(engine_failure)?);
             let archive = WalArchive::new(&repo, &file.cluster, file.system_id);
             (archive, GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end) })
         }
@@ -67,7 +72,8 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             let repo = context.open_repository(&context.repo_settings()?)?;
             let cluster = context.cluster()?;
             let catalog = CatalogStore::new(&repo, &cluster).read().map_err(|e| engine_failure(e.into()))?;
-            let lineage = catalog.lineage().ok_or_else(|| Failure::failed("E-CLUSTER-NONE", "the cluster has no lineage"))?;
+            let lineage =
+                catalog.lineage().ok_or_else(|| Failure::failed("E-CLUSTER-NONE", "the cluster has no lineage"))?;
             let archive = WalArchive::new(&repo, &cluster, lineage.system_id);
             (archive, GetOptions { segment_size: lineage.segment_size, planned_end: None })
         }

@@ -111,9 +111,10 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failure> {
     let mut annotations = BTreeMap::new();
     for a in &args.annotate {
-        let (k, v) = a.split_once('=').filter(|(k, _)| !k.is_empty()).ok_or_else(|| {
-            Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE"))
-        })?;
+        let (k, v) = a
+            .split_once('=')
+            .filter(|(k, _)| !k.is_empty())
+            .ok_or_else(|| Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")))?;
         annotations.insert(k.to_owned(), v.to_owned());
     }
     Ok(BackupOptions {

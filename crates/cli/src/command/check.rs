@@ -1,6 +1,5 @@
 //! `check`, also as a Nagios plug-in.
 
-
 use clap::Args;
 use pgark_engine::check::{CheckOptions, Finding, Verdict, check};
 

@@ -85,8 +85,11 @@ impl Context {
     pub fn one_repo_settings(&self) -> Result<RepoSettings, Failure> {
         let all = self.settings.selected_repos()?;
         if all.len() > 1 {
-            return Err(Failure::refused("E-REPO-SEVERAL", "writing to several repositories at once is not supported yet")
-                .hint("choose one with --repo"));
+            return Err(Failure::refused(
+                "E-REPO-SEVERAL",
+                "writing to several repositories at once is not supported yet",
+            )
+            .hint("choose one with --repo"));
         }
         self.repo_settings()
     }
@@ -148,11 +151,10 @@ pub enum Missing {
 pub fn open_store(settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
     match settings.url.scheme {
         Scheme::File => local_store(Path::new(&settings.url.path), missing),
-        other => Err(Failure::refused(
-            "E-REPO-SCHEME",
-            format!("repositories on {} are not supported yet", other.name()),
-        )
-        .hint("use a local or mounted path")),
+        other => {
+            Err(Failure::refused("E-REPO-SCHEME", format!("repositories on {} are not supported yet", other.name()))
+                .hint("use a local or mounted path"))
+        }
     }
 }
 
@@ -201,7 +203,9 @@ pub fn confirm(confirm: &ConfirmArgs, question: &str) -> Result<(), Failure> {
     }
     let declined = || Failure::new("E-CANCELLED", Exit::Cancelled, "nothing was changed");
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(Failure::refused("E-CONFIRM", format!("{question}: this needs a confirmation")).hint("repeat with --yes"));
+        return Err(
+            Failure::refused("E-CONFIRM", format!("{question}: this needs a confirmation")).hint("repeat with --yes")
+        );
     }
     let mut stderr = std::io::stderr();
     let asked = write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush());

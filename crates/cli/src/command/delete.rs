@@ -30,7 +30,12 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let cluster = context.cluster()?;
     let last = if args.last { LastBackup::Allow } else { LastBackup::Refuse };
     let plan = delete::plan(&repo, &cluster, &id, last).map_err(engine_failure)?;
-    let what = format!("backup {id}: {} objects, {}; {} backups remain", plan.objects, human_bytes(plan.bytes), plan.remaining);
+    let what = format!(
+        "backup {id}: {} objects, {}; {} backups remain",
+        plan.objects,
+        human_bytes(plan.bytes),
+        plan.remaining
+    );
     let document = |deleted: bool| {
         serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "deleted": deleted, "objects": plan.objects,
             "bytes": plan.bytes, "remaining": plan.remaining})
@@ -46,5 +51,7 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 pub fn parse_id(text: &str) -> Result<BackupId, Failure> {
-    BackupId::parse(text).map_err(|e| Failure::usage("E-BACKUP-ID", e.to_string()).hint("ids look like 20260822-031500F; 'pgark info' lists them"))
+    BackupId::parse(text).map_err(|e| {
+        Failure::usage("E-BACKUP-ID", e.to_string()).hint("ids look like 20260822-031500F; 'pgark info' lists them")
+    })
 }

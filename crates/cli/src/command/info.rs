@@ -66,7 +66,8 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 fn text(c: &ClusterInfo) -> String {
-    let mut out = format!("cluster {}: PostgreSQL {}, system identifier {}\n", c.name, version_text(c.version_num), c.system_id);
+    let mut out =
+        format!("cluster {}: PostgreSQL {}, system identifier {}\n", c.name, version_text(c.version_num), c.system_id);
     let mut table = Table::new(&[
         ("backup", Align::Left),
         ("type", Align::Left),
@@ -96,7 +97,15 @@ fn text(c: &ClusterInfo) -> String {
     }
     for i in &c.incomplete {
         let state = if i.running { "running" } else { "interrupted" };
-        table.row([i.id.to_string(), "full".into(), state.into(), String::new(), String::new(), String::new(), String::new()]);
+        table.row([
+            i.id.to_string(),
+            "full".into(),
+            state.into(),
+            String::new(),
+            String::new(),
+            String::new(),
+            String::new(),
+        ]);
     }
     if c.backups.is_empty() && c.incomplete.is_empty() {
         out += "  no backups\n";
@@ -116,7 +125,11 @@ fn text(c: &ClusterInfo) -> String {
     }
     for g in &c.gaps {
         let (first, last) = g.names(c.segment_size);
-        out += &format!("  WAL GAP on timeline {}: {first} to {last} ({} segments)\n", g.timeline, g.last.0 - g.first.0 + 1);
+        out += &format!(
+            "  WAL GAP on timeline {}: {first} to {last} ({} segments)\n",
+            g.timeline,
+            g.last.0 - g.first.0 + 1
+        );
     }
     for p in &c.problems {
         out += &format!("  PROBLEM: {p}\n");

@@ -56,8 +56,14 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let unlock = context.unlock(&settings)?;
     let encryption = encryption(&args, &settings);
     if encryption != Algorithm::None && unlock.is_empty() {
-        return Err(Failure::new("E-KEY-REQUIRED", Exit::WrongKey, "the repository is to be encrypted and no passphrase was given")
-            .hint("give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND; or write out --encryption none"));
+        return Err(Failure::new(
+            "E-KEY-REQUIRED",
+            Exit::WrongKey,
+            "the repository is to be encrypted and no passphrase was given",
+        )
+        .hint(
+            "give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND; or write out --encryption none",
+        ));
     }
     let cache = context.key_cache(&settings, &unlock);
     let keys = NewKeys { encryption, unlock, age_recipients: args.age_recipients };
@@ -106,7 +112,8 @@ fn encryption(args: &InitArgs, settings: &RepoSettings) -> Algorithm {
 
 /// The command line that PostgreSQL's archiver needs: this program with the settings that this call was given.
 fn settings_to_add(done: &Registered, global: &GlobalArgs, repo: &RepoSettings) -> Result<Vec<Setting>, Failure> {
-    let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
     let mut words = vec![program.to_string_lossy().into_owned(), "archive-push".to_owned()];
     let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
     // The server has neither this environment nor this working directory.
@@ -118,7 +125,9 @@ fn settings_to_add(done: &Registered, global: &GlobalArgs, repo: &RepoSettings) 
     if !global.repo.is_empty() || std::env::var_os("PGARK_REPO").is_some() {
         add("--repo", repo.url.to_string());
     }
-    if let Some(file) = global.passphrase_file.clone().or_else(|| std::env::var_os("PGARK_PASSPHRASE_FILE").map(Into::into)) {
+    if let Some(file) =
+        global.passphrase_file.clone().or_else(|| std::env::var_os("PGARK_PASSPHRASE_FILE").map(Into::into))
+    {
         let file = std::path::absolute(&file).unwrap_or(file);
         add("--passphrase-file", file.to_string_lossy().into_owned());
     }

@@ -55,7 +55,8 @@ fn mark(id: &str, kept: bool, dry_run: DryRunArgs, global: &GlobalArgs) -> Resul
             })
             .map_err(failed)?;
     }
-    let document = serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "kept": kept, "dry_run": dry_run.dry_run});
+    let document =
+        serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "kept": kept, "dry_run": dry_run.dry_run});
     output::result(global.form(), &document, || {
         let would = if dry_run.dry_run { "would be " } else { "is " };
         format!("backup {id} {would}{}\n", if kept { "kept until 'pgark unkeep'" } else { "kept no longer" })

@@ -52,7 +52,7 @@ pub enum Command {
     /// Fetch one WAL file: PostgreSQL's restore_command
     ArchiveGet(archive::GetArgs),
     /// Restore the cluster, to now or to a moment in the past
-    Restore(restore::RestoreArgs),
+    Restore(Box<restore::RestoreArgs>),
     /// Read and authenticate everything that backups and WAL consist of
     Verify(verify::VerifyArgs),
     /// Protect a backup from deletion and retention
@@ -79,7 +79,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Info(a) => info::run(a, global),
         Command::ArchivePush(a) => archive::push(a, global),
         Command::ArchiveGet(a) => archive::get(a, global),
-        Command::Restore(a) => restore::run(a, global),
+        Command::Restore(a) => restore::run(*a, global),
         Command::Verify(a) => verify::run(a, global),
         Command::Keep(a) => keep::keep(a, global),
         Command::Unkeep(a) => keep::unkeep(a, global),

@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Target, TargetAction, TimelineChoice, run as restoring,
+    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Target, TargetAction, TimelineChoice,
+    run as restoring,
 };
 use pgark_pg::value::TimelineId;
 use pgark_repo::Repository;
@@ -114,7 +115,11 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if args.dry_run.dry_run {
         let (plan, remains) = restoring::prepare(&options, &repo, &[]).map_err(engine_failure)?;
         output::result(global.form(), &RestoreDocument::new(&plan), || {
-            let left = if remains.are_there() { "  the remains of an interrupted restore there would be removed\n" } else { "" };
+            let left = if remains.are_there() {
+                "  the remains of an interrupted restore there would be removed\n"
+            } else {
+                ""
+            };
             format!("would restore into {}\n{}{left}", options.to.display(), describe(&plan))
         })?;
         return Ok(Exit::Done);
@@ -142,7 +147,13 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     Ok(if degraded { Exit::Warnings } else { Exit::Done })
 }
 
-fn done_text(options: &RestoreOptions, plan: &RestorePlan, bytes: u64, took: Duration, started: Option<&StartedDocument>) -> String {
+fn done_text(
+    options: &RestoreOptions,
+    plan: &RestorePlan,
+    bytes: u64,
+    took: Duration,
+    started: Option<&StartedDocument>,
+) -> String {
     let mut out = format!(
         "restored {} from backup {} into {} in {}\n",
         human_bytes(bytes),
@@ -160,7 +171,11 @@ fn done_text(options: &RestoreOptions, plan: &RestorePlan, bytes: u64, took: Dur
             "  recovery reached the planned end {}{}; {}\n",
             s.reached,
             if s.promoted { " and the cluster was promoted" } else { "" },
-            if s.running { format!("it runs as process {} on port {}, socket in {}", s.pid, s.port, s.socket_dir) } else { "it was stopped".into() }
+            if s.running {
+                format!("it runs as process {} on port {}, socket in {}", s.pid, s.port, s.socket_dir)
+            } else {
+                "it was stopped".into()
+            }
         ),
     };
     out
@@ -220,7 +235,8 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         Some(id) => Some(parse_id(id)?),
     };
     let to = std::path::absolute(&args.to).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--to: {e}")))?;
-    let program = std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
     Ok(RestoreOptions {
         cluster: context.cluster()?,
         backup,
@@ -247,9 +263,8 @@ fn clean(path: &std::path::Path) -> PathBuf {
 fn target(args: &RestoreArgs) -> Result<Target, Failure> {
     let bound = if args.target_exclusive { Bound::Exclusive } else { Bound::Inclusive };
     if let Some(kind) = args.target_type {
-        let value = || {
-            args.target_value.as_deref().ok_or_else(|| Failure::usage("E-TARGET", "this --type needs --target"))
-        };
+        let value =
+            || args.target_value.as_deref().ok_or_else(|| Failure::usage("E-TARGET", "this --type needs --target"));
         return match kind {
             TypeArg::Default => Ok(Target::Latest),
             TypeArg::Immediate => Ok(Target::Immediate),
@@ -276,26 +291,30 @@ fn parse_time(text: &str, bound: Bound) -> Result<Target, Failure> {
         return Ok(Target::Time { at, bound });
     }
     let civil: jiff::civil::DateTime = trimmed.parse().map_err(|_| {
-        Failure::usage("E-TARGET-TIME", format!("'{text}' is not a time")).hint("such as '2026-08-22 10:15:00+02' or 2026-08-22T08:15:00Z")
+        Failure::usage("E-TARGET-TIME", format!("'{text}' is not a time"))
+            .hint("such as '2026-08-22 10:15:00+02' or 2026-08-22T08:15:00Z")
     })?;
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("E-TARGET-ZONE", format!("'{text}' has no time zone"))
             .hint("add an offset, such as '+00' for UTC; the local zone is taken on a terminal only"));
     }
-    let zoned = civil.to_zoned(jiff::tz::TimeZone::system()).map_err(|e| Failure::usage("E-TARGET-TIME", e.to_string()))?;
+    let zoned =
+        civil.to_zoned(jiff::tz::TimeZone::system()).map_err(|e| Failure::usage("E-TARGET-TIME", e.to_string()))?;
     Ok(Target::Time { at: zoned.timestamp(), bound })
 }
 
 fn parse_lsn(text: &str, bound: Bound) -> Result<Target, Failure> {
     let lsn = text.trim().parse().map_err(|_| {
-        Failure::usage("E-TARGET-LSN", format!("'{text}' is not a wal position")).hint("such as 2/F3000028, as pg_current_wal_lsn() prints it")
+        Failure::usage("E-TARGET-LSN", format!("'{text}' is not a wal position"))
+            .hint("such as 2/F3000028, as pg_current_wal_lsn() prints it")
     })?;
     Ok(Target::Lsn { lsn, bound })
 }
 
 fn parse_xid(text: &str, bound: Bound) -> Result<Target, Failure> {
     let full: u64 = text.trim().parse().map_err(|_| {
-        Failure::usage("E-TARGET-XID", format!("'{text}' is not a transaction id")).hint("a number, as pg_current_xact_id() prints it")
+        Failure::usage("E-TARGET-XID", format!("'{text}' is not a transaction id"))
+            .hint("a number, as pg_current_xact_id() prints it")
     })?;
     // WAL holds the lower half; the upper half counts how often it wrapped.
     Ok(Target::Xid { xid: u32::try_from(full & u64::from(u32::MAX)).unwrap_or(0), bound })

@@ -30,7 +30,11 @@ pub fn get(archive: &WalArchive, name: &str, dest: &Path, options: &GetOptions) 
     match super::parse_name(name)? {
         WalFileName::Segment(raw) => {
             let segment = raw.number(options.segment_size).map_err(|e| {
-                EngineError::failed("E-WAL-NAME", format!("{name}: {e}"), "is the wal segment size of the cluster right?")
+                EngineError::failed(
+                    "E-WAL-NAME",
+                    format!("{name}: {e}"),
+                    "is the wal segment size of the cluster right?",
+                )
             })?;
             self::segment(archive, &SegmentName { timeline: raw.timeline, segment }, dest, options)
         }
@@ -84,7 +88,11 @@ fn absent(archive: &WalArchive, name: &SegmentName, size: SegmentSize, missing: 
     match span.last() {
         Some(last) if name.segment < last => Err(EngineError::failed(
             "E-WAL-GAP",
-            format!("wal segment {} was never archived, later ones were (up to {})", name.format(size), SegmentNo(last.0).start(size)),
+            format!(
+                "wal segment {} was never archived, later ones were (up to {})",
+                name.format(size),
+                SegmentNo(last.0).start(size)
+            ),
             "recovery across this gap is impossible: choose a target before it, or a backup after it",
         )),
         _ => Ok(Fetched::Absent),

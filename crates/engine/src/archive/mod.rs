@@ -35,7 +35,10 @@ pub fn history(archive: &WalArchive, timeline: TimelineId) -> Result<TimelineHis
         Err(e) if e.is_not_found() => Err(EngineError::refused(
             "E-HISTORY-MISSING",
             format!("the history file of timeline {timeline} is not in the archive"),
-            format!("archive {}.history from the pg_wal of a server on this timeline with 'pgark archive-push'", timeline.hex()),
+            format!(
+                "archive {}.history from the pg_wal of a server on this timeline with 'pgark archive-push'",
+                timeline.hex()
+            ),
         )),
         Err(e) => Err(e.into()),
     }
@@ -56,9 +59,7 @@ pub fn wait_archived(
     loop {
         ctx.check_cancelled()?;
         let head = archive.head()?;
-        let missing = names
-            .iter()
-            .find(|n| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment)));
+        let missing = names.iter().find(|n| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment)));
         let Some(missing) = missing else { break };
         if began.elapsed() > within {
             return Err(EngineError::failed(

@@ -65,11 +65,7 @@ impl WalPath {
             let timeline = self.timeline_of(at);
             let Some(run_end) = head.timeline(timeline).and_then(|t| t.unbroken_to(at)) else { return last };
             // Where the path leaves this timeline, the next one's file takes over.
-            let next_timeline = self
-                .ranges
-                .iter()
-                .map(|r| SegmentNo::containing(r.begin, self.size))
-                .find(|s| *s > at);
+            let next_timeline = self.ranges.iter().map(|r| SegmentNo::containing(r.begin, self.size)).find(|s| *s > at);
             let end = match next_timeline {
                 Some(s) if s.0 <= run_end.0 => SegmentNo(s.0 - 1),
                 _ => run_end,
@@ -91,7 +87,8 @@ mod tests {
 
     fn path() -> WalPath {
         let size = SegmentSize::new(1 << 20).unwrap();
-        let entry = |t, mb: u64, plus| HistoryEntry { timeline: tli(t), switch: Lsn((mb << 20) + plus), reason: vec![] };
+        let entry =
+            |t, mb: u64, plus| HistoryEntry { timeline: tli(t), switch: Lsn((mb << 20) + plus), reason: vec![] };
         let history = TimelineHistory { target: tli(5), entries: vec![entry(1, 10, 100), entry(3, 20, 0)] };
         WalPath::new(&history, size)
     }

@@ -61,7 +61,11 @@ fn segment(
     let mut file = File::open(path).map_err(|e| EngineError::file("opening", path, e))?;
     let lineage = lineage_of(catalog, &mut file, path)?;
     let number = raw.number(lineage.segment_size).map_err(|e| {
-        EngineError::failed("E-WAL-NAME", format!("{}: {e}", path.display()), "is the wal segment size of the cluster right?")
+        EngineError::failed(
+            "E-WAL-NAME",
+            format!("{}: {e}", path.display()),
+            "is the wal segment size of the cluster right?",
+        )
     })?;
     let name = SegmentName { timeline: raw.timeline, segment: number };
     let index = index_file(&mut file, path, &name, lineage.segment_size, lineage.system_id)?;
@@ -86,11 +90,19 @@ fn rewind(file: &mut File, path: &Path) -> Result<()> {
 }
 
 /// Other WAL of the same name is there: the first one stays, ours is put aside, and the answer is no.
-fn keep_evidence(archive: &WalArchive, path: &Path, index: &WalIndex, file: &mut File, conflict: RepoError) -> EngineError {
+fn keep_evidence(
+    archive: &WalArchive,
+    path: &Path,
+    index: &WalIndex,
+    file: &mut File,
+    conflict: RepoError,
+) -> EngineError {
     let file_name = path.file_name().and_then(|n| n.to_str()).unwrap_or("segment");
     let kept = rewind(file, path).and_then(|()| Ok(archive.keep_conflict(file_name, index, file)?));
     match kept {
-        Ok(object) => tracing::error!(%object, "two different wal segments have the same name; the second is kept as evidence"),
+        Ok(object) => {
+            tracing::error!(%object, "two different wal segments have the same name; the second is kept as evidence")
+        }
         Err(e) => tracing::error!(%e, "the conflicting wal segment could not be kept as evidence"),
     }
     conflict.into()
@@ -141,8 +153,7 @@ pub fn index_file(
     size: SegmentSize,
     system_id: SystemId,
 ) -> Result<WalIndex> {
-    let expect =
-        SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
+    let expect = SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
     let mut walker = Walker::new(expect);
     let mut buf = vec![0u8; BLOCK_BYTES];
     let mut total = 0u64;

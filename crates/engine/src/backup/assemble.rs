@@ -17,9 +17,17 @@ use crate::error::{EngineError, Result};
 pub enum Expected {
     Item(Item),
     /// An empty file, or one in pieces whose tickets follow one another.
-    Large { found: FoundFile, first_ticket: u64, runs: u64 },
+    Large {
+        found: FoundFile,
+        first_ticket: u64,
+        runs: u64,
+    },
     /// A file of a bundle.
-    Small { found: FoundFile, ticket: u64, index: usize },
+    Small {
+        found: FoundFile,
+        ticket: u64,
+        index: usize,
+    },
 }
 
 pub struct Assembler<'a> {
@@ -96,7 +104,7 @@ impl<'a> Assembler<'a> {
                 continue;
             }
             let whole = (found.size - n * super::copy::RUN_BYTES).min(super::copy::RUN_BYTES);
-            ended = copied.len() < whole;
+            ended = copied.covered() < whole;
             size += self.content(found, copied)?;
         }
         self.end(found, size)
@@ -133,7 +141,7 @@ impl<'a> Assembler<'a> {
     }
 
     fn content(&mut self, found: &FoundFile, copied: Copied) -> Result<u64> {
-        let size = copied.len();
+        let size = copied.covered();
         for chunk in &copied.chunks {
             for part in chunk.parts() {
                 if self.declared.insert(part.pack) {

@@ -82,7 +82,8 @@ impl Copied {
         }
     }
 
-    pub fn len(&self) -> u64 {
+    /// Bytes of the file that the chunks make up.
+    pub fn covered(&self) -> u64 {
         self.chunks.iter().map(Chunk::len).sum()
     }
 }
@@ -210,8 +211,9 @@ impl<'a> Worker<'a> {
         for (i, page) in buf.chunks_exact_mut(PAGE_SIZE).enumerate() {
             let block = u32::try_from(offset / PAGE_SIZE as u64).unwrap_or(u32::MAX).saturating_add(i as u32);
             let absolute = relation.segment.wrapping_mul(self.shared.relation_segment_blocks).wrapping_add(block);
-            let is_bad =
-                |p: &[u8]| matches!(check_page(p, BlockNo(absolute), start), PageVerdict::Bad { .. } | PageVerdict::BadHeader);
+            let is_bad = |p: &[u8]| {
+                matches!(check_page(p, BlockNo(absolute), start), PageVerdict::Bad { .. } | PageVerdict::BadHeader)
+            };
             if !is_bad(page) {
                 continue;
             }
@@ -257,7 +259,10 @@ impl<'a> Worker<'a> {
             none => {
                 let number = self.shared.next_pack.fetch_add(1, Ordering::Relaxed);
                 let name = names::pack(self.shared.cluster, self.shared.id, number);
-                none.insert((number, PackWriter::create(self.shared.repo.store().as_ref(), self.shared.repo.keys(), &name)?))
+                none.insert((
+                    number,
+                    PackWriter::create(self.shared.repo.store().as_ref(), self.shared.repo.keys(), &name)?,
+                ))
             }
         };
         let at = writer.append(codec, plain.len(), id, &mut self.stored)?;

@@ -47,17 +47,18 @@ pub fn copy_all(shared: &CopyShared<'_>, major: Major, manifest: ManifestWriter,
         }
         drop((unit_rx, result_tx, commit_tx));
         let committer = scope.spawn(move || commit_packs(shared, commit_rx));
-        let assembler =
-            scope.spawn(move || Assembler::new(manifest, shared.id, result_rx).run(&expected_rx).inspect_err(|_| stop(shared)));
+        let assembler = scope.spawn(move || {
+            Assembler::new(manifest, shared.id, result_rx).run(&expected_rx).inspect_err(|_| stop(shared))
+        });
         let walked = Dispatcher::new(shared, unit_tx, expected_tx).walk(major);
 
         // Whoever failed first has the error that matters; the others only noticed that somebody did.
         let mut outcome = Ok(());
         let mut note = |r: Result<()>| {
-            if outcome.is_ok() || matches!(outcome, Err(EngineError::Cancelled)) {
-                if let Err(e) = r {
-                    outcome = Err(e);
-                }
+            if (outcome.is_ok() || matches!(outcome, Err(EngineError::Cancelled)))
+                && let Err(e) = r
+            {
+                outcome = Err(e);
             }
         };
         let noticed = walked.map_err(&mut |e| note(Err(e))).ok();
@@ -148,7 +149,8 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn walk(mut self, major: Major) -> Result<Noticed> {
-        let noticed = scan(self.shared.pgdata, major, &mut |found| self.found(found)).inspect_err(|_| stop(self.shared))?;
+        let noticed =
+            scan(self.shared.pgdata, major, &mut |found| self.found(found)).inspect_err(|_| stop(self.shared))?;
         self.flush_bundle()?;
         Ok(noticed)
     }
@@ -168,8 +170,12 @@ impl<'a> Dispatcher<'a> {
             return Err(EngineError::Cancelled);
         }
         match found {
-            Found::Directory { path, mode } => self.announce(Expected::Item(Item::Directory(Directory { path, mode })))?,
-            Found::Symlink { path, target } => self.announce(Expected::Item(Item::Symlink(Symlink { path, target })))?,
+            Found::Directory { path, mode } => {
+                self.announce(Expected::Item(Item::Directory(Directory { path, mode })))?
+            }
+            Found::Symlink { path, target } => {
+                self.announce(Expected::Item(Item::Symlink(Symlink { path, target })))?
+            }
             Found::Vanished(path) => self.announce(Expected::Item(Item::Vanished(path)))?,
             Found::File(f) if f.size > BUNDLE_FILE_BYTES_MAX => self.large(f)?,
             Found::File(f) if f.size == 0 => {

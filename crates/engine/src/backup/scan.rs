@@ -21,8 +21,14 @@ use crate::error::{EngineError, Result};
 /// One thing found, in manifest order.
 #[derive(Clone, Debug)]
 pub enum Found {
-    Directory { path: Vec<u8>, mode: u32 },
-    Symlink { path: Vec<u8>, target: Vec<u8> },
+    Directory {
+        path: Vec<u8>,
+        mode: u32,
+    },
+    Symlink {
+        path: Vec<u8>,
+        target: Vec<u8>,
+    },
     File(FoundFile),
     /// Was in the listing and is gone.
     Vanished(Vec<u8>),
@@ -47,9 +53,8 @@ pub struct Noticed {
 }
 
 /// Directories whose loss makes a cluster worthless: a link in their place is refused, not skipped.
-const ESSENTIAL: [&[u8]; 8] = [
-    b"base", b"global", b"pg_xact", b"pg_multixact", b"pg_commit_ts", b"pg_twophase", b"pg_logical", b"pg_tblspc",
-];
+const ESSENTIAL: [&[u8]; 8] =
+    [b"base", b"global", b"pg_xact", b"pg_multixact", b"pg_commit_ts", b"pg_twophase", b"pg_logical", b"pg_tblspc"];
 
 const PG_CONTROL: &[u8] = b"global/pg_control";
 
@@ -127,10 +132,10 @@ impl Scan<'_> {
     }
 
     fn subdirectory(&mut self, path: &[u8], meta: &Metadata, emit: &mut Emit<'_>) -> Result<()> {
-        if in_tblspc(path) {
-            if let Some(oid) = tablespace_oid(path) {
-                self.noticed.tablespaces.push(TablespaceLink { oid, location: vec![], in_place: true });
-            }
+        if in_tblspc(path)
+            && let Some(oid) = tablespace_oid(path)
+        {
+            self.noticed.tablespaces.push(TablespaceLink { oid, location: vec![], in_place: true });
         }
         let rule = dir_rule(path, self.major);
         if rule == DirRule::Excluded {

@@ -49,7 +49,15 @@ impl SourceCluster {
         let config_files = outside_config(&found, &options.pgdata)?;
         let timeline = found.timeline.unwrap_or(control.checkpoint_timeline);
         let version_num = found.version_num;
-        Ok(SourceCluster { connection, pgdata: options.pgdata.clone(), control, version_num, timeline, owner, config_files })
+        Ok(SourceCluster {
+            connection,
+            pgdata: options.pgdata.clone(),
+            control,
+            version_num,
+            timeline,
+            owner,
+            config_files,
+        })
     }
 
     /// Bytes and files that a backup would read now.
@@ -106,7 +114,10 @@ pub fn parse_control(pgdata: &Path, bytes: &[u8]) -> Result<ControlFile> {
     if control.block_size != 8192 || control.wal_block_size != 8192 {
         return Err(EngineError::refused(
             "E-BLOCK-SIZE",
-            format!("the cluster has pages of {} and wal pages of {} bytes", control.block_size, control.wal_block_size),
+            format!(
+                "the cluster has pages of {} and wal pages of {} bytes",
+                control.block_size, control.wal_block_size
+            ),
             "pgark supports PostgreSQL built with the standard 8192 bytes",
         ));
     }
@@ -181,7 +192,8 @@ fn outside_config(found: &Inspection, pgdata: &Path) -> Result<Vec<ConfigFile>> 
     let mut out = vec![];
     for (name, path) in files {
         let Some(path) = path else { continue };
-        let inside = fs::canonicalize(path).ok().zip(fs::canonicalize(pgdata).ok()).is_some_and(|(f, d)| f.starts_with(d));
+        let inside =
+            fs::canonicalize(path).ok().zip(fs::canonicalize(pgdata).ok()).is_some_and(|(f, d)| f.starts_with(d));
         let small = fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= CONFIG_BYTES_MAX);
         if inside || !small {
             continue;
@@ -190,7 +202,9 @@ fn outside_config(found: &Inspection, pgdata: &Path) -> Result<Vec<ConfigFile>> 
             Ok(content) => {
                 out.push(ConfigFile { name: name.into(), path: path.to_string_lossy().into_owned(), content });
             }
-            Err(e) => tracing::warn!(path = %path.display(), %e, "a configuration file outside the data directory is not kept"),
+            Err(e) => {
+                tracing::warn!(path = %path.display(), %e, "a configuration file outside the data directory is not kept")
+            }
         }
     }
     Ok(out)

@@ -85,7 +85,11 @@ pub fn empty_dir(path: &Path) -> Result<()> {
 
 fn major(record: &BackupRecord) -> Result<pgark_pg::Major> {
     pgark_pg::Major::from_version_num(record.version_num).ok_or_else(|| {
-        EngineError::failed("E-PG-UNSUPPORTED", format!("the backup is of PostgreSQL {}", record.version_num), "use a newer pgark")
+        EngineError::failed(
+            "E-PG-UNSUPPORTED",
+            format!("the backup is of PostgreSQL {}", record.version_num),
+            "use a newer pgark",
+        )
     })
 }
 
@@ -120,7 +124,8 @@ fn local_config(name: &str, content: &[u8]) -> Vec<u8> {
     if name != "postgresql.conf" {
         return content.to_vec();
     }
-    let mut out = b"# Restored by pgark from outside the data directory; settings that name files elsewhere are off.\n".to_vec();
+    let mut out =
+        b"# Restored by pgark from outside the data directory; settings that name files elsewhere are off.\n".to_vec();
     for line in content.split_inclusive(|b| *b == b'\n') {
         if NAMES_FILES.iter().any(|n| sets(line, n)) {
             out.extend_from_slice(b"#pgark# ");

@@ -20,16 +20,25 @@ use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
 
 pub use plan::{RestorePlan, plan};
-pub use start::{Started, StartOptions};
+pub use start::{StartOptions, Started};
 
 /// Where recovery is to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// All that is archived.
     Latest,
-    Time { at: Timestamp, bound: Bound },
-    Lsn { lsn: Lsn, bound: Bound },
-    Xid { xid: u32, bound: Bound },
+    Time {
+        at: Timestamp,
+        bound: Bound,
+    },
+    Lsn {
+        lsn: Lsn,
+        bound: Bound,
+    },
+    Xid {
+        xid: u32,
+        bound: Bound,
+    },
     Name(String),
     /// As soon as the backup is consistent.
     Immediate,

@@ -40,8 +40,7 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
     for timeline in timelines(options.timeline, &head, &candidates) {
         let history = archive::history(&wal, timeline)?;
         let path = WalPath::new(&history, lineage.segment_size);
-        let on_path: Vec<&BackupEntry> =
-            candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
+        let on_path: Vec<&BackupEntry> = candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
         if on_path.is_empty() {
             continue;
         }
@@ -79,18 +78,17 @@ fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -
         return Ok(vec![catalog.backup(id).ok_or_else(none)?.clone()]);
     }
     let current = catalog.lineage().map(|l| l.system_id);
-    let mut all: Vec<BackupEntry> = catalog
-        .backups
-        .iter()
-        .filter(|b| Some(b.system_id) == current && !avoid.contains(&b.id))
-        .cloned()
-        .collect();
+    let mut all: Vec<BackupEntry> =
+        catalog.backups.iter().filter(|b| Some(b.system_id) == current && !avoid.contains(&b.id)).cloned().collect();
     all.sort_by(|a, b| (b.lsn_stop, &b.id).cmp(&(a.lsn_stop, &a.id)));
     if all.is_empty() {
         let (message, hint) = if avoid.is_empty() {
             (format!("there is no backup of '{}'", options.cluster), "take one with 'pgark backup'")
         } else {
-            (format!("every backup of '{}' that could serve is damaged", options.cluster), "'pgark verify' lists the damage")
+            (
+                format!("every backup of '{}' that could serve is damaged", options.cluster),
+                "'pgark verify' lists the damage",
+            )
         };
         return Err(EngineError::refused("E-BACKUP-NONE", message, hint));
     }
@@ -99,7 +97,11 @@ fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -
 
 fn lineage<'c>(catalog: &'c Catalog, backup: &BackupEntry) -> Result<&'c Lineage> {
     catalog.lineage_of(backup.system_id).ok_or_else(|| {
-        EngineError::failed("E-LINEAGE", format!("backup {} is of an unregistered cluster", backup.id), "'pgark verify' checks the catalog")
+        EngineError::failed(
+            "E-LINEAGE",
+            format!("backup {} is of an unregistered cluster", backup.id),
+            "'pgark verify' checks the catalog",
+        )
     })
 }
 
@@ -122,7 +124,11 @@ fn timelines(choice: TimelineChoice, head: &WalHead, candidates: &[BackupEntry])
 
 /// The newest backup from which the target can be reached. A missing segment after a backup is not held
 /// against older ones only if the target itself cannot be reached from the newer.
-fn choose<'b>(view: &mut WalView<'_>, on_path: &[&'b BackupEntry], target: &Target) -> Result<Option<(&'b BackupEntry, StopAt)>> {
+fn choose<'b>(
+    view: &mut WalView<'_>,
+    on_path: &[&'b BackupEntry],
+    target: &Target,
+) -> Result<Option<(&'b BackupEntry, StopAt)>> {
     let mut first_failure = None;
     for backup in on_path {
         match resolve(view, backup, target) {

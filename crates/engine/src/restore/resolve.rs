@@ -98,7 +98,10 @@ fn latest(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Resu
         let gap = view.path.name(last.next()).format(view.path.size());
         return Err(EngineError::refused(
             "E-WAL-GAP",
-            format!("wal segment {gap} is missing: from backup {} recovery reaches {} and not the end of the archive", backup.id, found.end),
+            format!(
+                "wal segment {gap} is missing: from backup {} recovery reaches {} and not the end of the archive",
+                backup.id, found.end
+            ),
             format!("to stop before the gap give --target-lsn {}; 'pgark verify' lists gaps", found.start),
         ));
     }
@@ -197,7 +200,12 @@ fn name_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, na
     if let Some(second) = view.find(first.end, last, &holds, &mut |s| is_it(s))? {
         return Err(EngineError::refused(
             "E-TARGET-AMBIGUOUS",
-            format!("there are several restore points '{}': at {} and {}", name.escape_debug(), first.start, second.start),
+            format!(
+                "there are several restore points '{}': at {} and {}",
+                name.escape_debug(),
+                first.start,
+                second.start
+            ),
             "choose one by --target-lsn",
         ));
     }

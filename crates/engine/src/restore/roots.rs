@@ -29,7 +29,11 @@ impl Roots {
         let mut roots = Roots { path: to.to_owned(), main, tablespaces: HashMap::new(), owner };
         let locations: Vec<&Path> = places.iter().map(|p| p.location.as_path()).collect();
         let marker = serde_json::to_vec(&locations).map_err(|e| {
-            EngineError::failed("E-TABLESPACE-PATH", format!("a tablespace path is not valid UTF-8: {e}"), "map it with --tablespace-map")
+            EngineError::failed(
+                "E-TABLESPACE-PATH",
+                format!("a tablespace path is not valid UTF-8: {e}"),
+                "map it with --tablespace-map",
+            )
         })?;
         roots.write_file(INCOMPLETE.as_bytes(), &marker, 0o600)?;
         rustix::fs::fsync(&roots.main).map_err(|e| EngineError::file("syncing", to, e))?;
@@ -86,7 +90,9 @@ impl Roots {
         let (root, rel) = self.locate(path);
         let failed = |e: rustix::io::Errno| self.error("creating the directory", path, e);
         let (parent, name) = match rel.iter().rposition(|b| *b == b'/') {
-            Some(i) => (open_beneath(root, &rel[..i], OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()), &rel[i + 1..]),
+            Some(i) => {
+                (open_beneath(root, &rel[..i], OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()), &rel[i + 1..])
+            }
             None => (open_beneath(root, b".", OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()), rel),
         };
         let parent = parent.map_err(|e| self.error("creating the directory", path, e))?;

@@ -88,7 +88,8 @@ pub fn run(
         match write(options, &plan, &places, repo, ctx) {
             Ok(report) => return Ok((plan, report)),
             Err(e) if e.class() == FailureClass::Damaged && options.backup.is_none() => {
-                ctx.progress.note(&format!("DEGRADED: backup {} is damaged ({e}): trying an older one", plan.backup.id));
+                ctx.progress
+                    .note(&format!("DEGRADED: backup {} is damaged ({e}): trying an older one", plan.backup.id));
                 avoid.push(plan.backup.id.clone());
                 Remains::of(&options.to).remove(&options.to)?;
             }
@@ -121,8 +122,11 @@ fn write(
 fn pin(repo: &Repository, cluster: &ClusterName, id: &BackupId, ctx: &Ctx) -> Result<Option<Claim>> {
     match CatalogStore::new(repo, cluster).claim(JobKind::Restore, id, ctx.now()) {
         Ok(c) => Ok(Some(c)),
-        Err(RepoError::Store(e)) if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) => {
-            ctx.progress.note("the repository cannot be written to: the backup is not protected against deletion meanwhile");
+        Err(RepoError::Store(e))
+            if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) =>
+        {
+            ctx.progress
+                .note("the repository cannot be written to: the backup is not protected against deletion meanwhile");
             Ok(None)
         }
         Err(e) => Err(e.into()),

@@ -22,18 +22,29 @@ pub struct PlacedTablespace {
 /// Decides where tablespaces go and refuses what must not be written to.
 pub fn check_target(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<PlacedTablespace>> {
     if !options.to.is_absolute() {
-        return Err(refused("E-TARGET-PATH", &options.to, "is not an absolute path", "give the full path of the directory"));
+        return Err(refused(
+            "E-TARGET-PATH",
+            &options.to,
+            "is not an absolute path",
+            "give the full path of the directory",
+        ));
     }
     check_empty(&options.to, "E-TARGET-NOT-EMPTY")?;
     let places = place_tablespaces(options, &plan.record.tablespaces)?;
     for place in &places {
         check_empty(&place.location, "E-TABLESPACE-NOT-EMPTY")?;
     }
-    let all: Vec<&Path> = std::iter::once(options.to.as_path()).chain(places.iter().map(|p| p.location.as_path())).collect();
+    let all: Vec<&Path> =
+        std::iter::once(options.to.as_path()).chain(places.iter().map(|p| p.location.as_path())).collect();
     for (i, a) in all.iter().enumerate() {
         for b in all.iter().skip(i + 1) {
             if a == b || b.starts_with(a) && *a != options.to || a.starts_with(b) {
-                return Err(refused("E-TABLESPACE-OVERLAP", b, &format!("overlaps {}", a.display()), "give each tablespace a directory of its own with --tablespace-map"));
+                return Err(refused(
+                    "E-TABLESPACE-OVERLAP",
+                    b,
+                    &format!("overlaps {}", a.display()),
+                    "give each tablespace a directory of its own with --tablespace-map",
+                ));
             }
         }
     }
@@ -56,7 +67,12 @@ fn check_empty(path: &Path, code: &'static str) -> Result<()> {
         return Err(refused("E-TARGET-LINK", path, "is a symbolic link", "give the directory itself"));
     }
     if !meta.is_dir() {
-        return Err(refused("E-TARGET-PATH", path, "is not a directory", "give a directory that is empty or does not exist"));
+        return Err(refused(
+            "E-TARGET-PATH",
+            path,
+            "is not a directory",
+            "give a directory that is empty or does not exist",
+        ));
     }
     if let Some(pid) = running_postmaster(path) {
         return Err(refused(
@@ -70,7 +86,12 @@ fn check_empty(path: &Path, code: &'static str) -> Result<()> {
     match entries.next() {
         None => Ok(()),
         Some(Err(e)) => Err(EngineError::file("listing", path, e)),
-        Some(Ok(_)) => Err(refused(code, path, "is not empty", "give a directory that is empty or does not exist; nothing was changed")),
+        Some(Ok(_)) => Err(refused(
+            code,
+            path,
+            "is not empty",
+            "give a directory that is empty or does not exist; nothing was changed",
+        )),
     }
 }
 
@@ -106,7 +127,12 @@ fn place_tablespaces(options: &RestoreOptions, links: &[TablespaceLink]) -> Resu
         };
         unused.retain(|m| !is_it(&m));
         if !location.is_absolute() {
-            return Err(refused("E-TABLESPACE-PATH", &location, "is not an absolute path", "tablespaces need the full path"));
+            return Err(refused(
+                "E-TABLESPACE-PATH",
+                &location,
+                "is not an absolute path",
+                "tablespaces need the full path",
+            ));
         }
         places.push(PlacedTablespace { oid: link.oid, location });
     }

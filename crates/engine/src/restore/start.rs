@@ -43,7 +43,13 @@ pub struct Started {
 }
 
 /// Runs recovery and does what the plan's action says. An error leaves the cluster stopped and unopened.
-pub fn start(to: &Path, plan: &RestorePlan, action: TargetAction, options: &StartOptions, ctx: &Ctx) -> Result<Started> {
+pub fn start(
+    to: &Path,
+    plan: &RestorePlan,
+    action: TargetAction,
+    options: &StartOptions,
+    ctx: &Ctx,
+) -> Result<Started> {
     let bin = find_bin(options, plan)?;
     let socket_dir = options.socket_dir.clone().unwrap_or_else(|| to.to_owned());
     let port = options.port.unwrap_or(5432);
@@ -158,7 +164,11 @@ fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16) -> Result<Child> 
         .current_dir(to);
     if rustix::process::geteuid().is_root() {
         if meta.uid() == 0 {
-            return Err(EngineError::refused("E-ROOT", "PostgreSQL does not run as root, and root owns the directory", "restore as the postgres user"));
+            return Err(EngineError::refused(
+                "E-ROOT",
+                "PostgreSQL does not run as root, and root owns the directory",
+                "restore as the postgres user",
+            ));
         }
         std::os::unix::fs::chown(&log_path, Some(meta.uid()), Some(meta.gid())).map_err(failed)?;
         command.uid(meta.uid()).gid(meta.gid());
@@ -193,7 +203,8 @@ impl Server {
     fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.ok_or_else(|| EngineError::failed("E-PROCESS", "the server has no process id", ""))?;
-        rustix::process::kill_process(pid, signal).map_err(|e| EngineError::file("stopping the server in", &self.dir, e))
+        rustix::process::kill_process(pid, signal)
+            .map_err(|e| EngineError::file("stopping the server in", &self.dir, e))
     }
 
     /// PostgreSQL's "fast" shutdown.
@@ -206,7 +217,11 @@ impl Server {
         while self.ended().is_none() {
             if deadline.has_passed() {
                 self.signal(rustix::process::Signal::QUIT)?;
-                return Err(EngineError::failed("E-STOP", "the recovered server did not stop in time", "look at its log"));
+                return Err(EngineError::failed(
+                    "E-STOP",
+                    "the recovered server did not stop in time",
+                    "look at its log",
+                ));
             }
             std::thread::sleep(POLL);
         }

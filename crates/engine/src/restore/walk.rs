@@ -71,7 +71,8 @@ impl<'a> WalView<'a> {
             let index = self.index(at)?;
             if let Some((start, end)) = index.last_record {
                 // A switch record fills the rest of its segment.
-                let end = end.max(if index.ending == pgark_repo::wal::index::Ending::Switch { index.end() } else { end });
+                let end =
+                    end.max(if index.ending == pgark_repo::wal::index::Ending::Switch { index.end() } else { end });
                 return Ok(Some(FoundRecord { start, end, before_end: start, time: None }));
             }
             if at <= self.segment_of(from) {
@@ -168,12 +169,8 @@ impl<'a> WalView<'a> {
         let name = self.path.name(segment);
         let size = self.path.size();
         let mut reader = self.archive.open_segment(&name, size)?;
-        let expect = SegmentExpect {
-            timeline: name.timeline,
-            segment,
-            size,
-            system_id: Some(self.archive.place().system_id),
-        };
+        let expect =
+            SegmentExpect { timeline: name.timeline, segment, size, system_id: Some(self.archive.place().system_id) };
         let mut walker = Walker::new(expect);
         let mut search = Search { from, before_end: before, wanted, found: None };
         while let Some(bytes) = reader.next()? {

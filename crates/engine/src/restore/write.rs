@@ -145,7 +145,11 @@ fn stream_manifest(
     }
     batch.flush()?;
     if manifest.fingerprint() != plan.record.manifest {
-        return Err(RepoError::corrupt(names::manifest(shared.cluster, &plan.backup.id), "not the manifest of this backup").into());
+        return Err(RepoError::corrupt(
+            names::manifest(shared.cluster, &plan.backup.id),
+            "not the manifest of this backup",
+        )
+        .into());
     }
     Ok(())
 }
@@ -204,7 +208,11 @@ impl Batch {
     fn push(&mut self, w: Write1) -> Result<()> {
         self.bytes += w.chunk.len();
         self.writes.push(w);
-        if self.bytes >= self.job_bytes.min(JOB_BYTES) || self.writes.len() >= JOB_CHUNKS { self.flush() } else { Ok(()) }
+        if self.bytes >= self.job_bytes.min(JOB_BYTES) || self.writes.len() >= JOB_CHUNKS {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -253,7 +261,7 @@ impl Run {
         let Some((_, file)) = &self.file else { return Ok(()) };
         let bytes = &self.buffer.bytes()[..self.len];
         let whole = self.len - self.len % ALIGNMENT;
-        let aligned = self.offset % ALIGNMENT as u64 == 0;
+        let aligned = self.offset.is_multiple_of(ALIGNMENT as u64);
         let mut done = 0;
         if aligned && whole >= DIRECT_BYTES && set_direct(file, true)? {
             let written = file.write_all_at(&bytes[..whole], self.offset);
@@ -355,7 +363,7 @@ impl Worker<'_> {
     /// Copies a part of a frame into the run at `to`; the frame is kept for the chunks that take other parts of it.
     fn load_part(&mut self, part: &Part, upcoming: &[Write1], to: usize) -> Result<()> {
         let at = part.frame;
-        if !self.bundle.as_ref().is_some_and(|(p, o, _)| (*p, *o) == (part.pack, at.offset)) {
+        if self.bundle.as_ref().is_none_or(|(p, o, _)| (*p, *o) != (part.pack, at.offset)) {
             let pack = self.pack(part.pack)?;
             self.scratch.clear();
             self.scratch.extend_from_slice(fetch(&mut self.window, &pack, part, upcoming)?);

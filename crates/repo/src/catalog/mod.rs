@@ -176,7 +176,8 @@ impl CatalogStore {
     }
 
     pub fn read(&self) -> Result<Catalog> {
-        self.try_read()?.ok_or_else(|| RepoError::NoCluster { url: self.store.url(), cluster: self.cluster.to_string() })
+        self.try_read()?
+            .ok_or_else(|| RepoError::NoCluster { url: self.store.url(), cluster: self.cluster.to_string() })
     }
 
     /// Where the catalog itself lies.
@@ -192,10 +193,8 @@ impl CatalogStore {
     pub fn update<T>(&self, mut change: impl FnMut(&mut Catalog) -> Result<Option<T>>) -> Result<Option<T>> {
         let mut outcome = None;
         self.register.update(|version| {
-            let version = version.ok_or_else(|| RepoError::NoCluster {
-                url: self.store.url(),
-                cluster: self.cluster.to_string(),
-            })?;
+            let version = version
+                .ok_or_else(|| RepoError::NoCluster { url: self.store.url(), cluster: self.cluster.to_string() })?;
             let mut catalog = self.decode(&version.value)?;
             outcome = change(&mut catalog)?;
             Ok(outcome.is_some().then(|| encode(&catalog)))

@@ -249,9 +249,7 @@ pub(super) fn decode_item(state: &mut ItemState, raw: &[u8]) -> Option<Item> {
     let item = match c.byte()? {
         DIRECTORY => Item::Directory(Directory { path: path(&mut c)?, mode: c.varint32()? }),
         SYMLINK => Item::Symlink(Symlink { path: path(&mut c)?, target: path(&mut c)? }),
-        FILE_START => {
-            Item::FileStart(FileStart { path: path(&mut c)?, mode: c.varint32()?, modified_ns: c.zigzag()? })
-        }
+        FILE_START => Item::FileStart(FileStart { path: path(&mut c)?, mode: c.varint32()?, modified_ns: c.zigzag()? }),
         CHUNKS => {
             let n = usize::try_from(c.varint()?).ok().filter(|n| *n <= CHUNKS_PER_ITEM)?;
             let mut chunks = Vec::with_capacity(n);
@@ -328,10 +326,7 @@ mod tests {
     fn the_order_is_that_of_a_sorted_walk() {
         let mut paths = [&b"base.old"[..], b"base/1/2", b"base", b"base/1", b"base/10", b"base-x", b"", b"\xff"];
         paths.sort_by(|a, b| path_order(a, b));
-        assert_eq!(
-            paths,
-            [&b""[..], b"base", b"base/1", b"base/1/2", b"base/10", b"base-x", b"base.old", b"\xff"]
-        );
+        assert_eq!(paths, [&b""[..], b"base", b"base/1", b"base/1/2", b"base/10", b"base-x", b"base.old", b"\xff"]);
     }
 
     #[test]
@@ -352,7 +347,8 @@ mod tests {
 
     fn chunk() -> impl Strategy<Value = Chunk> {
         let part = (0u32..5, frame(), any::<bool>()).prop_map(|(pack, frame, whole)| {
-            let (skip, len) = if whole { (0, frame.plain_len) } else { (frame.plain_len / 2, frame.plain_len.div_ceil(2)) };
+            let (skip, len) =
+                if whole { (0, frame.plain_len) } else { (frame.plain_len / 2, frame.plain_len.div_ceil(2)) };
             Part { pack, frame, skip, len }
         });
         prop_oneof![

@@ -172,11 +172,8 @@ impl WalIndex {
 
     /// The parts that the WAL reader needs to put together a record across two segments.
     pub fn tail_and_leading(&self) -> (Option<Tail>, Option<Leading>) {
-        let tail = self.crossing.as_ref().map(|c| Tail::Crossing {
-            start: c.start,
-            total_len: c.total,
-            data: c.data.clone(),
-        });
+        let tail =
+            self.crossing.as_ref().map(|c| Tail::Crossing { start: c.start, total_len: c.total, data: c.data.clone() });
         let leading = self.leading.as_ref().map(|l| Leading {
             total_remaining: l.total,
             data: l.data.clone(),

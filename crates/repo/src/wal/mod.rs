@@ -16,7 +16,7 @@ use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use crate::codec::Compression;
 use crate::crypto::{KeySet, ObjectKind};
 use crate::error::{RepoError, Result};
-use crate::limits::{BLOCK_BYTES, SIDE_FILE_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SIDE_FILE_BYTES_MAX};
 use crate::names::{ClusterName, WalPlace};
 use crate::register::{Mirror, Register};
 use crate::repository::Repository;
@@ -51,13 +51,8 @@ pub enum Pushed {
 impl WalArchive {
     pub fn new(repo: &Repository, cluster: &ClusterName, system_id: SystemId) -> Self {
         let place = WalPlace { cluster: cluster.clone(), system_id };
-        let head = Register::sealed(
-            repo.store().clone(),
-            repo.keys(),
-            ObjectKind::WalHead,
-            place.head_dir(),
-            Mirror::Yes,
-        );
+        let head =
+            Register::sealed(repo.store().clone(), repo.keys(), ObjectKind::WalHead, place.head_dir(), Mirror::Yes);
         let (store, keys) = (repo.store().clone(), repo.keys().clone());
         WalArchive { store, keys, place, head, compression: Compression::DEFAULT }
     }
@@ -251,17 +246,24 @@ impl WalArchive {
         self.change_head(|head| head.add_history(timeline))
     }
 
+    /// A change that is made twice is the same change, so one of unknown outcome is made again.
     fn change_head(&self, mut change: impl FnMut(&mut WalHead) -> bool) -> Result<()> {
-        self.head.update(|version| {
-            let mut head = match version {
-                Some(v) => {
-                    WalHead::from_bytes(&v.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))?
-                }
-                None => WalHead::default(),
-            };
-            Ok(change(&mut head).then(|| head.to_bytes()))
-        })?;
-        Ok(())
+        let mut tries = 0..REGISTER_RETRIES;
+        loop {
+            let changed = self.head.update(|version| {
+                let mut head = match version {
+                    Some(v) => {
+                        WalHead::from_bytes(&v.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))?
+                    }
+                    None => WalHead::default(),
+                };
+                Ok(change(&mut head).then(|| head.to_bytes()))
+            });
+            match changed {
+                Err(RepoError::Fenced { .. }) if tries.next().is_some() => {}
+                other => return other.map(drop),
+            }
+        }
     }
 }
 
@@ -280,6 +282,7 @@ impl SegmentReader {
     }
 
     /// The next bytes of the segment, or None after the last, when all of it has been checked.
+    #[expect(clippy::should_implement_trait, reason = "what it returns borrows from it, as no iterator's can")]
     pub fn next(&mut self) -> Result<Option<&[u8]>> {
         match self.stream.next_block()? {
             Some(block) => {

@@ -1,8 +1,8 @@
 //! What several of these tests need.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use pgark_repo::Repository;
 use pgark_repo::crypto::Algorithm;

@@ -44,7 +44,11 @@ pub fn tree(tree: &Tree) -> String {
             Node::Directory { mode } => format!("directory {mode:o} '{path}'"),
             Node::Link { target } => format!("link '{path}' to '{}'", String::from_utf8_lossy(target)),
             Node::File { mode, modified_ns, content } => {
-                format!("file {mode:o} '{path}' modified {modified_ns} bytes {} {}", content.len(), blake3::hash(content))
+                format!(
+                    "file {mode:o} '{path}' modified {modified_ns} bytes {} {}",
+                    content.len(),
+                    blake3::hash(content)
+                )
             }
             Node::Vanished => format!("vanished '{path}'"),
         };

@@ -2,8 +2,6 @@
 //! stand bytes that pass them: no panic, no wrong success, nothing allocated by a length that was only declared.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
@@ -15,67 +13,14 @@ use pgark_repo::manifest::{Item, ManifestReader};
 use pgark_repo::names;
 use pgark_repo::pack;
 use pgark_repo::record::BackupRecord;
-use pgark_repo::store::{LocalStore, MemoryStore, ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use pgark_repo::store::{LocalStore, MemoryStore, ObjectName, Store};
 use pgark_repo::stream::{Fingerprint, open_bytes, seal_bytes};
 use pgark_repo::wal::{WalHead, WalIndex};
 use proptest::prelude::*;
 
 use crate::common::{TestDir, keys, memory_repository, name, objects};
+use crate::meter::Meter;
 use crate::sample::{self, archive, backup_id, cluster, segment};
-
-/// Remembers the largest piece of memory that somebody wanted filled, or was ready to take.
-struct Meter {
-    inner: Arc<dyn Store>,
-    largest: AtomicU64,
-}
-
-impl Meter {
-    fn new(inner: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Meter { inner, largest: AtomicU64::new(0) })
-    }
-
-    fn largest(&self) -> u64 {
-        self.largest.load(Ordering::SeqCst)
-    }
-}
-
-impl Store for Meter {
-    fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        self.inner.put_new(name, bytes)
-    }
-    fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        self.inner.create(name)
-    }
-    fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
-        self.largest.fetch_max(max, Ordering::SeqCst);
-        self.inner.read(name, max)
-    }
-    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.largest.fetch_max(buf.len() as u64, Ordering::SeqCst);
-        self.inner.read_at(name, offset, buf)
-    }
-    fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
-        self.inner.stat(name)
-    }
-    fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner.list(prefix, visit)
-    }
-    fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.list_dirs(prefix)
-    }
-    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.inner.delete(name)
-    }
-    fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        self.inner.free_bytes()
-    }
-    fn url(&self) -> String {
-        self.inner.url()
-    }
-    fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {
-        self.inner.sweep_abandoned(older_than)
-    }
-}
 
 fn plain_keys() -> KeySet {
     KeySet::unencrypted()
@@ -424,7 +369,9 @@ fn declared_block_lengths_are_limited_before_anything_is_read() {
     let keys = plain_keys();
     let object = name("x");
     let max = u32::try_from(BLOCK_BYTES_MAX).unwrap();
-    for (stored, plain) in [(u32::MAX, u32::MAX), (u32::MAX, 0), (0, u32::MAX), (max + 17, max), (max, max), (16, max + 1), (17, 0)] {
+    for (stored, plain) in
+        [(u32::MAX, u32::MAX), (u32::MAX, 0), (0, u32::MAX), (max + 17, max), (max, max), (16, max + 1), (17, 0)]
+    {
         let (header, _) = keys.new_object(ObjectKind::Manifest, &object).unwrap();
         let mut bytes = header.to_vec();
         bytes.extend(stored.to_le_bytes());

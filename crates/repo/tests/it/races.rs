@@ -16,7 +16,10 @@ use pgark_repo::wal::Pushed;
 use crate::common::{TestDir, keys};
 use crate::sample::{self, archive, backup_id, cluster, segment, timeline};
 
-const CHANGES_EACH: u32 = 20;
+/// So few that no writer can sleep through more changes than a version remembers.
+const CATALOG_CHANGES: u32 = 56;
+/// Acknowledging can be repeated, so there may be any number.
+const SEGMENTS_EACH: u32 = 40;
 
 fn repository(store: Arc<dyn Store>) -> Repository {
     let repo = sample::init(store, &keys(Algorithm::Aes256Gcm));
@@ -53,9 +56,10 @@ fn writers(count: u32, run: impl Fn(u32) + Sync) {
 fn no_change_of_the_catalog_is_lost(store: Arc<dyn Store>, count: u32) {
     let repo = repository(store);
     let catalog = CatalogStore::new(&repo, &cluster());
-    writers(count, |w| (0..CHANGES_EACH).for_each(|i| add_mark(&catalog, w * 1000 + i)));
+    let each = CATALOG_CHANGES / count;
+    writers(count, |w| (0..each).for_each(|i| add_mark(&catalog, w * 1000 + i)));
     let kept = catalog.read().unwrap().removing;
-    let expected: BTreeSet<_> = (0..count).flat_map(|w| (0..CHANGES_EACH).map(move |i| mark(w * 1000 + i))).collect();
+    let expected: BTreeSet<_> = (0..count).flat_map(|w| (0..each).map(move |i| mark(w * 1000 + i))).collect();
     assert_eq!(kept.len(), expected.len(), "a change was lost or made twice");
     assert_eq!(kept.into_iter().collect::<BTreeSet<_>>(), expected);
     assert!(catalog.check().unwrap().is_empty());
@@ -65,10 +69,10 @@ fn no_acknowledged_segment_is_lost(store: Arc<dyn Store>, count: u32) {
     let repo = repository(store);
     let archive = archive(&repo);
     writers(count, |w| {
-        (0..CHANGES_EACH).for_each(|i| archive.acknowledge(&[segment(u64::from(i * count + w))]).unwrap());
+        (0..SEGMENTS_EACH).for_each(|i| archive.acknowledge(&[segment(u64::from(i * count + w))]).unwrap());
     });
     let head = archive.head().unwrap();
-    assert_eq!(head.timeline(timeline(1)).unwrap().ranges, [(0, u64::from(count * CHANGES_EACH) - 1)]);
+    assert_eq!(head.timeline(timeline(1)).unwrap().ranges, [(0, u64::from(count * SEGMENTS_EACH) - 1)]);
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use pgark_pg::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
 use pgark_pg::wal::{SegmentExpect, scan_segment};
-use pgark_pg::WalFileName;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Evidence, JobKind, Lineage};
 use pgark_repo::codec::{Compression, Decoder, Encoder};
@@ -134,7 +134,8 @@ impl Packs<'_> {
     }
 
     fn data(&self, pieces: &[(u32, FrameAt, u32, u32)], plain: &[u8]) -> Chunk {
-        let parts = pieces.iter().map(|(pack, frame, skip, len)| Part { pack: *pack, frame: *frame, skip: *skip, len: *len });
+        let parts =
+            pieces.iter().map(|(pack, frame, skip, len)| Part { pack: *pack, frame: *frame, skip: *skip, len: *len });
         Chunk::Data { id: self.repo.keys().content_id(plain), parts: parts.collect() }
     }
 }
@@ -162,13 +163,19 @@ pub fn write_backup(repo: &Repository, id: &BackupId) -> Result<(BackupEntry, Tr
     let sparse = [&big[..], &vec![0; 5 * PAGE], &lz[..]].concat();
     let files: Vec<(&str, Vec<Chunk>, Vec<u8>)> = vec![
         ("PG_VERSION", vec![packs.data(&[whole(0, version)], b"15\n")], b"15\n".to_vec()),
-        ("base/1/100", {
-            let zero = Chunk::Zero(5 * PAGE as u64);
-            vec![packs.data(&[whole(0, big_at)], &big), zero, packs.data(&[whole(0, lz_at)], &lz)]
-        }, sparse),
-        ("base/1/200", {
-            vec![packs.data(&[(0, big_at, page, page), (1, raw_at, 0, 100), whole(0, lz_at)], &mixed)]
-        }, mixed),
+        (
+            "base/1/100",
+            {
+                let zero = Chunk::Zero(5 * PAGE as u64);
+                vec![packs.data(&[whole(0, big_at)], &big), zero, packs.data(&[whole(0, lz_at)], &lz)]
+            },
+            sparse,
+        ),
+        (
+            "base/1/200",
+            { vec![packs.data(&[(0, big_at, page, page), (1, raw_at, 0, 100), whole(0, lz_at)], &mixed)] },
+            mixed,
+        ),
         ("base/1/empty", vec![], vec![]),
         ("base/1/raw", vec![packs.data(&[whole(1, raw_at)], &raw)], raw),
     ];
@@ -182,7 +189,8 @@ pub fn write_backup(repo: &Repository, id: &BackupId) -> Result<(BackupEntry, Tr
     }
     let manifest = manifest.finish()?;
     let size = files.iter().map(|f| f.2.len() as u64).sum();
-    let record = record_of(id, manifest, Totals { size_bytes: size, stored_bytes: packs.stored, packs: 2, ..Totals::default() });
+    let record =
+        record_of(id, manifest, Totals { size_bytes: size, stored_bytes: packs.stored, packs: 2, ..Totals::default() });
     let print = record.store(repo)?;
     Ok((entry_of(&record, print), tree))
 }

@@ -432,7 +432,11 @@ fn a_register_whose_newest_version_is_gone_twice_fails_its_check() {
             let mirror = name(&newest.as_str().replace(&dir, &format!("{dir}-mirror")));
             subject.store.delete(&newest).unwrap();
             subject.store.delete(&mirror).unwrap();
-            assert_ne!(subject.problems(&newest), Some(0), "{dir}: a check overlooks the fall back to an older version");
+            assert_ne!(
+                subject.problems(&newest),
+                Some(0),
+                "{dir}: a check overlooks the fall back to an older version"
+            );
         }
     }
 }
