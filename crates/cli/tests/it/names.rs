@@ -9,7 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use pgark_testkit::{Ending, Recovered, Server, Target, give_to_postgres, is_root, quote_identifier, skip, tree_of};
+use pgark_testkit::{
+    Ending, Recovered, Server, StopMode, Target, as_postgres, give_to_postgres, is_root, quote_identifier, skip, tree_of,
+};
 
 use crate::site::Site;
 
@@ -195,4 +197,45 @@ fn an_unreadable_file_in_pgdata_fails_the_backup_and_is_named() {
     assert_eq!(complete.count(), 0, "{info}");
     fs::remove_file(&path).expect("remove");
     site.pgark.backup("full");
+}
+
+/// As Debian lays a cluster out: all configuration lies elsewhere and names the original's directories.
+#[test]
+fn a_cluster_with_its_configuration_elsewhere_restores_beside_the_original() {
+    let server = installed_or_skip!();
+    let mut site = Site::small(&server, "debian");
+    site.cluster.stop(StopMode::Fast);
+    let (data, etc) = (site.cluster.data_dir().to_owned(), site.scratch.dir("etc"));
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::rename(data.join(name), etc.join(name)).expect("move the configuration");
+    }
+    fs::create_dir(etc.join("conf.d")).expect("conf.d");
+    give_to_postgres(&etc.join("conf.d"));
+    let quoted = |path: &Path| format!("'{}'", path.display());
+    let lines = format!(
+        "\ndata_directory = {}\nhba_file = {}\nident_file = {}\nexternal_pid_file = {}\ninclude_dir = 'conf.d'\n",
+        quoted(&data),
+        quoted(&etc.join("pg_hba.conf")),
+        quoted(&etc.join("pg_ident.conf")),
+        quoted(&site.scratch.join("original.pid")),
+    );
+    let mut conf = fs::read_to_string(etc.join("postgresql.conf")).expect("postgresql.conf");
+    conf.push_str(&lines);
+    fs::write(etc.join("postgresql.conf"), conf).expect("postgresql.conf");
+    let pg_ctl = |directory: &Path, words: &[&str]| {
+        let mut command = as_postgres(server.program("pg_ctl"));
+        command.arg("-D").arg(directory).arg("-w").arg("-l").arg(site.scratch.join("elsewhere.log")).args(words);
+        assert!(command.status().expect("pg_ctl").success(), "pg_ctl {words:?}");
+    };
+    pg_ctl(&etc, &["start"]);
+    site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 7);
+    let latest = site.archive_all();
+    let original = fs::read_to_string(site.scratch.join("original.pid")).expect("original.pid");
+    let recovered = site.restore("r", &latest, &[]);
+    site.ledger.assert_exact(&recovered, &latest, 1);
+    assert_eq!(recovered.psql("show data_directory"), recovered.data_dir().display().to_string());
+    assert_eq!(fs::read_to_string(site.scratch.join("original.pid")).expect("original.pid"), original);
+    assert_eq!(site.cluster.psql("select 1"), "1", "the original was disturbed");
+    pg_ctl(&data, &["-m", "fast", "stop"]);
 }
