@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::Command;
 
 use pgark_testkit::{
-    Ending, Recovered, Server, StopMode, Target, as_postgres, give_to_postgres, is_root, quote_identifier, skip, tree_of,
+    Ending, Recovered, Server, StopMode, Target, as_postgres, give_to_postgres, is_root, quote_identifier, skip,
+    tree_of,
 };
 
 use crate::site::Site;

@@ -220,8 +220,20 @@ fn a_failed_write_cannot_be_finished() {
     let mut writer = LocalWriter::create(&root, &name("a/x")).unwrap();
     writer.write(b"some").unwrap();
     writer.fail_writes();
+    // More than is gathered before it is written.
+    assert!(writer.write(&vec![1; 2 << 20]).is_err());
     assert!(writer.write(b"more").is_err());
-    assert!(writer.write(b"more").is_err());
+    assert!(Box::new(writer).finish().is_err());
+    assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0);
+}
+
+#[test]
+fn a_write_that_fails_at_the_end_is_reported_there() {
+    let dir = TestDir::new();
+    let root = Arc::new(Root::open(&dir.0).unwrap());
+    let mut writer = LocalWriter::create(&root, &name("a/x")).unwrap();
+    writer.fail_writes();
+    writer.write(b"gathered, not yet written").unwrap();
     assert!(Box::new(writer).finish().is_err());
     assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0);
 }

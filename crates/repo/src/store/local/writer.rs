@@ -192,11 +192,14 @@ impl ObjectWriter for LocalWriter {
             self.buffered += n;
             bytes = &bytes[n..];
             if self.buffered == BUFFER_BYTES {
+                // Until it has succeeded: whatever fails, bytes are missing.
+                self.state = State::Spoiled;
                 if self.direct == Direct::Untried {
                     let on = set_direct(&self.file, true).map_err(self.failed("write"))?;
                     self.direct = if on { Direct::On } else { Direct::Off };
                 }
                 self.write_buffer()?;
+                self.state = State::Open;
             }
         }
         Ok(())
