@@ -1,0 +1,285 @@
+//! Verification starts from what must exist: the catalog's backups and the head's WAL. Every object of theirs
+//! is read, authenticated, decoded and compared; what is damaged or gone is reported with the backups and the
+//! time windows it takes away. Objects that nobody claims are reported too.
+
+mod report;
+mod wal;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence};
+use pgark_repo::keyring;
+use pgark_repo::manifest::{PackUse, packs_of};
+use pgark_repo::names::{self, BackupId};
+use pgark_repo::pack;
+use pgark_repo::record::{BackupRecord, manifest_reader};
+use pgark_repo::register::RegisterProblem;
+use pgark_repo::store::StoreErrorKind;
+use pgark_repo::wal::WalArchive;
+use pgark_repo::{RepoError, Repository};
+
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+
+pub use report::{Depth, LostWindow, Problem, ProblemKind, VerifyOptions, VerifyReport};
+
+pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
+    let catalog_store = CatalogStore::new(repo, &options.cluster);
+    let catalog = catalog_store.read()?;
+    let mut v =
+        Verify { options, repo, ctx, catalog: &catalog, claimed: BTreeSet::new(), report: VerifyReport::default() };
+    v.registers(&catalog_store)?;
+    let backups: Vec<&BackupEntry> = v.selected()?;
+    let damaged = v.backups(&backups)?;
+    for lineage in &catalog.lineages {
+        v.wal(lineage, &backups)?;
+    }
+    if options.only.is_none() {
+        v.strangers()?;
+    }
+    let mut report = v.report;
+    if options.depth == Depth::Full {
+        match raise_evidence(&catalog_store, &backups, &damaged, &report) {
+            Err(EngineError::Repo(RepoError::Store(e)))
+                if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) =>
+            {
+                report.notes.push(format!("that these backups were verified could not be recorded: {e}"));
+            }
+            other => other?,
+        }
+    }
+    report.problems.sort_by(|a, b| a.object.cmp(&b.object));
+    Ok(report)
+}
+
+struct Verify<'a> {
+    options: &'a VerifyOptions,
+    repo: &'a Repository,
+    ctx: &'a Ctx,
+    catalog: &'a Catalog,
+    /// Names of objects that something listed needs, or that belong to the books.
+    claimed: BTreeSet<String>,
+    report: VerifyReport,
+}
+
+/// One object to be read in full.
+enum Check {
+    Pack { object: PackUse, users: Vec<BackupId> },
+}
+
+impl<'a> Verify<'a> {
+    fn problem(
+        &mut self,
+        object: &str,
+        kind: ProblemKind,
+        what: impl ToString,
+        backups: Vec<BackupId>,
+        windows: Vec<LostWindow>,
+    ) {
+        self.report.problems.push(Problem { object: object.into(), kind, what: what.to_string(), backups, windows });
+    }
+
+    fn selected(&self) -> Result<Vec<&'a BackupEntry>> {
+        match &self.options.only {
+            None => Ok(self.catalog.backups.iter().collect()),
+            Some(id) => {
+                let none = || RepoError::NoBackup { cluster: self.options.cluster.to_string(), id: id.to_string() };
+                Ok(vec![self.catalog.backup(id).ok_or_else(none)?])
+            }
+        }
+    }
+
+    /// Key ring, catalog and WAL head: each has its copies.
+    fn registers(&mut self, catalog: &CatalogStore) -> Result<()> {
+        let mut found: Vec<RegisterProblem> = self.repo.check_keyring()?;
+        found.extend(catalog.check()?);
+        for lineage in &self.catalog.lineages {
+            let wal = WalArchive::new(self.repo, &self.options.cluster, lineage.system_id);
+            found.extend(wal.head_register().check()?);
+        }
+        self.report.objects_checked += 3;
+        for p in found {
+            let kind = if p.missing { ProblemKind::Missing } else { ProblemKind::Damaged };
+            // Another copy still says what this one did; nothing is lost yet.
+            self.problem(&p.object, kind, p.what, vec![], vec![]);
+        }
+        Ok(())
+    }
+
+    /// Returns the backups that cannot be restored.
+    fn backups(&mut self, backups: &[&'a BackupEntry]) -> Result<BTreeSet<BackupId>> {
+        let mut damaged = BTreeSet::new();
+        let mut packs: BTreeMap<String, Check> = BTreeMap::new();
+        for entry in backups {
+            self.ctx.check_cancelled()?;
+            self.report.backups_checked.push(entry.id.clone());
+            let (cluster, id) = (&self.options.cluster, &entry.id);
+            let (record_name, manifest_name) = (names::record(cluster, id), names::manifest(cluster, id));
+            self.claimed.insert(record_name.to_string());
+            self.claimed.insert(manifest_name.to_string());
+            let record = BackupRecord::load(self.repo, cluster, id, &entry.record);
+            let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
+                continue;
+            };
+            let uses = manifest_reader(self.repo, cluster, id).and_then(packs_of).map_err(EngineError::from);
+            let Some((uses, print)) = self.sorted(uses, manifest_name.as_str(), id, &mut damaged)? else { continue };
+            self.report.bytes_checked += print.size + entry.record.size;
+            if print != record.manifest {
+                damaged.insert(id.clone());
+                let what = "not the manifest that this backup wrote";
+                self.problem(manifest_name.as_str(), ProblemKind::Damaged, what, vec![id.clone()], vec![]);
+                continue;
+            }
+            for object in uses {
+                let name = names::pack(cluster, &object.id.backup, object.id.number).to_string();
+                self.claimed.insert(name.clone());
+                let Check::Pack { users, .. } = packs.entry(name).or_insert(Check::Pack { object, users: vec![] });
+                users.push(id.clone());
+            }
+        }
+        self.packs(packs, &mut damaged)?;
+        Ok(damaged)
+    }
+
+    /// Damage goes to the report; trouble on the way to the object ends the verification.
+    fn sorted<T>(
+        &mut self,
+        r: Result<T>,
+        object: &str,
+        id: &BackupId,
+        damaged: &mut BTreeSet<BackupId>,
+    ) -> Result<Option<T>> {
+        self.report.objects_checked += 1;
+        match r {
+            Ok(v) => Ok(Some(v)),
+            Err(EngineError::Repo(e)) if e.is_damage() => {
+                damaged.insert(id.clone());
+                self.problem(object, kind_of(&e), e, vec![id.clone()], vec![]);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn packs(&mut self, packs: BTreeMap<String, Check>, damaged: &mut BTreeSet<BackupId>) -> Result<()> {
+        let list: Vec<(String, Check)> = packs.into_iter().collect();
+        let total = list.iter().map(|(_, Check::Pack { object, .. })| object.fingerprint.size).sum();
+        self.ctx.progress.begin("verify packs", Some(total));
+        let next = AtomicUsize::new(0);
+        let bytes = AtomicU64::new(0);
+        let found: Mutex<Vec<(usize, RepoError)>> = Mutex::default();
+        thread::scope(|scope| -> Result<()> {
+            let (list, next, bytes, found) = (&list, &next, &bytes, &found);
+            let this = &*self;
+            let workers: Vec<_> = (0..this.options.jobs.max(1))
+                .map(|_| {
+                    scope.spawn(move || -> Result<()> {
+                        loop {
+                            this.ctx.check_cancelled()?;
+                            let i = next.fetch_add(1, Ordering::Relaxed);
+                            let Some((_, Check::Pack { object, .. })) = list.get(i) else { return Ok(()) };
+                            match this.check_pack(object) {
+                                Ok(n) => drop(bytes.fetch_add(n, Ordering::Relaxed)),
+                                Err(e) if e.is_damage() => {
+                                    found.lock().expect("no thread panics with the lock").push((i, e))
+                                }
+                                Err(e) => return Err(e.into()),
+                            }
+                            this.ctx.progress.advance(object.fingerprint.size);
+                        }
+                    })
+                })
+                .collect();
+            workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        self.ctx.progress.end();
+        self.report.objects_checked += list.len() as u64;
+        self.report.bytes_checked += bytes.load(Ordering::Relaxed);
+        for (i, e) in found.into_inner().expect("the workers are gone") {
+            let Some((name, Check::Pack { users, .. })) = list.get(i) else { continue };
+            damaged.extend(users.iter().cloned());
+            self.problem(name, kind_of(&e), e, users.clone(), vec![]);
+        }
+        Ok(())
+    }
+
+    fn check_pack(&self, object: &PackUse) -> Result<u64, RepoError> {
+        let name = names::pack(&self.options.cluster, &object.id.backup, object.id.number);
+        match self.options.depth {
+            Depth::Full => pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint),
+            Depth::Quick => {
+                let size = self.repo.store().stat(&name)?.size;
+                if size == object.fingerprint.size {
+                    Ok(0)
+                } else {
+                    Err(RepoError::corrupt(&name, format!("{size} bytes, {} were written", object.fingerprint.size)))
+                }
+            }
+        }
+    }
+
+    /// Objects of the cluster, and at the top of the repository, that nothing listed accounts for.
+    fn strangers(&mut self) -> Result<()> {
+        let dir = names::cluster_dir(&self.options.cluster);
+        let books = [
+            keyring::register(self.repo.store().clone()),
+            CatalogStore::new(self.repo, &self.options.cluster).register_of_books(),
+        ];
+        let mut found = vec![];
+        self.repo.store().list("", &mut |stat| {
+            found.push(stat.name.to_string());
+            Ok(())
+        })?;
+        for name in found {
+            let ours = name.starts_with(&format!("{dir}/")) || !name.starts_with("clusters/");
+            if !ours || self.claimed.contains(&name) || books.iter().any(|b| b.owns(&name)) {
+                continue;
+            }
+            if name.starts_with(&format!("{dir}/wal/")) {
+                continue;
+            }
+            let id = name.strip_prefix(&format!("{dir}/backups/")).and_then(|r| r.split('/').next());
+            let id = id.and_then(|i| BackupId::parse(i).ok());
+            // An interrupted or running backup is accounted for by its job; its remains go with the next one.
+            let known = id.as_ref().is_some_and(|id| {
+                self.catalog.removing.contains(id) || self.catalog.jobs.iter().any(|j| j.backup == *id)
+            });
+            if known {
+                continue;
+            }
+            let what =
+                "nothing that is listed accounts for this object: the catalog lost an entry, or somebody put it here";
+            self.problem(&name, ProblemKind::Unexpected, what, id.into_iter().collect(), vec![]);
+        }
+        Ok(())
+    }
+}
+
+fn kind_of(e: &RepoError) -> ProblemKind {
+    if e.is_not_found() { ProblemKind::Missing } else { ProblemKind::Damaged }
+}
+
+/// Backups of which every byte was just compared have earned it.
+fn raise_evidence(
+    catalog: &CatalogStore,
+    backups: &[&BackupEntry],
+    damaged: &BTreeSet<BackupId>,
+    report: &VerifyReport,
+) -> Result<()> {
+    let hurt: BTreeSet<&BackupId> = report.problems.iter().flat_map(|p| &p.backups).chain(damaged).collect();
+    let proven: Vec<&BackupId> = backups.iter().map(|b| &b.id).filter(|id| !hurt.contains(id)).collect();
+    let changes = |b: &BackupEntry| proven.contains(&&b.id) && b.evidence < Evidence::Authenticated;
+    catalog.update(|c| {
+        if !c.backups.iter().any(changes) {
+            return Ok(None);
+        }
+        for b in c.backups.iter_mut().filter(|b| changes(b)) {
+            b.evidence = Evidence::Authenticated;
+        }
+        Ok(Some(()))
+    })?;
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! What a verification was asked and what it found.
+
+use jiff::Timestamp;
+use pgark_pg::value::{Lsn, TimelineId};
+use pgark_repo::names::{BackupId, ClusterName};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Every byte.
+    Full,
+    /// Presence and size of what is listed; says nothing about content.
+    Quick,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    Missing,
+    Damaged,
+    /// Stored, and claimed by nothing that is listed.
+    Unexpected,
+    /// WAL that was never archived although earlier and later WAL was.
+    Gap,
+    /// Neighbouring WAL that does not belong together.
+    Broken,
+    /// Two different segments were pushed under one name.
+    Conflict,
+}
+
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub object: String,
+    pub kind: ProblemKind,
+    pub what: String,
+    /// Backups that cannot be restored any more.
+    pub backups: Vec<BackupId>,
+    /// Targets that cannot be reached any more.
+    pub windows: Vec<LostWindow>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostWindow {
+    pub timeline: TimelineId,
+    pub from_lsn: Lsn,
+    pub to_lsn: Lsn,
+    pub from_time: Option<Timestamp>,
+    pub to_time: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct VerifyReport {
+    pub objects_checked: u64,
+    pub bytes_checked: u64,
+    pub backups_checked: Vec<BackupId>,
+    pub problems: Vec<Problem>,
+    /// What is no damage and worth knowing.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone)]
+pub struct VerifyOptions {
+    pub cluster: ClusterName,
+    /// One backup and its WAL; otherwise everything.
+    pub only: Option<BackupId>,
+    pub depth: Depth,
+    pub jobs: usize,
+}

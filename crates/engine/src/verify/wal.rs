@@ -1,0 +1,313 @@
+//! The WAL half of a verification: every acknowledged segment, whether neighbours belong together, what a lost one
+//! takes with it, and the small files beside them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use pgark_pg::names::WalFileName;
+use pgark_pg::value::{Lsn, SegmentName, SegmentNo, TimelineId};
+use pgark_repo::RepoError;
+use pgark_repo::catalog::{BackupEntry, Lineage};
+use pgark_repo::names::BackupId;
+use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
+
+use super::{Depth, LostWindow, ProblemKind, Verify, kind_of};
+use crate::archive::{self, WalPath};
+use crate::error::Result;
+
+/// What is kept of each segment's index: little, for there may be very many.
+#[derive(Default)]
+struct Facts {
+    has_records: bool,
+    first_prev: Lsn,
+    last_starts: [Option<Lsn>; 2],
+    last_time: Option<i64>,
+}
+
+impl Facts {
+    fn of(index: &WalIndex) -> Self {
+        Facts {
+            has_records: index.first_record.is_some(),
+            first_prev: index.first_prev,
+            last_starts: index.last_starts(),
+            last_time: index.last_time,
+        }
+    }
+
+    fn is_followed_by(&self, after: &Facts) -> bool {
+        let known: Vec<&Lsn> = self.last_starts.iter().flatten().collect();
+        !after.has_records || known.is_empty() || known.contains(&&after.first_prev)
+    }
+}
+
+impl Verify<'_> {
+    pub(super) fn wal(&mut self, lineage: &Lineage, backups: &[&BackupEntry]) -> Result<()> {
+        let wal = WalArchive::new(self.repo, &self.options.cluster, lineage.system_id);
+        let head = match wal.head() {
+            Ok(h) => h,
+            // Reported with the registers already; every segment is now a stranger.
+            Err(e) if e.is_damage() => WalHead::default(),
+            Err(e) => return Err(e.into()),
+        };
+        let mut good: BTreeMap<SegmentName, Facts> = BTreeMap::new();
+        let mut bad: Vec<(SegmentName, ProblemKind, String)> = vec![];
+        let total: u64 = head.timelines().iter().flat_map(|t| &t.ranges).map(|(a, b)| b - a + 1).sum();
+        self.ctx.progress.begin("verify WAL", Some(total.saturating_mul(lineage.segment_size.bytes())));
+        for span in head.timelines() {
+            if span.history {
+                self.history_file(&wal, span.timeline, backups, lineage, &head)?;
+            }
+            for n in span.ranges.iter().flat_map(|(a, b)| *a..=*b) {
+                let name = SegmentName { timeline: span.timeline, segment: SegmentNo(n) };
+                if !self.wanted_segment(&name, lineage, backups) {
+                    continue;
+                }
+                self.ctx.check_cancelled()?;
+                let object = wal.place().file(name.timeline, &name.format(lineage.segment_size))?;
+                self.claimed.insert(object.to_string());
+                self.report.objects_checked += 1;
+                match self.segment(&wal, &name, lineage) {
+                    Ok(index) => drop(good.insert(name, Facts::of(&index))),
+                    Err(e) if e.is_damage() => bad.push((name, kind_of(&e), e.to_string())),
+                    Err(e) => return Err(e.into()),
+                }
+                self.ctx.progress.advance(lineage.segment_size.bytes());
+            }
+            for (first, last) in span.gaps() {
+                self.gap(&wal, span.timeline, first, last, lineage, backups, &head);
+            }
+        }
+        self.ctx.progress.end();
+        self.continuity(&mut good, &mut bad, lineage);
+        for (name, kind, what) in bad {
+            let object = wal.place().file(name.timeline, &name.format(lineage.segment_size))?.to_string();
+            let (lost, windows) =
+                self.effect(&wal, &head, name.timeline, name.segment, name.segment, lineage, backups, &good);
+            self.problem(&object, kind, what, lost, windows);
+        }
+        self.side_files(&wal)
+    }
+
+    /// When one backup is verified, its WAL from start to stop; otherwise all.
+    fn wanted_segment(&self, name: &SegmentName, lineage: &Lineage, backups: &[&BackupEntry]) -> bool {
+        if self.options.only.is_none() {
+            return true;
+        }
+        let (start, end) = (name.segment.start(lineage.segment_size), name.segment.end(lineage.segment_size));
+        backups.iter().any(|b| b.system_id == lineage.system_id && start < b.lsn_stop && end > b.lsn_start)
+    }
+
+    fn segment(&mut self, wal: &WalArchive, name: &SegmentName, lineage: &Lineage) -> Result<WalIndex, RepoError> {
+        let mut reader = wal.open_segment(name, lineage.segment_size)?;
+        let index = reader.index.clone();
+        if self.options.depth == Depth::Quick {
+            return reader.check_length().map(|()| index);
+        }
+        while let Some(bytes) = reader.next()? {
+            self.report.bytes_checked += bytes.len() as u64;
+        }
+        Ok(index)
+    }
+
+    fn continuity(
+        &mut self,
+        good: &mut BTreeMap<SegmentName, Facts>,
+        bad: &mut Vec<(SegmentName, ProblemKind, String)>,
+        lineage: &Lineage,
+    ) {
+        let mut breaks = vec![];
+        for (name, index) in good.iter() {
+            let Some(before) = name.segment.0.checked_sub(1) else { continue };
+            let before = SegmentName { timeline: name.timeline, segment: SegmentNo(before) };
+            if let Some(b) = good.get(&before)
+                && b.has_records
+                && !b.is_followed_by(index)
+            {
+                breaks.push((*name, format!("does not continue {}", before.format(lineage.segment_size))));
+            }
+        }
+        for (name, what) in breaks {
+            good.remove(&name);
+            bad.push((name, ProblemKind::Broken, what));
+        }
+    }
+
+    fn history_file(
+        &mut self,
+        wal: &WalArchive,
+        timeline: TimelineId,
+        backups: &[&BackupEntry],
+        lineage: &Lineage,
+        head: &WalHead,
+    ) -> Result<()> {
+        let object = wal.place().history(timeline).to_string();
+        self.claimed.insert(object.clone());
+        self.report.objects_checked += 1;
+        match wal.history(timeline) {
+            Ok(bytes) => {
+                self.report.bytes_checked += bytes.len() as u64;
+                Ok(())
+            }
+            Err(e) if e.is_damage() => {
+                // Without it nobody knows where this timeline began: nothing on it can be recovered.
+                let span = head.timeline(timeline);
+                let ends = span.and_then(|s| s.first().zip(s.last()));
+                let windows =
+                    ends.map(|(a, b)| lost(timeline, a.start(lineage.segment_size), b.end(lineage.segment_size)));
+                let on_it = backups.iter().filter(|b| b.timeline == timeline && b.system_id == lineage.system_id);
+                let ids = on_it.map(|b| b.id.clone()).collect();
+                self.problem(&object, kind_of(&e), e, ids, windows.into_iter().collect());
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn gap(
+        &mut self,
+        wal: &WalArchive,
+        timeline: TimelineId,
+        first: SegmentNo,
+        last: SegmentNo,
+        lineage: &Lineage,
+        backups: &[&BackupEntry],
+        head: &WalHead,
+    ) {
+        let name = |segment| SegmentName { timeline, segment }.format(lineage.segment_size);
+        let (ids, windows) = self.effect(wal, head, timeline, first, last, lineage, backups, &BTreeMap::new());
+        if ids.is_empty() && windows.is_empty() {
+            return;
+        }
+        let object = format!("{}/{}..{}", wal.place().timeline_dir(timeline), name(first), name(last));
+        self.problem(&object, ProblemKind::Gap, "these segments were never archived, later ones were", ids, windows);
+    }
+
+    /// What is lost with these segments: backups that need them to be consistent, and every target from there
+    /// on until a later backup makes a new beginning.
+    #[allow(clippy::too_many_arguments)]
+    fn effect(
+        &self,
+        wal: &WalArchive,
+        head: &WalHead,
+        timeline: TimelineId,
+        first: SegmentNo,
+        last: SegmentNo,
+        lineage: &Lineage,
+        backups: &[&BackupEntry],
+        good: &BTreeMap<SegmentName, Facts>,
+    ) -> (Vec<BackupId>, Vec<LostWindow>) {
+        let size = lineage.segment_size;
+        let (start, end) = (first.start(size), last.end(size));
+        let mut ids = vec![];
+        let mut windows: Vec<LostWindow> = vec![];
+        for target in head.timelines() {
+            let Ok(history) = archive::history(wal, target.timeline) else { continue };
+            let path = WalPath::new(&history, size);
+            if path.timeline_of(first) != timeline {
+                continue;
+            }
+            let mut on_path: Vec<&&BackupEntry> = backups
+                .iter()
+                .filter(|b| b.system_id == lineage.system_id && path.contains(b.timeline, b.lsn_stop))
+                .collect();
+            on_path.sort_by_key(|b| b.lsn_stop);
+            for b in &on_path {
+                if b.lsn_start < end && start < b.lsn_stop && !ids.contains(&b.id) {
+                    ids.push(b.id.clone());
+                }
+            }
+            let reachable_before = on_path.iter().any(|b| b.lsn_start <= start);
+            let next = on_path.iter().find(|b| b.lsn_start >= end);
+            let archive_end = target.last().map_or(end, |l| l.end(size));
+            let until = next.map_or(archive_end, |b| b.lsn_stop).min(archive_end.max(end));
+            if !reachable_before || until <= start {
+                continue;
+            }
+            let from_time = times_before(good, timeline, first);
+            let to_time = next.map(|b| b.finished);
+            let window = LostWindow { timeline: target.timeline, from_lsn: start, to_lsn: until, from_time, to_time };
+            if !windows.contains(&window) {
+                windows.push(window);
+            }
+        }
+        (ids, windows)
+    }
+
+    /// Everything else below the WAL directory: whole segments, partial ones and small files must open.
+    fn side_files(&mut self, wal: &WalArchive) -> Result<()> {
+        if self.options.only.is_some() {
+            return Ok(());
+        }
+        let mut found = vec![];
+        self.repo.store().list(&wal.place().dir(), &mut |stat| {
+            found.push(stat.name);
+            Ok(())
+        })?;
+        let conflicts = format!("{}/conflicts/", wal.place().dir());
+        for object in found {
+            let name = object.as_str();
+            if self.claimed.contains(name) || wal.head_register().owns(name) {
+                continue;
+            }
+            self.claimed.insert(name.to_owned());
+            self.report.objects_checked += 1;
+            if name.starts_with(&conflicts) {
+                let outcome = self.read_through(wal, &object);
+                let what = outcome
+                    .err()
+                    .map_or("another segment of the same name was refused and kept here".into(), |e| e.to_string());
+                self.problem(name, ProblemKind::Conflict, what, vec![], vec![]);
+                continue;
+            }
+            let file = WalFileName::parse(object.basename());
+            let outcome = match &file {
+                Ok(WalFileName::Partial(_)) => self.read_through(wal, &object),
+                Ok(f @ WalFileName::BackupHistory { .. }) => wal.side_file(f).map(drop),
+                // A push that was interrupted before PostgreSQL had its answer: it will push the file again.
+                Ok(WalFileName::Segment(_)) => {
+                    self.report
+                        .notes
+                        .push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    self.read_through(wal, &object)
+                }
+                Ok(f @ WalFileName::History(_)) => {
+                    self.report
+                        .notes
+                        .push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    wal.side_file(f).map(drop)
+                }
+                _ => {
+                    let what = "no name that pgark gives to an object: somebody put it here";
+                    self.problem(name, ProblemKind::Unexpected, what, vec![], vec![]);
+                    continue;
+                }
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_through(&self, wal: &WalArchive, object: &pgark_repo::store::ObjectName) -> Result<(), RepoError> {
+        let mut reader = wal.open_object(object)?;
+        if self.options.depth == Depth::Full {
+            while reader.next()?.is_some() {}
+        }
+        Ok(())
+    }
+}
+
+/// The last commit that is still reachable before this segment.
+fn times_before(good: &BTreeMap<SegmentName, Facts>, timeline: TimelineId, first: SegmentNo) -> Option<Timestamp> {
+    let before = good.range(..SegmentName { timeline, segment: first }).rev();
+    let last = before.filter(|(n, _)| n.timeline == timeline).find_map(|(_, i)| i.last_time)?;
+    Some(crate::restore::resolve::to_timestamp(pgark_pg::value::PgTimestamp(last)))
+}
+
+fn lost(timeline: TimelineId, from_lsn: Lsn, to_lsn: Lsn) -> LostWindow {
+    LostWindow { timeline, from_lsn, to_lsn, from_time: None, to_time: None }
+}
