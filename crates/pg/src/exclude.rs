@@ -29,7 +29,7 @@ const TOP_CONTENTS_EXCLUDED: [&[u8]; 8] = [
     b"pg_wal",
 ];
 
-const TOP_FILES_EXCLUDED: [&[u8]; 9] = [
+const TOP_FILES_EXCLUDED: [&[u8]; 11] = [
     b"postgresql.auto.conf.tmp",
     b"current_logfiles.tmp",
     b"backup_label",
@@ -39,6 +39,8 @@ const TOP_FILES_EXCLUDED: [&[u8]; 9] = [
     b"postmaster.opts",
     b"pgark-restore.toml",
     b"pgark-restore.key",
+    b"pgark-recovery.log",
+    b"pgark-recovery.pid",
 ];
 
 /// Directories that PostgreSQL needs and that lie inside a directory whose contents are excluded.
@@ -135,6 +137,8 @@ mod tests {
             "current_logfiles.tmp",
             "pgark-restore.toml",
             "pgark-restore.key",
+            "pgark-recovery.log",
+            "pgark-recovery.pid",
             "base/5/pg_internal.init",
             "global/pg_internal.init.123",
             "base/pgsql_tmp/pgsql_tmp7.0",

@@ -32,5 +32,8 @@ pub const CHUNKS_PER_ITEM: usize = 4096;
 pub const CHUNK_PARTS_MAX: usize = 64;
 /// Longest history, backup-history or label file.
 pub const SIDE_FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How often a segment may be pushed again because it was unfinished the time before.
+pub const SEGMENT_COPIES_MAX: u32 = 200;
+
 /// How often a lost race on a register is tried again.
 pub const REGISTER_RETRIES: u32 = 200;

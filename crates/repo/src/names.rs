@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use pgark_pg::value::{SegmentSize, SystemId, TimelineId};
+use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{RepoError, Result};
@@ -77,6 +77,13 @@ impl BackupId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The moment in the id, the part that orders ids; None for digits that are no date.
+    pub fn time(&self) -> Option<jiff::Timestamp> {
+        let digits = self.0.get(..15)?;
+        let civil = jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", digits).ok()?;
+        Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
     }
 }
 
@@ -165,6 +172,13 @@ impl WalPlace {
         Ok(ObjectName::parse(&format!("{}/{log}/{file}", self.timeline_dir(timeline)))?)
     }
 
+    /// The first copy of a segment has its plain name. Later ones, with a number, replaced one that had been pushed
+    /// before PostgreSQL had finished the segment.
+    pub fn segment(&self, name: &SegmentName, size: SegmentSize, copy: u32) -> Result<ObjectName> {
+        let plain = name.format(size);
+        self.file(name.timeline, &if copy == 0 { plain } else { format!("{plain}.r{copy}") })
+    }
+
     pub fn history(&self, timeline: TimelineId) -> ObjectName {
         object(format!("{}/history/{}.history", self.dir(), timeline.hex()))
     }
@@ -172,6 +186,25 @@ impl WalPlace {
     pub fn conflict(&self, file: &str, fingerprint: &str) -> Result<ObjectName> {
         Ok(ObjectName::parse(&format!("{}/conflicts/{file}-{fingerprint}", self.dir()))?)
     }
+}
+
+/// The segment and its copy from the last part of an object's name.
+pub fn segment_copy(last_part: &str, size: SegmentSize) -> Option<(SegmentName, u32)> {
+    let (plain, copy) = split_copy(last_part);
+    Some((SegmentName::parse(plain, size).ok()?, copy))
+}
+
+/// The WAL file's name without the number of the copy.
+pub fn without_copy(last_part: &str) -> &str {
+    split_copy(last_part).0
+}
+
+fn split_copy(last_part: &str) -> (&str, u32) {
+    let copy = last_part.split_once(".r").and_then(|(plain, n)| {
+        let copy = n.parse().ok().filter(|c: &u32| *c > 0 && c.to_string() == n)?;
+        Some((plain, copy))
+    });
+    copy.unwrap_or((last_part, 0))
 }
 
 /// Segments in one `xlogid` directory; here so that layout decisions stay in this file.
@@ -199,5 +232,7 @@ mod tests {
         let id = BackupId::new("2026-08-22T03:15:00Z".parse().unwrap(), 'F');
         assert_eq!(id.as_str(), "20260822-031500F");
         assert_eq!(BackupId::parse(id.as_str()).unwrap(), id);
+        assert_eq!(id.time(), Some("2026-08-22T03:15:00Z".parse().unwrap()));
+        assert_eq!(BackupId::parse("20269922-031500F").unwrap().time(), None);
     }
 }

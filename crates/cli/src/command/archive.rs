@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
-use pgark_engine::archive::push::push as store_file;
+use pgark_engine::archive::push::{Damaged, push as store_file};
 use pgark_engine::restore::settings::RestoreFile;
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
@@ -23,17 +23,22 @@ pub struct PushArgs {
     /// none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "CODEC", default_value = "zstd:1")]
     compress: String,
+    /// Archive a segment although a place in it is damaged; by hand, never in archive_command
+    #[arg(long)]
+    accept_damaged: bool,
 }
 
 pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let repo = context.open_repository(&context.one_repo_settings()?)?;
     let compression = super::backup::compression(&args.compress)?;
-    let report = store_file(&repo, &context.cluster()?, &args.path, compression).map_err(engine_failure)?;
+    let damaged = if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse };
+    let report = store_file(&repo, &context.cluster()?, &args.path, compression, damaged).map_err(engine_failure)?;
     let outcome = match report.outcome {
         Pushed::Stored => "stored",
         Pushed::AlreadyThere => "already_there",
         Pushed::SameRecords => "same_records",
+        Pushed::Longer => "longer",
     };
     tracing::info!(target: "pgark", file = report.file, outcome, "archived");
     if global.json {

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Target, TargetAction, TimelineChoice,
+    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, TimelineChoice,
     run as restoring,
 };
 use pgark_pg::value::TimelineId;
@@ -59,7 +59,7 @@ pub struct RestoreArgs {
     /// What to do at the target
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     target_action: ActionArg,
-    /// Put the tablespace that was at OLD (a path or an OID) into NEW; repeatable
+    /// Put the tablespace that was at OLD (a path or an OID) into NEW; '\=' stands for '=' in a path; repeatable
     #[arg(long, value_name = "OLD=NEW")]
     tablespace_map: Vec<String>,
     /// Whether the restored cluster archives; a copy must not archive into the original's history
@@ -337,14 +337,41 @@ fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
     }
 }
 
-fn tablespace_map(maps: &[String]) -> Result<Vec<(String, PathBuf)>, Failure> {
+/// A path may contain '=' itself, written as it is or, as for pg_basebackup, as '\\='.
+fn tablespace_map(maps: &[String]) -> Result<Vec<TablespaceMap>, Failure> {
+    let plain = |text: &str| text.replace(r"\=", "=");
     maps.iter()
-        .map(|m| match m.split_once('=') {
-            Some((old, new)) if !old.is_empty() && !new.is_empty() => {
-                let new = std::path::absolute(new).map_err(|e| Failure::usage("E-TABLESPACE-MAP", e.to_string()))?;
-                Ok((old.trim_end_matches('/').to_owned(), clean(&new)))
+        .map(|given| {
+            let splits = given.match_indices('=').map(|(at, _)| (plain(&given[..at]), plain(&given[at + 1..])));
+            let readings = splits
+                .filter(|(old, new)| !old.is_empty() && !new.is_empty())
+                .map(|(old, new)| {
+                    let new =
+                        std::path::absolute(new).map_err(|e| Failure::usage("E-TABLESPACE-MAP", e.to_string()))?;
+                    Ok((old.trim_end_matches('/').to_owned(), clean(&new)))
+                })
+                .collect::<Result<Vec<_>, Failure>>()?;
+            if readings.is_empty() {
+                return Err(Failure::usage("E-TABLESPACE-MAP", format!("'{given}' is not OLD=NEW")));
             }
-            _ => Err(Failure::usage("E-TABLESPACE-MAP", format!("'{m}' is not OLD=NEW"))),
+            Ok(TablespaceMap { given: given.clone(), readings })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_read_a_map_is_kept() {
+        let maps = tablespace_map(&["/a=b=/c".into(), r"/x\=y/=/z\=".into()]).unwrap();
+        let readings: Vec<Vec<(String, PathBuf)>> = maps.into_iter().map(|m| m.readings).collect();
+        let pair = |old: &str, new: &str| (old.to_owned(), PathBuf::from(new));
+        assert!(readings[0].contains(&pair("/a=b", "/c")), "{readings:?}");
+        assert!(readings[1].contains(&pair("/x=y", "/z=")), "{readings:?}");
+        for bad in ["", "=", "a=", "=b", "ab"] {
+            assert!(tablespace_map(&[bad.into()]).is_err(), "{bad}");
+        }
+    }
 }

@@ -8,6 +8,7 @@
 #[macro_use]
 mod site;
 
+mod archive;
 mod cli_contract;
 mod crash;
 mod names;

@@ -223,7 +223,19 @@ fn a_lost_segment_between_backups_costs_a_window_but_no_backup() {
     assert!(problems.iter().all(|problem| strings(&problem["backups"]).is_empty()), "{document}");
     let windows: Vec<&Value> =
         problems.iter().flat_map(|problem| problem["windows"].as_array().into_iter().flatten()).collect();
-    assert!(!windows.is_empty(), "no window is named: {document}");
+    // What is lost begins with the segment and ends where the second backup makes a new beginning.
+    let [window] = windows.as_slice() else { panic!("not one window: {document}") };
+    let start = vault.site.cluster.psql(&format!(
+        "select '0/0'::pg_lsn + ('x' || substr('{0}', 9, 8))::bit(32)::bigint * 4294967296
+             + ('x' || substr('{0}', 17, 8))::bit(32)::bigint * 1048576",
+        vault.between
+    ));
+    assert_eq!(window["from_lsn"], start.as_str(), "{document}");
+    assert_eq!(window["to_lsn"], vault.stops[1].as_str(), "{document}");
+    let time = |value: &Value| value.as_str().unwrap_or_else(|| panic!("no time: {document}")).to_owned();
+    let second = vault.site.pgark.backup_info(&vault.backups[1]);
+    assert_eq!(time(&window["to_time"]), time(&second["finished"]), "{document}");
+    assert!(time(&window["from_time"]) < time(&second["started"]), "{document}");
     let info = vault.site.elsewhere.json(["info"]);
     let cluster = &info["clusters"][0];
     assert!(cluster["gaps"].as_array().is_some_and(|gaps| !gaps.is_empty()), "no gap is shown: {info}");

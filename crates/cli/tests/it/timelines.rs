@@ -98,3 +98,29 @@ fn two_primaries_on_one_timeline_cannot_replace_each_others_segments() {
         site.elsewhere.run(["archive-push".as_ref(), own.as_os_str()]).expect_code(0);
     }
 }
+
+#[test]
+fn a_backup_of_a_standby_restores_like_one_of_the_primary() {
+    let server = installed_or_skip!();
+    let mut site = Site::small(&server, "standby");
+    site.ledger.write_rows(&site.cluster, 5);
+    let standby = site.cluster.standby(&site.scratch, "s");
+    let pgark = site.elsewhere.on(&standby);
+    let backup = std::thread::scope(|scope| {
+        let backup = scope.spawn(|| pgark.backup("full"));
+        // A standby cannot end its WAL segment: the primary does, sooner or later.
+        while !backup.is_finished() {
+            site.ledger.write_rows(&site.cluster, 1);
+            site.cluster.switch_and_archive();
+        }
+        backup.join().expect("the backup")
+    });
+    let info = pgark.backup_info(&backup);
+    assert_eq!(info["from_standby"], true, "{info}");
+    site.ledger.write_rows(&site.cluster, 5);
+    let latest = site.archive_all();
+    site.elsewhere.run(["verify"]).expect_code(0);
+    site.assert_restores("r", &latest, 1, &[]);
+    let immediate = Target::Immediate { lsn_stop: info["lsn_stop"].as_str().expect("lsn_stop").to_owned() };
+    site.assert_restores("i", &immediate, 1, &[&backup]);
+}

@@ -107,7 +107,7 @@ mod tests {
         let mut head = WalHead::default();
         let mut add = |t, from: u64, to: u64| {
             for n in from..=to {
-                head.add_segment(&SegmentName { timeline: tli(t), segment: SegmentNo(n) });
+                head.add_segment(&SegmentName { timeline: tli(t), segment: SegmentNo(n) }, 0);
             }
         };
         add(1, 3, 14); // the old timeline went on after it was left

@@ -1,12 +1,13 @@
 //! `archive_command`: one WAL file into the repository. PostgreSQL forgets the file once we say yes, so yes is
 //! said last.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use pgark_pg::names::{RawSegment, WalFileName};
-use pgark_pg::value::{SegmentName, SegmentSize, SystemId};
+use pgark_pg::value::{Lsn, SegmentName, SegmentSize, SystemId};
 use pgark_pg::wal::{Record, RecordSink, SegmentExpect, WAL_PAGE_SIZE, Walker};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, CatalogStore, Lineage};
@@ -32,13 +33,26 @@ pub struct PushReport {
     pub outcome: Pushed,
 }
 
-pub fn push(repo: &Repository, cluster: &ClusterName, path: &Path, compression: Compression) -> Result<PushReport> {
+/// Whether a segment with a damaged place in its middle is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damaged {
+    Refuse,
+    Accept,
+}
+
+pub fn push(
+    repo: &Repository,
+    cluster: &ClusterName,
+    path: &Path,
+    compression: Compression,
+    damaged: Damaged,
+) -> Result<PushReport> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
     let parsed = super::parse_name(&name)?;
     let catalog = CatalogStore::new(repo, cluster).read()?;
     let outcome = match &parsed {
-        WalFileName::Segment(raw) => segment(repo, &catalog, path, raw, Whole::Yes, compression)?,
-        WalFileName::Partial(raw) => segment(repo, &catalog, path, raw, Whole::No, compression)?,
+        WalFileName::Segment(raw) => segment(repo, &catalog, path, raw, Whole::Yes, compression, damaged)?,
+        WalFileName::Partial(raw) => segment(repo, &catalog, path, raw, Whole::No, compression, damaged)?,
         WalFileName::History(_) | WalFileName::BackupHistory { .. } => side_file(repo, &catalog, path, &parsed)?,
     };
     Ok(PushReport { file: name, outcome })
@@ -57,8 +71,9 @@ fn segment(
     raw: &RawSegment,
     whole: Whole,
     compression: Compression,
+    damaged: Damaged,
 ) -> Result<Pushed> {
-    let mut file = File::open(path).map_err(|e| EngineError::file("opening", path, e))?;
+    let mut file = open(path)?;
     let lineage = lineage_of(catalog, &mut file, path)?;
     let number = raw.number(lineage.segment_size).map_err(|e| {
         EngineError::failed(
@@ -69,20 +84,47 @@ fn segment(
     })?;
     let name = SegmentName { timeline: raw.timeline, segment: number };
     let index = index_file(&mut file, path, &name, lineage.segment_size, lineage.system_id)?;
+    if let Some(later) = index.wal_after_end
+        && whole == Whole::Yes
+        && damaged == Damaged::Refuse
+    {
+        return Err(broken(path, &index, later));
+    }
     let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(compression);
-    rewind(&mut file, path)?;
     let pushed = match whole {
         Whole::Yes => archive.push_segment(&index, &mut file),
-        Whole::No => archive.push_partial(&index, &mut file),
+        Whole::No => archive.push_partial(&index, &mut file).map(|p| (p, 0)),
     };
-    let outcome = match pushed {
+    let (outcome, copy) = match pushed {
         Err(e @ RepoError::Conflict { .. }) => return Err(keep_evidence(&archive, path, &index, &mut file, e)),
         other => other?,
     };
     if whole == Whole::Yes {
-        archive.acknowledge(&[name])?;
+        archive.acknowledge(&[(name, copy)])?;
     }
     Ok(outcome)
+}
+
+/// Opens what should be an ordinary file; a pipe under its name must not make us wait.
+fn open(path: &Path) -> Result<File> {
+    let failed = |e| EngineError::file("opening", path, e);
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_file() { Ok(file) } else { Err(not_wal(path, "it is not an ordinary file")) }
+}
+
+/// WAL that PostgreSQL wrote, and that nobody can replay past the damage.
+fn broken(path: &Path, index: &WalIndex, later: Lsn) -> EngineError {
+    EngineError::refused(
+        "E-WAL-DAMAGED",
+        format!(
+            "{}: its records end at {}, and WAL goes on at {later}: what lies between is damaged",
+            path.display(),
+            index.valid_end
+        ),
+        "recovery cannot pass this place. Is there a good copy, on a standby perhaps? Archive that one. If not: \
+         'pgark archive-push --accept-damaged PATH' lets archiving go on; then take a backup at once",
+    )
 }
 
 fn rewind(file: &mut File, path: &Path) -> Result<()> {
@@ -201,7 +243,7 @@ fn read_block(file: &mut File, buf: &mut [u8]) -> std::io::Result<usize> {
 fn side_file(repo: &Repository, catalog: &Catalog, path: &Path, name: &WalFileName) -> Result<Pushed> {
     let lineage = catalog.lineage().ok_or_else(|| not_wal(path, "no cluster is registered"))?;
     let mut bytes = vec![];
-    let file = File::open(path).map_err(|e| EngineError::file("opening", path, e))?;
+    let file = open(path)?;
     let limit = SIDE_FILE_BYTES_MAX as u64;
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| EngineError::file("reading", path, e))?;
     if bytes.len() > SIDE_FILE_BYTES_MAX {
@@ -213,9 +255,13 @@ fn side_file(repo: &Repository, catalog: &Catalog, path: &Path, name: &WalFileNa
 
 pub fn push_side_file(archive: &WalArchive, name: &WalFileName, bytes: &[u8]) -> Result<Pushed> {
     if let WalFileName::History(timeline) = name {
-        pgark_pg::history::TimelineHistory::parse(*timeline, bytes).map_err(|e| {
-            EngineError::refused("E-HISTORY", format!("{name} does not parse: {e}"), "check the server's pg_wal")
-        })?;
+        let refused = |why: &dyn std::fmt::Display| {
+            EngineError::refused("E-HISTORY", format!("{name} does not parse: {why}"), "check the server's pg_wal")
+        };
+        let history = pgark_pg::history::TimelineHistory::parse(*timeline, bytes).map_err(|e| refused(&e))?;
+        if history.entries.is_empty() {
+            return Err(refused(&"it names no timeline before this one"));
+        }
     }
     let outcome = archive.push_side_file(name, bytes)?;
     if let WalFileName::History(timeline) = name {

@@ -307,22 +307,18 @@ fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
     all
 }
 
-/// The first free id at or after this moment.
+/// The id for a backup of this moment; later than every one that was given out, so that ids order backups even when
+/// several are made within a second or the clock is set back.
 fn new_id(catalog: &CatalogStore, now: Timestamp) -> Result<BackupId> {
     let known = catalog.read()?;
-    let taken = |id: &BackupId| {
-        known.backup(id).is_some() || known.removing.contains(id) || known.jobs.iter().any(|j| j.backup == *id)
-    };
-    let mut at = now;
-    loop {
-        let id = BackupId::new(at, 'F');
-        if !taken(&id) {
-            return Ok(id);
-        }
-        at = Timestamp::from_second(at.as_second() + 1).map_err(|e| {
-            EngineError::failed("E-CLOCK", format!("the clock says {at}: {e}"), "set the clock of this machine")
-        })?;
-    }
+    let listed = known.backups.iter().map(|b| &b.id);
+    let given_out = listed.chain(&known.removing).chain(known.jobs.iter().map(|j| &j.backup)).chain(&known.last_id);
+    let last = given_out.filter_map(BackupId::time).map(|t| t.as_second().saturating_add(1)).max();
+    let second = now.as_second().max(last.unwrap_or(i64::MIN));
+    let at = Timestamp::from_second(second).map_err(|e| {
+        EngineError::failed("E-CLOCK", format!("the clock says {now}: {e}"), "set the clock of this machine")
+    })?;
+    Ok(BackupId::new(at, 'F'))
 }
 
 /// What interrupted backups left. Two passes: the second sees that nothing is left.

@@ -452,6 +452,23 @@ pub fn promote(conn: &Connection, wait: Duration) -> Result<(), ClusterError> {
     if row.flag("promoted")? { Ok(()) } else { Err(ClusterError::Timeout { doing: "waiting for the promotion" }) }
 }
 
+/// What a restore set for the recovery must not act on a standby that is made of this cluster some day.
+const FORGET_RECOVERY: [&str; 8] = [
+    "ALTER SYSTEM RESET restore_command",
+    "ALTER SYSTEM RESET recovery_end_command",
+    "ALTER SYSTEM RESET recovery_target",
+    "ALTER SYSTEM RESET recovery_target_lsn",
+    "ALTER SYSTEM RESET recovery_target_inclusive",
+    "ALTER SYSTEM RESET recovery_target_timeline",
+    "ALTER SYSTEM RESET recovery_target_action",
+    "SELECT pg_reload_conf()",
+];
+
+/// Takes the recovery's settings out of `postgresql.auto.conf`; for a cluster that was promoted.
+pub fn forget_recovery(conn: &Connection) -> Result<(), ClusterError> {
+    FORGET_RECOVERY.iter().try_for_each(|sql| conn.query(sql, &[]).map(drop))
+}
+
 /// Returns where the restore point lies. PostgreSQL refuses names of more than 63 bytes.
 pub fn create_restore_point(conn: &Connection, name: &str) -> Result<Lsn, ClusterError> {
     conn.query_one("SELECT pg_create_restore_point($1::text)::text AS lsn", &[name])?.parse("lsn")

@@ -16,7 +16,7 @@ pub use backup_session::{BackupSession, StoppedBackup};
 pub use connection::{ConnectOptions, Connection, Row};
 pub use inspect::{
     ArchiverStats, Database, Inspection, PauseState, RecoveryState, Rights, Tablespace, Unavailable,
-    create_restore_point, inspect, promote, recovery_state, switch_wal,
+    create_restore_point, forget_recovery, inspect, promote, recovery_state, switch_wal,
 };
 pub use libpq::{Notice, ResultFormat};
 

@@ -84,6 +84,13 @@ pub enum ArchiveMode {
     Off,
 }
 
+/// OLD=NEW as it was given. Both may contain '=', so every way to read it is kept; the backup's tablespaces decide.
+#[derive(Clone, Debug)]
+pub struct TablespaceMap {
+    pub given: String,
+    pub readings: Vec<(String, PathBuf)>,
+}
+
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
     pub cluster: ClusterName,
@@ -94,7 +101,7 @@ pub struct RestoreOptions {
     pub timeline: TimelineChoice,
     pub action: TargetAction,
     /// Old location (or OID) → new location.
-    pub tablespace_map: Vec<(String, PathBuf)>,
+    pub tablespace_map: Vec<TablespaceMap>,
     pub archive_mode: ArchiveMode,
     pub jobs: usize,
     /// This program's path, for `restore_command`.

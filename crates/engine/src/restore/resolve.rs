@@ -64,10 +64,7 @@ pub fn resolve(view: &mut WalView<'_>, backup: &BackupEntry, target: &Target) ->
         return Err(missing_wal(view, backup, reachable));
     };
     let stop = match target {
-        Target::Immediate => {
-            let end = backup.lsn_stop;
-            return Ok(Resolved::At(StopAt { how: StopHow::Consistent, end, read_to: end, time: None }));
-        }
+        Target::Immediate => immediate(view, backup, last)?,
         Target::Latest => latest(view, backup, last)?,
         // What ended before the backup stopped is in it, whatever its WAL says.
         Target::Time { at, .. } if *at < backup.stopped => return Ok(Resolved::BackupTooNew),
@@ -87,6 +84,17 @@ pub fn resolve(view: &mut WalView<'_>, backup: &BackupEntry, target: &Target) ->
 
 fn end_of_archive(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<FoundRecord> {
     view.last_record(backup.lsn_start, last)?.ok_or_else(|| missing_wal(view, backup, Some(last)))
+}
+
+/// PostgreSQL finds out that it is consistent when it comes to the next record, so that one is read too. Where the
+/// archive ends with the backup (one of a standby may), replay stops at the last record instead.
+fn immediate(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<StopAt> {
+    let end = backup.lsn_stop;
+    let before = Lsn(end.0.saturating_sub(1)).max(backup.lsn_start);
+    match view.find(before, last, &|_| true, &mut |seen| seen.start >= end)? {
+        Some(next) => Ok(StopAt { how: StopHow::Consistent, end, read_to: next.end, time: None }),
+        None => Ok(StopAt::after(&end_of_archive(view, backup, last)?)),
+    }
 }
 
 fn latest(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<StopAt> {

@@ -119,7 +119,10 @@ pub fn sets(line: &[u8], name: &str) -> bool {
 }
 
 fn recovery_settings(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<(&'static str, String)>> {
-    let mut set = vec![("restore_command", restore_command(options)?)];
+    let key = shell_word(&options.to.join(RESTORE_FILE))?;
+    // The keys to the WAL are of no use once recovery is over.
+    let mut set =
+        vec![("restore_command", restore_command(options)?), ("recovery_end_command", format!("rm -f {key}"))];
     match plan.stop.how {
         StopHow::Consistent => set.push(("recovery_target", "immediate".into())),
         StopHow::Record { start, bound } => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pgark_repo::record::TablespaceLink;
 
-use super::{RestoreOptions, RestorePlan};
+use super::{RestoreOptions, RestorePlan, TablespaceMap};
 use crate::error::{EngineError, Result};
 
 /// Room for WAL and what PostgreSQL writes while it recovers.
@@ -116,16 +116,14 @@ pub fn running_postmaster(pgdata: &Path) -> Option<u32> {
 
 fn place_tablespaces(options: &RestoreOptions, links: &[TablespaceLink]) -> Result<Vec<PlacedTablespace>> {
     use std::os::unix::ffi::OsStrExt;
-    let mut unused: Vec<&(String, PathBuf)> = options.tablespace_map.iter().collect();
+    let mut unused: Vec<&TablespaceMap> = options.tablespace_map.iter().collect();
     let mut places = vec![];
     for link in links.iter().filter(|l| !l.in_place) {
         let original = Path::new(std::ffi::OsStr::from_bytes(&link.location));
-        let is_it = |m: &&&(String, PathBuf)| m.0 == link.oid.to_string() || Path::new(&m.0) == original;
-        let location = match unused.iter().find(is_it) {
-            Some(m) => m.1.clone(),
-            None => original.to_owned(),
-        };
-        unused.retain(|m| !is_it(&m));
+        let is_it = |old: &str| old == link.oid.to_string() || Path::new(old) == original;
+        let new_place = |m: &TablespaceMap| m.readings.iter().find(|(old, _)| is_it(old)).map(|(_, new)| new.clone());
+        let location = unused.iter().find_map(|m| new_place(m)).unwrap_or_else(|| original.to_owned());
+        unused.retain(|m| new_place(m).is_none());
         if !location.is_absolute() {
             return Err(refused(
                 "E-TABLESPACE-PATH",
@@ -136,11 +134,17 @@ fn place_tablespaces(options: &RestoreOptions, links: &[TablespaceLink]) -> Resu
         }
         places.push(PlacedTablespace { oid: link.oid, location });
     }
-    if let Some((old, _)) = unused.first() {
+    if let Some(map) = unused.first() {
+        let known: Vec<String> = links
+            .iter()
+            .filter(|l| !l.in_place)
+            .map(|l| format!("{} at {}", l.oid, String::from_utf8_lossy(&l.location)))
+            .collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
         return Err(EngineError::refused(
             "E-TABLESPACE-UNKNOWN",
-            format!("the backup has no tablespace '{old}'"),
-            "'pgark info ID' lists the tablespaces of a backup",
+            format!("'{}' names no tablespace of the backup", map.given),
+            format!("OLD is the path or the OID of a tablespace; the backup has: {known}"),
         ));
     }
     Ok(places)

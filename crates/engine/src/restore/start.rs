@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pgark_pg::value::Lsn;
 
 use super::{RestorePlan, TargetAction};
-use crate::cluster::{ConnectOptions, Connection, Deadline, PauseState, promote, recovery_state};
+use crate::cluster::{ConnectOptions, Connection, Deadline, PauseState, forget_recovery, promote, recovery_state};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 
@@ -78,8 +78,11 @@ pub fn start(
             ctx.progress.note("the planned end is reached: promoting");
             let conn = Connection::open(&connect, CONNECT_TIMEOUT)?;
             promote(&conn, PROMOTE_DEADLINE)?;
-            remove_secret(to)?;
             server.stop_on_drop = false;
+            if let Err(e) = forget_recovery(&conn) {
+                ctx.progress.note(&format!("the recovery settings stay in postgresql.auto.conf: {e}"));
+            }
+            remove_secret(to)?;
             Ok(done(&server, true, true))
         }
     }

@@ -8,7 +8,7 @@ use pgark_pg::names::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, TimelineId};
 use pgark_repo::RepoError;
 use pgark_repo::catalog::{BackupEntry, Lineage};
-use pgark_repo::names::BackupId;
+use pgark_repo::names::{self, BackupId};
 use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
 
 use super::{Depth, LostWindow, ProblemKind, Verify, kind_of};
@@ -63,9 +63,10 @@ impl Verify<'_> {
                     continue;
                 }
                 self.ctx.check_cancelled()?;
-                let object = wal.place().file(name.timeline, &name.format(lineage.segment_size))?;
+                let object = wal.object_of(&head, &name, lineage.segment_size)?;
                 self.claimed.insert(object.to_string());
                 self.report.objects_checked += 1;
+                self.replaced_copies(&wal, &head, &name, lineage)?;
                 match self.segment(&wal, &name, lineage) {
                     Ok(index) => drop(good.insert(name, Facts::of(&index))),
                     Err(e) if e.is_damage() => bad.push((name, kind_of(&e), e.to_string())),
@@ -80,7 +81,7 @@ impl Verify<'_> {
         self.ctx.progress.end();
         self.continuity(&mut good, &mut bad, lineage);
         for (name, kind, what) in bad {
-            let object = wal.place().file(name.timeline, &name.format(lineage.segment_size))?.to_string();
+            let object = wal.object_of(&head, &name, lineage.segment_size)?.to_string();
             let (lost, windows) =
                 self.effect(&wal, &head, name.timeline, name.segment, name.segment, lineage, backups, &good);
             self.problem(&object, kind, what, lost, windows);
@@ -107,6 +108,27 @@ impl Verify<'_> {
             self.report.bytes_checked += bytes.len() as u64;
         }
         Ok(index)
+    }
+
+    /// The unfinished copies that a longer one replaced: nothing depends on them, but they are ours.
+    fn replaced_copies(
+        &mut self,
+        wal: &WalArchive,
+        head: &WalHead,
+        name: &SegmentName,
+        lineage: &Lineage,
+    ) -> Result<()> {
+        for copy in 0..head.copy_of(name) {
+            let object = wal.place().segment(name, lineage.segment_size, copy)?;
+            self.claimed.insert(object.to_string());
+            self.report.objects_checked += 1;
+            match self.read_through(wal, &object) {
+                Ok(()) => {}
+                Err(e) if e.is_damage() => self.problem(object.as_str(), kind_of(&e), e, vec![], vec![]),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
 
     fn continuity(
@@ -260,7 +282,8 @@ impl Verify<'_> {
                 self.problem(name, ProblemKind::Conflict, what, vec![], vec![]);
                 continue;
             }
-            let file = WalFileName::parse(object.basename());
+            let plain = names::without_copy(object.basename());
+            let file = WalFileName::parse(plain);
             let outcome = match &file {
                 Ok(WalFileName::Partial(_)) => self.read_through(wal, &object),
                 Ok(f @ WalFileName::BackupHistory { .. }) => wal.side_file(f).map(drop),

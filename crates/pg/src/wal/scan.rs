@@ -86,6 +86,9 @@ pub struct SegmentScan {
     /// `leading`, or else the segment's start (its end if `leading` fills it).
     pub end: Lsn,
     pub tail: Tail,
+    /// After a `Tail::Ended`, the first later page that has content under a header of this segment: what lies before it
+    /// is damaged, not unwritten.
+    pub wal_after_end: Option<Lsn>,
     pub records: u64,
     pub transaction_ends: u64,
     /// In WAL order.
@@ -124,6 +127,7 @@ impl SegmentScan {
             last_record: None,
             end: expect.segment.start(expect.size),
             tail: Tail::Filled,
+            wal_after_end: None,
             records: 0,
             transaction_ends: 0,
             first_time: None,

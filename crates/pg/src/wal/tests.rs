@@ -288,7 +288,7 @@ fn old_bytes_after_the_end_are_not_taken_for_wal() {
     let mut bytes = old.segments().remove(0);
     bytes[..written].copy_from_slice(&fresh[..written]);
     let scan_old = scan(&bytes, 4);
-    assert_eq!(scan_old.records, 100);
+    assert_eq!((scan_old.records, scan_old.wal_after_end), (100, None));
     assert!(matches!(scan_old.tail, Tail::Ended { at, .. } if at == scan_old.end && at.0 == 4 * SEG + written as u64));
     bytes[..page_end].copy_from_slice(&fresh[..page_end]);
     assert_eq!(scan(&bytes, 4).records, 100);
@@ -300,9 +300,14 @@ fn a_record_with_a_wrong_checksum_ends_the_wal_before_it() {
     let starts: Vec<_> = (0..50).map(|number| wal.record(10, 0, number, &[1; 900])).collect();
     let mut bytes = wal.segments().remove(0);
     bytes[(starts[20].0 - SEG) as usize + 30] ^= 1;
-    let scan = scan(&bytes, 1);
-    assert_eq!(scan.records, 20);
-    assert!(matches!(scan.tail, Tail::Ended { at, .. } if at == starts[20]));
+    let damaged = scan(&bytes, 1);
+    assert_eq!(damaged.records, 20);
+    assert!(matches!(damaged.tail, Tail::Ended { at, .. } if at == starts[20]));
+    // What follows was written as WAL of this segment, so this is no unfinished one.
+    let next_page = (starts[20].0 / 8192 + 1) * 8192;
+    assert_eq!(damaged.wal_after_end, Some(Lsn(next_page)));
+    bytes[(next_page - SEG) as usize..].fill(0);
+    assert_eq!(scan(&bytes, 1).wal_after_end, None);
 }
 
 #[test]

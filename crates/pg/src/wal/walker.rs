@@ -171,15 +171,19 @@ impl Walk {
     }
 
     fn page(&mut self, page: &[u8; WAL_PAGE_SIZE], at: Lsn, sink: &mut dyn RecordSink) {
-        if matches!(self.state, State::Done(_)) {
-            return;
-        }
         let expect = PageExpect {
             magic: self.scan.major.wal_magic(),
             address: at,
             timeline_min: self.page_timeline,
             timeline_max: self.timeline.get(),
         };
+        if let State::Done(tail) = &self.state {
+            let wanted = matches!(tail, Tail::Ended { .. }) && self.scan.wal_after_end.is_none();
+            if wanted && holds_wal(page, &expect) {
+                self.scan.wal_after_end = Some(at);
+            }
+            return;
+        }
         let checked = PageHeader::parse(page).ok_or_else(|| "page is cut short".to_string());
         let header = match checked.and_then(|header| header.check(&expect).map(|()| header)) {
             Ok(header) => header,
@@ -379,6 +383,14 @@ impl Walk {
         };
         self.scan
     }
+}
+
+/// Whether a page was written as WAL of this very place: a recycled segment's pages carry their old addresses, and the
+/// pages after a segment switch have headers and nothing else.
+fn holds_wal(page: &[u8; WAL_PAGE_SIZE], expect: &PageExpect) -> bool {
+    let header = PageHeader::parse(page).filter(|header| header.check(expect).is_ok());
+    let content = header.and_then(|header| page.get(header.len()..));
+    content.is_some_and(|content| content.iter().any(|byte| *byte != 0))
 }
 
 /// Keeps at most `CROSSING_BYTES_MAX`.

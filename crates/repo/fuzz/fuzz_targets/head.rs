@@ -20,5 +20,5 @@ fuzz_target!(|value: &[u8]| {
         }
     }
     assert!(WalHead::from_bytes(&head.to_bytes()).as_ref() == Ok(&head));
-    archive.acknowledge(&[world::segment()]).unwrap();
+    archive.acknowledge(&[(world::segment(), 0)]).unwrap();
 });

@@ -39,6 +39,9 @@ pub struct Catalog {
     pub backups: Vec<BackupEntry>,
     /// Backups whose objects are to be removed: deleted ones and the remains of interrupted ones.
     pub removing: Vec<BackupId>,
+    /// The last id that was given out, also to a backup that never came to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_id: Option<BackupId>,
 }
 
 /// One system identifier that was backed up under the cluster's name.
@@ -212,6 +215,7 @@ impl CatalogStore {
                     cluster: self.cluster.clone(),
                     lineages: vec![lineage.clone()],
                     fence: 0,
+                    last_id: None,
                     jobs: vec![],
                     backups: vec![],
                     removing: vec![],
@@ -254,6 +258,9 @@ impl CatalogStore {
                 return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
             }
             c.fence = c.fence.checked_add(1).ok_or_else(|| RepoError::corrupt(&c.cluster, "its fence is used up"))?;
+            if kind == JobKind::Backup {
+                c.last_id = c.last_id.take().max(Some(backup.clone()));
+            }
             let (fence, holder) = (c.fence, holder.clone());
             c.jobs.push(Job { kind, backup: backup.clone(), fence, holder, started: now, renewed: now });
             Ok(Some(fence))

@@ -16,6 +16,9 @@ pub struct TimelineSpan {
     pub history: bool,
     /// First and last segment number of each range, ascending, never touching.
     pub ranges: Vec<(u64, u64)>,
+    /// Segments that were first pushed unfinished, and the number of the copy that holds them now; ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<(u64, u32)>,
 }
 
 impl WalHead {
@@ -26,7 +29,8 @@ impl WalHead {
             r.iter().all(|(a, b)| a <= b)
                 && r.windows(2).all(|w| matches!(w, [a, b] if a.1.checked_add(1).is_some_and(|n| n < b.0)))
         };
-        if sorted && head.timelines.iter().all(|t| apart(&t.ranges)) {
+        let ascending = |c: &[(u64, u32)]| c.windows(2).all(|w| matches!(w, [a, b] if a.0 < b.0));
+        if sorted && head.timelines.iter().all(|t| apart(&t.ranges) && ascending(&t.copies)) {
             Ok(head)
         } else {
             Err("its ranges are not in order".into())
@@ -49,16 +53,31 @@ impl WalHead {
         let at = match self.timelines.binary_search_by_key(&timeline, |t| t.timeline) {
             Ok(i) => i,
             Err(i) => {
-                self.timelines.insert(i, TimelineSpan { timeline, history: false, ranges: vec![] });
+                self.timelines.insert(i, TimelineSpan { timeline, history: false, ranges: vec![], copies: vec![] });
                 i
             }
         };
         &mut self.timelines[at]
     }
 
-    /// Returns whether anything changed.
-    pub fn add_segment(&mut self, name: &SegmentName) -> bool {
-        self.span(name.timeline).add(name.segment.0)
+    /// Returns whether anything changed. A copy never gives way to one with a lower number.
+    pub fn add_segment(&mut self, name: &SegmentName, copy: u32) -> bool {
+        let newer = copy > self.copy_of(name);
+        let span = self.span(name.timeline);
+        if newer {
+            match span.copies.binary_search_by_key(&name.segment.0, |c| c.0) {
+                Ok(i) => span.copies[i].1 = copy,
+                Err(i) => span.copies.insert(i, (name.segment.0, copy)),
+            }
+        }
+        span.add(name.segment.0) | newer
+    }
+
+    /// Which copy of a segment counts.
+    pub fn copy_of(&self, name: &SegmentName) -> u32 {
+        let span = self.timeline(name.timeline);
+        let found = span.and_then(|s| s.copies.iter().find(|c| c.0 == name.segment.0));
+        found.map_or(0, |c| c.1)
     }
 
     pub fn add_history(&mut self, timeline: TimelineId) -> bool {
@@ -127,7 +146,7 @@ mod tests {
             let mut oracle = BTreeSet::new();
             for (t, n) in pushes {
                 let timeline = TimelineId::new(t).unwrap();
-                prop_assert_eq!(head.add_segment(&SegmentName { timeline, segment: SegmentNo(n) }), oracle.insert((t, n)));
+                prop_assert_eq!(head.add_segment(&SegmentName { timeline, segment: SegmentNo(n) }, 0), oracle.insert((t, n)));
             }
             let head = WalHead::from_bytes(&head.to_bytes()).unwrap();
             for t in 1..3 {

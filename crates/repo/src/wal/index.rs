@@ -49,6 +49,9 @@ pub struct WalIndex {
     pub full_page_writes_off: bool,
     /// Records that are intact and that we could not decode: the index may be missing what they say.
     pub undecodable: u64,
+    /// A page with WAL of this segment beyond where its records end: something before it is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_after_end: Option<Lsn>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +147,7 @@ impl WalIndex {
             min_wal_level: scan.min_wal_level,
             full_page_writes_off: scan.full_page_writes_off,
             undecodable: scan.undecodable,
+            wal_after_end: scan.wal_after_end,
         }
     }
 

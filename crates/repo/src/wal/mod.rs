@@ -7,7 +7,7 @@
 pub mod head;
 pub mod index;
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 
 use pgark_pg::names::WalFileName;
@@ -16,15 +16,15 @@ use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use crate::codec::Compression;
 use crate::crypto::{KeySet, ObjectKind};
 use crate::error::{RepoError, Result};
-use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SIDE_FILE_BYTES_MAX};
-use crate::names::{ClusterName, WalPlace};
+use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SEGMENT_COPIES_MAX, SIDE_FILE_BYTES_MAX};
+use crate::names::{self, ClusterName, WalPlace};
 use crate::register::{Mirror, Register};
 use crate::repository::Repository;
 use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::{Sink, Source, StreamReader, StreamWriter, open_bytes, seal_bytes};
 
 pub use head::{TimelineSpan, WalHead};
-pub use index::{SegmentHasher, WalIndex};
+pub use index::{Ending, SegmentHasher, WalIndex};
 
 /// Enough for the index of nearly every segment in one small read.
 const INDEX_READ_AHEAD: usize = 32 * 1024;
@@ -46,7 +46,15 @@ pub enum Pushed {
     AlreadyThere,
     /// The archive's copy holds the same WAL records (and possibly more); the bytes after them differ.
     SameRecords,
+    /// The archive had the beginning of this segment, pushed before PostgreSQL had finished it; this copy holds more
+    /// and takes its place.
+    Longer,
 }
+
+/// What is pushed: it may have to be read more than once.
+pub trait SegmentData: Read + Seek {}
+
+impl<T: Read + Seek> SegmentData for T {}
 
 impl WalArchive {
     pub fn new(repo: &Repository, cluster: &ClusterName, system_id: SystemId) -> Self {
@@ -73,29 +81,48 @@ impl WalArchive {
         &self.head
     }
 
-    fn segment_object(&self, name: &SegmentName, size: SegmentSize) -> Result<ObjectName> {
-        self.place.file(name.timeline, &name.format(size))
+    /// The object that holds this segment by the head.
+    pub fn object_of(&self, head: &WalHead, name: &SegmentName, size: SegmentSize) -> Result<ObjectName> {
+        self.place.segment(name, size, head.copy_of(name))
     }
 
-    /// Stores a whole segment; `data` yields exactly the bytes that `index` was made from.
-    pub fn push_segment(&self, index: &WalIndex, data: &mut dyn Read) -> Result<Pushed> {
-        self.put_wal_file(&self.segment_object(&index.segment_name(), index.segment_size)?, index, data)
+    /// Stores a whole segment; `data` yields exactly the bytes that `index` was made from. Returns which copy of the
+    /// segment holds it, for `acknowledge`.
+    pub fn push_segment(&self, index: &WalIndex, data: &mut dyn SegmentData) -> Result<(Pushed, u32)> {
+        let mut outcome = Pushed::Stored;
+        for copy in 0..=SEGMENT_COPIES_MAX {
+            let object = self.place.segment(&index.segment_name(), index.segment_size, copy)?;
+            match self.put_wal_file(&object, index, data)? {
+                Pushed::Longer => outcome = Pushed::Longer,
+                Pushed::Stored => return Ok((outcome, copy)),
+                there => return Ok((there, copy)),
+            }
+        }
+        let name = index.segment_name().format(index.segment_size);
+        Err(RepoError::Conflict { object: format!("{name} (pushed unfinished more than {SEGMENT_COPIES_MAX} times)") })
     }
 
     /// Stores a `.partial` segment under its own name; it never stands in for the whole one.
-    pub fn push_partial(&self, index: &WalIndex, data: &mut dyn Read) -> Result<Pushed> {
+    pub fn push_partial(&self, index: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
         let file = format!("{}.partial", index.segment_name().format(index.segment_size));
-        self.put_wal_file(&self.place.file(index.timeline, &file)?, index, data)
+        let object = self.place.file(index.timeline, &file)?;
+        match self.put_wal_file(&object, index, data)? {
+            Pushed::Longer => Err(RepoError::Conflict { object: object.to_string() }),
+            pushed => Ok(pushed),
+        }
     }
 
-    fn put_wal_file(&self, name: &ObjectName, index: &WalIndex, data: &mut dyn Read) -> Result<Pushed> {
+    /// `Longer` says that an unfinished beginning of the same segment has the name, and that nothing was stored.
+    fn put_wal_file(&self, name: &ObjectName, index: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
+        let reading = |source| RepoError::System { what: "reading WAL", source };
+        data.seek(SeekFrom::Start(0)).map_err(reading)?;
         let sink = Sink::Object(self.store.create(name)?);
         let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, name, sink, self.compression)?;
         w.write_block(&index.to_bytes())?;
         let mut hasher = SegmentHasher::new(u64::MAX);
         let mut buf = vec![0u8; BLOCK_BYTES];
         loop {
-            let n = data.read(&mut buf).map_err(|source| RepoError::System { what: "reading WAL", source })?;
+            let n = data.read(&mut buf).map_err(reading)?;
             if n == 0 {
                 break;
             }
@@ -108,13 +135,13 @@ impl WalArchive {
         }
         match w.finish() {
             Ok(_) => Ok(Pushed::Stored),
-            Err(RepoError::Store(StoreError::AlreadyExists { .. })) => self.compare(name, index),
+            Err(RepoError::Store(StoreError::AlreadyExists { .. })) => self.compare(name, index, data),
             Err(e) => Err(e),
         }
     }
 
     /// The name is taken: is that the same WAL?
-    fn compare(&self, name: &ObjectName, ours: &WalIndex) -> Result<Pushed> {
+    fn compare(&self, name: &ObjectName, ours: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
         let mut reader = self.open_object(name)?;
         if reader.index.content == ours.content {
             return Ok(Pushed::AlreadyThere);
@@ -128,6 +155,22 @@ impl WalArchive {
             }
             if hasher.finish().2 == ours.valid_content {
                 return Ok(Pushed::SameRecords);
+            }
+        } else if reader.index.ending == Ending::Ended {
+            let stored = &reader.index;
+            let reading = |source| RepoError::System { what: "reading WAL", source };
+            data.seek(SeekFrom::Start(0)).map_err(reading)?;
+            let mut hasher = SegmentHasher::new(stored.valid_bytes());
+            let mut buf = vec![0u8; BLOCK_BYTES];
+            let mut left = data.take(stored.valid_bytes());
+            loop {
+                match left.read(&mut buf).map_err(reading)? {
+                    0 => break,
+                    n => hasher.update(&buf[..n]),
+                }
+            }
+            if hasher.finish().2 == stored.valid_content {
+                return Ok(Pushed::Longer);
             }
         }
         Err(RepoError::Conflict { object: name.to_string() })
@@ -187,7 +230,22 @@ impl WalArchive {
 
     /// Opens a segment: the index is read and checked, the data follows on demand.
     pub fn open_segment(&self, name: &SegmentName, size: SegmentSize) -> Result<SegmentReader> {
-        let object = self.segment_object(name, size)?;
+        let first = self.open_copy(name, size, 0);
+        let replaceable = match &first {
+            Ok(reader) => reader.index.ending == Ending::Ended,
+            Err(e) => e.is_damage(),
+        };
+        if !replaceable {
+            return first;
+        }
+        match self.head()?.copy_of(name) {
+            0 => first,
+            copy => self.open_copy(name, size, copy),
+        }
+    }
+
+    fn open_copy(&self, name: &SegmentName, size: SegmentSize, copy: u32) -> Result<SegmentReader> {
+        let object = self.place.segment(name, size, copy)?;
         let reader = self.open_object(&object)?;
         if reader.index.segment_name() != *name || reader.index.segment_size != size {
             return Err(RepoError::corrupt(object, "the index is of another segment"));
@@ -226,10 +284,11 @@ impl WalArchive {
             }
             let dir = self.place.timeline_dir(span.timeline);
             self.store.list(&dir, &mut |stat| {
-                if let Ok(name) = SegmentName::parse(stat.name.basename(), size)
+                if let Some((name, copy)) = names::segment_copy(stat.name.basename(), size)
                     && span.contains(name.segment)
+                    && head.copy_of(&name) == copy
                 {
-                    seen.add_segment(&name);
+                    seen.add_segment(&name, copy);
                 }
                 Ok(())
             })?;
@@ -237,9 +296,9 @@ impl WalArchive {
         Ok(seen)
     }
 
-    /// Records durably stored segments in the head. Only after this may PostgreSQL forget them.
-    pub fn acknowledge(&self, segments: &[SegmentName]) -> Result<()> {
-        self.change_head(|head| segments.iter().fold(false, |changed, s| head.add_segment(s) | changed))
+    /// Records durably stored segments in the head, each with its copy. Only after this may PostgreSQL forget them.
+    pub fn acknowledge(&self, segments: &[(SegmentName, u32)]) -> Result<()> {
+        self.change_head(|head| segments.iter().fold(false, |changed, (s, copy)| head.add_segment(s, *copy) | changed))
     }
 
     pub fn acknowledge_history(&self, timeline: TimelineId) -> Result<()> {

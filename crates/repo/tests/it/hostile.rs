@@ -243,7 +243,7 @@ fn check_head(head: &WalHead) {
         }
         for n in [0, 1, u64::MAX - 1, u64::MAX] {
             let name = pgark_pg::value::SegmentName { timeline: span.timeline, segment: pgark_pg::value::SegmentNo(n) };
-            again.add_segment(&name);
+            again.add_segment(&name, 0);
         }
     }
     assert_eq!(WalHead::from_bytes(&again.to_bytes()).as_ref(), Ok(&again));

@@ -1,6 +1,7 @@
 //! Several writers at once: of a register, none of whose changes may be lost, and of one name, which one gets.
 
 use std::collections::BTreeSet;
+use std::io::Cursor;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 
@@ -69,7 +70,7 @@ fn no_acknowledged_segment_is_lost(store: Arc<dyn Store>, count: u32) {
     let repo = repository(store);
     let archive = archive(&repo);
     writers(count, |w| {
-        (0..SEGMENTS_EACH).for_each(|i| archive.acknowledge(&[segment(u64::from(i * count + w))]).unwrap());
+        (0..SEGMENTS_EACH).for_each(|i| archive.acknowledge(&[(segment(u64::from(i * count + w)), 0)]).unwrap());
     });
     let head = archive.head().unwrap();
     assert_eq!(head.timeline(timeline(1)).unwrap().ranges, [(0, u64::from(count * SEGMENTS_EACH) - 1)]);
@@ -178,10 +179,10 @@ fn the_same_segment_pushed_by_eight_is_stored_once() {
     let bytes = sample::wal_segment(&segment(7), 7);
     let index = sample::index_of(&segment(7), &bytes);
     let stored = std::sync::Mutex::new(0);
-    writers(8, |_| match archive.push_segment(&index, &mut &bytes[..]).unwrap() {
+    writers(8, |_| match archive.push_segment(&index, &mut Cursor::new(&bytes[..])).unwrap().0 {
         Pushed::Stored => *stored.lock().unwrap() += 1,
         Pushed::AlreadyThere => {}
-        Pushed::SameRecords => panic!("they are the same bytes"),
+        Pushed::SameRecords | Pushed::Longer => panic!("they are the same bytes"),
     });
     assert_eq!(stored.into_inner().unwrap(), 1);
     assert_eq!(index.segment, SegmentNo(7));

@@ -1,6 +1,7 @@
 //! A small repository with every kind of object and item in it, and the way back to what was put in.
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -464,8 +465,8 @@ pub fn push_wal(repo: &Repository, numbers: &[u64]) -> Result<()> {
     let archive = archive(repo);
     for n in numbers {
         let bytes = wal_segment(&segment(*n), *n);
-        archive.push_segment(&index_of(&segment(*n), &bytes), &mut &bytes[..])?;
-        archive.acknowledge(&[segment(*n)])?;
+        let (_, copy) = archive.push_segment(&index_of(&segment(*n), &bytes), &mut Cursor::new(&bytes[..]))?;
+        archive.acknowledge(&[(segment(*n), copy)])?;
     }
     Ok(())
 }
@@ -492,7 +493,7 @@ pub fn fill(repo: &Repository, backups: u32) -> Result<BTreeMap<BackupId, Tree>>
     push_wal(repo, &[2, 3, 4])?;
     push_side_files(repo)?;
     let bytes = wal_segment(&segment(5), 5);
-    archive(repo).push_partial(&index_of(&segment(5), &bytes), &mut &bytes[..])?;
+    archive(repo).push_partial(&index_of(&segment(5), &bytes), &mut Cursor::new(&bytes[..]))?;
     Ok(trees)
 }
 

@@ -1,0 +1,139 @@
+//! What may be pushed beside finished segments, and what is left behind when a recovery is over.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use pgark_testkit::{Server, as_postgres, give_to_postgres, wait_until};
+use serde_json::Value;
+
+use crate::site::Site;
+
+/// Stops the server that `restore --start` left running, also when the test fails.
+struct Running<'a>(&'a Server, PathBuf);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut stop = as_postgres(self.0.program("pg_ctl"));
+        stop.args(["stop", "-m", "immediate", "-D"]).arg(&self.1);
+        if self.1.join("postmaster.pid").exists() && !stop.status().is_ok_and(|s| s.success()) {
+            eprintln!("the server in {} does not stop", self.1.display());
+        }
+    }
+}
+
+/// A copy of a WAL file under its own name in a new directory.
+fn copy_of_wal(site: &Site, segment: &str, directory: &str) -> PathBuf {
+    let to = site.scratch.dir(directory).join(segment);
+    fs::copy(site.cluster.data_dir().join("pg_wal").join(segment), &to).expect("copy");
+    give_to_postgres(&to);
+    to
+}
+
+fn push(site: &Site, path: &Path, more: &[&str]) -> pgark_testkit::Outcome {
+    let path = path.display().to_string();
+    site.elsewhere.run([&["archive-push", path.as_str(), "--json"], more].concat())
+}
+
+fn outcome_of(outcome: pgark_testkit::Outcome) -> String {
+    outcome.expect_code(0).json()["outcome"].as_str().expect("an outcome").to_owned()
+}
+
+fn current_segment(site: &Site) -> String {
+    site.cluster.psql("select pg_logical_emit_message(true, 'test', 'the segment exists')");
+    site.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())")
+}
+
+#[test]
+fn a_segment_that_was_pushed_unfinished_is_replaced_by_the_finished_one() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "unfinished");
+    site.pgark.backup("full");
+    site.cluster.switch_and_archive();
+    let segment = current_segment(&site);
+    for round in ["early", "later"] {
+        site.ledger.write_rows(&site.cluster, 1);
+        site.cluster.psql("checkpoint");
+        let copy = copy_of_wal(&site, &segment, round);
+        assert_eq!(outcome_of(push(&site, &copy, &[])), if round == "early" { "stored" } else { "longer" });
+        assert_eq!(outcome_of(push(&site, &copy, &[])), "already_there");
+    }
+    site.ledger.write_rows(&site.cluster, 1);
+    let latest = site.archive_all();
+    let early = site.scratch.join("early").join(&segment);
+    assert_eq!(outcome_of(push(&site, &early, &[])), "already_there");
+    site.elsewhere.run(["verify"]).expect_code(0);
+    site.assert_restores("r", &latest, 1, &[]);
+}
+
+#[test]
+fn a_segment_with_a_damaged_place_is_refused_until_somebody_accepts_it() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "damaged");
+    site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 2);
+    site.cluster.switch_and_archive();
+    let segment = current_segment(&site);
+    site.cluster
+        .psql("select count(pg_logical_emit_message(false, 'test', repeat('x', 900))) from generate_series(1, 200)");
+    site.cluster.psql("checkpoint");
+    let copy = copy_of_wal(&site, &segment, "x");
+    let file = fs::OpenOptions::new().write(true).open(&copy).expect("open");
+    file.write_all_at(b"damage", 9000).expect("write");
+    let refused = push(&site, &copy, &[]).expect_code(4);
+    assert!(refused.stdout.contains("E-WAL-DAMAGED"), "{refused}");
+    assert_eq!(outcome_of(push(&site, &copy, &["--accept-damaged"])), "stored");
+    // PostgreSQL's own copy is a good one, and longer.
+    let latest = site.archive_all();
+    site.elsewhere.run(["verify"]).expect_code(0);
+    site.assert_restores("r", &latest, 1, &[]);
+}
+
+#[test]
+fn what_is_no_wal_file_is_refused_at_once() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "nowal");
+    let fifo = site.scratch.dir("x").join("000000010000000000000009");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    push(&site, &fifo, &[]).expect_code(4);
+    let empty = site.scratch.join("x/00000002.history");
+    fs::write(&empty, "").expect("write");
+    push(&site, &empty, &[]).expect_code(4);
+}
+
+#[test]
+fn a_promoted_cluster_keeps_neither_the_keys_nor_the_settings_of_its_recovery() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "after");
+    site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 3);
+    let latest = site.archive_all();
+    let by_hand = site.restore("hand", &latest, &[]);
+    let key = by_hand.data_dir().join("pgark-restore.key");
+    wait_until("the key is removed", std::time::Duration::from_secs(30), || (!key.exists()).then_some(()));
+    drop(by_hand);
+
+    let running = Running(&server, site.scratch.join("started"));
+    let (to, outcome) = site.try_restore("started", &latest, &["--start", "--port", "54999", "--json"]);
+    let document: Value = outcome.expect_code(0).json();
+    assert_eq!(document["started"]["promoted"], true, "{document}");
+    let settings = fs::read_to_string(to.join("postgresql.auto.conf")).expect("settings");
+    assert!(!settings.contains("restore_command") && !settings.contains("recovery_target"), "{settings}");
+    assert!(settings.contains("archive_mode = 'off'"), "{settings}");
+    assert!(!to.join("pgark-restore.key").exists());
+    drop(running);
+}
+
+#[test]
+fn ids_order_backups_whatever_was_interrupted_between() {
+    let server: Server = installed_or_skip!();
+    let site = Site::small(&server, "ids");
+    let first = site.pgark.backup("full");
+    // Abandoned: its id must not come again.
+    site.pgark.run(["backup", "--archive-timeout", "0s", "--type", "full"]);
+    let ids: Vec<String> = (0..3).map(|_| site.pgark.backup("full")).collect();
+    let mut sorted = ids.clone();
+    sorted.sort();
+    assert_eq!(ids, sorted);
+    assert!(ids.iter().all(|id| *id > first));
+}
