@@ -119,10 +119,10 @@ pub fn sets(line: &[u8], name: &str) -> bool {
 }
 
 fn recovery_settings(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<(&'static str, String)>> {
-    let key = shell_word(&options.to.join(RESTORE_FILE))?;
-    // The keys to the WAL are of no use once recovery is over.
-    let mut set =
-        vec![("restore_command", restore_command(options)?), ("recovery_end_command", format!("rm -f {key}"))];
+    // The keys to the WAL are of no use once recovery is over. The command runs in the data directory, so that in a
+    // copy of the directory it is the copy's.
+    let end = format!("rm -f {RESTORE_FILE}");
+    let mut set = vec![("restore_command", restore_command(options)?), ("recovery_end_command", end)];
     match plan.stop.how {
         StopHow::Consistent => set.push(("recovery_target", "immediate".into())),
         StopHow::Record { start, bound } => {
