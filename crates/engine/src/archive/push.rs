@@ -8,7 +8,7 @@ use std::path::Path;
 
 use pgark_pg::names::{RawSegment, WalFileName};
 use pgark_pg::value::{Lsn, SegmentName, SegmentSize, SystemId};
-use pgark_pg::wal::{Record, RecordSink, SegmentExpect, WAL_PAGE_SIZE, Walker};
+use pgark_pg::wal::{Changes, SegmentExpect, WAL_PAGE_SIZE, Walker};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, CatalogStore, Lineage};
 use pgark_repo::limits::{BLOCK_BYTES, SIDE_FILE_BYTES_MAX};
@@ -20,12 +20,6 @@ use crate::error::{EngineError, Result};
 
 /// Bytes of the first page that tell which cluster's WAL a file is.
 const LONG_HEADER_BYTES: usize = 40;
-
-struct NoSink;
-
-impl RecordSink for NoSink {
-    fn record(&mut self, _rec: &Record<'_>) {}
-}
 
 #[derive(Clone, Debug)]
 pub struct PushReport {
@@ -83,7 +77,7 @@ fn segment(
         )
     })?;
     let name = SegmentName { timeline: raw.timeline, segment: number };
-    let index = index_file(&mut file, path, &name, lineage.segment_size, lineage.system_id)?;
+    let (index, changes) = index_file(&mut file, path, &name, lineage.segment_size, lineage.system_id)?;
     if let Some(later) = index.wal_after_end
         && whole == Whole::Yes
         && damaged == Damaged::Refuse
@@ -92,7 +86,7 @@ fn segment(
     }
     let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(compression);
     let pushed = match whole {
-        Whole::Yes => archive.push_segment(&index, &mut file),
+        Whole::Yes => archive.push_segment(&index, &changes, &mut file),
         Whole::No => archive.push_partial(&index, &mut file).map(|p| (p, 0)),
     };
     let (outcome, copy) = match pushed {
@@ -187,16 +181,17 @@ fn not_wal(path: &Path, why: &str) -> EngineError {
     )
 }
 
-/// Walks the file once: checks that it is what its name says, and makes its index.
+/// Walks the file once: checks that it is what its name says, makes its index, and notes the blocks it changes.
 pub fn index_file(
     file: &mut File,
     path: &Path,
     name: &SegmentName,
     size: SegmentSize,
     system_id: SystemId,
-) -> Result<WalIndex> {
+) -> Result<(WalIndex, Changes)> {
     let expect = SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
     let mut walker = Walker::new(expect);
+    let mut changes = Changes::default();
     let mut buf = vec![0u8; BLOCK_BYTES];
     let mut total = 0u64;
     loop {
@@ -208,7 +203,7 @@ pub fn index_file(
         if n % WAL_PAGE_SIZE != 0 || total > size.bytes() {
             return Err(not_wal(path, "its size is not that of a segment"));
         }
-        walker.feed(&buf[..n], &mut NoSink).map_err(|e| not_wal(path, &e.to_string()))?;
+        walker.feed(&buf[..n], &mut changes).map_err(|e| not_wal(path, &e.to_string()))?;
     }
     if total != size.bytes() {
         return Err(not_wal(path, &format!("it has {total} bytes instead of {}", size.bytes())));
@@ -224,7 +219,7 @@ pub fn index_file(
         }
     }
     (_, index.content, index.valid_content) = hasher.finish();
-    Ok(index)
+    Ok((index, changes))
 }
 
 fn read_block(file: &mut File, buf: &mut [u8]) -> std::io::Result<usize> {

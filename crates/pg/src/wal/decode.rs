@@ -5,6 +5,7 @@
 
 use crate::bytes::{array, i32_at, i64_at, u8_at, u32_at, u64_at};
 use crate::major::Major;
+use crate::relpath::{Fork, RelFork};
 use crate::value::{Lsn, PgTimestamp, TimelineId};
 
 use super::record::{DecodeError, Record, rmgr};
@@ -100,6 +101,37 @@ impl Record<'_> {
             }
         };
         Ok(Some(TransactionEnd { kind, xid, time }))
+    }
+
+    /// Relations, as main forks, whose files go with this end of a transaction.
+    pub fn dropped_relations(&self) -> Result<Vec<RelFork>, DecodeError> {
+        let ends = matches!(
+            self.info & xact::OP_MASK,
+            xact::COMMIT | xact::ABORT | xact::COMMIT_PREPARED | xact::ABORT_PREPARED
+        );
+        if self.rmgr != rmgr::XACT || !ends || self.info & xact::HAS_INFO == 0 {
+            return Ok(vec![]);
+        }
+        let data = self.main_data()?;
+        let short = || self.error("end of a transaction is cut short");
+        let field = |at: usize| u32_at(data, at).ok_or_else(short);
+        let xinfo = field(8)?;
+        if xinfo & xact::HAS_RELFILELOCATORS == 0 {
+            return Ok(vec![]);
+        }
+        let count = |at| Ok(usize::try_from(field(at)?).unwrap_or(usize::MAX).min(data.len()));
+        let mut at = 12;
+        if xinfo & xact::HAS_DBINFO != 0 {
+            at += 8;
+        }
+        if xinfo & xact::HAS_SUBXACTS != 0 {
+            at += 4 + 4 * count(at)?;
+        }
+        let first = at + 4;
+        (0..count(at)?)
+            .map(|n| first + 12 * n)
+            .map(|at| Ok(RelFork { spc: field(at)?, db: field(at + 4)?, rel: field(at + 8)?, fork: Fork::Main }))
+            .collect()
     }
 
     /// Steps over the optional parts before `xl_xact_twophase`.

@@ -5,7 +5,9 @@
 //! stops is a finding (`Tail`), not an error; `WalError` means that the bytes are not the expected segment at all.
 //! A record that crosses into the next segment is handed out in two parts and assembled by `join_crossing`.
 
+mod assemble;
 mod blocks;
+mod changes;
 mod decode;
 mod join;
 mod page;
@@ -18,7 +20,9 @@ mod builder;
 #[cfg(test)]
 mod tests;
 
+pub use assemble::{Assembly, assemble};
 pub use blocks::{BlockImage, BlockRef, Blocks};
+pub use changes::{Changes, DatabaseDir, RelationChanges};
 pub use decode::{Checkpoint, RestorePoint, TransactionEnd, TransactionEndKind};
 pub use join::{JoinError, join_crossing};
 pub use record::{DecodeError, OwnedRecord, Record, rmgr};

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::builder::{Builder, SEGMENT_BYTES, SYSTEM, commit, expect, seal, size};
 use super::*;
 use crate::major::Major;
+use crate::relpath::{Fork, RelFork};
 use crate::value::{Lsn, PgTimestamp, SegmentNo, SystemId, TimelineId};
 
 const XACT: u8 = rmgr::XACT;
@@ -442,5 +443,157 @@ proptest! {
         prop_assert!(record.blocks().count() <= 34);
         let _ = (record.transaction_end(), record.restore_point(), record.checkpoint());
         let _ = (record.wal_level_change(), record.full_page_writes_change());
+    }
+}
+
+/// A storage record: creation, or truncation to a block.
+fn storage(wal: &mut Builder, rel: u32, truncate_to: Option<u32>) {
+    let words: Vec<u32> = match truncate_to {
+        None => vec![1663, 5, rel, 0],
+        Some(block) => vec![block, 1663, 5, rel, 1],
+    };
+    let main: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    wal.record(rmgr::SMGR, if truncate_to.is_some() { 0x21 } else { 0x11 }, 7, &main);
+}
+
+/// A record with one block reference and no data.
+fn touch(wal: &mut Builder, rel: u32, fork: u8, block: u32) {
+    let mut body = wal.encode(10, 0, 7, &[]);
+    body.truncate(24);
+    body.extend([0, fork, 0, 0]);
+    for word in [1663, 5, rel, block] {
+        body.extend(u32::to_le_bytes(word));
+    }
+    let total = body.len() as u32;
+    body[..4].copy_from_slice(&total.to_le_bytes());
+    seal(&mut body);
+    wal.write(&body);
+}
+
+fn main_fork(rel: u32) -> RelFork {
+    RelFork { spc: 1663, db: 5, rel, fork: Fork::Main }
+}
+
+#[test]
+fn drops_and_databases_are_changes_of_everything_they_held() {
+    for (major, drop) in [(Major::V13, 0x11), (Major::V14, 0x11), (Major::V15, 0x21), (Major::V18, 0x21)] {
+        let mut wal = Builder::new(major, 1);
+        touch(&mut wal, 20, 0, 9);
+        touch(&mut wal, 20, 2, 3);
+        // A commit with a database, a subtransaction and two dropped relations.
+        let mut main = 77i64.to_le_bytes().to_vec();
+        for word in [0b111u32, 5, 1663, 1, 900, 2, 1663, 5, 20, 1663, 5, 21] {
+            main.extend(word.to_le_bytes());
+        }
+        wal.record(XACT, 0x81, 7, &main);
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        wal.record(rmgr::DBASE, drop, 7, &words(&[44, 2, 1663, 9999]));
+        wal.record(rmgr::DBASE, 0x01, 7, &words(&[55, 1663, 1, 1663]));
+        let mut changes = Changes::default();
+        scan_segment(&wal.segments()[0], expect(1), &mut changes).unwrap();
+        assert_eq!(changes.unusable, None, "{major:?}");
+        assert_eq!(changes.relations.keys().copied().collect::<Vec<_>>(), [main_fork(20), main_fork(21)]);
+        assert!(changes.relations.values().all(|r| r.limit == Some(0) && r.blocks.is_empty()), "{major:?}");
+        let dir = |spc, db| DatabaseDir { spc, db };
+        assert_eq!(changes.databases.into_iter().collect::<Vec<_>>(), [dir(1663, 44), dir(1663, 55), dir(9999, 44)]);
+    }
+}
+
+#[test]
+fn what_is_not_understood_makes_the_stretch_unusable() {
+    let of = |rmgr: u8, info: u8, main: &[u8]| {
+        let mut wal = Builder::new(Major::V16, 1);
+        wal.record(rmgr, info, 7, main);
+        let mut changes = Changes::default();
+        scan_segment(&wal.segments()[0], expect(1), &mut changes).unwrap();
+        changes.unusable
+    };
+    assert_eq!(of(200, 0, &[0; 20]), None, "an extension's ordinary record");
+    for (number, info) in [(200, 0x01), (10, 0x01), (rmgr::SMGR, 0x31), (rmgr::DBASE, 0x31)] {
+        assert!(of(number, info, &[0; 20]).is_some(), "{number} {info:02X}");
+    }
+    for (number, info) in [(rmgr::SMGR, 0x11), (rmgr::SMGR, 0x21), (rmgr::DBASE, 0x01), (rmgr::DBASE, 0x21)] {
+        assert!(of(number, info, &[0; 3]).is_some(), "{number} {info:02X} cut short");
+    }
+}
+
+#[test]
+fn a_record_larger_than_a_segment_is_assembled_from_three() {
+    let mut wal = Builder::new(Major::V15, 3);
+    wal.fill_segment(64);
+    let start = wal.record(XACT, 0, 5, &vec![3; SEGMENT_BYTES + 9000]);
+    wal.record(10, 0, 0, &[1; 10]);
+    let base = Lsn(3 * SEG);
+    let all: Vec<u8> = wal.segments().concat();
+    assert_eq!(assemble(&all[..SEGMENT_BYTES], base, start, Major::V15), Assembly::Unfinished);
+    assert_eq!(assemble(&all[..2 * SEGMENT_BYTES], base, start, Major::V15), Assembly::Unfinished);
+    let Assembly::Whole(record) = assemble(&all, base, start, Major::V15) else { panic!("not assembled") };
+    let third = scan(&wal.segments()[2], 5);
+    assert_eq!((Some(record.end), record.body.len()), (third.leading.unwrap().end, SEGMENT_BYTES + 9000 + 24 + 5));
+    let mut damaged = all.clone();
+    damaged[SEGMENT_BYTES + 5000] ^= 1;
+    assert!(matches!(assemble(&damaged, base, start, Major::V15), Assembly::Broken(_)));
+    assert!(matches!(assemble(&all, base, Lsn(start.0 + 8), Major::V15), Assembly::Broken(_)));
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Touch(u32, u32),
+    Create(u32),
+    Truncate(u32, u32),
+}
+
+fn changes_of(steps: &[Change]) -> Changes {
+    let mut wal = Builder::new(Major::V17, 1);
+    wal.record(10, 0, 0, &[1; 10]);
+    for step in steps {
+        match *step {
+            Change::Touch(rel, block) => touch(&mut wal, rel, 0, block),
+            Change::Create(rel) => storage(&mut wal, rel, None),
+            Change::Truncate(rel, block) => storage(&mut wal, rel, Some(block)),
+        }
+    }
+    let mut changes = Changes::default();
+    assert_eq!(scan_segment(&wal.segments()[0], expect(1), &mut changes).unwrap().undecodable, 0);
+    assert_eq!(changes.unusable, None);
+    changes
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let (rel, block) = (1u32..4, 0u32..40);
+    prop_oneof![
+        6 => (rel.clone(), block.clone()).prop_map(|(r, b)| Change::Touch(r, b)),
+        1 => rel.clone().prop_map(Change::Create),
+        1 => (rel, block).prop_map(|(r, b)| Change::Truncate(r, b)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changes_name_every_block_that_may_differ_and_merge_in_any_order(
+        steps in proptest::collection::vec(change(), 0..60), cut in 0usize..60,
+    ) {
+        let whole = changes_of(&steps);
+        let (first, second) = steps.split_at(cut.min(steps.len()));
+        let (first, second) = (changes_of(first), changes_of(second));
+        for (a, b) in [(&first, &second), (&second, &first)] {
+            let mut merged = a.clone();
+            merged.merge(b);
+            prop_assert_eq!(&merged, &whole);
+        }
+        for rel in 1..4 {
+            let touched = |block| steps.iter().any(|s| matches!(s, Change::Touch(r, b) if (*r, *b) == (rel, block)));
+            let limit = steps.iter().filter_map(|s| match s {
+                Change::Create(r) if *r == rel => Some(0),
+                Change::Truncate(r, b) if *r == rel => Some(*b),
+                _ => None,
+            }).min();
+            for block in 0..41 {
+                let said = whole.relations.get(&main_fork(rel)).is_some_and(|r| r.contains(block));
+                prop_assert_eq!(said, touched(block) || limit.is_some_and(|l| block >= l), "{} {}", rel, block);
+            }
+        }
     }
 }

@@ -52,6 +52,9 @@ pub struct WalIndex {
     /// A page with WAL of this segment beyond where its records end: something before it is damaged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wal_after_end: Option<Lsn>,
+    /// Bytes of the changed blocks that follow the index; None when they were not kept. Set when it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +151,7 @@ impl WalIndex {
             full_page_writes_off: scan.full_page_writes_off,
             undecodable: scan.undecodable,
             wal_after_end: scan.wal_after_end,
+            changes_bytes: None,
         }
     }
 

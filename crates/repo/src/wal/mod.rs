@@ -4,6 +4,7 @@
 //! Invariant: a segment is acknowledged only after it and the head that names it are durable; what the head
 //! names must exist; what is beyond the head is provably beyond the archive's end.
 
+pub mod changes;
 pub mod head;
 pub mod index;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use pgark_pg::names::WalFileName;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
+use pgark_pg::wal::Changes;
 
 use crate::codec::Compression;
 use crate::crypto::{KeySet, ObjectKind};
@@ -88,11 +90,17 @@ impl WalArchive {
 
     /// Stores a whole segment; `data` yields exactly the bytes that `index` was made from. Returns which copy of the
     /// segment holds it, for `acknowledge`.
-    pub fn push_segment(&self, index: &WalIndex, data: &mut dyn SegmentData) -> Result<(Pushed, u32)> {
+    pub fn push_segment(
+        &self,
+        index: &WalIndex,
+        changes: &Changes,
+        data: &mut dyn SegmentData,
+    ) -> Result<(Pushed, u32)> {
+        let changes = changes::encode(changes);
         let mut outcome = Pushed::Stored;
         for copy in 0..=SEGMENT_COPIES_MAX {
             let object = self.place.segment(&index.segment_name(), index.segment_size, copy)?;
-            match self.put_wal_file(&object, index, data)? {
+            match self.put_wal_file(&object, index, Some(&changes), data)? {
                 Pushed::Longer => outcome = Pushed::Longer,
                 Pushed::Stored => return Ok((outcome, copy)),
                 there => return Ok((there, copy)),
@@ -106,19 +114,29 @@ impl WalArchive {
     pub fn push_partial(&self, index: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
         let file = format!("{}.partial", index.segment_name().format(index.segment_size));
         let object = self.place.file(index.timeline, &file)?;
-        match self.put_wal_file(&object, index, data)? {
+        match self.put_wal_file(&object, index, None, data)? {
             Pushed::Longer => Err(RepoError::Conflict { object: object.to_string() }),
             pushed => Ok(pushed),
         }
     }
 
     /// `Longer` says that an unfinished beginning of the same segment has the name, and that nothing was stored.
-    fn put_wal_file(&self, name: &ObjectName, index: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
+    fn put_wal_file(
+        &self,
+        name: &ObjectName,
+        index: &WalIndex,
+        changes: Option<&[u8]>,
+        data: &mut dyn SegmentData,
+    ) -> Result<Pushed> {
         let reading = |source| RepoError::System { what: "reading WAL", source };
         data.seek(SeekFrom::Start(0)).map_err(reading)?;
         let sink = Sink::Object(self.store.create(name)?);
         let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, name, sink, self.compression)?;
-        w.write_block(&index.to_bytes())?;
+        let index_in_front = WalIndex { changes_bytes: changes.map(|c| c.len() as u64), ..index.clone() };
+        w.write_block(&index_in_front.to_bytes())?;
+        for part in changes.unwrap_or_default().chunks(BLOCK_BYTES) {
+            w.write_block(part)?;
+        }
         let mut hasher = SegmentHasher::new(u64::MAX);
         let mut buf = vec![0u8; BLOCK_BYTES];
         loop {
@@ -266,8 +284,20 @@ impl WalArchive {
         if index.system_id != self.place.system_id {
             return Err(RepoError::corrupt(object, "WAL of another cluster"));
         }
+        // A reference to a block takes more room in the WAL than in the changes.
+        let bytes = Some(index.changes_bytes.unwrap_or(0)).filter(|n| *n <= index.segment_size.bytes());
+        let bytes = bytes.and_then(|n| usize::try_from(n).ok());
+        let bytes = bytes.ok_or_else(|| RepoError::corrupt(object, "its changes are larger than any we write"))?;
+        let mut encoded = vec![];
+        while encoded.len() < bytes {
+            let block = stream.next_block()?.ok_or_else(|| RepoError::corrupt(object, "ends within its changes"))?;
+            encoded.extend_from_slice(block);
+        }
+        if encoded.len() != bytes {
+            return Err(RepoError::corrupt(object, "its changes are longer than its index says"));
+        }
         let hasher = Some(SegmentHasher::new(index.valid_bytes()));
-        Ok(SegmentReader { index, stream, hasher, object: object.clone() })
+        Ok(SegmentReader { index, changes: encoded, stream, hasher, object: object.clone() })
     }
 
     pub fn head(&self) -> Result<WalHead> {
@@ -329,12 +359,23 @@ impl WalArchive {
 /// Reads one segment's bytes; at the end they have been compared with the index.
 pub struct SegmentReader {
     pub index: WalIndex,
+    /// Still encoded.
+    changes: Vec<u8>,
     stream: StreamReader,
     hasher: Option<SegmentHasher>,
     object: ObjectName,
 }
 
 impl SegmentReader {
+    /// What the segment's own records change; None when that was not kept, and has to be read from the WAL.
+    pub fn changes(&self) -> Result<Option<Changes>> {
+        if self.index.changes_bytes.is_none() {
+            return Ok(None);
+        }
+        let decoded = changes::decode(&self.changes);
+        decoded.map(Some).ok_or_else(|| RepoError::corrupt(&self.object, "its changes do not parse"))
+    }
+
     /// Whether the object has the length that its blocks declare; reads next to nothing and checks no content.
     pub fn check_length(self) -> Result<()> {
         self.stream.check_length()

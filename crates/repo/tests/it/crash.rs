@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::Arc;
 
+use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{CLAIM_TTL_SECONDS, CatalogStore, JobKind};
 use pgark_repo::crypto::Algorithm;
@@ -376,7 +377,8 @@ fn a_name_that_is_taken_by_other_wal_is_refused() {
     one_backup(&store);
     let archive = archive(&open(&store).unwrap());
     let other = sample::wal_segment(&segment(2), 77);
-    let pushed = archive.push_segment(&sample::index_of(&segment(2), &other), &mut Cursor::new(&other[..]));
+    let pushed =
+        archive.push_segment(&sample::index_of(&segment(2), &other), &Changes::default(), &mut Cursor::new(&other[..]));
     assert!(matches!(pushed, Err(RepoError::Conflict { .. })), "{pushed:?}");
     let pushed = archive.push_side_file(&sample::history_file(), b"another history");
     assert!(matches!(pushed, Err(RepoError::Conflict { .. })), "{pushed:?}");

@@ -121,7 +121,7 @@ fn honest() -> &'static Honest {
         let catalog = CatalogStore::new(&repo, &cluster()).read().unwrap();
         let entry = &catalog.backups[0];
         let record = BackupRecord::load(&repo, &cluster(), &entry.id, &entry.record).unwrap();
-        let index = archive(&repo).index(&segment(2), sample::segment_size()).unwrap().to_bytes();
+        let index = sample::index_of(&segment(2), &sample::wal_segment(&segment(2), 2)).to_bytes();
         let head = archive(&repo).head().unwrap().to_bytes();
         let ring = Repository::ring_bytes(&(store as Arc<dyn Store>)).unwrap();
         let json = |v: serde_json::Result<Vec<u8>>| v.unwrap();

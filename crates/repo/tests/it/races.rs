@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 
 use pgark_pg::value::SegmentNo;
+use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{CLAIM_TTL_SECONDS, CatalogStore, JobKind};
 use pgark_repo::crypto::Algorithm;
@@ -179,7 +180,7 @@ fn the_same_segment_pushed_by_eight_is_stored_once() {
     let bytes = sample::wal_segment(&segment(7), 7);
     let index = sample::index_of(&segment(7), &bytes);
     let stored = std::sync::Mutex::new(0);
-    writers(8, |_| match archive.push_segment(&index, &mut Cursor::new(&bytes[..])).unwrap().0 {
+    writers(8, |_| match archive.push_segment(&index, &Changes::default(), &mut Cursor::new(&bytes[..])).unwrap().0 {
         Pushed::Stored => *stored.lock().unwrap() += 1,
         Pushed::AlreadyThere => {}
         Pushed::SameRecords | Pushed::Longer => panic!("they are the same bytes"),

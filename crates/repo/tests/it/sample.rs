@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use pgark_pg::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
+use pgark_pg::wal::Changes;
 use pgark_pg::wal::{SegmentExpect, scan_segment};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Evidence, JobKind, Lineage};
@@ -465,7 +466,8 @@ pub fn push_wal(repo: &Repository, numbers: &[u64]) -> Result<()> {
     let archive = archive(repo);
     for n in numbers {
         let bytes = wal_segment(&segment(*n), *n);
-        let (_, copy) = archive.push_segment(&index_of(&segment(*n), &bytes), &mut Cursor::new(&bytes[..]))?;
+        let (_, copy) =
+            archive.push_segment(&index_of(&segment(*n), &bytes), &Changes::default(), &mut Cursor::new(&bytes[..]))?;
         archive.acknowledge(&[(segment(*n), copy)])?;
     }
     Ok(())
