@@ -38,7 +38,7 @@ pub fn plan(repo: &Repository, cluster: &ClusterName, id: &BackupId, last: LastB
             format!("'pgark unkeep {id}' removes the mark"),
         ));
     }
-    if let Some(user) = catalog.backups.iter().find(|b| b.id != *id && b.needs.contains(id)) {
+    if let Some(user) = catalog.backups.iter().find(|b| b.id != *id && b.needs.iter().any(|n| n.backup == *id)) {
         tracing::debug!(user = %user.id, "packs of this backup are needed by another one and stay");
     }
     let remaining = catalog.backups.iter().filter(|b| b.id != *id).count();

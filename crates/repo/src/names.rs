@@ -146,6 +146,12 @@ pub fn pack_number(last_part: &str) -> Option<u32> {
     (last_part.len() >= 6 && last_part.bytes().all(|b| b.is_ascii_digit())).then(|| last_part.parse().ok())?
 }
 
+/// The number of a pack from its whole name; None for objects that are no packs.
+pub fn pack_of(name: &ObjectName) -> Option<u32> {
+    let (dir, last) = name.as_str().rsplit_once('/')?;
+    dir.ends_with("/packs").then(|| pack_number(last))?
+}
+
 /// All WAL of one system identifier of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalPlace {

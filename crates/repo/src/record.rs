@@ -50,6 +50,29 @@ pub struct BackupRecord {
     pub vanished_files: u64,
     /// Said to the person who took the backup.
     pub warnings: Vec<String>,
+    /// What an incremental backup took over from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+/// How an incremental backup found out what had changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Need not exist any more: what was taken over is in the manifest.
+    pub backup: BackupId,
+    pub method: Method,
+    /// Why everything had to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// The WAL says which blocks changed; only those were read.
+    Blocks,
+    /// Everything was read and compared by its content.
+    Contents,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -133,7 +133,7 @@ impl Recovered {
 
     /// Stops the server in order and lets `pg_checksums` read every page.
     pub fn verify_checksums(self) {
-        if self.server.major() != 15 {
+        if self.server.major() != 15 || self.psql("show data_checksums") == "off" {
             return;
         }
         let mut stop = as_postgres(self.server.program("pg_ctl"));

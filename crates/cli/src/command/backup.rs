@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use pgark_engine::backup::{self, BackupOptions};
+use pgark_engine::backup::base::Wanted;
+use pgark_engine::backup::{self, BackupOptions, BackupReport};
 use pgark_repo::codec::Compression;
+use pgark_repo::record::Base;
 
 use super::Outcome;
 use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
-use super::documents::BackupDocument;
+use super::documents::{BackupDocument, type_name};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes, human_duration};
@@ -17,7 +19,7 @@ use crate::settings::units::Span;
 
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// What is read: everything, or what changed. Only 'full' exists in this version, and incr and diff become full
+    /// What is read: everything, what changed since the last backup, or since the last full one
     #[arg(long = "type", value_name = "TYPE", default_value = "incr")]
     backup_type: TypeArg,
     /// What is backed up
@@ -66,13 +68,14 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if args.dry_run.dry_run {
         let plan = backup::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
         let document = serde_json::json!({
-            "schema": SCHEMA, "id": plan.id.to_string(), "cluster": options.cluster.to_string(), "type": "full",
-            "timeline": plan.timeline.get(), "size_bytes": plan.size_bytes, "files": plan.files,
+            "schema": SCHEMA, "id": plan.id.to_string(), "cluster": options.cluster.to_string(), "type": type_name(plan.backup_type),
+            "base": plan.base.as_ref().map(ToString::to_string), "timeline": plan.timeline.get(), "size_bytes": plan.size_bytes, "files": plan.files,
             "tablespaces": plan.tablespaces, "warnings": plan.warnings,
         });
         output::result(global.form(), &document, || {
             format!(
-                "would take the full backup {} of '{}': {} in {} files, {} tablespaces\n",
+                "would take the {} backup {} of '{}': {} in {} files, {} tablespaces\n",
+                if plan.base.is_some() { "incremental" } else { "full" },
                 plan.id,
                 options.cluster,
                 human_bytes(plan.size_bytes),
@@ -82,20 +85,18 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         })?;
         return Ok(Exit::Done);
     }
-    if args.backup_type != TypeArg::Full {
-        context.ctx.progress.note("taking a full backup: this version has no incremental ones yet");
-    }
     let began = Instant::now();
     let report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
     for w in &report.warnings {
         output::warning(w);
     }
     let entry = &report.entry;
-    let document = BackupDocument::new(options.cluster.as_str(), entry, &repo_settings.name, &report.warnings);
+    let document = BackupDocument::new(options.cluster.as_str(), &report, &repo_settings.name);
     output::result(global.form(), &document, || {
         format!(
-            "{}\n  {} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
+            "{}\n  {}{} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
             entry.id,
+            ground(&report),
             human_bytes(entry.read_bytes),
             human_bytes(entry.stored_bytes),
             entry.size_bytes as f64 / entry.stored_bytes.max(1) as f64,
@@ -106,6 +107,18 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         )
     })?;
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+/// What the backup rests on, for people.
+fn ground(report: &BackupReport) -> String {
+    match (&report.base, &report.full_because) {
+        (Some(Base { backup, reason: None, .. }), _) => format!("changes since {backup}: "),
+        (Some(Base { backup, reason: Some(why), .. }), _) => {
+            format!("changes since {backup}, found by reading everything ({why}): ")
+        }
+        (None, Some(why)) => format!("full ({why}): "),
+        (None, None) => "full: ".into(),
+    }
 }
 
 fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failure> {
@@ -122,6 +135,11 @@ fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failur
         pgdata: context.pgdata()?,
         connect: context.connect_options()?,
         connect_timeout: CONNECT_TIMEOUT,
+        wanted: match args.backup_type {
+            TypeArg::Full => Wanted::Full,
+            TypeArg::Incr => Wanted::Incremental,
+            TypeArg::Diff => Wanted::Differential,
+        },
         jobs: context.jobs(),
         compression: compression(&args.compress)?,
         keep: args.keep,

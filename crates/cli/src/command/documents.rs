@@ -1,11 +1,13 @@
 //! The JSON documents, as scripts rely on them. Wire types only; the engine's own types are free to change.
 
 use jiff::Timestamp;
+use pgark_engine::backup::BackupReport;
 use pgark_engine::info::{ClusterInfo, Window};
 use pgark_engine::restore::RestorePlan;
 use pgark_engine::restore::resolve::StopHow;
 use pgark_engine::verify::{Depth, ProblemKind, VerifyReport};
-use pgark_repo::catalog::{BackupEntry, Evidence};
+use pgark_repo::catalog::{BackupEntry, BackupType, Evidence};
+use pgark_repo::record::{Base, Method};
 use serde::Serialize;
 
 use crate::failure::SCHEMA;
@@ -18,6 +20,11 @@ pub struct BackupDocument {
     kind: &'static str,
     #[serde(rename = "type")]
     backup_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<BaseDocument>,
+    /// Why a backup that was to be incremental is a full one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full_because: Option<String>,
     started: Timestamp,
     finished: Timestamp,
     lsn_start: String,
@@ -39,13 +46,16 @@ struct RepoOutcome {
 }
 
 impl BackupDocument {
-    pub fn new(cluster: &str, e: &BackupEntry, repo: &str, warnings: &[String]) -> Self {
+    pub fn new(cluster: &str, report: &BackupReport, repo: &str) -> Self {
+        let e = &report.entry;
         BackupDocument {
             schema: SCHEMA,
             id: e.id.to_string(),
             cluster: cluster.into(),
             kind: "physical",
-            backup_type: "full",
+            backup_type: type_name(e.backup_type),
+            base: report.base.as_ref().map(BaseDocument::new),
+            full_because: report.full_because.clone(),
             started: e.started,
             finished: e.finished,
             lsn_start: e.lsn_start.to_string(),
@@ -57,8 +67,36 @@ impl BackupDocument {
             bad_blocks: e.bad_blocks,
             from_standby: e.from_standby,
             repos: vec![RepoOutcome { name: repo.into(), ok: true }],
-            warnings: warnings.to_vec(),
+            warnings: report.warnings.clone(),
         }
+    }
+}
+
+/// What an incremental backup took over from.
+#[derive(Serialize)]
+pub struct BaseDocument {
+    backup: String,
+    /// `blocks`: only what the WAL says has changed was read; `contents`: everything was read and compared.
+    method: &'static str,
+    /// Why everything was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl BaseDocument {
+    pub fn new(base: &Base) -> Self {
+        let method = match base.method {
+            Method::Blocks => "blocks",
+            Method::Contents => "contents",
+        };
+        BaseDocument { backup: base.backup.to_string(), method, reason: base.reason.clone() }
+    }
+}
+
+pub fn type_name(backup_type: BackupType) -> &'static str {
+    match backup_type {
+        BackupType::Full => "full",
+        BackupType::Incremental => "incr",
     }
 }
 
@@ -161,7 +199,7 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
     backups.extend(c.incomplete.iter().map(|i| BackupLine {
         id: i.id.to_string(),
         kind: "physical",
-        backup_type: "full",
+        backup_type: if i.id.as_str().ends_with('I') { "incr" } else { "full" },
         started: i.started,
         finished: None,
         complete: false,
@@ -192,7 +230,7 @@ fn complete_line(b: &BackupEntry) -> BackupLine {
     BackupLine {
         id: b.id.to_string(),
         kind: "physical",
-        backup_type: "full",
+        backup_type: type_name(b.backup_type),
         started: Some(b.started),
         finished: Some(b.finished),
         complete: true,

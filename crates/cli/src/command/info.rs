@@ -8,7 +8,7 @@ use pgark_repo::record::BackupRecord;
 use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
-use super::documents::{InfoDocument, evidence, version_text};
+use super::documents::{BaseDocument, InfoDocument, evidence, type_name, version_text};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Form, Table, human_bytes, timestamp};
@@ -46,6 +46,7 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         let record = BackupRecord::load(&repo, &cluster, &id, &entry.record).map_err(|e| engine_failure(e.into()))?;
         let document = serde_json::json!({
             "schema": crate::failure::SCHEMA, "id": id.to_string(), "cluster": cluster.to_string(),
+            "type": type_name(record.backup_type), "base": record.base.as_ref().map(BaseDocument::new),
             "started": record.started, "finished": record.finished, "program": record.program,
             "lsn_start": record.lsn_start, "lsn_stop": record.lsn_stop, "timeline": record.timeline,
             "pg_version": version_text(record.version_num), "data_checksums": record.data_checksums,

@@ -4,12 +4,14 @@
 use std::collections::{HashMap, HashSet};
 
 use crossbeam_channel::Receiver;
+use pgark_repo::crypto::ContentId;
 use pgark_repo::limits::CHUNKS_PER_ITEM;
-use pgark_repo::manifest::{BadBlock, Chunk, FileEnd, FileStart, Item, ManifestWriter, PackId};
+use pgark_repo::manifest::{BadBlock, Chunk, FileEnd, FileStart, Item, ManifestWriter, PackId, Part};
 use pgark_repo::names::BackupId;
 use pgark_repo::record::Totals;
 
-use super::copy::{Copied, Done};
+use super::base::{Others, position_of_other};
+use super::copy::{Copied, Done, PatchFrame};
 use super::scan::FoundFile;
 use crate::error::{EngineError, Result};
 
@@ -22,11 +24,43 @@ pub enum Expected {
         first_ticket: u64,
         runs: u64,
     },
+    /// A file in pieces of different kinds begins.
+    Mixed(FoundFile),
+    /// More of the file that began; at most `PIECES_MAX`.
+    Pieces(Vec<Piece>),
+    /// The file that began is complete.
+    MixedEnd,
     /// A file of a bundle.
     Small {
         found: FoundFile,
         ticket: u64,
         index: usize,
+    },
+}
+
+/// How many pieces are announced at once: together with the channel's length this bounds what waits.
+pub const PIECES_MAX: usize = 64;
+
+pub enum Piece {
+    /// As an earlier backup has it.
+    Keep(Chunk),
+    /// All that this ticket's run copied.
+    Run {
+        ticket: u64,
+    },
+    Mix(Vec<PieceSlice>),
+}
+
+pub enum PieceSlice {
+    Old {
+        part: Part,
+        frame: ContentId,
+    },
+    /// Bytes of the frame that this ticket's patch wrote.
+    New {
+        ticket: u64,
+        skip: u32,
+        len: u32,
     },
 }
 
@@ -37,6 +71,11 @@ pub struct Assembler<'a> {
     early: HashMap<u64, Done>,
     bundles: HashMap<u64, Vec<Option<Copied>>>,
     declared: HashSet<u32>,
+    others: Others,
+    /// The patch that the last slices were of; later slices are of later patches.
+    patch: Option<(u64, PatchFrame)>,
+    /// Bytes of the mixed file so far.
+    size: u64,
     pub summary: Summary,
 }
 
@@ -47,12 +86,19 @@ pub struct Summary {
     /// The first of them, for people.
     pub bad_examples: Vec<String>,
     pub vanished: u64,
+    /// Packs of other backups that were used.
+    pub used: Vec<(u32, PackId)>,
 }
 
 const BAD_EXAMPLES_MAX: usize = 20;
 
 impl<'a> Assembler<'a> {
-    pub fn new(manifest: ManifestWriter, id: &'a BackupId, results: Receiver<(u64, Result<Done>)>) -> Self {
+    pub fn new(
+        manifest: ManifestWriter,
+        id: &'a BackupId,
+        others: Others,
+        results: Receiver<(u64, Result<Done>)>,
+    ) -> Self {
         Assembler {
             manifest,
             id,
@@ -60,6 +106,9 @@ impl<'a> Assembler<'a> {
             early: HashMap::new(),
             bundles: HashMap::new(),
             declared: HashSet::new(),
+            others,
+            patch: None,
+            size: 0,
             summary: Summary::default(),
         }
     }
@@ -76,6 +125,8 @@ impl<'a> Assembler<'a> {
                     self.manifest.push(&item)?;
                 }
                 Expected::Large { found, first_ticket, runs } => self.large(&found, first_ticket, runs)?,
+                Expected::Mixed(found) => self.mixed(&found, expected)?,
+                Expected::Pieces(_) | Expected::MixedEnd => unreachable!("consumed with their file"),
                 Expected::Small { found, ticket, index } => self.small(&found, ticket, index)?,
             }
         }
@@ -107,7 +158,20 @@ impl<'a> Assembler<'a> {
             ended = copied.covered() < whole;
             size += self.content(found, copied)?;
         }
-        self.end(found, size)
+        self.end(size)
+    }
+
+    fn mixed(&mut self, found: &FoundFile, expected: &Receiver<Expected>) -> Result<()> {
+        self.size = 0;
+        self.start(found)?;
+        loop {
+            // The walk ends in the middle of a file only when it failed; its error came before.
+            match expected.recv().map_err(|_| EngineError::Cancelled)? {
+                Expected::Pieces(pieces) => pieces.into_iter().try_for_each(|p| self.piece(found, p))?,
+                Expected::MixedEnd => return self.end(self.size),
+                _ => unreachable!("a file's pieces are announced together"),
+            }
+        }
     }
 
     fn small(&mut self, found: &FoundFile, ticket: u64, index: usize) -> Result<()> {
@@ -125,7 +189,7 @@ impl<'a> Assembler<'a> {
         };
         self.start(found)?;
         let size = self.content(found, copied)?;
-        self.end(found, size)
+        self.end(size)
     }
 
     fn start(&mut self, found: &FoundFile) -> Result<()> {
@@ -133,34 +197,99 @@ impl<'a> Assembler<'a> {
         Ok(self.manifest.push(&Item::FileStart(FileStart { path, mode, modified_ns }))?)
     }
 
-    fn end(&mut self, found: &FoundFile, size: u64) -> Result<()> {
+    fn end(&mut self, size: u64) -> Result<()> {
         self.summary.totals.files += 1;
         self.summary.totals.size_bytes += size;
-        self.summary.totals.read_bytes += size.min(found.size);
         Ok(self.manifest.push(&Item::FileEnd(FileEnd { size }))?)
+    }
+
+    /// Declares a pack when a chunk uses it for the first time.
+    fn declare(&mut self, pack: u32) -> Result<()> {
+        if !self.declared.insert(pack) {
+            return Ok(());
+        }
+        let id = match position_of_other(pack) {
+            None => PackId::new(self.id, pack / 2),
+            Some(n) => {
+                let others = self.others.lock().expect("no thread panics with the lock");
+                let id = others.get(n).expect("numbered when it was taken over").clone();
+                self.summary.used.push((pack, id.clone()));
+                id
+            }
+        };
+        Ok(self.manifest.push(&Item::Pack(pack, id))?)
+    }
+
+    fn chunks(&mut self, chunks: &[Chunk]) -> Result<()> {
+        for part in chunks.iter().flat_map(Chunk::parts) {
+            self.declare(part.pack)?;
+        }
+        self.summary.totals.frames += chunks.iter().filter(|c| !c.parts().is_empty()).count() as u64;
+        for piece in chunks.chunks(CHUNKS_PER_ITEM) {
+            self.manifest.push(&Item::Chunks(piece.to_vec()))?;
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, found: &FoundFile, piece: Piece) -> Result<()> {
+        let chunk = match piece {
+            Piece::Keep(chunk) => chunk,
+            Piece::Run { ticket } => {
+                let Done::Run(copied) = self.result(ticket)? else { unreachable!("a run's ticket") };
+                self.size += self.content(found, copied)?;
+                return Ok(());
+            }
+            Piece::Mix(slices) => self.mixed_chunk(found, slices)?,
+        };
+        self.size += chunk.len();
+        self.chunks(&[chunk])
+    }
+
+    fn mixed_chunk(&mut self, found: &FoundFile, slices: Vec<PieceSlice>) -> Result<Chunk> {
+        let (mut parts, mut frames) = (vec![], vec![]);
+        for slice in slices {
+            match slice {
+                PieceSlice::Old { part, frame } => {
+                    parts.push(part);
+                    frames.push(frame);
+                }
+                PieceSlice::New { ticket, skip, len } => {
+                    let patch = self.patch(found, ticket)?;
+                    parts.push(Part { pack: patch.pack, frame: patch.frame, skip, len });
+                    frames.push(patch.id);
+                }
+            }
+        }
+        Ok(Chunk::Patched { parts, frames })
+    }
+
+    fn patch(&mut self, found: &FoundFile, ticket: u64) -> Result<&PatchFrame> {
+        if self.patch.as_ref().is_none_or(|(t, _)| *t != ticket) {
+            let Done::Patch(mut patch) = self.result(ticket)? else { unreachable!("a patch's ticket") };
+            self.summary.totals.read_bytes += patch.read;
+            self.bad_blocks(found, std::mem::take(&mut patch.bad_blocks))?;
+            self.patch = Some((ticket, patch));
+        }
+        Ok(&self.patch.as_ref().expect("just put there").1)
     }
 
     fn content(&mut self, found: &FoundFile, copied: Copied) -> Result<u64> {
         let size = copied.covered();
-        for chunk in &copied.chunks {
-            for part in chunk.parts() {
-                if self.declared.insert(part.pack) {
-                    self.manifest.push(&Item::Pack(part.pack, PackId::new(self.id, part.pack)))?;
-                }
-            }
-            self.summary.totals.frames += u64::from(matches!(chunk, Chunk::Data { .. }));
-        }
-        for piece in copied.chunks.chunks(CHUNKS_PER_ITEM) {
-            self.manifest.push(&Item::Chunks(piece.to_vec()))?;
-        }
-        for block in copied.bad_blocks {
+        self.summary.totals.read_bytes += copied.read.min(size);
+        self.chunks(&copied.chunks)?;
+        self.bad_blocks(found, copied.bad_blocks)?;
+        Ok(size)
+    }
+
+    fn bad_blocks(&mut self, found: &FoundFile, blocks: Vec<u32>) -> Result<()> {
+        for block in blocks {
             self.summary.bad_blocks += 1;
             if self.summary.bad_examples.len() < BAD_EXAMPLES_MAX {
                 self.summary.bad_examples.push(format!("{} block {block}", super::scan::show(&found.path)));
             }
             self.manifest.push(&Item::BadBlock(BadBlock { file: found.path.clone(), block }))?;
         }
-        Ok(size)
+        Ok(())
     }
 }
 

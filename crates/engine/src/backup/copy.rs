@@ -18,11 +18,13 @@ use pgark_pg::relpath::RelSegment;
 use pgark_pg::value::{BlockNo, Lsn};
 use pgark_repo::Repository;
 use pgark_repo::codec::{Compression, Decoder, Encoder};
+use pgark_repo::crypto::ContentId;
 use pgark_repo::limits::{FRAME_BYTES, PACK_BYTES};
 use pgark_repo::manifest::{Chunk, Part};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::pack::{FrameAt, PackWriter, SealedPack};
 
+use super::base::{BeforeFile, number_of_own};
 use super::scan::FoundFile;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -54,15 +56,35 @@ pub struct OpenFile {
 }
 
 pub enum Unit {
-    /// A piece of a large file.
-    Run { ticket: u64, file: Arc<OpenFile>, offset: u64, len: u64 },
+    /// A piece of a large file, and the file as an earlier backup has it.
+    Run { ticket: u64, file: Arc<OpenFile>, offset: u64, len: u64, before: Option<Arc<BeforeFile>> },
     /// Whole small files.
-    Bundle { ticket: u64, files: Vec<FoundFile> },
+    Bundle { ticket: u64, files: Vec<(FoundFile, Option<BeforeFile>)> },
+    /// Single blocks of a relation's file, at most a frame of them.
+    Patch { ticket: u64, file: Arc<OpenFile>, blocks: Vec<u32> },
+}
+
+impl Unit {
+    pub fn ticket(&self) -> u64 {
+        match self {
+            Unit::Run { ticket, .. } | Unit::Bundle { ticket, .. } | Unit::Patch { ticket, .. } => *ticket,
+        }
+    }
 }
 
 pub enum Done {
     Run(Copied),
     Bundle(Vec<Option<Copied>>),
+    Patch(PatchFrame),
+}
+
+/// The blocks of a `Unit::Patch`, one after another in a frame.
+pub struct PatchFrame {
+    pub pack: u32,
+    pub frame: FrameAt,
+    pub id: ContentId,
+    pub bad_blocks: Vec<u32>,
+    pub read: u64,
 }
 
 /// A copied piece of a file; None in a bundle stands for a file that vanished.
@@ -71,6 +93,8 @@ pub struct Copied {
     pub chunks: Vec<Chunk>,
     /// Block numbers within the file whose checksum is wrong.
     pub bad_blocks: Vec<u32>,
+    /// Bytes read.
+    pub read: u64,
 }
 
 impl Copied {
@@ -145,7 +169,10 @@ impl<'a> Worker<'a> {
     pub fn unit(&mut self, unit: &Unit) -> Result<Done> {
         self.shared.ctx.check_cancelled()?;
         match unit {
-            Unit::Run { file, offset, len, .. } => Ok(Done::Run(self.run(file, *offset, *len)?)),
+            Unit::Run { file, offset, len, before, .. } => {
+                Ok(Done::Run(self.run(file, *offset, *len, before.as_deref())?))
+            }
+            Unit::Patch { file, blocks, .. } => Ok(Done::Patch(self.patch(file, blocks)?)),
             Unit::Bundle { files, .. } => Ok(Done::Bundle(self.bundle(files)?)),
         }
     }
@@ -155,7 +182,7 @@ impl<'a> Worker<'a> {
         self.close_pack()
     }
 
-    fn run(&mut self, file: &OpenFile, offset: u64, len: u64) -> Result<Copied> {
+    fn run(&mut self, file: &OpenFile, offset: u64, len: u64, before: Option<&BeforeFile>) -> Result<Copied> {
         let mut copied = Copied::default();
         let mut plain = std::mem::take(&mut self.plain);
         let mut at = offset;
@@ -164,9 +191,10 @@ impl<'a> Worker<'a> {
             let want = usize::try_from(end - at).unwrap_or(FRAME_BYTES).min(FRAME_BYTES);
             let got = self.read_piece(&file.file, &file.found, at, &mut plain[..want], &mut copied.bad_blocks)?;
             if got > 0 {
-                let chunk = self.store_chunk(&plain[..got])?;
+                let chunk = self.store_chunk(&plain[..got], at, before)?;
                 copied.push(chunk);
             }
+            copied.read += got as u64;
             self.shared.ctx.progress.advance(got as u64);
             at += got as u64;
             if got < want {
@@ -231,17 +259,22 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn store_chunk(&mut self, plain: &[u8]) -> Result<Chunk> {
+    /// Stores what lies at `offset` of a file, unless the earlier backup has the same there.
+    fn store_chunk(&mut self, plain: &[u8], offset: u64, before: Option<&BeforeFile>) -> Result<Chunk> {
         if is_all_zero(plain) {
             return Ok(Chunk::Zero(plain.len() as u64));
         }
         let id = self.shared.repo.keys().content_id(plain);
+        if let Some(chunk) = before.and_then(|b| b.same(offset, &id, plain.len())) {
+            return Ok(chunk);
+        }
         let (pack, frame) = self.store_frame(plain, id)?;
         let len = frame.plain_len;
         Ok(Chunk::Data { id, parts: vec![Part { pack, frame, skip: 0, len }] })
     }
 
-    fn store_frame(&mut self, plain: &[u8], id: pgark_repo::crypto::ContentId) -> Result<(u32, FrameAt)> {
+    /// Returns the pack, as the manifest calls it, and the place in it.
+    fn store_frame(&mut self, plain: &[u8], id: ContentId) -> Result<(u32, FrameAt)> {
         let codec = self.encoder.encode(plain, &mut self.stored)?;
         let same = self.decoder.decode(codec, &self.stored, plain.len(), &mut self.decoded);
         if same.is_err() || self.decoded != plain {
@@ -266,7 +299,25 @@ impl<'a> Worker<'a> {
             }
         };
         let at = writer.append(codec, plain.len(), id, &mut self.stored)?;
-        Ok((*number, at))
+        Ok((number_of_own(*number), at))
+    }
+
+    fn patch(&mut self, file: &OpenFile, blocks: &[u32]) -> Result<PatchFrame> {
+        let mut plain = std::mem::take(&mut self.plain);
+        let mut bad_blocks = vec![];
+        let mut used = 0;
+        for run in blocks.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
+            let Some(first) = run.first() else { continue };
+            let (from, len) = (used, run.len() * PAGE_SIZE);
+            used += len;
+            let buf = plain.get_mut(from..used).expect("a patch is at most a frame");
+            self.read_piece(&file.file, &file.found, u64::from(*first) * PAGE_SIZE as u64, buf, &mut bad_blocks)?;
+        }
+        self.shared.ctx.progress.advance(used as u64);
+        let id = self.shared.repo.keys().content_id(&plain[..used]);
+        let (pack, frame) = self.store_frame(&plain[..used], id)?;
+        self.plain = plain;
+        Ok(PatchFrame { pack, frame, id, bad_blocks, read: used as u64 })
     }
 
     fn close_pack(&mut self) -> Result<()> {
@@ -277,11 +328,12 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn bundle(&mut self, files: &[FoundFile]) -> Result<Vec<Option<Copied>>> {
+    fn bundle(&mut self, files: &[(FoundFile, Option<BeforeFile>)]) -> Result<Vec<Option<Copied>>> {
+        let keys = self.shared.repo.keys();
         let mut out: Vec<Option<Copied>> = Vec::with_capacity(files.len());
         let mut all: Vec<u8> = Vec::with_capacity(FRAME_BYTES);
-        let mut places: Vec<(usize, usize, usize)> = vec![];
-        for (i, found) in files.iter().enumerate() {
+        let mut places: Vec<(usize, ContentId, usize, usize)> = vec![];
+        for (i, (found, before)) in files.iter().enumerate() {
             let Some(file) = open_source(self.shared.pgdata, &found.path)? else {
                 out.push(None);
                 continue;
@@ -293,22 +345,28 @@ impl<'a> Worker<'a> {
             let got = self.read_piece(&file, found, 0, &mut all[from..], &mut copied.bad_blocks)?;
             all.truncate(from + got);
             self.shared.ctx.progress.advance(got as u64);
+            copied.read = got as u64;
             if got > 0 && is_all_zero(&all[from..]) {
                 copied.push(Chunk::Zero(got as u64));
                 all.truncate(from);
             } else if got > 0 {
-                places.push((i, from, got));
+                let id = keys.content_id(&all[from..]);
+                match before.as_ref().and_then(|b| b.same(0, &id, got)) {
+                    Some(chunk) => {
+                        copied.push(chunk);
+                        all.truncate(from);
+                    }
+                    None => places.push((i, id, from, got)),
+                }
             }
             out.push(Some(copied));
         }
         if all.is_empty() {
             return Ok(out);
         }
-        let keys = self.shared.repo.keys();
         let whole = keys.content_id(&all);
         let (pack, frame) = self.store_frame(&all, whole)?;
-        for (i, from, got) in places {
-            let id = keys.content_id(&all[from..from + got]);
+        for (i, id, from, got) in places {
             let len = |n: usize| u32::try_from(n).expect("frames are small");
             let part = Part { pack, frame, skip: len(from), len: len(got) };
             if let Some(Some(copied)) = out.get_mut(i) {

@@ -7,13 +7,17 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pgark_pg::major::Major;
+use pgark_pg::page::PAGE_SIZE;
 use pgark_repo::limits::FRAME_BYTES;
 use pgark_repo::manifest::{Directory, Item, ManifestWriter, Symlink};
 use pgark_repo::pack::SealedPack;
 use pgark_repo::stream::Fingerprint;
 
-use super::assemble::{Assembler, Expected, Summary, check_may_vanish};
+use super::assemble::{Assembler, Expected, PIECES_MAX, Piece, PieceSlice, Summary, check_may_vanish};
+use super::base::{Before, BeforeFile};
+use super::compose::{Slice, Window, compose};
 use super::copy::{BUNDLE_FILE_BYTES_MAX, CopyShared, Done, OpenFile, RUN_BYTES, Unit, Worker, open_source};
+use super::plan::{FileFacts, FilePlan, plan_file};
 use super::scan::{Found, FoundFile, Noticed, scan};
 use crate::error::{EngineError, Result};
 
@@ -23,6 +27,9 @@ const EXPECTED_AHEAD: usize = 4096;
 const BUNDLE_LAG_ITEMS: usize = 1024;
 const BUNDLE_LAG_RUNS: usize = 64;
 const RESULTS_AHEAD: usize = 256;
+const PAGE_BYTES: u32 = PAGE_SIZE as u32;
+/// Blocks that share a frame.
+const PATCH_BLOCKS: usize = FRAME_BYTES / PAGE_SIZE;
 /// Packs that wait for the disk; each worker has one more in hand.
 const COMMITS_AHEAD: usize = 2;
 
@@ -33,8 +40,16 @@ pub struct Dispatched {
     pub packs: Vec<(u32, Fingerprint)>,
 }
 
-pub fn copy_all(shared: &CopyShared<'_>, major: Major, manifest: ManifestWriter, jobs: usize) -> Result<Dispatched> {
+/// With `before`, what did not change since that backup is taken over from it.
+pub fn copy_all(
+    shared: &CopyShared<'_>,
+    major: Major,
+    manifest: ManifestWriter,
+    before: Option<Before>,
+    jobs: usize,
+) -> Result<Dispatched> {
     let jobs = jobs.max(1);
+    let others = before.as_ref().map(Before::taken).unwrap_or_default();
     let (unit_tx, unit_rx) = bounded::<Unit>(2 * jobs);
     let (expected_tx, expected_rx) = bounded::<Expected>(EXPECTED_AHEAD);
     let (result_tx, result_rx) = bounded::<(u64, Result<Done>)>(RESULTS_AHEAD);
@@ -48,9 +63,9 @@ pub fn copy_all(shared: &CopyShared<'_>, major: Major, manifest: ManifestWriter,
         drop((unit_rx, result_tx, commit_tx));
         let committer = scope.spawn(move || commit_packs(shared, commit_rx));
         let assembler = scope.spawn(move || {
-            Assembler::new(manifest, shared.id, result_rx).run(&expected_rx).inspect_err(|_| stop(shared))
+            Assembler::new(manifest, shared.id, others, result_rx).run(&expected_rx).inspect_err(|_| stop(shared))
         });
-        let walked = Dispatcher::new(shared, unit_tx, expected_tx).walk(major);
+        let walked = Dispatcher::new(shared, before, unit_tx, expected_tx).walk(major);
 
         // Whoever failed first has the error that matters; the others only noticed that somebody did.
         let mut outcome = Ok(());
@@ -96,9 +111,7 @@ fn work(
         if shared.stop.load(Ordering::Relaxed) {
             return Err(EngineError::Cancelled);
         }
-        let ticket = match &unit {
-            Unit::Run { ticket, .. } | Unit::Bundle { ticket, .. } => *ticket,
-        };
+        let ticket = unit.ticket();
         let done = worker.unit(&unit);
         let failed = done.is_err();
         if failed {
@@ -120,12 +133,28 @@ fn commit_packs(shared: &CopyShared<'_>, packs: Receiver<(u32, SealedPack)>) -> 
     Ok(done)
 }
 
+/// What is being announced of a mixed file.
+struct Pieces {
+    /// None when nothing of it is read.
+    file: Option<Arc<OpenFile>>,
+    list: Vec<Piece>,
+    /// The ticket and blocks of a patch that is not yet sent.
+    patch: Option<(u64, Vec<u32>)>,
+}
+
+impl Pieces {
+    fn file(&self) -> Arc<OpenFile> {
+        self.file.clone().expect("opened when there is something to read")
+    }
+}
+
 struct Dispatcher<'a> {
     shared: &'a CopyShared<'a>,
+    before: Option<Before>,
     units: Sender<Unit>,
     expected: Sender<Expected>,
     next_ticket: u64,
-    bundle: Vec<FoundFile>,
+    bundle: Vec<(FoundFile, Option<BeforeFile>)>,
     bundle_ticket: u64,
     bundle_bytes: u64,
     /// Announced since the bundle's first file.
@@ -134,9 +163,15 @@ struct Dispatcher<'a> {
 }
 
 impl<'a> Dispatcher<'a> {
-    fn new(shared: &'a CopyShared<'a>, units: Sender<Unit>, expected: Sender<Expected>) -> Self {
+    fn new(
+        shared: &'a CopyShared<'a>,
+        before: Option<Before>,
+        units: Sender<Unit>,
+        expected: Sender<Expected>,
+    ) -> Self {
         Dispatcher {
             shared,
+            before,
             units,
             expected,
             next_ticket: 0,
@@ -177,11 +212,7 @@ impl<'a> Dispatcher<'a> {
                 self.announce(Expected::Item(Item::Symlink(Symlink { path, target })))?
             }
             Found::Vanished(path) => self.announce(Expected::Item(Item::Vanished(path)))?,
-            Found::File(f) if f.size > BUNDLE_FILE_BYTES_MAX => self.large(f)?,
-            Found::File(f) if f.size == 0 => {
-                self.announce(Expected::Large { found: f, first_ticket: 0, runs: 0 })?;
-            }
-            Found::File(f) => self.small(f)?,
+            Found::File(f) => self.file(f)?,
         }
         if self.lag_items > BUNDLE_LAG_ITEMS || self.lag_runs > BUNDLE_LAG_RUNS {
             self.flush_bundle()?;
@@ -189,7 +220,133 @@ impl<'a> Dispatcher<'a> {
         Ok(())
     }
 
-    fn large(&mut self, found: FoundFile) -> Result<()> {
+    fn file(&mut self, found: FoundFile) -> Result<()> {
+        let before = self.before.as_mut().map(|b| b.file(&found.path)).transpose()?.flatten();
+        if found.size == 0 {
+            return self.announce(Expected::Large { found, first_ticket: 0, runs: 0 });
+        }
+        let changes = self.before.as_ref().and_then(|b| b.changes.as_ref());
+        if let (Some(changes), Some(before)) = (changes, &before) {
+            let facts =
+                FileFacts { relation: found.relation.as_ref(), size: found.size, size_before: Some(before.size) };
+            match plan_file(&facts, changes, self.shared.relation_segment_blocks) {
+                FilePlan::Unchanged => return self.mixed(found, &[], before),
+                FilePlan::Blocks(list) if found.size > BUNDLE_FILE_BYTES_MAX => {
+                    return self.mixed(found, &list, before);
+                }
+                FilePlan::Blocks(_) | FilePlan::Whole => {}
+            }
+        }
+        if found.size > BUNDLE_FILE_BYTES_MAX { self.large(found, before) } else { self.small(found, before) }
+    }
+
+    /// A file of which parts are taken over from an earlier backup.
+    fn mixed(&mut self, found: FoundFile, changed: &[u32], before: &BeforeFile) -> Result<()> {
+        let windows = compose(found.size, changed, before);
+        let units = windows.iter().filter(|w| !matches!(w, Window::Keep(_))).count();
+        if self.lag_runs + units > BUNDLE_LAG_RUNS {
+            self.flush_bundle()?;
+        }
+        let file = if units == 0 { None } else { open_source(self.shared.pgdata, &found.path)? };
+        if units > 0 && file.is_none() {
+            check_may_vanish(&found)?;
+            return self.announce(Expected::Item(Item::Vanished(found.path)));
+        }
+        self.announce(Expected::Mixed(found.clone()))?;
+        let mut pieces =
+            Pieces { file: file.map(|file| Arc::new(OpenFile { file, found })), list: vec![], patch: None };
+        let mut windows = windows.into_iter().peekable();
+        while let Some(window) = windows.next() {
+            match window {
+                Window::Keep(chunk) => {
+                    self.shared.ctx.progress.advance(chunk.len());
+                    pieces.list.push(Piece::Keep(chunk));
+                }
+                Window::Read { offset, mut len } => {
+                    while let Some(Window::Read { len: more, .. }) = windows.peek()
+                        && len + more <= RUN_BYTES
+                    {
+                        len += more;
+                        windows.next();
+                    }
+                    let ticket = self.ticket();
+                    let file = pieces.file();
+                    self.send_counted(Unit::Run { ticket, file, offset, len, before: None })?;
+                    pieces.list.push(Piece::Run { ticket });
+                }
+                Window::Mix(slices) => self.mix(&mut pieces, slices)?,
+            }
+            if pieces.list.len() >= PIECES_MAX {
+                self.announce_pieces(&mut pieces)?;
+            }
+        }
+        self.announce_pieces(&mut pieces)?;
+        self.announce(Expected::MixedEnd)
+    }
+
+    fn mix(&mut self, pieces: &mut Pieces, slices: Vec<Slice>) -> Result<()> {
+        let mut out = vec![];
+        for slice in slices {
+            match slice {
+                Slice::Old { part, frame } => {
+                    self.shared.ctx.progress.advance(part.len.into());
+                    out.push(PieceSlice::Old { part, frame });
+                }
+                Slice::New { block, count } => {
+                    for block in block..block + count {
+                        let (ticket, at) = self.patch_block(pieces, block)?;
+                        let (skip, page) = (at * PAGE_BYTES, PAGE_BYTES);
+                        match out.last_mut() {
+                            Some(PieceSlice::New { ticket: t, skip: s, len }) if *t == ticket && *s + *len == skip => {
+                                *len += page;
+                            }
+                            _ => out.push(PieceSlice::New { ticket, skip, len: page }),
+                        }
+                    }
+                }
+            }
+        }
+        pieces.list.push(Piece::Mix(out));
+        Ok(())
+    }
+
+    /// Puts a block into the patch under way; returns its ticket and the block's place in it.
+    fn patch_block(&mut self, pieces: &mut Pieces, block: u32) -> Result<(u64, u32)> {
+        if pieces.patch.as_ref().is_some_and(|(_, blocks)| blocks.len() >= PATCH_BLOCKS) {
+            self.send_patch(pieces)?;
+        }
+        let next = self.next_ticket;
+        let (ticket, blocks) = match &mut pieces.patch {
+            Some(patch) => patch,
+            none => {
+                self.next_ticket += 1;
+                none.insert((next, vec![]))
+            }
+        };
+        blocks.push(block);
+        Ok((*ticket, u32::try_from(blocks.len() - 1).expect("a frame of blocks")))
+    }
+
+    fn send_patch(&mut self, pieces: &mut Pieces) -> Result<()> {
+        let Some((ticket, blocks)) = pieces.patch.take() else { return Ok(()) };
+        let file = pieces.file();
+        self.send_counted(Unit::Patch { ticket, file, blocks })
+    }
+
+    /// What is announced must be under way, or the manifest would wait for it for ever.
+    fn announce_pieces(&mut self, pieces: &mut Pieces) -> Result<()> {
+        self.send_patch(pieces)?;
+        let list = std::mem::take(&mut pieces.list);
+        if list.is_empty() { Ok(()) } else { self.announce(Expected::Pieces(list)) }
+    }
+
+    fn send_counted(&mut self, unit: Unit) -> Result<()> {
+        self.lag_runs += 1;
+        self.send(unit)
+    }
+
+    fn large(&mut self, found: FoundFile, before: Option<BeforeFile>) -> Result<()> {
+        let before = before.map(Arc::new);
         let Some(file) = open_source(self.shared.pgdata, &found.path)? else {
             check_may_vanish(&found)?;
             return self.announce(Expected::Item(Item::Vanished(found.path)));
@@ -205,8 +362,7 @@ impl<'a> Dispatcher<'a> {
             let ticket = self.ticket();
             let offset = n * RUN_BYTES;
             let len = RUN_BYTES.min(file.found.size - offset);
-            self.send(Unit::Run { ticket, file: file.clone(), offset, len })?;
-            self.lag_runs += 1;
+            self.send_counted(Unit::Run { ticket, file: file.clone(), offset, len, before: before.clone() })?;
         }
         Ok(())
     }
@@ -215,7 +371,7 @@ impl<'a> Dispatcher<'a> {
         self.units.send(unit).map_err(|_| EngineError::Cancelled)
     }
 
-    fn small(&mut self, found: FoundFile) -> Result<()> {
+    fn small(&mut self, found: FoundFile, before: Option<BeforeFile>) -> Result<()> {
         if self.bundle_bytes + found.size > FRAME_BYTES as u64 {
             self.flush_bundle()?;
         }
@@ -225,7 +381,7 @@ impl<'a> Dispatcher<'a> {
         }
         let (ticket, index) = (self.bundle_ticket, self.bundle.len());
         self.bundle_bytes += found.size;
-        self.bundle.push(found.clone());
+        self.bundle.push((found.clone(), before));
         self.announce(Expected::Small { found, ticket, index })
     }
 

@@ -4,9 +4,13 @@
 //! manifest, record, and its WAL from start to stop, unbroken.
 
 pub mod assemble;
+pub mod base;
+mod changed;
 pub(crate) mod claim;
+mod compose;
 pub mod copy;
 mod dispatch;
+pub mod plan;
 pub mod scan;
 pub mod source;
 
@@ -18,11 +22,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Claim, Evidence, JobKind};
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Claim, Evidence, JobKind, PacksOf};
 use pgark_repo::codec::Compression;
 use pgark_repo::manifest::{Item, ManifestWriter};
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::BackupRecord;
+use pgark_repo::record::{BackupRecord, Base, Method};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wal::WalArchive;
 
@@ -31,6 +35,8 @@ use crate::cluster::{BackupSession, ConnectOptions, Connection, Deadline, Stoppe
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use assemble::Summary;
+use base::{Before, Parent, Wanted};
+use changed::Stretch;
 use claim::KeptClaim;
 use copy::CopyShared;
 use scan::Noticed;
@@ -48,6 +54,7 @@ pub struct BackupOptions {
     pub pgdata: PathBuf,
     pub connect: ConnectOptions,
     pub connect_timeout: Duration,
+    pub wanted: Wanted,
     pub jobs: usize,
     pub compression: Compression,
     pub keep: bool,
@@ -60,6 +67,9 @@ pub struct BackupOptions {
 #[derive(Clone, Debug)]
 pub struct BackupPlan {
     pub id: BackupId,
+    pub backup_type: BackupType,
+    /// The backup that it would take over from.
+    pub base: Option<BackupId>,
     pub timeline: TimelineId,
     pub size_bytes: u64,
     pub files: u64,
@@ -71,15 +81,60 @@ pub struct BackupPlan {
 pub struct BackupReport {
     pub entry: BackupEntry,
     pub vanished_files: u64,
+    pub base: Option<Base>,
+    /// Why a backup that was to be incremental is a full one.
+    pub full_because: Option<String>,
     pub warnings: Vec<String>,
+}
+
+/// What a backup rests on: an earlier one, or the reason why it is a full one although another was wanted.
+enum Ground {
+    Full(Option<String>),
+    On(Box<Parent>),
+}
+
+impl Ground {
+    fn choose(
+        options: &BackupOptions,
+        repo: &Repository,
+        source: &SourceCluster,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        if options.wanted == Wanted::Full {
+            return Ok(Ground::Full(None));
+        }
+        let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+        let chosen = base::choose(options.wanted, repo, &options.cluster, &catalog, &source.control, warnings)?;
+        Ok(match chosen {
+            Ok(parent) => Ground::On(Box::new(parent)),
+            Err(reason) => Ground::Full(Some(reason)),
+        })
+    }
+
+    fn backup_type(&self) -> BackupType {
+        match self {
+            Ground::Full(_) => BackupType::Full,
+            Ground::On(_) => BackupType::Incremental,
+        }
+    }
+
+    fn parent(&self) -> Option<&Parent> {
+        match self {
+            Ground::Full(_) => None,
+            Ground::On(parent) => Some(parent),
+        }
+    }
 }
 
 /// Looks at everything and changes nothing.
 pub fn plan(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<BackupPlan> {
     let source = SourceCluster::connect(options, repo)?;
-    let (size_bytes, files, noticed) = source.measure()?;
+    let (size_bytes, files, mut noticed) = source.measure()?;
+    let ground = Ground::choose(options, repo, &source, &mut noticed.warnings)?;
     Ok(BackupPlan {
-        id: new_id(&CatalogStore::new(repo, &options.cluster), ctx.now())?,
+        id: new_id(&CatalogStore::new(repo, &options.cluster), ctx.now(), ground.backup_type())?,
+        backup_type: ground.backup_type(),
+        base: ground.parent().map(|p| p.record.id.clone()),
         timeline: source.timeline,
         size_bytes,
         files,
@@ -92,16 +147,22 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let source = SourceCluster::connect(options, repo)?;
     let catalog = CatalogStore::new(repo, &options.cluster);
     let started = ctx.now();
-    let id = new_id(&catalog, started)?;
+    let mut warnings = vec![];
+    let ground = Ground::choose(options, repo, &source, &mut warnings)?;
+    let id = new_id(&catalog, started, ground.backup_type())?;
     let claim = catalog.claim(JobKind::Backup, &id, started)?;
     remove_remains(&catalog)?;
     repo.store().sweep_abandoned(ABANDONED_AFTER)?;
     let kept = KeptClaim::new(claim.clone(), ctx);
-    let outcome = under_claim(options, repo, ctx, source, &claim, &kept, started);
+    let outcome = under_claim(options, repo, ctx, source, &ground, &claim, &kept, started);
     drop(kept);
     match outcome {
         Ok(mut report) => {
             claim.commit_backup(&report.entry)?;
+            if let Ground::Full(reason) = ground {
+                report.full_because = reason;
+            }
+            report.warnings.extend(warnings);
             report.warnings.dedup();
             Ok(report)
         }
@@ -113,16 +174,19 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
 }
 
 /// Everything between the claim and the commit.
+#[allow(clippy::too_many_arguments)]
 fn under_claim(
     options: &BackupOptions,
     repo: &Repository,
     ctx: &Ctx,
     source: SourceCluster,
+    ground: &Ground,
     claim: &Claim,
     kept: &KeptClaim,
     started: Timestamp,
 ) -> Result<BackupReport> {
     let id = claim.backup();
+    check_still_listed(repo, options, ground)?;
     let (total, _, _) = source.measure()?;
     source.check_space(repo, total)?;
     let archiver = Connection::open(&options.connect, options.connect_timeout)?;
@@ -137,8 +201,15 @@ fn under_claim(
         version_num: source.version_num,
     };
 
+    let (base, before) = match ground.parent() {
+        Some(parent) => {
+            let (base, before) = take_over(options, repo, ctx, parent, &session, &source)?;
+            (Some(base), Some(before))
+        }
+        None => (None, None),
+    };
     ctx.progress.begin("backup", Some(total));
-    let copied = copy_files(options, repo, ctx, id, session.start_lsn(), &source, kept)?;
+    let copied = copy_files(options, repo, ctx, id, session.start_lsn(), &source, before, ground, kept)?;
     ctx.progress.end();
     kept.check()?;
     let pg_control = source::read_control(&options.pgdata)?;
@@ -146,9 +217,55 @@ fn under_claim(
     ctx.progress.note("waiting for the last WAL segment to arrive");
     wait_for_wal(options, repo, ctx, &source, &stopped, &archiver)?;
     kept.check()?;
-    let record = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control)?;
+    let record = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, base)?;
     kept.check()?;
     Ok(record)
+}
+
+/// Between the choice and the claim the earlier backup may have been deleted.
+fn check_still_listed(repo: &Repository, options: &BackupOptions, ground: &Ground) -> Result<()> {
+    let Some(parent) = ground.parent() else { return Ok(()) };
+    let id = &parent.record.id;
+    match CatalogStore::new(repo, &options.cluster).read()?.backup(id) {
+        Some(_) => Ok(()),
+        None => Err(EngineError::failed(
+            "E-BACKUP-BASE",
+            format!("backup {id} was deleted while this one was about to build on it"),
+            "run the backup again",
+        )),
+    }
+}
+
+/// Finds out what changed since the earlier backup, as well as it can be known.
+fn take_over(
+    options: &BackupOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    parent: &Parent,
+    session: &BackupSession,
+    source: &SourceFacts<'_>,
+) -> Result<(Base, Before)> {
+    let wal = WalArchive::new(repo, &options.cluster, source.control.system_id);
+    source::push_histories(source.pgdata, &wal)?;
+    ctx.progress.note(&format!("looking at the WAL since backup {}", parent.record.id));
+    let stretch = Stretch {
+        ctx,
+        wal: &wal,
+        pgdata: source.pgdata,
+        control: source.control,
+        from: &parent.record,
+        to: session.start_lsn(),
+        timeline: session.timeline(),
+    };
+    let (method, reason, changes) = match stretch.changes()? {
+        Ok(changes) => (Method::Blocks, None, Some(changes)),
+        Err(reason) => {
+            ctx.progress.note(&format!("everything is read and compared: {reason}"));
+            (Method::Contents, Some(reason), None)
+        }
+    };
+    let before = Before::open(repo, &options.cluster, parent, changes)?;
+    Ok((Base { backup: parent.record.id.clone(), method, reason }, before))
 }
 
 /// What later steps need of the source once its connection has gone into the session.
@@ -167,6 +284,7 @@ struct Copied {
     packs: Vec<(u32, Fingerprint)>,
 }
 
+#[allow(clippy::too_many_arguments)]
 fn copy_files(
     options: &BackupOptions,
     repo: &Repository,
@@ -174,6 +292,8 @@ fn copy_files(
     id: &BackupId,
     start: Lsn,
     source: &SourceFacts<'_>,
+    before: Option<Before>,
+    ground: &Ground,
     kept: &KeptClaim,
 ) -> Result<Copied> {
     let shared = CopyShared {
@@ -190,12 +310,17 @@ fn copy_files(
     };
     let manifest_name = names::manifest(&options.cluster, id);
     let manifest = ManifestWriter::create(repo.store().as_ref(), repo.keys(), &manifest_name)?;
-    let done = dispatch::copy_all(&shared, source.control.major, manifest, options.jobs)?;
+    let done = dispatch::copy_all(&shared, source.control.major, manifest, before, options.jobs)?;
     kept.check()?;
     let (mut manifest, mut packs) = (done.manifest, done.packs);
     packs.sort_by_key(|(number, _)| *number);
     for (number, print) in &packs {
-        manifest.push(&Item::PackDone(*number, print.clone()))?;
+        manifest.push(&Item::PackDone(base::number_of_own(*number), print.clone()))?;
+    }
+    let known = ground.parent().map(|p| &p.packs);
+    for (index, id) in &done.summary.used {
+        let print = known.and_then(|packs| packs.get(id)).expect("taken over from the earlier manifest");
+        manifest.push(&Item::PackDone(*index, print.clone()))?;
     }
     Ok(Copied { summary: done.summary, noticed: done.noticed, manifest: manifest.finish()?, packs })
 }
@@ -229,6 +354,7 @@ fn write_record(
     copied: &Copied,
     stopped: &StoppedBackup,
     pg_control: Vec<u8>,
+    base: Option<Base>,
 ) -> Result<BackupReport> {
     let id = claim.backup().clone();
     let control = source.control;
@@ -236,13 +362,15 @@ fn write_record(
     totals.packs = copied.packs.len() as u64;
     totals.stored_bytes = copied.packs.iter().map(|(_, p)| p.size).sum::<u64>() + copied.manifest.size;
     totals.size_bytes += pg_control.len() as u64;
+    totals.read_bytes += pg_control.len() as u64;
     let warnings = warnings(copied, stopped);
+    let backup_type = if base.is_some() { BackupType::Incremental } else { BackupType::Full };
     let finished = ctx.now();
     let record = BackupRecord {
         id: id.clone(),
         cluster: options.cluster.clone(),
         kind: BackupKind::Physical,
-        backup_type: BackupType::Full,
+        backup_type,
         program: concat!("pgark ", env!("CARGO_PKG_VERSION")).into(),
         system_id: control.system_id,
         version_num: source.version_num,
@@ -266,12 +394,13 @@ fn write_record(
         bad_blocks: copied.summary.bad_blocks,
         vanished_files: copied.summary.vanished,
         warnings: warnings.clone(),
+        base: base.clone(),
     };
     let print = record.store(repo)?;
     let entry = BackupEntry {
         id,
         kind: BackupKind::Physical,
-        backup_type: BackupType::Full,
+        backup_type,
         system_id: control.system_id,
         version_num: record.version_num,
         started,
@@ -289,10 +418,10 @@ fn write_record(
         kept_until: None,
         evidence: Evidence::Stored,
         annotations: options.annotations.clone(),
-        needs: vec![],
+        needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),
         record: print,
     };
-    Ok(BackupReport { entry, vanished_files: record.vanished_files, warnings })
+    Ok(BackupReport { entry, vanished_files: record.vanished_files, base, full_because: None, warnings })
 }
 
 fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
@@ -309,7 +438,7 @@ fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
 
 /// The id for a backup of this moment; later than every one that was given out, so that ids order backups even when
 /// several are made within a second or the clock is set back.
-fn new_id(catalog: &CatalogStore, now: Timestamp) -> Result<BackupId> {
+fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: BackupType) -> Result<BackupId> {
     let known = catalog.read()?;
     let listed = known.backups.iter().map(|b| &b.id);
     let given_out = listed.chain(&known.removing).chain(known.jobs.iter().map(|j| &j.backup)).chain(&known.last_id);
@@ -318,7 +447,11 @@ fn new_id(catalog: &CatalogStore, now: Timestamp) -> Result<BackupId> {
     let at = Timestamp::from_second(second).map_err(|e| {
         EngineError::failed("E-CLOCK", format!("the clock says {now}: {e}"), "set the clock of this machine")
     })?;
-    Ok(BackupId::new(at, 'F'))
+    let letter = match backup_type {
+        BackupType::Full => 'F',
+        BackupType::Incremental => 'I',
+    };
+    Ok(BackupId::new(at, letter))
 }
 
 /// What interrupted backups left. Two passes: the second sees that nothing is left.

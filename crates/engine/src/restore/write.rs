@@ -3,7 +3,7 @@
 //!
 //! Invariant: nothing reaches a file that was not compared with the content id in the manifest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pgark_repo::codec::Decoder;
+use pgark_repo::crypto::ContentId;
 use pgark_repo::direct::{ALIGNMENT, AlignedBuffer, set_direct};
 use pgark_repo::limits::FRAME_BYTES_MAX;
 use pgark_repo::manifest::{Chunk, Item, ManifestReader, PackId, Part};
@@ -35,6 +36,9 @@ const JOB_BYTES_TOTAL: u64 = 64 * 1024 * 1024;
 const JOB_CHUNKS: usize = 64;
 /// Stored bytes fetched by one read.
 const FETCH_BYTES: usize = 8 * 1024 * 1024;
+/// Decoded frames that a worker keeps because chunks take parts of them: pages that were changed between backups lie
+/// together in frames of their own.
+const FRAMES_KEPT: usize = 8;
 /// What is gathered of one file before it is written.
 const RUN_BYTES: usize = 2 * FRAME_BYTES_MAX;
 /// From this size on, writes go past the page cache.
@@ -171,7 +175,7 @@ fn restore_file(
             Item::Chunks(chunks) => {
                 for chunk in chunks {
                     let len = chunk.len();
-                    if file.is_some() && matches!(chunk, Chunk::Data { .. }) {
+                    if file.is_some() && !chunk.parts().is_empty() {
                         batch.push(Write1 { path: path.clone(), offset, chunk })?;
                     } else {
                         shared.ctx.progress.advance(len);
@@ -229,7 +233,7 @@ fn work(shared: &Shared<'_>, jobs: &Receiver<Vec<Write1>>) -> Result<()> {
         decoder: Decoder::new()?,
         window: None,
         run: Run { file: None, offset: 0, len: 0, buffer: AlignedBuffer::new(RUN_BYTES) },
-        bundle: None,
+        frames: VecDeque::new(),
         scratch: vec![],
     };
     for job in jobs {
@@ -287,41 +291,72 @@ struct Worker<'a> {
     /// each once.
     window: Option<(u32, u64, Vec<u8>)>,
     run: Run,
-    /// The last frame of which several chunks take a part: pack, offset, plaintext.
-    bundle: Option<(u32, u64, Vec<u8>)>,
+    /// The last frames of which chunks took a part, the latest at the end.
+    frames: VecDeque<Frame>,
     scratch: Vec<u8>,
+}
+
+/// A decoded frame.
+struct Frame {
+    pack: u32,
+    offset: u64,
+    id: ContentId,
+    plain: Vec<u8>,
 }
 
 impl Worker<'_> {
     fn job(&mut self, job: &[Write1]) -> Result<()> {
         for (i, w) in job.iter().enumerate() {
-            let Chunk::Data { id, parts } = &w.chunk else { continue };
+            if w.chunk.parts().is_empty() {
+                continue;
+            }
             let len = usize::try_from(w.chunk.len()).expect("chunks are bounded");
             if !self.run.continues(w, len) {
                 self.begin_run(w)?;
             }
-            let from = self.run.len;
-            match parts.as_slice() {
-                [p] if p.skip == 0 && p.len == p.frame.plain_len => self.load_whole(p, &job[i..], from)?,
-                parts => {
-                    let mut at = from;
-                    for p in parts {
-                        self.load_part(p, &job[i..], at)?;
-                        at += p.len as usize;
-                    }
-                }
-            }
-            let bytes = &self.run.buffer.bytes()[from..from + len];
-            if self.shared.repo.keys().content_id(bytes) != *id {
-                let what = "its content is not what the manifest lists";
-                return Err(RepoError::corrupt(format!("pack data of {}", show(&w.path)), what).into());
-            }
+            self.load(w, &job[i..], self.run.len, len)?;
             self.run.len += len;
             self.shared.ctx.progress.advance(len as u64);
         }
         self.end_run()?;
         self.run.file = None;
         Ok(())
+    }
+
+    /// Puts a chunk's bytes, compared with the manifest, into the run at `from`.
+    fn load(&mut self, w: &Write1, upcoming: &[Write1], from: usize, len: usize) -> Result<()> {
+        let differs = || {
+            let what = "its content is not what the manifest lists";
+            EngineError::Repo(RepoError::corrupt(format!("pack data of {}", show(&w.path)), what))
+        };
+        let id = match &w.chunk {
+            Chunk::Zero(_) => return Ok(()),
+            Chunk::Patched { parts, frames } => {
+                let mut at = from;
+                for (p, id) in parts.iter().zip(frames) {
+                    if self.load_part(p, upcoming, at)? != *id {
+                        return Err(differs());
+                    }
+                    at += p.len as usize;
+                }
+                return Ok(());
+            }
+            Chunk::Data { id, parts } => {
+                match parts.as_slice() {
+                    [p] if p.skip == 0 && p.len == p.frame.plain_len => self.load_whole(p, upcoming, from)?,
+                    parts => {
+                        let mut at = from;
+                        for p in parts {
+                            self.load_part(p, upcoming, at)?;
+                            at += p.len as usize;
+                        }
+                    }
+                }
+                id
+            }
+        };
+        let bytes = &self.run.buffer.bytes()[from..from + len];
+        if self.shared.repo.keys().content_id(bytes) == *id { Ok(()) } else { Err(differs()) }
     }
 
     fn begin_run(&mut self, w: &Write1) -> Result<()> {
@@ -360,22 +395,33 @@ impl Worker<'_> {
         Ok(pack.decode_into(&at, stored, &mut self.decoder, plain)?)
     }
 
-    /// Copies a part of a frame into the run at `to`; the frame is kept for the chunks that take other parts of it.
-    fn load_part(&mut self, part: &Part, upcoming: &[Write1], to: usize) -> Result<()> {
+    /// Copies a part of a frame into the run at `to` and returns the content id of the frame, which is kept for the
+    /// chunks that take other parts of it.
+    fn load_part(&mut self, part: &Part, upcoming: &[Write1], to: usize) -> Result<ContentId> {
         let at = part.frame;
-        if self.bundle.as_ref().is_none_or(|(p, o, _)| (*p, *o) != (part.pack, at.offset)) {
-            let pack = self.pack(part.pack)?;
-            self.scratch.clear();
-            self.scratch.extend_from_slice(fetch(&mut self.window, &pack, part, upcoming)?);
-            let mut plain = self.bundle.take().map(|b| b.2).unwrap_or_default();
-            pack.decode(&at, &mut self.scratch, &mut self.decoder, &mut plain)?;
-            self.bundle = Some((part.pack, at.offset, plain));
-        }
+        let kept = self.frames.iter().position(|f| (f.pack, f.offset) == (part.pack, at.offset));
+        let frame = match kept.and_then(|i| self.frames.remove(i)) {
+            Some(frame) => frame,
+            None => {
+                let mut plain = match self.frames.len() {
+                    FRAMES_KEPT.. => self.frames.pop_front().map(|f| f.plain).unwrap_or_default(),
+                    _ => vec![],
+                };
+                let pack = self.pack(part.pack)?;
+                self.scratch.clear();
+                self.scratch.extend_from_slice(fetch(&mut self.window, &pack, part, upcoming)?);
+                pack.decode(&at, &mut self.scratch, &mut self.decoder, &mut plain)?;
+                let id = self.shared.repo.keys().content_id(&plain);
+                Frame { pack: part.pack, offset: at.offset, id, plain }
+            }
+        };
         let (from, len) = (part.skip as usize, part.len as usize);
-        let bytes = self.bundle.as_ref().and_then(|(_, _, plain)| plain.get(from..from + len));
+        let bytes = frame.plain.get(from..from + len);
         let bytes = bytes.ok_or_else(|| RepoError::corrupt("manifest", "a part beyond its frame"))?;
         self.run.buffer.bytes_mut()[to..to + len].copy_from_slice(bytes);
-        Ok(())
+        let id = frame.id;
+        self.frames.push_back(frame);
+        Ok(id)
     }
 }
 

@@ -7,7 +7,7 @@
 
 pub mod holder;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
+use crate::manifest::PackId;
 use crate::names::{BackupId, ClusterName, catalog_dir};
 use crate::register::{Mirror, Register, RegisterProblem};
 use crate::repository::Repository;
@@ -84,6 +85,39 @@ pub enum BackupKind {
 pub enum BackupType {
     #[serde(rename = "full")]
     Full,
+    /// Takes over from an earlier backup what did not change since.
+    #[serde(rename = "incr")]
+    Incremental,
+}
+
+/// Packs of another backup that one needs. They stay when that backup is deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacksOf {
+    pub backup: BackupId,
+    /// First and last number of each run, ascending.
+    pub packs: Vec<(u32, u32)>,
+}
+
+impl PacksOf {
+    pub fn contains(&self, number: u32) -> bool {
+        self.packs.iter().any(|(a, b)| (*a..=*b).contains(&number))
+    }
+
+    /// From pack ids in any order.
+    pub fn gather(ids: impl IntoIterator<Item = PackId>) -> Vec<PacksOf> {
+        let ids: BTreeSet<PackId> = ids.into_iter().collect();
+        let mut all: Vec<PacksOf> = vec![];
+        for id in ids {
+            match all.last_mut() {
+                Some(of) if of.backup == id.backup => match of.packs.last_mut() {
+                    Some(run) if run.1.checked_add(1) == Some(id.number) => run.1 = id.number,
+                    _ => of.packs.push((id.number, id.number)),
+                },
+                _ => all.push(PacksOf { backup: id.backup, packs: vec![(id.number, id.number)] }),
+            }
+        }
+        all
+    }
 }
 
 /// What has been proven of a backup, weakest first.
@@ -126,8 +160,8 @@ pub struct BackupEntry {
     pub kept_until: Option<Timestamp>,
     pub evidence: Evidence,
     pub annotations: BTreeMap<String, String>,
-    /// Other backups whose packs this one needs.
-    pub needs: Vec<BackupId>,
+    /// What this one needs of others.
+    pub needs: Vec<PacksOf>,
     pub record: Fingerprint,
 }
 
@@ -142,6 +176,11 @@ impl Catalog {
 
     pub fn backup(&self, id: &BackupId) -> Option<&BackupEntry> {
         self.backups.iter().find(|b| b.id == *id)
+    }
+
+    /// Whether a listed backup other than its own needs this pack.
+    fn is_needed(&self, id: &BackupId, pack: u32) -> bool {
+        self.backups.iter().flat_map(|b| &b.needs).any(|n| n.backup == *id && n.contains(pack))
     }
 }
 
@@ -400,13 +439,14 @@ impl Claim {
 }
 
 impl CatalogStore {
-    /// Removes the objects of backups that are not listed any more. Every call is complete in itself: what a
+    /// Removes the objects of backups that are not listed any more, but for packs that listed ones need: the id stays
+    /// in `removing` as long as there are such. Every call is complete in itself: what a
     /// crash leaves is found again.
     pub fn sweep(&self) -> Result<Vec<BackupId>> {
         let catalog = self.read()?;
         let mut done = vec![];
-        for id in catalog.removing {
-            let dir = crate::names::backup_dir(&self.cluster, &id);
+        for id in &catalog.removing {
+            let dir = crate::names::backup_dir(&self.cluster, id);
             let mut objects = vec![];
             self.store.list(&dir, &mut |stat| {
                 objects.push(stat.name);
@@ -416,13 +456,16 @@ impl CatalogStore {
             // stays until a pass finds nothing.
             let empty = objects.is_empty();
             for name in objects {
+                if crate::names::pack_of(&name).is_some_and(|number| catalog.is_needed(id, number)) {
+                    continue;
+                }
                 match self.store.delete(&name) {
                     Err(crate::store::StoreError::NotFound { .. }) | Ok(()) => {}
                     Err(e) => return Err(e.into()),
                 }
             }
             if empty {
-                done.push(id);
+                done.push(id.clone());
             }
         }
         if !done.is_empty() {

@@ -75,8 +75,11 @@ pub struct PackId {
 pub enum Chunk {
     /// So many zero bytes, stored nowhere.
     Zero(u64),
-    /// At most a frame's worth of content, put together from these parts.
+    /// At most a frame's worth of content, put together from these parts; `id` is that of the content.
     Data { id: ContentId, parts: Vec<Part> },
+    /// As `Data`, but nobody has seen the content as a whole: pages of several backups. `frames` has the content id of
+    /// each part's frame.
+    Patched { parts: Vec<Part>, frames: Vec<ContentId> },
 }
 
 /// `len` bytes of a frame's plaintext from `skip` on.
@@ -92,7 +95,7 @@ impl Chunk {
     pub fn len(&self) -> u64 {
         match self {
             Chunk::Zero(n) => *n,
-            Chunk::Data { parts, .. } => parts.iter().map(|p| u64::from(p.len)).sum(),
+            Chunk::Data { parts, .. } | Chunk::Patched { parts, .. } => parts.iter().map(|p| u64::from(p.len)).sum(),
         }
     }
 
@@ -103,7 +106,7 @@ impl Chunk {
     pub fn parts(&self) -> &[Part] {
         match self {
             Chunk::Zero(_) => &[],
-            Chunk::Data { parts, .. } => parts,
+            Chunk::Data { parts, .. } | Chunk::Patched { parts, .. } => parts,
         }
     }
 }
@@ -209,15 +212,34 @@ pub(super) fn encode_item(state: &mut ItemState, item: &Item, out: &mut Vec<u8>)
     }
 }
 
+/// Added to the number of parts.
+const PATCHED: u8 = 0x80;
+
 fn encode_chunk(state: &mut ItemState, chunk: &Chunk, out: &mut Vec<u8>) {
-    let Chunk::Data { id, parts } = chunk else {
-        out.push(0);
-        put_varint(out, chunk.len());
-        return;
-    };
-    assert!((1..=CHUNK_PARTS_MAX).contains(&parts.len()), "a chunk has parts, and not too many");
-    out.push(u8::try_from(parts.len()).expect("checked"));
-    out.extend_from_slice(&id.0);
+    let parts = chunk.parts();
+    let number = u8::try_from(parts.len()).ok().filter(|n| usize::from(*n) <= CHUNK_PARTS_MAX);
+    let number = number.expect("a chunk has not too many parts");
+    match chunk {
+        Chunk::Zero(len) => {
+            out.push(0);
+            put_varint(out, *len);
+        }
+        Chunk::Data { id, parts } => {
+            assert!(!parts.is_empty(), "a chunk has parts");
+            out.push(number);
+            out.extend_from_slice(&id.0);
+            encode_parts(state, parts, out);
+        }
+        Chunk::Patched { parts, frames } => {
+            assert!(!parts.is_empty() && parts.len() == frames.len(), "a chunk has parts, each of a known frame");
+            out.push(number | PATCHED);
+            frames.iter().for_each(|id| out.extend_from_slice(&id.0));
+            encode_parts(state, parts, out);
+        }
+    }
+}
+
+fn encode_parts(state: &mut ItemState, parts: &[Part], out: &mut Vec<u8>) {
     for p in parts {
         let same = state.last == Some((p.pack, p.frame));
         let follows =
@@ -277,20 +299,25 @@ pub(super) fn decode_item(state: &mut ItemState, raw: &[u8]) -> Option<Item> {
 }
 
 fn decode_chunk(state: &mut ItemState, c: &mut Cursor) -> Option<Chunk> {
-    let n = usize::from(c.byte()?);
-    if n == 0 {
+    let byte = c.byte()?;
+    let (n, patched) = (usize::from(byte & !PATCHED), byte & PATCHED != 0);
+    if byte == 0 {
         return c.varint().filter(|len| *len > 0).map(Chunk::Zero);
     }
-    if n > CHUNK_PARTS_MAX {
+    if n == 0 || n > CHUNK_PARTS_MAX {
         return None;
     }
-    let id = ContentId(c.array()?);
+    let ids = if patched { n } else { 1 };
+    let ids = (0..ids).map(|_| c.array().map(ContentId)).collect::<Option<Vec<ContentId>>>()?;
     let mut parts = Vec::with_capacity(n);
     for _ in 0..n {
         parts.push(decode_part(state, c)?);
     }
     let len: u64 = parts.iter().map(|p| u64::from(p.len)).sum();
-    (len <= FRAME_BYTES_MAX as u64).then_some(Chunk::Data { id, parts })
+    if len > FRAME_BYTES_MAX as u64 {
+        return None;
+    }
+    if patched { Some(Chunk::Patched { parts, frames: ids }) } else { Some(Chunk::Data { id: *ids.first()?, parts }) }
 }
 
 fn decode_part(state: &mut ItemState, c: &mut Cursor) -> Option<Part> {
@@ -351,10 +378,14 @@ mod tests {
                 if whole { (0, frame.plain_len) } else { (frame.plain_len / 2, frame.plain_len.div_ceil(2)) };
             Part { pack, frame, skip, len }
         });
+        let parts = proptest::collection::vec(part, 1..5).boxed();
         prop_oneof![
             (1u64..1 << 40).prop_map(Chunk::Zero),
-            (any::<[u8; 16]>(), proptest::collection::vec(part, 1..5))
-                .prop_map(|(id, parts)| Chunk::Data { id: ContentId(id), parts }),
+            (any::<[u8; 16]>(), parts.clone()).prop_map(|(id, parts)| Chunk::Data { id: ContentId(id), parts }),
+            (any::<[u8; 15]>(), parts).prop_map(|(id, parts)| {
+                let frame = |n: usize| ContentId([&id[..], &[n as u8]].concat().try_into().unwrap());
+                Chunk::Patched { frames: (0..parts.len()).map(frame).collect(), parts }
+            }),
         ]
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pgark_engine::archive::{WalPath, wait_archived};
+use pgark_engine::backup::base::Wanted;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
 use pgark_engine::cluster::{Connection, Deadline, switch_wal};
 use pgark_engine::register::{self, Identity};
@@ -197,6 +198,7 @@ impl Story<'_> {
         let mut ctx = self.ctx.clone();
         ctx.progress = watch.clone();
         let options = BackupOptions {
+            wanted: Wanted::Full,
             cluster: self.cluster.clone(),
             pgdata: self.place.source(),
             connect: source.server.connect.clone(),
