@@ -57,7 +57,7 @@ pub fn dir_rule(path: &[u8], major: Major) -> DirRule {
         return DirRule::Include;
     };
     let contents_excluded = TOP_CONTENTS_EXCLUDED.contains(&top);
-    parent_excluded |= is_temp(top);
+    parent_excluded |= is_temp(top) || is_old_wal(top);
     for (depth, part) in parts {
         let foreign_version =
             depth == 2 && top == b"pg_tblspc" && is_version_dir(part) && part != major.tablespace_dir().as_bytes();
@@ -78,12 +78,18 @@ pub fn file_excluded(path: &[u8]) -> bool {
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     let is_top = parts.next().is_none();
     if is_top {
-        return TOP_FILES_EXCLUDED.contains(&top) || excluded_anywhere(name);
+        return TOP_FILES_EXCLUDED.contains(&top) || is_old_wal(top) || excluded_anywhere(name);
     }
     TOP_CONTENTS_EXCLUDED.contains(&top)
+        || is_old_wal(top)
         || path.split(|byte| *byte == b'/').any(is_temp)
         || excluded_anywhere(name)
         || classify(path) == PathClass::TempRelation
+}
+
+/// WAL that a restore over an existing cluster put aside.
+fn is_old_wal(name: &[u8]) -> bool {
+    name.starts_with(b"pgark-old-wal.")
 }
 
 /// `PG_TEMP_FILE_PREFIX`: sort files, materialised results, and the directory they lie in.
@@ -139,6 +145,8 @@ mod tests {
             "pgark-restore.key",
             "pgark-recovery.log",
             "pgark-recovery.pid",
+            "pgark-old-wal.1",
+            "pgark-old-wal.1/000000010000000000000001",
             "base/5/pg_internal.init",
             "global/pg_internal.init.123",
             "base/pgsql_tmp/pgsql_tmp7.0",

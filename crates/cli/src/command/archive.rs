@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pgark_engine::archive::ahead::Ahead;
 use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
-use pgark_engine::archive::push::{Damaged, push as store_file};
+use pgark_engine::archive::push::{Damaged, PushOptions, push as store_file};
 use pgark_engine::restore::settings::RestoreFile;
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
@@ -26,14 +27,24 @@ pub struct PushArgs {
     /// Archive a segment although a place in it is damaged; by hand, never in archive_command
     #[arg(long)]
     accept_damaged: bool,
+    /// This file alone; otherwise the segments that are ready behind it are pushed beside it
+    #[arg(long)]
+    alone: bool,
 }
 
 pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let repo = context.open_repository(&context.one_repo_settings()?)?;
     let compression = super::backup::compression(&args.compress)?;
-    let damaged = if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse };
-    let report = store_file(&repo, &context.cluster()?, &args.path, compression, damaged).map_err(engine_failure)?;
+    let cluster = context.cluster()?;
+    let ahead = !args.accept_damaged && !args.alone;
+    let options = PushOptions {
+        path: &args.path,
+        compression,
+        damaged: if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse },
+        ahead: ahead.then(|| Ahead { jobs: context.jobs(), memory: context.push_memory(repo.store().url(), &cluster) }),
+    };
+    let report = store_file(&repo, &cluster, &options).map_err(engine_failure)?;
     let outcome = match report.outcome {
         Pushed::Stored => "stored",
         Pushed::AlreadyThere => "already_there",

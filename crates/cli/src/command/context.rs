@@ -101,6 +101,12 @@ impl Context {
         key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
     }
 
+    /// Where `archive-push` remembers what it pushed ahead into this repository.
+    pub fn push_memory(&self, url: String, cluster: &ClusterName) -> Option<PathBuf> {
+        let place = blake3::hash(format!("{url}\n{cluster}").as_bytes()).to_hex();
+        Some(self.cache_dir.as_ref()?.join("ahead").join(place.get(..32)?))
+    }
+
     pub fn key_cache(&self, settings: &RepoSettings, unlock: &Unlock) -> Option<KeyCache> {
         match (&settings.passphrase, &unlock.passphrase) {
             // A passphrase that is on no disk must not become guessable from one.

@@ -258,6 +258,9 @@ pub struct RestoreDocument {
     notes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_restored: Option<u64>,
+    /// Of those, bytes that had to be fetched; fewer only with --delta.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_written: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -302,6 +305,7 @@ impl RestoreDocument {
             wal: WalSpan { from: plan.wal_from.format(size), to: plan.wal_to.format(size) },
             notes: plan.notes.clone(),
             bytes_restored: None,
+            bytes_written: None,
             duration_ms: None,
             started: None,
         }

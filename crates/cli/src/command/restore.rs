@@ -27,7 +27,7 @@ use crate::settings::units::Span;
 pub struct RestoreArgs {
     /// A backup's id; 'latest' or nothing for the newest one that reaches the target
     id: Option<String>,
-    /// The directory to restore into: absent or empty
+    /// The directory to restore into: absent or empty, but for --delta
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     /// Recover to this moment, such as '2026-08-22 10:15:00+02'
@@ -59,12 +59,16 @@ pub struct RestoreArgs {
     /// What to do at the target
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     target_action: ActionArg,
+    /// Restore over the directory of the same cluster, which is stopped: only what differs is fetched and written
+    #[arg(long)]
+    delta: bool,
     /// Put the tablespace that was at OLD (a path or an OID) into NEW; '\=' stands for '=' in a path; repeatable
     #[arg(long, value_name = "OLD=NEW")]
     tablespace_map: Vec<String>,
-    /// Whether the restored cluster archives; a copy must not archive into the original's history
-    #[arg(long, value_name = "MODE", default_value = "off")]
-    archive_mode: ArchiveArg,
+    /// Whether the restored cluster archives: a copy must not archive into the original's history. The default is keep for
+    /// the cluster's own directory and off for any other
+    #[arg(long, value_name = "MODE")]
+    archive_mode: Option<ArchiveArg>,
     /// Start the server, check that recovery reached the planned end, then act as --target-action says
     #[arg(long)]
     start: bool,
@@ -137,6 +141,7 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let mut document = RestoreDocument::new(&plan);
     document.bytes_restored = Some(report.bytes_restored);
+    document.bytes_written = Some(report.bytes_written);
     let started = if args.start { Some(start_server(&args, &options, &plan, &repo, &context)?) } else { None };
     let duration = began.elapsed();
     document.duration_ms = Some(duration.as_millis().try_into().unwrap_or(u64::MAX));
@@ -237,6 +242,7 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
     let to = std::path::absolute(&args.to).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--to: {e}")))?;
     let program =
         std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+    let is_own = context.pgdata().is_ok_and(|own| clean(&own) == to);
     Ok(RestoreOptions {
         cluster: context.cluster()?,
         backup,
@@ -249,7 +255,13 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
             ActionArg::Shutdown => TargetAction::Shutdown,
         },
         tablespace_map: tablespace_map(&args.tablespace_map)?,
-        archive_mode: if args.archive_mode == ArchiveArg::Keep { ArchiveMode::Keep } else { ArchiveMode::Off },
+        archive_mode: match args.archive_mode {
+            Some(ArchiveArg::Keep) => ArchiveMode::Keep,
+            Some(ArchiveArg::Off) => ArchiveMode::Off,
+            None if is_own => ArchiveMode::Keep,
+            None => ArchiveMode::Off,
+        },
+        delta: args.delta,
         jobs: context.jobs(),
         program,
     })

@@ -11,6 +11,7 @@ mod site;
 mod archive;
 mod cli_contract;
 mod crash;
+mod delta;
 mod incremental;
 mod names;
 mod never_short;

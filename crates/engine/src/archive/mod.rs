@@ -1,5 +1,6 @@
 //! WAL archiving: pushing segments, fetching them, and knowing which ones a stretch of WAL consists of.
 
+pub mod ahead;
 pub mod get;
 pub mod path;
 pub mod push;

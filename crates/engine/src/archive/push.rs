@@ -11,15 +11,18 @@ use pgark_pg::value::{Lsn, SegmentName, SegmentSize, SystemId};
 use pgark_pg::wal::{Changes, SegmentExpect, WAL_PAGE_SIZE, Walker};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, CatalogStore, Lineage};
-use pgark_repo::limits::{BLOCK_BYTES, SIDE_FILE_BYTES_MAX};
+use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::names::ClusterName;
-use pgark_repo::wal::{Pushed, SegmentHasher, WalArchive, WalIndex};
+use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalIndex};
 use pgark_repo::{RepoError, codec::Compression};
 
+use super::ahead::Ahead;
 use crate::error::{EngineError, Result};
 
 /// Bytes of the first page that tell which cluster's WAL a file is.
 const LONG_HEADER_BYTES: usize = 40;
+/// Larger segments are read from their file each time they are needed.
+const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct PushReport {
@@ -34,69 +37,129 @@ pub enum Damaged {
     Accept,
 }
 
-pub fn push(
-    repo: &Repository,
-    cluster: &ClusterName,
-    path: &Path,
-    compression: Compression,
-    damaged: Damaged,
-) -> Result<PushReport> {
+/// What `archive_command` was called with, and how.
+pub struct PushOptions<'a> {
+    pub path: &'a Path,
+    pub compression: Compression,
+    pub damaged: Damaged,
+    /// None: this file and no other.
+    pub ahead: Option<Ahead>,
+}
+
+pub fn push(repo: &Repository, cluster: &ClusterName, options: &PushOptions<'_>) -> Result<PushReport> {
+    let path = options.path;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
     let parsed = super::parse_name(&name)?;
     let catalog = CatalogStore::new(repo, cluster).read()?;
     let outcome = match &parsed {
-        WalFileName::Segment(raw) => segment(repo, &catalog, path, raw, Whole::Yes, compression, damaged)?,
-        WalFileName::Partial(raw) => segment(repo, &catalog, path, raw, Whole::No, compression, damaged)?,
+        WalFileName::Segment(raw) => segment(repo, &catalog, raw, options)?,
+        WalFileName::Partial(raw) => {
+            let mut prepared = prepare(&catalog, path, raw)?;
+            let archive = archive(repo, &catalog, &prepared, options);
+            let (index, data) = prepared.parts();
+            archive.push_partial(index, &mut data.borrow())?
+        }
         WalFileName::History(_) | WalFileName::BackupHistory { .. } => side_file(repo, &catalog, path, &parsed)?,
     };
     Ok(PushReport { file: name, outcome })
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Whole {
-    Yes,
-    No,
+fn archive(repo: &Repository, catalog: &Catalog, of: &Prepared, options: &PushOptions<'_>) -> WalArchive {
+    WalArchive::new(repo, &catalog.cluster, of.index.system_id).with_compression(options.compression)
 }
 
-fn segment(
-    repo: &Repository,
-    catalog: &Catalog,
-    path: &Path,
-    raw: &RawSegment,
-    whole: Whole,
-    compression: Compression,
-    damaged: Damaged,
-) -> Result<Pushed> {
-    let mut file = open(path)?;
-    let lineage = lineage_of(catalog, &mut file, path)?;
-    let number = raw.number(lineage.segment_size).map_err(|e| {
+fn segment(repo: &Repository, catalog: &Catalog, raw: &RawSegment, options: &PushOptions<'_>) -> Result<Pushed> {
+    let Some(ahead) = &options.ahead else {
+        let mut prepared = prepare(catalog, options.path, raw)?;
+        let archive = archive(repo, catalog, &prepared, options);
+        let (pushed, copy) = store(&archive, options.path, &mut prepared, options.damaged)?;
+        archive.acknowledge(&[(prepared.index.segment_name(), copy)])?;
+        return Ok(pushed);
+    };
+    let lineage = catalog.lineage().ok_or_else(|| not_wal(options.path, "no cluster is registered"))?;
+    let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(options.compression);
+    if ahead.has(options.path) {
+        let name = segment_name(raw, lineage, options.path)?;
+        if archive.head()?.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
+            return Ok(Pushed::AlreadyThere);
+        }
+    }
+    let push_one = |path: &Path, raw: &RawSegment| -> Result<(Pushed, (SegmentName, u32))> {
+        let mut prepared = prepare(catalog, path, raw)?;
+        let (pushed, copy) = store(&archive, path, &mut prepared, options.damaged)?;
+        Ok((pushed, (prepared.index.segment_name(), copy)))
+    };
+    ahead.push(options.path, raw, &push_one, &|done| Ok(archive.acknowledge(done)?))
+}
+
+/// A WAL file that is what its name says, with its index.
+struct Prepared {
+    index: WalIndex,
+    changes: Changes,
+    data: Held,
+}
+
+/// Where a segment's bytes are meanwhile.
+enum Held {
+    Memory(Vec<u8>),
+    /// A segment too large for that.
+    File(File),
+}
+
+impl Held {
+    fn borrow(&mut self) -> SegmentData<'_> {
+        match self {
+            Held::Memory(bytes) => SegmentData::Memory(bytes),
+            Held::File(file) => SegmentData::File(file),
+        }
+    }
+}
+
+impl Prepared {
+    fn parts(&mut self) -> (&WalIndex, &mut Held) {
+        (&self.index, &mut self.data)
+    }
+}
+
+fn segment_name(raw: &RawSegment, lineage: &Lineage, path: &Path) -> Result<SegmentName> {
+    let segment = raw.number(lineage.segment_size).map_err(|e| {
         EngineError::failed(
             "E-WAL-NAME",
             format!("{}: {e}", path.display()),
             "is the wal segment size of the cluster right?",
         )
     })?;
-    let name = SegmentName { timeline: raw.timeline, segment: number };
-    let (index, changes) = index_file(&mut file, path, &name, lineage.segment_size, lineage.system_id)?;
+    Ok(SegmentName { timeline: raw.timeline, segment })
+}
+
+fn prepare(catalog: &Catalog, path: &Path, raw: &RawSegment) -> Result<Prepared> {
+    let mut file = open(path)?;
+    let lineage = lineage_of(catalog, &mut file, path)?;
+    let name = segment_name(raw, lineage, path)?;
+    let mut data = if lineage.segment_size.bytes() <= MEMORY_BYTES_MAX {
+        let mut bytes = Vec::with_capacity(usize::try_from(lineage.segment_size.bytes()).unwrap_or(0) + 1);
+        let limit = lineage.segment_size.bytes() + 1;
+        file.take(limit).read_to_end(&mut bytes).map_err(|e| EngineError::file("reading", path, e))?;
+        Held::Memory(bytes)
+    } else {
+        Held::File(file)
+    };
+    let (index, changes) = index_segment(&mut data.borrow(), path, &name, lineage.segment_size, lineage.system_id)?;
+    Ok(Prepared { index, changes, data })
+}
+
+/// Durable when it returns; not yet acknowledged.
+fn store(archive: &WalArchive, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
+    let Prepared { index, changes, data } = prepared;
     if let Some(later) = index.wal_after_end
-        && whole == Whole::Yes
         && damaged == Damaged::Refuse
     {
-        return Err(broken(path, &index, later));
+        return Err(broken(path, index, later));
     }
-    let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(compression);
-    let pushed = match whole {
-        Whole::Yes => archive.push_segment(&index, &changes, &mut file),
-        Whole::No => archive.push_partial(&index, &mut file).map(|p| (p, 0)),
-    };
-    let (outcome, copy) = match pushed {
-        Err(e @ RepoError::Conflict { .. }) => return Err(keep_evidence(&archive, path, &index, &mut file, e)),
-        other => other?,
-    };
-    if whole == Whole::Yes {
-        archive.acknowledge(&[(name, copy)])?;
+    match archive.push_segment(index, changes, &mut data.borrow()) {
+        Err(e @ RepoError::Conflict { .. }) => Err(keep_evidence(archive, path, index, &mut data.borrow(), e)),
+        other => Ok(other?),
     }
-    Ok(outcome)
 }
 
 /// Opens what should be an ordinary file; a pipe under its name must not make us wait.
@@ -130,12 +193,11 @@ fn keep_evidence(
     archive: &WalArchive,
     path: &Path,
     index: &WalIndex,
-    file: &mut File,
+    data: &mut SegmentData<'_>,
     conflict: RepoError,
 ) -> EngineError {
     let file_name = path.file_name().and_then(|n| n.to_str()).unwrap_or("segment");
-    let kept = rewind(file, path).and_then(|()| Ok(archive.keep_conflict(file_name, index, file)?));
-    match kept {
+    match archive.keep_conflict(file_name, index, data) {
         Ok(object) => {
             tracing::error!(%object, "two different wal segments have the same name; the second is kept as evidence")
         }
@@ -181,9 +243,9 @@ fn not_wal(path: &Path, why: &str) -> EngineError {
     )
 }
 
-/// Walks the file once: checks that it is what its name says, makes its index, and notes the blocks it changes.
-pub fn index_file(
-    file: &mut File,
+/// Walks the segment once: checks that it is what its name says, makes its index, and notes the blocks it changes.
+pub fn index_segment(
+    data: &mut SegmentData<'_>,
     path: &Path,
     name: &SegmentName,
     size: SegmentSize,
@@ -192,47 +254,31 @@ pub fn index_file(
     let expect = SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
     let mut walker = Walker::new(expect);
     let mut changes = Changes::default();
-    let mut buf = vec![0u8; BLOCK_BYTES];
+    let mut hasher = blake3::Hasher::new();
     let mut total = 0u64;
-    loop {
-        let n = read_block(file, &mut buf).map_err(|e| EngineError::file("reading", path, e))?;
-        if n == 0 {
-            break;
-        }
-        total += n as u64;
-        if n % WAL_PAGE_SIZE != 0 || total > size.bytes() {
+    data.each(u64::MAX, &mut |bytes| {
+        total += bytes.len() as u64;
+        if bytes.len() % WAL_PAGE_SIZE != 0 || total > size.bytes() {
             return Err(not_wal(path, "its size is not that of a segment"));
         }
-        walker.feed(&buf[..n], &mut changes).map_err(|e| not_wal(path, &e.to_string()))?;
-    }
+        hasher.update(bytes);
+        walker.feed(bytes, &mut changes).map_err(|e| not_wal(path, &e.to_string()))
+    })?;
     if total != size.bytes() {
         return Err(not_wal(path, &format!("it has {total} bytes instead of {}", size.bytes())));
     }
     let scan = walker.finish().map_err(|e| not_wal(path, &e.to_string()))?;
-    let mut index = WalIndex::new(&scan, *name, String::new(), String::new());
-    rewind(file, path)?;
-    let mut hasher = SegmentHasher::new(index.valid_bytes());
-    loop {
-        match read_block(file, &mut buf).map_err(|e| EngineError::file("reading", path, e))? {
-            0 => break,
-            n => hasher.update(&buf[..n]),
-        }
+    let content = hasher.finalize().to_hex().to_string();
+    let mut index = WalIndex::new(&scan, *name, content.clone(), content);
+    if index.valid_bytes() < total {
+        let mut hasher = blake3::Hasher::new();
+        data.each(index.valid_bytes(), &mut |bytes| {
+            hasher.update(bytes);
+            Ok::<(), EngineError>(())
+        })?;
+        index.valid_content = hasher.finalize().to_hex().to_string();
     }
-    (_, index.content, index.valid_content) = hasher.finish();
     Ok((index, changes))
-}
-
-fn read_block(file: &mut File, buf: &mut [u8]) -> std::io::Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match file.read(&mut buf[done..]) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
 }
 
 fn side_file(repo: &Repository, catalog: &Catalog, path: &Path, name: &WalFileName) -> Result<Pushed> {

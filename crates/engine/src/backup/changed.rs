@@ -12,9 +12,9 @@ use pgark_pg::ControlFile;
 use pgark_pg::value::{Lsn, SegmentName, SegmentSize, TimelineId};
 use pgark_pg::wal::{Assembly, Changes, SegmentExpect, Tail, assemble, join_crossing, scan_segment};
 use pgark_repo::record::BackupRecord;
-use pgark_repo::wal::{Ending, WalArchive, WalIndex};
+use pgark_repo::wal::{Ending, SegmentData, WalArchive, WalIndex};
 
-use crate::archive::push::index_file;
+use crate::archive::push::index_segment;
 use crate::archive::{self, Continuity, WalPath};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -207,7 +207,8 @@ impl Stretch<'_> {
             match File::open(&path) {
                 Ok(mut file) => {
                     let system = self.control.system_id;
-                    let (index, changes) = index_file(&mut file, &path, name, self.size(), system)?;
+                    let mut data = SegmentData::File(&mut file);
+                    let (index, changes) = index_segment(&mut data, &path, name, self.size(), system)?;
                     return Ok(Found { index, changes, archived: false });
                 }
                 Err(e) if e.kind() == ErrorKind::NotFound => {}

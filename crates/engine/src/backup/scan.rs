@@ -146,6 +146,9 @@ impl Scan<'_> {
     }
 
     fn link(&mut self, path: &[u8], emit: &mut Emit<'_>) -> Result<()> {
+        if path != b"pg_wal" && file_excluded(path) {
+            return Ok(());
+        }
         let full = self.full(path);
         let target = match fs::read_link(&full) {
             Ok(t) => t.into_os_string().into_vec(),

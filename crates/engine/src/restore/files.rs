@@ -12,6 +12,7 @@ use pgark_repo::record::BackupRecord;
 use pgark_repo::{RepoError, Repository, names};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
+use super::delta;
 use super::roots::{Roots, open_beneath};
 use super::settings::{RESTORE_FILE, RestoreFile, auto_conf, sets};
 use super::space::PlacedTablespace;
@@ -30,9 +31,13 @@ pub fn run(
     repo: &Repository,
     ctx: &Ctx,
 ) -> Result<RestoreReport> {
+    let over = options.delta && delta::check(&options.to, &plan.record)?;
     let roots = Roots::create(&options.to, places, &plan.record)?;
+    if over {
+        delta::prepare(&roots, places, repo, &options.cluster, &plan.record, ctx)?;
+    }
     ctx.progress.begin("restore", Some(plan.record.totals.size_bytes));
-    let mut report = write_files(options, plan, repo, ctx, &roots)?;
+    let mut report = write_files(options, plan, repo, ctx, &roots, over)?;
     ctx.progress.end();
     roots.link_tablespaces(places)?;
     for dir in required_dirs(major(&plan.record)?) {
@@ -43,6 +48,7 @@ pub fn run(
     roots.sync()?;
     complete(plan, &roots)?;
     report.bytes_restored += plan.record.pg_control.len() as u64;
+    report.bytes_written += plan.record.pg_control.len() as u64;
     Ok(report)
 }
 
@@ -142,7 +148,7 @@ fn complete(plan: &RestorePlan, roots: &Roots) -> Result<()> {
         .map_err(|e| RepoError::corrupt(names::record(&plan.record.cluster, &plan.backup.id), e))?;
     let temp: &[u8] = b"global/pg_control.pgark-tmp";
     let path: &[u8] = b"global/pg_control";
-    roots.write_file(temp, &control, 0o600)?;
+    roots.replace(temp, &control)?;
     let failed = |e: rustix::io::Errno| roots.error("writing", path, e);
     let file = roots.open(temp, OFlags::RDONLY, 0).map_err(|e| roots.error("writing", path, e))?;
     rustix::fs::fsync(&file).map_err(failed)?;

@@ -2,6 +2,7 @@
 //! write. Recovery has an explicit end that we chose; it is compared with what was reached before the cluster
 //! opens for writing.
 
+mod delta;
 pub mod files;
 pub mod plan;
 pub mod resolve;
@@ -103,6 +104,8 @@ pub struct RestoreOptions {
     /// Old location (or OID) → new location.
     pub tablespace_map: Vec<TablespaceMap>,
     pub archive_mode: ArchiveMode,
+    /// Over an existing cluster: what is right already is not written again.
+    pub delta: bool,
     pub jobs: usize,
     /// This program's path, for `restore_command`.
     pub program: PathBuf,
@@ -111,6 +114,8 @@ pub struct RestoreOptions {
 #[derive(Clone, Debug)]
 pub struct RestoreReport {
     pub bytes_restored: u64,
+    /// Of those, bytes that had to be fetched and written; all of them, but for a delta restore.
+    pub bytes_written: u64,
     pub files: u64,
     pub warnings: Vec<String>,
 }

@@ -35,7 +35,7 @@ impl Roots {
                 "map it with --tablespace-map",
             )
         })?;
-        roots.write_file(INCOMPLETE.as_bytes(), &marker, 0o600)?;
+        roots.replace(INCOMPLETE.as_bytes(), &marker)?;
         rustix::fs::fsync(&roots.main).map_err(|e| EngineError::file("syncing", to, e))?;
         for p in places {
             let fd = open_root(&p.location, 0o700, owner)?;
@@ -67,6 +67,12 @@ impl Roots {
     pub fn create_file(&self, path: &[u8]) -> Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         self.open(path, flags, 0o600).map_err(|e| self.error("creating", path, e))
+    }
+
+    /// For a restore over what is there: readable, and kept if it exists.
+    pub fn open_or_create(&self, path: &[u8]) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        self.open(path, flags, 0o600).map_err(|e| self.error("opening", path, e))
     }
 
     pub fn set_mode(&self, file: &File, path: &[u8], mode: u32) -> Result<()> {

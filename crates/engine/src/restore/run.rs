@@ -18,7 +18,7 @@ use crate::error::{EngineError, FailureClass, Result};
 /// Plans and checks the target; writes nothing.
 pub fn prepare(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<(RestorePlan, Remains)> {
     let plan = plan(options, repo, avoid)?;
-    let remains = Remains::of(&options.to);
+    let remains = if options.delta { Remains { found: None } } else { Remains::of(&options.to) };
     if remains.found.is_none() {
         check_target(options, &plan)?;
     }
@@ -91,7 +91,9 @@ pub fn run(
                 ctx.progress
                     .note(&format!("DEGRADED: backup {} is damaged ({e}): trying an older one", plan.backup.id));
                 avoid.push(plan.backup.id.clone());
-                Remains::of(&options.to).remove(&options.to)?;
+                if !options.delta {
+                    Remains::of(&options.to).remove(&options.to)?;
+                }
             }
             Err(e) => return Err(e),
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pgark_repo::record::TablespaceLink;
 
+use super::delta;
 use super::{RestoreOptions, RestorePlan, TablespaceMap};
 use crate::error::{EngineError, Result};
 
@@ -29,10 +30,15 @@ pub fn check_target(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<
             "give the full path of the directory",
         ));
     }
-    check_empty(&options.to, "E-TARGET-NOT-EMPTY")?;
+    let over = options.delta && delta::check(&options.to, &plan.record)?;
+    if !over {
+        check_empty(&options.to, "E-TARGET-NOT-EMPTY")?;
+    }
     let places = place_tablespaces(options, &plan.record.tablespaces)?;
     for place in &places {
-        check_empty(&place.location, "E-TABLESPACE-NOT-EMPTY")?;
+        if !(over && delta::is_own_tablespace(&options.to, place)) {
+            check_empty(&place.location, "E-TABLESPACE-NOT-EMPTY")?;
+        }
     }
     let all: Vec<&Path> =
         std::iter::once(options.to.as_path()).chain(places.iter().map(|p| p.location.as_path())).collect();
@@ -48,7 +54,9 @@ pub fn check_target(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<
             }
         }
     }
-    check_space(&options.to, plan.record.totals.size_bytes)?;
+    if !over {
+        check_space(&options.to, plan.record.totals.size_bytes)?;
+    }
     Ok(places)
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use pgark_pg::page::is_all_zero;
 use pgark_repo::codec::Decoder;
 use pgark_repo::crypto::ContentId;
 use pgark_repo::direct::{ALIGNMENT, AlignedBuffer, set_direct};
@@ -25,6 +26,7 @@ use rustix::fs::OFlags;
 
 use super::roots::Roots;
 use super::{RestoreOptions, RestorePlan, RestoreReport};
+use crate::backup::copy::read_full;
 use crate::backup::scan::show;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -41,6 +43,8 @@ const FETCH_BYTES: usize = 8 * 1024 * 1024;
 const FRAMES_KEPT: usize = 8;
 /// What is gathered of one file before it is written.
 const RUN_BYTES: usize = 2 * FRAME_BYTES_MAX;
+/// Read or written at a time where a file is to hold zeros.
+const ZEROS_BYTES: usize = 1024 * 1024;
 /// From this size on, writes go past the page cache.
 const DIRECT_BYTES: usize = 256 * 1024;
 /// Of the source's own past; they would change what the restored server does.
@@ -61,6 +65,9 @@ struct Shared<'a> {
     pack_names: RwLock<HashMap<u32, ObjectName>>,
     packs: Mutex<HashMap<u32, Arc<PackReader>>>,
     written: AtomicU64,
+    /// The files may be there already: only what differs is fetched and written.
+    over: bool,
+    unchanged: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -77,6 +84,7 @@ pub fn write_files(
     repo: &Repository,
     ctx: &Ctx,
     roots: &Roots,
+    over: bool,
 ) -> Result<RestoreReport> {
     let shared = Shared {
         repo,
@@ -86,12 +94,14 @@ pub fn write_files(
         pack_names: RwLock::default(),
         packs: Mutex::default(),
         written: AtomicU64::new(0),
+        over,
+        unchanged: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     };
     // Direct writes wait for the disk: while one worker waits, another one decodes.
     let jobs = options.jobs.max(1) * 2;
     let (tx, rx) = bounded::<Vec<Write1>>(2 * jobs);
-    let mut report = RestoreReport { bytes_restored: 0, files: 0, warnings: vec![] };
+    let mut report = RestoreReport { bytes_restored: 0, bytes_written: 0, files: 0, warnings: vec![] };
     thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..jobs)
             .map(|_| {
@@ -114,6 +124,7 @@ pub fn write_files(
         outcome.and(streamed)
     })?;
     report.bytes_restored = shared.written.load(Ordering::Relaxed);
+    report.bytes_written = report.bytes_restored - shared.unchanged.load(Ordering::Relaxed).min(report.bytes_restored);
     Ok(report)
 }
 
@@ -167,7 +178,11 @@ fn restore_file(
     mode: u32,
     skip: bool,
 ) -> Result<()> {
-    let file = if skip { None } else { Some(shared.roots.create_file(path)?) };
+    let file = match (skip, shared.over) {
+        (true, _) => None,
+        (false, false) => Some(shared.roots.create_file(path)?),
+        (false, true) => Some(shared.roots.open_or_create(path)?),
+    };
     let path: Arc<[u8]> = path.into();
     let mut offset = 0u64;
     while let Some(item) = manifest.next_item()? {
@@ -175,7 +190,7 @@ fn restore_file(
             Item::Chunks(chunks) => {
                 for chunk in chunks {
                     let len = chunk.len();
-                    if file.is_some() && !chunk.parts().is_empty() {
+                    if file.is_some() && (shared.over || !chunk.parts().is_empty()) {
                         batch.push(Write1 { path: path.clone(), offset, chunk })?;
                     } else {
                         shared.ctx.progress.advance(len);
@@ -235,6 +250,7 @@ fn work(shared: &Shared<'_>, jobs: &Receiver<Vec<Write1>>) -> Result<()> {
         run: Run { file: None, offset: 0, len: 0, buffer: AlignedBuffer::new(RUN_BYTES) },
         frames: VecDeque::new(),
         scratch: vec![],
+        present: vec![],
     };
     for job in jobs {
         if shared.stop.load(Ordering::Relaxed) {
@@ -294,6 +310,8 @@ struct Worker<'a> {
     /// The last frames of which chunks took a part, the latest at the end.
     frames: VecDeque<Frame>,
     scratch: Vec<u8>,
+    /// What a file holds already.
+    present: Vec<u8>,
 }
 
 /// A decoded frame.
@@ -307,7 +325,13 @@ struct Frame {
 impl Worker<'_> {
     fn job(&mut self, job: &[Write1]) -> Result<()> {
         for (i, w) in job.iter().enumerate() {
-            if w.chunk.parts().is_empty() {
+            if self.shared.over && self.is_there(w)? {
+                self.shared.unchanged.fetch_add(w.chunk.len(), Ordering::Relaxed);
+                self.shared.ctx.progress.advance(w.chunk.len());
+                continue;
+            }
+            if let Chunk::Zero(len) = w.chunk {
+                self.write_zeros(w, len)?;
                 continue;
             }
             let len = usize::try_from(w.chunk.len()).expect("chunks are bounded");
@@ -320,6 +344,55 @@ impl Worker<'_> {
         }
         self.end_run()?;
         self.run.file = None;
+        Ok(())
+    }
+
+    /// Whether the file has this content already. Of a chunk put together from several frames only a comparison with them
+    /// can tell, so it is written again.
+    fn is_there(&mut self, w: &Write1) -> Result<bool> {
+        self.end_run()?;
+        self.open_for(w)?;
+        let Some((_, file)) = &self.run.file else { return Ok(false) };
+        let failed = |e| self.shared.roots.error("reading", &w.path, e);
+        match &w.chunk {
+            Chunk::Patched { .. } => Ok(false),
+            Chunk::Data { id, .. } => {
+                let len = usize::try_from(w.chunk.len()).expect("chunks are bounded");
+                self.present.resize(len, 0);
+                let got = read_full(file, w.offset, &mut self.present).map_err(failed)?;
+                Ok(got == len && self.shared.repo.keys().content_id(&self.present) == *id)
+            }
+            Chunk::Zero(len) => {
+                let (mut at, end) = (w.offset, w.offset + len);
+                self.present.resize(ZEROS_BYTES, 0);
+                while at < end {
+                    let want = usize::try_from(end - at).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
+                    let got = read_full(file, at, &mut self.present[..want]).map_err(failed)?;
+                    if !is_all_zero(&self.present[..got]) {
+                        return Ok(false);
+                    }
+                    // Beyond the end: the file is made longer, and what is new there is zero.
+                    if got < want {
+                        return Ok(true);
+                    }
+                    at += want as u64;
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn write_zeros(&mut self, w: &Write1, len: u64) -> Result<()> {
+        let Some((_, file)) = &self.run.file else { return Ok(()) };
+        self.present.clear();
+        self.present.resize(ZEROS_BYTES, 0);
+        let mut at = w.offset;
+        while at < w.offset + len {
+            let want = usize::try_from(w.offset + len - at).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
+            file.write_all_at(&self.present[..want], at).map_err(|e| self.shared.roots.error("writing", &w.path, e))?;
+            at += want as u64;
+        }
+        self.shared.ctx.progress.advance(len);
         Ok(())
     }
 
@@ -361,12 +434,18 @@ impl Worker<'_> {
 
     fn begin_run(&mut self, w: &Write1) -> Result<()> {
         self.end_run()?;
+        self.open_for(w)?;
+        self.run.offset = w.offset;
+        Ok(())
+    }
+
+    fn open_for(&mut self, w: &Write1) -> Result<()> {
         if self.run.file.as_ref().is_none_or(|(p, _)| !Arc::ptr_eq(p, &w.path)) {
-            let file = self.shared.roots.open(&w.path, OFlags::WRONLY, 0);
+            let flags = if self.shared.over { OFlags::RDWR } else { OFlags::WRONLY };
+            let file = self.shared.roots.open(&w.path, flags, 0);
             let file = file.map_err(|e| self.shared.roots.error("opening", &w.path, e))?;
             self.run.file = Some((w.path.clone(), file));
         }
-        self.run.offset = w.offset;
         Ok(())
     }
 

@@ -217,27 +217,52 @@ fn valid_end(scan: &SegmentScan, name: &SegmentName) -> Lsn {
 /// Hashes a segment as a whole and up to the end of its valid WAL.
 pub struct SegmentHasher {
     all: blake3::Hasher,
-    valid: blake3::Hasher,
-    valid_left: u64,
+    /// As it was where the valid WAL ended.
+    valid: Option<blake3::Hasher>,
+    valid_bytes: u64,
     read: u64,
 }
 
 impl SegmentHasher {
     pub fn new(valid_bytes: u64) -> Self {
-        SegmentHasher { all: blake3::Hasher::new(), valid: blake3::Hasher::new(), valid_left: valid_bytes, read: 0 }
+        SegmentHasher { all: blake3::Hasher::new(), valid: None, valid_bytes, read: 0 }
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
-        self.all.update(bytes);
+        let left = self.valid_bytes.saturating_sub(self.read);
         self.read += bytes.len() as u64;
-        let take = usize::try_from(self.valid_left).unwrap_or(usize::MAX).min(bytes.len());
-        self.valid.update(&bytes[..take]);
-        self.valid_left -= take as u64;
+        match usize::try_from(left).ok().and_then(|left| bytes.split_at_checked(left)) {
+            Some((before, after)) if self.valid.is_none() => {
+                self.all.update(before);
+                self.valid = Some(self.all.clone());
+                self.all.update(after);
+            }
+            _ => drop(self.all.update(bytes)),
+        }
     }
 
     /// Bytes seen, hash of all of them, hash of the valid ones.
     pub fn finish(self) -> (u64, String, String) {
         let text = |h: &blake3::Hasher| h.finalize().to_hex().to_string();
-        (self.read, text(&self.all), text(&self.valid))
+        let all = text(&self.all);
+        let valid = self.valid.as_ref().map_or_else(|| all.clone(), text);
+        (self.read, all, valid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn both_hashes_are_those_of_their_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..3000), valid in 0usize..3500, step in 1usize..900) {
+            let mut hasher = SegmentHasher::new(valid as u64);
+            bytes.chunks(step).for_each(|part| hasher.update(part));
+            let text = |part: &[u8]| blake3::hash(part).to_hex().to_string();
+            let expected = (bytes.len() as u64, text(&bytes), text(&bytes[..valid.min(bytes.len())]));
+            prop_assert_eq!(hasher.finish(), expected);
+        }
     }
 }

@@ -53,10 +53,44 @@ pub enum Pushed {
     Longer,
 }
 
-/// What is pushed: it may have to be read more than once.
-pub trait SegmentData: Read + Seek {}
+/// The bytes of a segment that is pushed; they may have to be read more than once.
+pub enum SegmentData<'a> {
+    Memory(&'a [u8]),
+    /// Compared with the index each time, since somebody may write to it.
+    File(&'a mut std::fs::File),
+}
 
-impl<T: Read + Seek> SegmentData for T {}
+impl SegmentData<'_> {
+    /// Hands out the first `limit` bytes in order, in blocks of which all but the last are full.
+    pub fn each<E: From<RepoError>>(
+        &mut self,
+        limit: u64,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self {
+            SegmentData::Memory(bytes) => {
+                let end = usize::try_from(limit).unwrap_or(usize::MAX).min(bytes.len());
+                bytes[..end].chunks(BLOCK_BYTES).try_for_each(take)
+            }
+            SegmentData::File(file) => {
+                let reading = |source| RepoError::System { what: "reading WAL", source };
+                file.seek(SeekFrom::Start(0)).map_err(reading)?;
+                let mut block = Vec::with_capacity(BLOCK_BYTES);
+                let mut left = limit;
+                loop {
+                    block.clear();
+                    let want = left.min(BLOCK_BYTES as u64);
+                    let got = file.take(want).read_to_end(&mut block).map_err(reading)?;
+                    left -= got as u64;
+                    if got == 0 {
+                        return Ok(());
+                    }
+                    take(&block)?;
+                }
+            }
+        }
+    }
+}
 
 impl WalArchive {
     pub fn new(repo: &Repository, cluster: &ClusterName, system_id: SystemId) -> Self {
@@ -94,7 +128,7 @@ impl WalArchive {
         &self,
         index: &WalIndex,
         changes: &Changes,
-        data: &mut dyn SegmentData,
+        data: &mut SegmentData<'_>,
     ) -> Result<(Pushed, u32)> {
         let changes = changes::encode(changes);
         let mut outcome = Pushed::Stored;
@@ -111,7 +145,7 @@ impl WalArchive {
     }
 
     /// Stores a `.partial` segment under its own name; it never stands in for the whole one.
-    pub fn push_partial(&self, index: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
+    pub fn push_partial(&self, index: &WalIndex, data: &mut SegmentData<'_>) -> Result<Pushed> {
         let file = format!("{}.partial", index.segment_name().format(index.segment_size));
         let object = self.place.file(index.timeline, &file)?;
         match self.put_wal_file(&object, index, None, data)? {
@@ -126,10 +160,8 @@ impl WalArchive {
         name: &ObjectName,
         index: &WalIndex,
         changes: Option<&[u8]>,
-        data: &mut dyn SegmentData,
+        data: &mut SegmentData<'_>,
     ) -> Result<Pushed> {
-        let reading = |source| RepoError::System { what: "reading WAL", source };
-        data.seek(SeekFrom::Start(0)).map_err(reading)?;
         let sink = Sink::Object(self.store.create(name)?);
         let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, name, sink, self.compression)?;
         let index_in_front = WalIndex { changes_bytes: changes.map(|c| c.len() as u64), ..index.clone() };
@@ -137,18 +169,17 @@ impl WalArchive {
         for part in changes.unwrap_or_default().chunks(BLOCK_BYTES) {
             w.write_block(part)?;
         }
-        let mut hasher = SegmentHasher::new(u64::MAX);
-        let mut buf = vec![0u8; BLOCK_BYTES];
-        loop {
-            let n = data.read(&mut buf).map_err(reading)?;
-            if n == 0 {
-                break;
+        let mut hasher = matches!(data, SegmentData::File(_)).then(blake3::Hasher::new);
+        let mut size = 0;
+        data.each(u64::MAX, &mut |bytes| {
+            size += bytes.len() as u64;
+            if let Some(h) = &mut hasher {
+                h.update(bytes);
             }
-            hasher.update(&buf[..n]);
-            w.write(&buf[..n])?;
-        }
-        let (read, content, _) = hasher.finish();
-        if read != index.segment_size.bytes() || content != index.content {
+            w.write(bytes)
+        })?;
+        let changed = hasher.is_some_and(|h| h.finalize().to_hex().as_str() != index.content);
+        if size != index.segment_size.bytes() || changed {
             return Err(RepoError::Conflict { object: format!("{name} (it changed while it was read)") });
         }
         match w.finish() {
@@ -159,7 +190,7 @@ impl WalArchive {
     }
 
     /// The name is taken: is that the same WAL?
-    fn compare(&self, name: &ObjectName, ours: &WalIndex, data: &mut dyn SegmentData) -> Result<Pushed> {
+    fn compare(&self, name: &ObjectName, ours: &WalIndex, data: &mut SegmentData<'_>) -> Result<Pushed> {
         let mut reader = self.open_object(name)?;
         if reader.index.content == ours.content {
             return Ok(Pushed::AlreadyThere);
@@ -176,17 +207,11 @@ impl WalArchive {
             }
         } else if reader.index.ending == Ending::Ended {
             let stored = &reader.index;
-            let reading = |source| RepoError::System { what: "reading WAL", source };
-            data.seek(SeekFrom::Start(0)).map_err(reading)?;
             let mut hasher = SegmentHasher::new(stored.valid_bytes());
-            let mut buf = vec![0u8; BLOCK_BYTES];
-            let mut left = data.take(stored.valid_bytes());
-            loop {
-                match left.read(&mut buf).map_err(reading)? {
-                    0 => break,
-                    n => hasher.update(&buf[..n]),
-                }
-            }
+            data.each(stored.valid_bytes(), &mut |bytes| {
+                hasher.update(bytes);
+                Ok::<(), RepoError>(())
+            })?;
             if hasher.finish().2 == stored.valid_content {
                 return Ok(Pushed::Longer);
             }
@@ -195,19 +220,13 @@ impl WalArchive {
     }
 
     /// Keeps what could not be archived because its name was taken, for the investigation.
-    pub fn keep_conflict(&self, file: &str, index: &WalIndex, data: &mut dyn Read) -> Result<ObjectName> {
+    pub fn keep_conflict(&self, file: &str, index: &WalIndex, data: &mut SegmentData<'_>) -> Result<ObjectName> {
         let print = index.content.get(..16).unwrap_or("unknown");
         let name = self.place.conflict(file, print)?;
         let sink = Sink::Object(self.store.create(&name)?);
         let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, &name, sink, self.compression)?;
         w.write_block(&index.to_bytes())?;
-        let mut buf = vec![0u8; BLOCK_BYTES];
-        loop {
-            match data.read(&mut buf).map_err(|source| RepoError::System { what: "reading WAL", source })? {
-                0 => break,
-                n => w.write(&buf[..n])?,
-            }
-        }
+        data.each(u64::MAX, &mut |bytes| w.write(bytes))?;
         match w.finish() {
             Ok(_) | Err(RepoError::Store(StoreError::AlreadyExists { .. })) => Ok(name),
             Err(e) => Err(e),

@@ -3,7 +3,6 @@
 //! once more changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Cursor;
 use std::sync::Arc;
 
 use pgark_pg::wal::Changes;
@@ -15,6 +14,7 @@ use pgark_repo::keyring::Unlock;
 use pgark_repo::names::{self, BackupId};
 use pgark_repo::store::fault::{Fault, Op, When};
 use pgark_repo::store::{FaultStore, LocalStore, MemoryStore, Store};
+use pgark_repo::wal::SegmentData;
 
 use crate::common::{TestDir, keys, name, objects};
 use crate::sample::{self, Tree, archive, backup_id, cluster, read_backup, segment};
@@ -377,8 +377,11 @@ fn a_name_that_is_taken_by_other_wal_is_refused() {
     one_backup(&store);
     let archive = archive(&open(&store).unwrap());
     let other = sample::wal_segment(&segment(2), 77);
-    let pushed =
-        archive.push_segment(&sample::index_of(&segment(2), &other), &Changes::default(), &mut Cursor::new(&other[..]));
+    let pushed = archive.push_segment(
+        &sample::index_of(&segment(2), &other),
+        &Changes::default(),
+        &mut SegmentData::Memory(&other),
+    );
     assert!(matches!(pushed, Err(RepoError::Conflict { .. })), "{pushed:?}");
     let pushed = archive.push_side_file(&sample::history_file(), b"another history");
     assert!(matches!(pushed, Err(RepoError::Conflict { .. })), "{pushed:?}");

@@ -61,7 +61,7 @@ pub fn tree(tree: &Tree) -> String {
 }
 
 pub const VARIETY: &str = "bad block, chunk of 3 parts, codec Lz4, codec None, codec Zstd, data chunk, directory, \
-    file, pack, pack done, symlink, vanished, zero chunk";
+    file, pack, pack done, patched chunk of 3 parts, symlink, vanished, zero chunk";
 
 /// What kinds of things the manifest of the first backup holds, sorted.
 pub fn variety(repo: &Repository) -> Result<String> {
@@ -87,6 +87,7 @@ pub fn variety(repo: &Repository) -> Result<String> {
                     seen.insert(format!("chunk of {} parts", parts.len()));
                 }
                 Chunk::Data { .. } => {}
+                Chunk::Patched { parts, .. } => drop(seen.insert(format!("patched chunk of {} parts", parts.len()))),
             }
             seen.extend(chunk.parts().iter().map(|p| format!("codec {:?}", p.frame.codec)));
         }

@@ -88,7 +88,7 @@ fn backups_are_read_to_the_last_byte() {
                 files += 1;
             }
         }
-        assert_eq!(files, 5);
+        assert_eq!(files, 6);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Several writers at once: of a register, none of whose changes may be lost, and of one name, which one gets.
 
 use std::collections::BTreeSet;
-use std::io::Cursor;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 
@@ -13,7 +12,7 @@ use pgark_repo::crypto::Algorithm;
 use pgark_repo::error::RepoError;
 use pgark_repo::names::BackupId;
 use pgark_repo::store::{LocalStore, MemoryStore, Store};
-use pgark_repo::wal::Pushed;
+use pgark_repo::wal::{Pushed, SegmentData};
 
 use crate::common::{TestDir, keys};
 use crate::sample::{self, archive, backup_id, cluster, segment, timeline};
@@ -180,10 +179,12 @@ fn the_same_segment_pushed_by_eight_is_stored_once() {
     let bytes = sample::wal_segment(&segment(7), 7);
     let index = sample::index_of(&segment(7), &bytes);
     let stored = std::sync::Mutex::new(0);
-    writers(8, |_| match archive.push_segment(&index, &Changes::default(), &mut Cursor::new(&bytes[..])).unwrap().0 {
-        Pushed::Stored => *stored.lock().unwrap() += 1,
-        Pushed::AlreadyThere => {}
-        Pushed::SameRecords | Pushed::Longer => panic!("they are the same bytes"),
+    writers(8, |_| {
+        match archive.push_segment(&index, &Changes::default(), &mut SegmentData::Memory(&bytes)).unwrap().0 {
+            Pushed::Stored => *stored.lock().unwrap() += 1,
+            Pushed::AlreadyThere => {}
+            Pushed::SameRecords | Pushed::Longer => panic!("they are the same bytes"),
+        }
     });
     assert_eq!(stored.into_inner().unwrap(), 1);
     assert_eq!(index.segment, SegmentNo(7));

@@ -1,7 +1,6 @@
 //! A small repository with every kind of object and item in it, and the way back to what was put in.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -23,7 +22,7 @@ use pgark_repo::pack::{self, FrameAt, PackReader, PackWriter};
 use pgark_repo::record::{BackupRecord, ConfigFile, Owner, TablespaceLink, Totals};
 use pgark_repo::store::Store;
 use pgark_repo::stream::Fingerprint;
-use pgark_repo::wal::{SegmentHasher, WalArchive, WalIndex};
+use pgark_repo::wal::{SegmentData, SegmentHasher, WalArchive, WalIndex};
 
 pub const PAGE: usize = 8192;
 pub const SEGMENT: usize = 1 << 20;
@@ -178,6 +177,16 @@ pub fn write_backup(repo: &Repository, id: &BackupId) -> Result<(BackupEntry, Tr
             { vec![packs.data(&[(0, big_at, page, page), (1, raw_at, 0, 100), whole(0, lz_at)], &mixed)] },
             mixed,
         ),
+        (
+            "base/1/250",
+            {
+                let part = |frame, skip, len| Part { pack: 0, frame, skip, len };
+                let ids = [&big, &lz].map(|plain| repo.keys().content_id(plain));
+                let parts = vec![part(big_at, 2 * page, page), part(lz_at, 0, 10), part(big_at, 0, 7)];
+                vec![Chunk::Patched { parts, frames: vec![ids[0], ids[1], ids[0]] }]
+            },
+            [&big[2 * PAGE..3 * PAGE], &lz[..10], &big[..7]].concat(),
+        ),
         ("base/1/empty", vec![], vec![]),
         ("base/1/raw", vec![packs.data(&[whole(1, raw_at)], &raw)], raw),
     ];
@@ -282,19 +291,23 @@ pub fn read_tree(repo: &Repository, id: &BackupId, print: &Fingerprint) -> Resul
 }
 
 fn read_chunk(repo: &Repository, reader: &ManifestReader, chunk: &Chunk) -> Result<Vec<u8>> {
-    let Chunk::Data { id, parts } = chunk else {
-        return Ok(vec![0; usize::try_from(chunk.len()).unwrap()]);
-    };
     let mut content = vec![];
-    for part in parts {
+    for (n, part) in chunk.parts().iter().enumerate() {
         let pack = reader.pack(part.pack).unwrap();
         let name = names::pack(&cluster(), &pack.backup, pack.number);
         let plain = read_frame(&PackReader::open(repo.store().clone(), repo.keys(), &name)?, &part.frame)?;
+        if matches!(chunk, Chunk::Patched { frames, .. } if repo.keys().content_id(&plain) != frames[n]) {
+            return Err(RepoError::corrupt("a frame", "not what was read from the database"));
+        }
         let from = part.skip as usize;
         content.extend_from_slice(&plain[from..from + part.len as usize]);
     }
-    if repo.keys().content_id(&content) != *id {
-        return Err(RepoError::corrupt("a chunk", "not what was read from the database"));
+    match chunk {
+        Chunk::Zero(len) => content.resize(usize::try_from(*len).unwrap(), 0),
+        Chunk::Data { id, .. } if repo.keys().content_id(&content) != *id => {
+            return Err(RepoError::corrupt("a chunk", "not what was read from the database"));
+        }
+        _ => {}
     }
     Ok(content)
 }
@@ -467,8 +480,11 @@ pub fn push_wal(repo: &Repository, numbers: &[u64]) -> Result<()> {
     let archive = archive(repo);
     for n in numbers {
         let bytes = wal_segment(&segment(*n), *n);
-        let (_, copy) =
-            archive.push_segment(&index_of(&segment(*n), &bytes), &Changes::default(), &mut Cursor::new(&bytes[..]))?;
+        let (_, copy) = archive.push_segment(
+            &index_of(&segment(*n), &bytes),
+            &Changes::default(),
+            &mut SegmentData::Memory(&bytes),
+        )?;
         archive.acknowledge(&[(segment(*n), copy)])?;
     }
     Ok(())
@@ -496,7 +512,7 @@ pub fn fill(repo: &Repository, backups: u32) -> Result<BTreeMap<BackupId, Tree>>
     push_wal(repo, &[2, 3, 4])?;
     push_side_files(repo)?;
     let bytes = wal_segment(&segment(5), 5);
-    archive(repo).push_partial(&index_of(&segment(5), &bytes), &mut Cursor::new(&bytes[..]))?;
+    archive(repo).push_partial(&index_of(&segment(5), &bytes), &mut SegmentData::Memory(&bytes))?;
     Ok(trees)
 }
 

@@ -316,6 +316,7 @@ impl Story<'_> {
         // WAL holds the lower half of a transaction id; the upper half counts how often it wrapped.
         let xid = u32::try_from(disaster.xid & u64::from(u32::MAX)).unwrap_or(0);
         let options = RestoreOptions {
+            delta: false,
             cluster: self.cluster.clone(),
             backup: None,
             to: self.place.recovered(),
