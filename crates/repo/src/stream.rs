@@ -104,17 +104,33 @@ impl StreamWriter {
         self.end_block()
     }
 
+    /// One block that somebody has encoded already.
+    pub fn write_encoded(&mut self, plain_len: usize, codec: Codec, encoded: &[u8]) -> Result<()> {
+        assert!(plain_len <= BLOCK_BYTES_MAX, "a block is bounded by its reader");
+        if !self.plain.is_empty() {
+            self.end_block()?;
+        }
+        self.stored.clear();
+        self.stored.extend_from_slice(encoded);
+        self.seal_block(codec, plain_len, false)
+    }
+
     pub fn end_block(&mut self) -> Result<()> {
         self.put_block(false)
     }
 
     fn put_block(&mut self, last: bool) -> Result<()> {
         let codec = self.encoder.encode(&self.plain, &mut self.stored)?;
-        let header = block_header(self.stored.len() + TAG_BYTES, self.plain.len(), codec, last);
+        let plain_len = self.plain.len();
+        self.plain.clear();
+        self.seal_block(codec, plain_len, last)
+    }
+
+    fn seal_block(&mut self, codec: Codec, plain_len: usize, last: bool) -> Result<()> {
+        let header = block_header(self.stored.len() + TAG_BYTES, plain_len, codec, last);
         let purpose = if last { Purpose::LastBlock } else { Purpose::Block };
         self.key.seal(purpose, self.block, &header, &mut self.stored, 0);
         self.block += 1;
-        self.plain.clear();
         let stored = std::mem::take(&mut self.stored);
         self.emit(&header)?;
         self.emit(&stored)?;

@@ -42,7 +42,8 @@ pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         path: &args.path,
         compression,
         damaged: if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse },
-        ahead: ahead.then(|| Ahead { jobs: context.jobs(), memory: context.push_memory(repo.store().url(), &cluster) }),
+        jobs: context.jobs(),
+        ahead: ahead.then(|| Ahead { memory: context.push_memory(repo.store().url(), &cluster) }),
     };
     let report = store_file(&repo, &cluster, &options).map_err(engine_failure)?;
     let outcome = match report.outcome {

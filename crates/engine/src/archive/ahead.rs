@@ -26,8 +26,6 @@ const BATCH_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub struct Ahead {
-    /// Segments pushed at the same time.
-    pub jobs: usize,
     /// Where what was pushed ahead is remembered; private to the user.
     pub memory: Option<PathBuf>,
 }
@@ -58,8 +56,9 @@ impl Identity {
     }
 }
 
-/// Pushes one segment; returns what to acknowledge.
-pub type PushOne<'a> = dyn Fn(&Path, &RawSegment) -> Result<(Pushed, (SegmentName, u32))> + Sync + 'a;
+/// Pushes one segment with so many threads and this memory; returns what to acknowledge.
+pub type PushOne<'a> =
+    dyn Fn(&Path, &RawSegment, usize, &mut Vec<u8>) -> Result<(Pushed, (SegmentName, u32))> + Sync + 'a;
 
 impl Ahead {
     /// Whether an earlier call has pushed this very file.
@@ -78,13 +77,14 @@ impl Ahead {
         &self,
         path: &Path,
         raw: &RawSegment,
+        jobs: usize,
         push_one: &PushOne<'_>,
         acknowledge: &dyn Fn(&[(SegmentName, u32)]) -> Result<()>,
     ) -> Result<Pushed> {
         let mut batch = vec![(path.to_owned(), *raw)];
         batch.extend(ready_after(path, raw));
         let identities: Vec<Option<Identity>> = batch.iter().map(|(p, _)| Identity::of(p)).collect();
-        let mut done = self.push_all(&batch, push_one);
+        let mut done = push_all(&batch, jobs, push_one);
         // What PostgreSQL asked for decides; of the others only those without a hole before them count.
         let (outcome, first) = done.remove(0).unwrap_or_else(|| Err(EngineError::Cancelled))?;
         let mut acknowledged = vec![first];
@@ -109,42 +109,6 @@ impl Ahead {
         Ok(outcome)
     }
 
-    #[allow(clippy::type_complexity)]
-    fn push_all(
-        &self,
-        batch: &[(PathBuf, RawSegment)],
-        push_one: &PushOne<'_>,
-    ) -> Vec<Option<Result<(Pushed, (SegmentName, u32))>>> {
-        let began = Instant::now();
-        let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<Option<Result<_>>>> = Mutex::new(batch.iter().map(|_| None).collect());
-        let work = || {
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                let Some((path, raw)) = batch.get(n) else { return };
-                if n > 0 && began.elapsed() > BATCH_TIME {
-                    return;
-                }
-                let result = push_one(path, raw);
-                let failed = result.is_err();
-                if let Some(slot) = results.lock().expect("no thread panics with the lock").get_mut(n) {
-                    *slot = Some(result);
-                }
-                if failed {
-                    next.store(batch.len(), Ordering::Relaxed);
-                    return;
-                }
-            }
-        };
-        thread::scope(|scope| {
-            for _ in 1..self.jobs.min(batch.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        results.into_inner().expect("the threads are gone")
-    }
-
     fn remember(&self, kept: &[Identity]) -> std::io::Result<()> {
         let Some(path) = &self.memory else { return Ok(()) };
         if let Some(dir) = path.parent() {
@@ -155,6 +119,45 @@ impl Ahead {
         serde_json::to_writer(&file, kept)?;
         fs::rename(&temp, path)
     }
+}
+
+#[allow(clippy::type_complexity)]
+fn push_all(
+    batch: &[(PathBuf, RawSegment)],
+    jobs: usize,
+    push_one: &PushOne<'_>,
+) -> Vec<Option<Result<(Pushed, (SegmentName, u32))>>> {
+    let began = Instant::now();
+    let next = AtomicUsize::new(0);
+    // Several segments share the threads; a single one has them for itself.
+    let threads = if batch.len() == 1 { jobs } else { 1 };
+    let results: Mutex<Vec<Option<Result<_>>>> = Mutex::new(batch.iter().map(|_| None).collect());
+    let work = || {
+        let mut memory = vec![];
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some((path, raw)) = batch.get(n) else { return };
+            if n > 0 && began.elapsed() > BATCH_TIME {
+                return;
+            }
+            let result = push_one(path, raw, threads, &mut memory);
+            let failed = result.is_err();
+            if let Some(slot) = results.lock().expect("no thread panics with the lock").get_mut(n) {
+                *slot = Some(result);
+            }
+            if failed {
+                next.store(batch.len(), Ordering::Relaxed);
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..jobs.min(batch.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    results.into_inner().expect("the threads are gone")
 }
 
 /// The segments that PostgreSQL will ask for next, in its order.

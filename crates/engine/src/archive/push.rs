@@ -5,16 +5,21 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+
+use crossbeam_channel::{Sender, bounded};
 
 use pgark_pg::names::{RawSegment, WalFileName};
 use pgark_pg::value::{Lsn, SegmentName, SegmentSize, SystemId};
 use pgark_pg::wal::{Changes, SegmentExpect, WAL_PAGE_SIZE, Walker};
+use pgark_repo::RepoError;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, CatalogStore, Lineage};
-use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
+use pgark_repo::codec::{Compression, Encoder};
+use pgark_repo::limits::{BLOCK_BYTES, SIDE_FILE_BYTES_MAX};
 use pgark_repo::names::ClusterName;
-use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalIndex};
-use pgark_repo::{RepoError, codec::Compression};
+use pgark_repo::wal::{EncodedBlock, Pushed, SegmentData, WalArchive, WalIndex};
 
 use super::ahead::Ahead;
 use crate::error::{EngineError, Result};
@@ -23,6 +28,8 @@ use crate::error::{EngineError, Result};
 const LONG_HEADER_BYTES: usize = 40;
 /// Larger segments are read from their file each time they are needed.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Blocks of a segment that is kept in memory.
+const BLOCKS_MAX: usize = MEMORY_BYTES_MAX as usize / BLOCK_BYTES;
 
 #[derive(Clone, Debug)]
 pub struct PushReport {
@@ -42,6 +49,7 @@ pub struct PushOptions<'a> {
     pub path: &'a Path,
     pub compression: Compression,
     pub damaged: Damaged,
+    pub jobs: usize,
     /// None: this file and no other.
     pub ahead: Option<Ahead>,
 }
@@ -54,9 +62,10 @@ pub fn push(repo: &Repository, cluster: &ClusterName, options: &PushOptions<'_>)
     let outcome = match &parsed {
         WalFileName::Segment(raw) => segment(repo, &catalog, raw, options)?,
         WalFileName::Partial(raw) => {
-            let mut prepared = prepare(&catalog, path, raw)?;
+            let mut memory = vec![];
+            let mut prepared = prepare(&catalog, path, raw, options.compression, 1, &mut memory)?;
             let archive = archive(repo, &catalog, &prepared, options);
-            let (index, data) = prepared.parts();
+            let Prepared { index, data, .. } = &mut prepared;
             archive.push_partial(index, &mut data.borrow())?
         }
         WalFileName::History(_) | WalFileName::BackupHistory { .. } => side_file(repo, &catalog, path, &parsed)?,
@@ -64,60 +73,63 @@ pub fn push(repo: &Repository, cluster: &ClusterName, options: &PushOptions<'_>)
     Ok(PushReport { file: name, outcome })
 }
 
-fn archive(repo: &Repository, catalog: &Catalog, of: &Prepared, options: &PushOptions<'_>) -> WalArchive {
+fn archive(repo: &Repository, catalog: &Catalog, of: &Prepared<'_>, options: &PushOptions<'_>) -> WalArchive {
     WalArchive::new(repo, &catalog.cluster, of.index.system_id).with_compression(options.compression)
 }
 
 fn segment(repo: &Repository, catalog: &Catalog, raw: &RawSegment, options: &PushOptions<'_>) -> Result<Pushed> {
     let Some(ahead) = &options.ahead else {
-        let mut prepared = prepare(catalog, options.path, raw)?;
+        let mut memory = vec![];
+        let mut prepared = prepare(catalog, options.path, raw, options.compression, options.jobs, &mut memory)?;
         let archive = archive(repo, catalog, &prepared, options);
+        if archive.is_archived(&archive.head()?, &prepared.index)? {
+            return Ok(Pushed::AlreadyThere);
+        }
         let (pushed, copy) = store(&archive, options.path, &mut prepared, options.damaged)?;
         archive.acknowledge(&[(prepared.index.segment_name(), copy)])?;
         return Ok(pushed);
     };
     let lineage = catalog.lineage().ok_or_else(|| not_wal(options.path, "no cluster is registered"))?;
     let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(options.compression);
+    let head = archive.head()?;
     if ahead.has(options.path) {
         let name = segment_name(raw, lineage, options.path)?;
-        if archive.head()?.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
+        if head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
             return Ok(Pushed::AlreadyThere);
         }
     }
-    let push_one = |path: &Path, raw: &RawSegment| -> Result<(Pushed, (SegmentName, u32))> {
-        let mut prepared = prepare(catalog, path, raw)?;
+    let push_one = |path: &Path, raw: &RawSegment, threads: usize, memory: &mut Vec<u8>| {
+        let mut prepared = prepare(catalog, path, raw, options.compression, threads, memory)?;
+        let name = prepared.index.segment_name();
+        if archive.is_archived(&head, &prepared.index)? {
+            return Ok((Pushed::AlreadyThere, (name, head.copy_of(&name))));
+        }
         let (pushed, copy) = store(&archive, path, &mut prepared, options.damaged)?;
-        Ok((pushed, (prepared.index.segment_name(), copy)))
+        Ok((pushed, (name, copy)))
     };
-    ahead.push(options.path, raw, &push_one, &|done| Ok(archive.acknowledge(done)?))
+    ahead.push(options.path, raw, options.jobs, &push_one, &|done| Ok(archive.acknowledge(done)?))
 }
 
 /// A WAL file that is what its name says, with its index.
-struct Prepared {
+struct Prepared<'a> {
     index: WalIndex,
     changes: Changes,
-    data: Held,
+    data: Held<'a>,
 }
 
 /// Where a segment's bytes are meanwhile.
-enum Held {
-    Memory(Vec<u8>),
+enum Held<'a> {
+    Memory(Vec<EncodedBlock<'a>>),
     /// A segment too large for that.
     File(File),
 }
 
-impl Held {
+impl Held<'_> {
     fn borrow(&mut self) -> SegmentData<'_> {
         match self {
-            Held::Memory(bytes) => SegmentData::Memory(bytes),
+            Held::Memory(blocks) => SegmentData::Encoded(blocks),
             Held::File(file) => SegmentData::File(file),
         }
-    }
-}
-
-impl Prepared {
-    fn parts(&mut self) -> (&WalIndex, &mut Held) {
-        (&self.index, &mut self.data)
     }
 }
 
@@ -132,24 +144,78 @@ fn segment_name(raw: &RawSegment, lineage: &Lineage, path: &Path) -> Result<Segm
     Ok(SegmentName { timeline: raw.timeline, segment })
 }
 
-fn prepare(catalog: &Catalog, path: &Path, raw: &RawSegment) -> Result<Prepared> {
+/// Reads and checks the file; `threads` compress what was read meanwhile.
+fn prepare<'a>(
+    catalog: &Catalog,
+    path: &Path,
+    raw: &RawSegment,
+    compression: Compression,
+    threads: usize,
+    memory: &'a mut Vec<u8>,
+) -> Result<Prepared<'a>> {
     let mut file = open(path)?;
     let lineage = lineage_of(catalog, &mut file, path)?;
     let name = segment_name(raw, lineage, path)?;
-    let mut data = if lineage.segment_size.bytes() <= MEMORY_BYTES_MAX {
-        let mut bytes = Vec::with_capacity(usize::try_from(lineage.segment_size.bytes()).unwrap_or(0) + 1);
-        let limit = lineage.segment_size.bytes() + 1;
-        file.take(limit).read_to_end(&mut bytes).map_err(|e| EngineError::file("reading", path, e))?;
-        Held::Memory(bytes)
-    } else {
-        Held::File(file)
+    let (size, system_id) = (lineage.segment_size, lineage.system_id);
+    if size.bytes() > MEMORY_BYTES_MAX {
+        let (index, changes) = index_segment(&mut SegmentData::File(&mut file), path, &name, size, system_id)?;
+        return Ok(Prepared { index, changes, data: Held::File(file) });
+    }
+    memory.resize(usize::try_from(size.bytes()).expect("compared with a limit"), 0);
+    let (to_encode, work) = bounded::<(usize, &'a [u8])>(BLOCKS_MAX);
+    let encoded: Mutex<Vec<(usize, EncodedBlock<'a>)>> = Mutex::default();
+    let encode = || -> Result<()> {
+        let mut encoder = Encoder::new(compression)?;
+        let mut scratch = vec![];
+        for (n, plain) in &work {
+            let codec = encoder.encode(plain, &mut scratch)?;
+            let block = EncodedBlock { plain, codec, encoded: scratch.clone() };
+            encoded.lock().expect("no thread panics with the lock").push((n, block));
+        }
+        Ok(())
     };
-    let (index, changes) = index_segment(&mut data.borrow(), path, &name, lineage.segment_size, lineage.system_id)?;
-    Ok(Prepared { index, changes, data })
+    let indexed = thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(encode)).collect();
+        let read = read_blocks(&mut file, path, memory, &to_encode);
+        let indexed = read.and_then(|mut blocks| {
+            index_segment_of(&mut |take| blocks.try_for_each(|b| take(b?)), path, &name, size, system_id)
+        });
+        drop(to_encode);
+        let mut outcome = encode();
+        for h in helpers {
+            outcome = outcome.and(h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        outcome.and(indexed)
+    });
+    let (mut index, changes) = indexed?;
+    let mut blocks = encoded.into_inner().expect("the threads are gone");
+    blocks.sort_unstable_by_key(|(n, _)| *n);
+    let blocks: Vec<EncodedBlock<'a>> = blocks.into_iter().map(|(_, block)| block).collect();
+    hash_valid(&mut index, &mut SegmentData::Encoded(&blocks))?;
+    Ok(Prepared { index, changes, data: Held::Memory(blocks) })
+}
+
+/// Reads a file of exactly `memory`'s length in blocks, each handed to whoever compresses as soon as it is there.
+fn read_blocks<'a, 'f>(
+    file: &'f mut File,
+    path: &'f Path,
+    memory: &'a mut [u8],
+    to_encode: &'f Sender<(usize, &'a [u8])>,
+) -> Result<impl Iterator<Item = Result<&'a [u8]>> + use<'a, 'f>> {
+    let found = file.metadata().map_err(|e| EngineError::file("looking at", path, e))?.len();
+    if found != memory.len() as u64 {
+        return Err(not_wal(path, &format!("it has {found} bytes instead of {}", memory.len())));
+    }
+    Ok(memory.chunks_mut(BLOCK_BYTES).enumerate().map(move |(n, block)| {
+        file.read_exact(block).map_err(|e| EngineError::file("reading", path, e))?;
+        let block: &'a [u8] = block;
+        to_encode.send((n, block)).expect("the receiver outlives the reading");
+        Ok(block)
+    }))
 }
 
 /// Durable when it returns; not yet acknowledged.
-fn store(archive: &WalArchive, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
+fn store(archive: &WalArchive, path: &Path, prepared: &mut Prepared<'_>, damaged: Damaged) -> Result<(Pushed, u32)> {
     let Prepared { index, changes, data } = prepared;
     if let Some(later) = index.wal_after_end
         && damaged == Damaged::Refuse
@@ -251,12 +317,28 @@ pub fn index_segment(
     size: SegmentSize,
     system_id: SystemId,
 ) -> Result<(WalIndex, Changes)> {
+    let (mut index, changes) = index_segment_of(&mut |take| data.each(u64::MAX, take), path, name, size, system_id)?;
+    hash_valid(&mut index, data)?;
+    Ok((index, changes))
+}
+
+/// Calls its argument with each block of a segment.
+type EachBlock<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
+
+/// As `index_segment`, but `valid_content` is not yet right where the valid WAL ends before the segment.
+fn index_segment_of(
+    each: &mut EachBlock<'_>,
+    path: &Path,
+    name: &SegmentName,
+    size: SegmentSize,
+    system_id: SystemId,
+) -> Result<(WalIndex, Changes)> {
     let expect = SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
     let mut walker = Walker::new(expect);
     let mut changes = Changes::default();
     let mut hasher = blake3::Hasher::new();
     let mut total = 0u64;
-    data.each(u64::MAX, &mut |bytes| {
+    each(&mut |bytes| {
         total += bytes.len() as u64;
         if bytes.len() % WAL_PAGE_SIZE != 0 || total > size.bytes() {
             return Err(not_wal(path, "its size is not that of a segment"));
@@ -269,16 +351,20 @@ pub fn index_segment(
     }
     let scan = walker.finish().map_err(|e| not_wal(path, &e.to_string()))?;
     let content = hasher.finalize().to_hex().to_string();
-    let mut index = WalIndex::new(&scan, *name, content.clone(), content);
-    if index.valid_bytes() < total {
-        let mut hasher = blake3::Hasher::new();
-        data.each(index.valid_bytes(), &mut |bytes| {
-            hasher.update(bytes);
-            Ok::<(), EngineError>(())
-        })?;
-        index.valid_content = hasher.finalize().to_hex().to_string();
+    Ok((WalIndex::new(&scan, *name, content.clone(), content), changes))
+}
+
+fn hash_valid(index: &mut WalIndex, data: &mut SegmentData<'_>) -> Result<()> {
+    if index.valid_bytes() >= index.segment_size.bytes() {
+        return Ok(());
     }
-    Ok((index, changes))
+    let mut hasher = blake3::Hasher::new();
+    data.each(index.valid_bytes(), &mut |bytes| {
+        hasher.update(bytes);
+        Ok::<(), EngineError>(())
+    })?;
+    index.valid_content = hasher.finalize().to_hex().to_string();
+    Ok(())
 }
 
 fn side_file(repo: &Repository, catalog: &Catalog, path: &Path, name: &WalFileName) -> Result<Pushed> {

@@ -15,7 +15,7 @@ use pgark_pg::names::WalFileName;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use pgark_pg::wal::Changes;
 
-use crate::codec::Compression;
+use crate::codec::{Codec, Compression};
 use crate::crypto::{KeySet, ObjectKind};
 use crate::error::{RepoError, Result};
 use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SEGMENT_COPIES_MAX, SIDE_FILE_BYTES_MAX};
@@ -56,8 +56,17 @@ pub enum Pushed {
 /// The bytes of a segment that is pushed; they may have to be read more than once.
 pub enum SegmentData<'a> {
     Memory(&'a [u8]),
+    /// In blocks that are compressed already.
+    Encoded(&'a [EncodedBlock<'a>]),
     /// Compared with the index each time, since somebody may write to it.
     File(&'a mut std::fs::File),
+}
+
+/// `BLOCK_BYTES` of a segment, plain and compressed.
+pub struct EncodedBlock<'a> {
+    pub plain: &'a [u8],
+    pub codec: Codec,
+    pub encoded: Vec<u8>,
 }
 
 impl SegmentData<'_> {
@@ -71,6 +80,17 @@ impl SegmentData<'_> {
             SegmentData::Memory(bytes) => {
                 let end = usize::try_from(limit).unwrap_or(usize::MAX).min(bytes.len());
                 bytes[..end].chunks(BLOCK_BYTES).try_for_each(take)
+            }
+            SegmentData::Encoded(blocks) => {
+                let mut left = limit;
+                for block in *blocks {
+                    let end = usize::try_from(left).unwrap_or(usize::MAX).min(block.plain.len());
+                    left -= end as u64;
+                    if end > 0 {
+                        take(&block.plain[..end])?;
+                    }
+                }
+                Ok(())
             }
             SegmentData::File(file) => {
                 let reading = |source| RepoError::System { what: "reading WAL", source };
@@ -169,15 +189,23 @@ impl WalArchive {
         for part in changes.unwrap_or_default().chunks(BLOCK_BYTES) {
             w.write_block(part)?;
         }
-        let mut hasher = matches!(data, SegmentData::File(_)).then(blake3::Hasher::new);
         let mut size = 0;
-        data.each(u64::MAX, &mut |bytes| {
-            size += bytes.len() as u64;
-            if let Some(h) = &mut hasher {
-                h.update(bytes);
+        let mut hasher = None;
+        if let SegmentData::Encoded(blocks) = data {
+            for block in *blocks {
+                size += block.plain.len() as u64;
+                w.write_encoded(block.plain.len(), block.codec, &block.encoded)?;
             }
-            w.write(bytes)
-        })?;
+        } else {
+            hasher = matches!(data, SegmentData::File(_)).then(blake3::Hasher::new);
+            data.each(u64::MAX, &mut |bytes| {
+                size += bytes.len() as u64;
+                if let Some(h) = &mut hasher {
+                    h.update(bytes);
+                }
+                w.write(bytes)
+            })?;
+        }
         let changed = hasher.is_some_and(|h| h.finalize().to_hex().as_str() != index.content);
         if size != index.segment_size.bytes() || changed {
             return Err(RepoError::Conflict { object: format!("{name} (it changed while it was read)") });
@@ -187,6 +215,15 @@ impl WalArchive {
             Err(RepoError::Store(StoreError::AlreadyExists { .. })) => self.compare(name, index, data),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether the segment that the head names holds this WAL already.
+    pub fn is_archived(&self, head: &WalHead, index: &WalIndex) -> Result<bool> {
+        let name = index.segment_name();
+        if !head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
+            return Ok(false);
+        }
+        Ok(self.open_copy(&name, index.segment_size, head.copy_of(&name))?.index.content == index.content)
     }
 
     /// The name is taken: is that the same WAL?
