@@ -56,9 +56,8 @@ impl Identity {
     }
 }
 
-/// Pushes one segment with so many threads and this memory; returns what to acknowledge.
-pub type PushOne<'a> =
-    dyn Fn(&Path, &RawSegment, usize, &mut Vec<u8>) -> Result<(Pushed, (SegmentName, u32))> + Sync + 'a;
+/// Pushes one segment with so many threads; returns what to acknowledge.
+pub type PushOne<'a> = dyn Fn(&Path, &RawSegment, usize) -> Result<(Pushed, (SegmentName, u32))> + Sync + 'a;
 
 impl Ahead {
     /// Whether an earlier call has pushed this very file.
@@ -133,14 +132,13 @@ fn push_all(
     let threads = if batch.len() == 1 { jobs } else { 1 };
     let results: Mutex<Vec<Option<Result<_>>>> = Mutex::new(batch.iter().map(|_| None).collect());
     let work = || {
-        let mut memory = vec![];
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Some((path, raw)) = batch.get(n) else { return };
             if n > 0 && began.elapsed() > BATCH_TIME {
                 return;
             }
-            let result = push_one(path, raw, threads, &mut memory);
+            let result = push_one(path, raw, threads);
             let failed = result.is_err();
             if let Some(slot) = results.lock().expect("no thread panics with the lock").get_mut(n) {
                 *slot = Some(result);

@@ -4,6 +4,7 @@ pub mod ahead;
 pub mod get;
 pub mod path;
 pub mod push;
+pub mod segment;
 
 use std::time::{Duration, Instant};
 

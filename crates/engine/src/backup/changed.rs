@@ -14,7 +14,7 @@ use pgark_pg::wal::{Assembly, Changes, SegmentExpect, Tail, assemble, join_cross
 use pgark_repo::record::BackupRecord;
 use pgark_repo::wal::{Ending, SegmentData, WalArchive, WalIndex};
 
-use crate::archive::push::index_segment;
+use crate::archive::segment::{Indexer, index_segment};
 use crate::archive::{self, Continuity, WalPath};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -208,7 +208,7 @@ impl Stretch<'_> {
                 Ok(mut file) => {
                     let system = self.control.system_id;
                     let mut data = SegmentData::File(&mut file);
-                    let (index, changes) = index_segment(&mut data, &path, name, self.size(), system)?;
+                    let (index, changes) = index_segment(&mut data, Indexer::new(&path, *name, self.size(), system))?;
                     return Ok(Found { index, changes, archived: false });
                 }
                 Err(e) if e.kind() == ErrorKind::NotFound => {}

@@ -98,7 +98,10 @@ impl Changes {
         let data = blocks.main_data();
         match record.rmgr {
             rmgr::SMGR => self.storage(record, data),
-            rmgr::DBASE => self.database(record, data),
+            rmgr::DBASE => {
+                self.databases.extend(database_dirs(record)?.1);
+                Ok(())
+            }
             rmgr::XACT => {
                 for rel in record.dropped_relations()? {
                     self.limit(rel, 0);
@@ -122,8 +125,8 @@ impl Changes {
         let rel = |at| Ok(RelFork { spc: field(at)?, db: field(at + 4)?, rel: field(at + 8)?, fork: Fork::Main });
         match record.op() {
             smgr::CREATE => {
-                if field(12)? == u32::from(Fork::Main.number()) {
-                    self.limit(rel(0)?, 0);
+                if let Some(created) = created_relation(record)? {
+                    self.limit(created, 0);
                 }
                 Ok(())
             }
@@ -137,27 +140,35 @@ impl Changes {
         }
     }
 
-    /// `xl_dbase_create_rec`, `xl_dbase_create_file_copy_rec`, `xl_dbase_create_wal_log_rec`, `xl_dbase_drop_rec`
-    /// (commands/dbcommands_xlog.h). The codes moved in 15.
-    fn database(&mut self, record: &Record<'_>, data: &[u8]) -> Result<(), DecodeError> {
-        let field = |at| u32_at(data, at).ok_or_else(|| record.error("database record is cut short"));
-        let drop = if record.major >= Major::V15 { 0x20 } else { 0x10 };
-        match record.op() {
-            op if op == drop => {
-                let db = field(0)?;
-                let count = usize::try_from(field(4)?).unwrap_or(usize::MAX).min(data.len());
-                for n in 0..count {
-                    self.databases.insert(DatabaseDir { spc: field(8 + 4 * n)?, db });
-                }
-                Ok(())
-            }
-            0x00 | 0x10 => {
-                self.databases.insert(DatabaseDir { spc: field(4)?, db: field(0)? });
-                Ok(())
-            }
-            _ => Err(record.error("unknown database record")),
+}
+
+/// What a record says of whole databases: whether it drops their directories, and which. `xl_dbase_create_rec`,
+/// `xl_dbase_create_file_copy_rec`, `xl_dbase_create_wal_log_rec`, `xl_dbase_drop_rec` (commands/dbcommands_xlog.h);
+/// the codes moved in 15.
+pub(super) fn database_dirs(record: &Record<'_>) -> Result<(bool, Vec<DatabaseDir>), DecodeError> {
+    let data = record.main_data()?;
+    let field = |at| u32_at(data, at).ok_or_else(|| record.error("database record is cut short"));
+    let drop = if record.major >= Major::V15 { 0x20 } else { 0x10 };
+    match record.op() {
+        op if op == drop => {
+            let db = field(0)?;
+            let count = usize::try_from(field(4)?).unwrap_or(usize::MAX).min(data.len());
+            let dirs: Result<_, _> = (0..count).map(|n| Ok(DatabaseDir { spc: field(8 + 4 * n)?, db })).collect();
+            Ok((true, dirs?))
         }
+        0x00 | 0x10 => Ok((false, vec![DatabaseDir { spc: field(4)?, db: field(0)? }])),
+        _ => Err(record.error("unknown database record")),
     }
+}
+
+/// The main fork that a storage record creates.
+pub(super) fn created_relation(record: &Record<'_>) -> Result<Option<RelFork>, DecodeError> {
+    let data = record.main_data()?;
+    let field = |at| u32_at(data, at).ok_or_else(|| record.error("storage record is cut short"));
+    if record.op() != smgr::CREATE || field(12)? != u32::from(Fork::Main.number()) {
+        return Ok(None);
+    }
+    Ok(Some(RelFork { spc: field(0)?, db: field(4)?, rel: field(8)?, fork: Fork::Main }))
 }
 
 impl RecordSink for Changes {

@@ -134,6 +134,22 @@ impl Record<'_> {
             .collect()
     }
 
+    /// The subtransactions that end with this transaction.
+    pub fn subtransactions(&self) -> Result<Vec<u32>, DecodeError> {
+        if self.rmgr != rmgr::XACT || self.info & xact::HAS_INFO == 0 || self.transaction_end()?.is_none() {
+            return Ok(vec![]);
+        }
+        let data = self.main_data()?;
+        let field = |at: usize| u32_at(data, at).ok_or_else(|| self.error("end of a transaction is cut short"));
+        let xinfo = field(8)?;
+        if xinfo & xact::HAS_SUBXACTS == 0 {
+            return Ok(vec![]);
+        }
+        let at = if xinfo & xact::HAS_DBINFO == 0 { 12 } else { 20 };
+        let count = usize::try_from(field(at)?).unwrap_or(usize::MAX).min(data.len());
+        (0..count).map(|n| field(at + 4 + 4 * n)).collect()
+    }
+
     /// Steps over the optional parts before `xl_xact_twophase`.
     fn prepared_xid(&self, data: &[u8]) -> Option<u32> {
         if self.info & xact::HAS_INFO == 0 {

@@ -5,6 +5,7 @@
 //! stops is a finding (`Tail`), not an error; `WalError` means that the bytes are not the expected segment at all.
 //! A record that crosses into the next segment is handed out in two parts and assembled by `join_crossing`.
 
+mod activity;
 mod assemble;
 mod blocks;
 mod changes;
@@ -20,6 +21,7 @@ mod builder;
 #[cfg(test)]
 mod tests;
 
+pub use activity::{Activity, DatabaseEvent, Finish, TableWork, TransactionWork};
 pub use assemble::{Assembly, assemble};
 pub use blocks::{BlockImage, BlockRef, Blocks};
 pub use changes::{Changes, DatabaseDir, RelationChanges};

@@ -17,6 +17,7 @@ pub mod rmgr {
     pub const SMGR: u8 = 2;
     pub const DBASE: u8 = 4;
     pub const RELMAP: u8 = 7;
+    pub const HEAP: u8 = 10;
     /// Extensions register their own from here on, since 15.
     pub const CUSTOM_MIN: u8 = 128;
 }

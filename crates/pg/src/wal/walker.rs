@@ -35,6 +35,14 @@ impl RecordSink for () {
     fn record(&mut self, _: &Record<'_>) {}
 }
 
+/// Hands each record to both.
+impl<A: RecordSink, B: RecordSink> RecordSink for (A, B) {
+    fn record(&mut self, rec: &Record<'_>) {
+        self.0.record(rec);
+        self.1.record(rec);
+    }
+}
+
 impl<F: FnMut(&Record<'_>)> RecordSink for F {
     fn record(&mut self, rec: &Record<'_>) {
         self(rec);

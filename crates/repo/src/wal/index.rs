@@ -1,7 +1,7 @@
 //! The index in front of each archived segment: what one needs to know of it without reading it.
 
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
-use pgark_pg::wal::{Leading, SegmentScan, Tail};
+use pgark_pg::wal::{Activity, Leading, SegmentScan, Tail};
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::hex_bytes;
@@ -52,6 +52,9 @@ pub struct WalIndex {
     /// A page with WAL of this segment beyond where its records end: something before it is damaged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wal_after_end: Option<Lsn>,
+    /// What happened when; None where nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Activity>,
     /// Bytes of the changed blocks that follow the index; None when they were not kept. Set when it is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes_bytes: Option<u64>,
@@ -101,7 +104,13 @@ pub struct RestorePoint {
 
 impl WalIndex {
     /// `content` and `valid_content` as a `SegmentHasher` made them of the same bytes.
-    pub fn new(scan: &SegmentScan, name: SegmentName, content: String, valid_content: String) -> Self {
+    pub fn new(
+        scan: &SegmentScan,
+        activity: Activity,
+        name: SegmentName,
+        content: String,
+        valid_content: String,
+    ) -> Self {
         let micros = |t: Option<PgTimestamp>| t.map(|t| t.0);
         let (ending, crossing) = match &scan.tail {
             Tail::Filled => (Ending::Filled, None),
@@ -151,6 +160,7 @@ impl WalIndex {
             full_page_writes_off: scan.full_page_writes_off,
             undecodable: scan.undecodable,
             wal_after_end: scan.wal_after_end,
+            activity: Some(activity),
             changes_bytes: None,
         }
     }

@@ -15,7 +15,7 @@ use pgark_pg::names::WalFileName;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use pgark_pg::wal::Changes;
 
-use crate::codec::{Codec, Compression};
+use crate::codec::{Codec, Compression, Decoder};
 use crate::crypto::{KeySet, ObjectKind};
 use crate::error::{RepoError, Result};
 use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SEGMENT_COPIES_MAX, SIDE_FILE_BYTES_MAX};
@@ -56,17 +56,24 @@ pub enum Pushed {
 /// The bytes of a segment that is pushed; they may have to be read more than once.
 pub enum SegmentData<'a> {
     Memory(&'a [u8]),
-    /// In blocks that are compressed already.
-    Encoded(&'a [EncodedBlock<'a>]),
+    /// In blocks that are compressed already, all but the last of `BLOCK_BYTES`.
+    Encoded(&'a [EncodedBlock]),
     /// Compared with the index each time, since somebody may write to it.
     File(&'a mut std::fs::File),
 }
 
-/// `BLOCK_BYTES` of a segment, plain and compressed.
-pub struct EncodedBlock<'a> {
-    pub plain: &'a [u8],
+/// A block of a segment, compressed.
+pub struct EncodedBlock {
+    pub plain_len: usize,
     pub codec: Codec,
     pub encoded: Vec<u8>,
+}
+
+impl EncodedBlock {
+    fn decode(&self, decoder: &mut Decoder, out: &mut Vec<u8>) -> Result<()> {
+        let failed = |e: String| RepoError::System { what: "compression", source: std::io::Error::other(e) };
+        decoder.decode(self.codec, &self.encoded, self.plain_len, out).map_err(failed)
+    }
 }
 
 impl SegmentData<'_> {
@@ -82,13 +89,15 @@ impl SegmentData<'_> {
                 bytes[..end].chunks(BLOCK_BYTES).try_for_each(take)
             }
             SegmentData::Encoded(blocks) => {
-                let mut left = limit;
+                let (mut left, mut plain, mut decoder) = (limit, vec![], Decoder::new()?);
                 for block in *blocks {
-                    let end = usize::try_from(left).unwrap_or(usize::MAX).min(block.plain.len());
-                    left -= end as u64;
-                    if end > 0 {
-                        take(&block.plain[..end])?;
+                    let end = usize::try_from(left).unwrap_or(usize::MAX).min(block.plain_len);
+                    if end == 0 {
+                        break;
                     }
+                    left -= end as u64;
+                    block.decode(&mut decoder, &mut plain)?;
+                    take(plain.get(..end).unwrap_or(&plain))?;
                 }
                 Ok(())
             }
@@ -107,6 +116,26 @@ impl SegmentData<'_> {
                     }
                     take(&block)?;
                 }
+            }
+        }
+    }
+
+    /// Replaces `out` by the block of this number; nothing when there is none.
+    pub fn block(&mut self, number: usize, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        match self {
+            SegmentData::Memory(bytes) => {
+                out.extend_from_slice(bytes.chunks(BLOCK_BYTES).nth(number).unwrap_or_default());
+                Ok(())
+            }
+            SegmentData::Encoded(blocks) => match blocks.get(number) {
+                Some(block) => block.decode(&mut Decoder::new()?, out),
+                None => Ok(()),
+            },
+            SegmentData::File(file) => {
+                let reading = |source| RepoError::System { what: "reading WAL", source };
+                file.seek(SeekFrom::Start((number * BLOCK_BYTES) as u64)).map_err(reading)?;
+                file.take(BLOCK_BYTES as u64).read_to_end(out).map(drop).map_err(reading)
             }
         }
     }
@@ -193,8 +222,8 @@ impl WalArchive {
         let mut hasher = None;
         if let SegmentData::Encoded(blocks) = data {
             for block in *blocks {
-                size += block.plain.len() as u64;
-                w.write_encoded(block.plain.len(), block.codec, &block.encoded)?;
+                size += block.plain_len as u64;
+                w.write_encoded(block.plain_len, block.codec, &block.encoded)?;
             }
         } else {
             hasher = matches!(data, SegmentData::File(_)).then(blake3::Hasher::new);

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use pgark_pg::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
-use pgark_pg::wal::Changes;
-use pgark_pg::wal::{SegmentExpect, scan_segment};
+use pgark_pg::wal::{Activity, Changes, SegmentExpect, scan_segment};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Evidence, JobKind, Lineage};
 use pgark_repo::codec::{Compression, Decoder, Encoder};
@@ -445,7 +444,7 @@ pub fn index_of(name: &SegmentName, bytes: &[u8]) -> WalIndex {
     let expect =
         SegmentExpect { timeline: name.timeline, segment: name.segment, size: segment_size(), system_id: Some(SYSTEM) };
     let scan = scan_segment(bytes, expect, &mut ()).unwrap();
-    let mut index = WalIndex::new(&scan, *name, String::new(), String::new());
+    let mut index = WalIndex::new(&scan, Activity::default(), *name, String::new(), String::new());
     let mut hasher = SegmentHasher::new(index.valid_bytes());
     hasher.update(bytes);
     (_, index.content, index.valid_content) = hasher.finish();

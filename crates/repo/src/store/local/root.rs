@@ -2,7 +2,7 @@
 //! following a symbolic link, so that whoever can plant names in the store cannot lead us out of it.
 //!
 //! Invariant: a directory returned by `make_dir` is entered durably in its parent, and that one in its own, up
-//! to the root, no matter who made them.
+//! to the root, no matter who made them. A file in it proves that, since files are made only in such directories.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -115,6 +115,10 @@ impl Root {
     fn make_dir(&self, relative: &str) -> Sys<OwnedFd> {
         match self.dir(relative) {
             Ok(dir) if relative.is_empty() || self.known_durable(relative, &dir) => return Ok(dir),
+            Ok(dir) if holds_file(&dir)? => {
+                self.remember_durable(relative, &dir);
+                return Ok(dir);
+            }
             // Another writer may have made it and not have come to its fsync.
             Ok(_) | Err(Errno::NOENT) => {}
             Err(e) => return Err(e),
@@ -174,6 +178,19 @@ impl Root {
     fn durable_dirs(&self) -> MutexGuard<'_, HashMap<String, DirIdentity>> {
         self.durable_dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whoever has made a file here has entered the directory durably before: `create_file` begins with that.
+fn holds_file(dir: &OwnedFd) -> Sys<bool> {
+    for entry in fs::Dir::read_from(dir)? {
+        match entry {
+            Ok(entry) if entry.file_type() == FileType::RegularFile => return Ok(true),
+            Ok(_) => {}
+            Err(Errno::NOENT) => return Ok(false), // removed while we read it
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
 }
 
 fn beneath() -> ResolveFlags {

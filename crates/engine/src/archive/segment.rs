@@ -1,0 +1,292 @@
+//! Reading a WAL segment once: checked against its name, indexed, hashed, its changes noted, and compressed meanwhile.
+//!
+//! Invariant: what is kept in memory is the compressed form of exactly the bytes that were indexed, so that a file that
+//! changes under us cannot be archived under the index of another.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+
+use crossbeam_channel::bounded;
+
+use pgark_pg::names::RawSegment;
+use pgark_pg::value::{SegmentName, SegmentSize, SystemId};
+use pgark_pg::wal::{Activity, Changes, SegmentExpect, WAL_PAGE_SIZE, Walker};
+use pgark_repo::catalog::{Catalog, Lineage};
+use pgark_repo::codec::{Compression, Encoder};
+use pgark_repo::limits::BLOCK_BYTES;
+use pgark_repo::wal::{EncodedBlock, SegmentData, WalIndex};
+
+use crate::error::{EngineError, Result};
+
+/// Bytes of the first page that tell which cluster's WAL a file is.
+const LONG_HEADER_BYTES: usize = 40;
+/// Larger segments are read from their file each time they are needed.
+const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Blocks that wait for compression: enough to keep its threads busy, few enough to stay in the processor's cache.
+const BLOCKS_WAITING: usize = 8;
+
+/// A WAL file that is what its name says, with its index.
+pub struct Prepared {
+    pub index: WalIndex,
+    pub changes: Changes,
+    pub data: Held,
+}
+
+/// Where a segment's bytes are meanwhile.
+pub enum Held {
+    Memory(Vec<EncodedBlock>),
+    /// A segment too large for that.
+    File(File),
+}
+
+impl Held {
+    pub fn borrow(&mut self) -> SegmentData<'_> {
+        match self {
+            Held::Memory(blocks) => SegmentData::Encoded(blocks),
+            Held::File(file) => SegmentData::File(file),
+        }
+    }
+}
+
+pub fn segment_name(raw: &RawSegment, lineage: &Lineage, path: &Path) -> Result<SegmentName> {
+    let segment = raw.number(lineage.segment_size).map_err(|e| {
+        EngineError::failed(
+            "E-WAL-NAME",
+            format!("{}: {e}", path.display()),
+            "is the wal segment size of the cluster right?",
+        )
+    })?;
+    Ok(SegmentName { timeline: raw.timeline, segment })
+}
+
+/// Reads and checks the file; `threads` compress what was read meanwhile.
+pub fn prepare(
+    catalog: &Catalog,
+    path: &Path,
+    raw: &RawSegment,
+    compression: Compression,
+    threads: usize,
+) -> Result<Prepared> {
+    let mut file = open(path)?;
+    let lineage = lineage_of(catalog, &mut file, path)?;
+    let name = segment_name(raw, lineage, path)?;
+    let indexer = Indexer::new(path, name, lineage.segment_size, lineage.system_id);
+    if lineage.segment_size.bytes() > MEMORY_BYTES_MAX {
+        let (index, changes) = index_segment(&mut SegmentData::File(&mut file), indexer)?;
+        return Ok(Prepared { index, changes, data: Held::File(file) });
+    }
+    let found = file.metadata().map_err(|e| EngineError::file("looking at", path, e))?.len();
+    if found != lineage.segment_size.bytes() {
+        return Err(not_wal(path, &format!("it has {found} bytes instead of {}", lineage.segment_size.bytes())));
+    }
+    let blocks = usize::try_from(found).expect("compared with a limit") / BLOCK_BYTES;
+    let (mut indexed, encoded) = read_and_encode(&mut file, blocks, indexer, compression, threads)?;
+    indexed.hash_valid(&mut SegmentData::Encoded(&encoded))?;
+    Ok(Prepared { index: indexed.index, changes: indexed.changes, data: Held::Memory(encoded) })
+}
+
+/// One thread reads and walks; it and the others compress. Buffers go round, so that few of them stay in the cache.
+fn read_and_encode(
+    file: &mut File,
+    blocks: usize,
+    mut indexer: Indexer<'_>,
+    compression: Compression,
+    threads: usize,
+) -> Result<(Indexed, Vec<EncodedBlock>)> {
+    let buffers = if threads > 1 { BLOCKS_WAITING } else { 1 };
+    let (to_encode, work) = bounded::<(usize, Vec<u8>)>(buffers);
+    let (give_back, free) = bounded::<Vec<u8>>(buffers);
+    let done: Mutex<Vec<(usize, EncodedBlock)>> = Mutex::new(Vec::with_capacity(blocks));
+    let encode = |encoder: &mut Encoder, n: usize, plain: &[u8]| -> Result<()> {
+        let mut encoded = vec![];
+        let codec = encoder.encode(plain, &mut encoded)?;
+        encoded.shrink_to_fit();
+        let block = EncodedBlock { plain_len: plain.len(), codec, encoded };
+        done.lock().expect("no thread panics with the lock").push((n, block));
+        Ok(())
+    };
+    let help = |encoder: &mut Encoder| -> Result<()> {
+        for (n, plain) in &work {
+            let encoded = encode(encoder, n, &plain);
+            give_back.send(plain).expect("the receiver outlives the threads");
+            encoded?;
+        }
+        Ok(())
+    };
+    let mut encoder = Encoder::new(compression)?;
+    let indexed = thread::scope(|scope| {
+        let helpers: Vec<_> =
+            (1..threads).map(|_| scope.spawn(|| Encoder::new(compression).map_err(Into::into).and_then(|mut e| help(&mut e)))).collect();
+        let mut read = || -> Result<()> {
+            let mut made = 0;
+            for n in 0..blocks {
+                let mut buffer = free.try_recv().unwrap_or_default();
+                if buffer.is_empty() && made == buffers {
+                    // The others are behind: lend a hand rather than wait.
+                    buffer = match work.try_recv() {
+                        Ok((n, plain)) => {
+                            encode(&mut encoder, n, &plain)?;
+                            plain
+                        }
+                        Err(_) => free.recv().expect("the sender is here"),
+                    };
+                } else if buffer.is_empty() {
+                    made += 1;
+                    buffer.resize(BLOCK_BYTES, 0);
+                }
+                let path = indexer.path;
+                file.read_exact(&mut buffer).map_err(|e| EngineError::file("reading", path, e))?;
+                indexer.feed(&buffer)?;
+                to_encode.send((n, buffer)).expect("the receiver is here");
+            }
+            Ok(())
+        };
+        let read = read();
+        drop(to_encode);
+        let mut outcome = help(&mut encoder);
+        for h in helpers {
+            outcome = outcome.and(h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        read.and(outcome).and_then(|()| indexer.finish())
+    })?;
+    let mut encoded = done.into_inner().expect("the threads are gone");
+    encoded.sort_unstable_by_key(|(n, _)| *n);
+    Ok((indexed, encoded.into_iter().map(|(_, block)| block).collect()))
+}
+
+/// Opens what should be an ordinary file; a pipe under its name must not make us wait.
+pub fn open(path: &Path) -> Result<File> {
+    let failed = |e| EngineError::file("opening", path, e);
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_file() { Ok(file) } else { Err(not_wal(path, "it is not an ordinary file")) }
+}
+
+fn rewind(file: &mut File, path: &Path) -> Result<()> {
+    file.seek(SeekFrom::Start(0)).map(drop).map_err(|e| EngineError::file("reading", path, e))
+}
+
+/// The lineage a WAL file belongs to, by the system identifier in its first page.
+pub fn lineage_of<'a>(catalog: &'a Catalog, file: &mut File, path: &Path) -> Result<&'a Lineage> {
+    let mut header = [0u8; LONG_HEADER_BYTES];
+    file.read_exact(&mut header).map_err(|_| not_wal(path, "it is shorter than a page header"))?;
+    rewind(file, path)?;
+    let found = system_id(&header).ok_or_else(|| not_wal(path, "its first page has no system identifier"))?;
+    let current = catalog.lineage().ok_or_else(|| not_wal(path, "no cluster is registered"))?;
+    if found == current.system_id {
+        return Ok(current);
+    }
+    Err(EngineError::refused(
+        "E-WAL-SYSTEM",
+        format!(
+            "{} is of the cluster with system identifier {found}; '{}' is {}",
+            path.display(),
+            catalog.cluster,
+            current.system_id
+        ),
+        "is another server archiving under this name? after an upgrade, 'pgark init --adopt' registers the new cluster",
+    ))
+}
+
+/// `xlp_sysid` of a long page header (XLogLongPageHeaderData in access/xlog_internal.h).
+fn system_id(header: &[u8; LONG_HEADER_BYTES]) -> Option<SystemId> {
+    const XLP_LONG_HEADER: u8 = 0x02;
+    let bytes: [u8; 8] = header.get(24..32)?.try_into().ok()?;
+    (header.get(2)? & XLP_LONG_HEADER != 0).then(|| SystemId(u64::from_le_bytes(bytes)))
+}
+
+pub fn not_wal(path: &Path, why: &str) -> EngineError {
+    EngineError::refused(
+        "E-WAL-INVALID",
+        format!("{} is not a wal segment of this cluster: {why}", path.display()),
+        "PostgreSQL must pass %p; a damaged segment in pg_wal means that the server's disk is failing",
+    )
+}
+
+/// Walks a segment once: checks that it is what its name says, makes its index, and notes the blocks it changes.
+pub fn index_segment(data: &mut SegmentData<'_>, mut indexer: Indexer<'_>) -> Result<(WalIndex, Changes)> {
+    data.each(u64::MAX, &mut |bytes| indexer.feed(bytes))?;
+    let mut indexed = indexer.finish()?;
+    indexed.hash_valid(data)?;
+    Ok((indexed.index, indexed.changes))
+}
+
+/// Makes the index of a segment whose bytes it is fed in order, whole blocks at a time.
+pub struct Indexer<'a> {
+    path: &'a Path,
+    name: SegmentName,
+    size: SegmentSize,
+    walker: Walker,
+    seen: (Changes, Activity),
+    hasher: blake3::Hasher,
+    /// As the hasher was before each block.
+    before: Vec<blake3::Hasher>,
+    total: u64,
+}
+
+/// A segment's index, in which `valid_content` is not right yet.
+struct Indexed {
+    index: WalIndex,
+    changes: Changes,
+    before: Vec<blake3::Hasher>,
+}
+
+impl<'a> Indexer<'a> {
+    pub fn new(path: &'a Path, name: SegmentName, size: SegmentSize, system_id: SystemId) -> Self {
+        let expect = SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
+        Indexer {
+            path,
+            name,
+            size,
+            walker: Walker::new(expect),
+            seen: Default::default(),
+            hasher: blake3::Hasher::new(),
+            before: vec![],
+            total: 0,
+        }
+    }
+
+    fn feed(&mut self, block: &[u8]) -> Result<()> {
+        self.total += block.len() as u64;
+        if block.len() % WAL_PAGE_SIZE != 0 || self.total > self.size.bytes() {
+            return Err(not_wal(self.path, "its size is not that of a segment"));
+        }
+        self.before.push(self.hasher.clone());
+        self.hasher.update(block);
+        self.walker.feed(block, &mut self.seen).map_err(|e| not_wal(self.path, &e.to_string()))
+    }
+
+    fn finish(self) -> Result<Indexed> {
+        if self.total != self.size.bytes() {
+            return Err(not_wal(self.path, &format!("it has {} bytes instead of {}", self.total, self.size.bytes())));
+        }
+        let scan = self.walker.finish().map_err(|e| not_wal(self.path, &e.to_string()))?;
+        let content = self.hasher.finalize().to_hex().to_string();
+        let (changes, activity) = self.seen;
+        let index = WalIndex::new(&scan, activity.finish(), self.name, content.clone(), content);
+        Ok(Indexed { index, changes, before: self.before })
+    }
+}
+
+impl Indexed {
+    /// Where the valid WAL ends before the segment does, hashes up to there: only the block it ends in once more.
+    fn hash_valid(&mut self, data: &mut SegmentData<'_>) -> Result<()> {
+        let valid = self.index.valid_bytes();
+        if valid >= self.index.segment_size.bytes() {
+            return Ok(());
+        }
+        let block_bytes = BLOCK_BYTES as u64;
+        let whole = usize::try_from(valid / block_bytes).expect("blocks of one segment");
+        let mut hasher = self.before.get(whole).cloned().unwrap_or_default();
+        let mut last = vec![];
+        data.block(whole, &mut last)?;
+        let rest = usize::try_from(valid % block_bytes).expect("less than a block");
+        hasher.update(last.get(..rest).unwrap_or(&last));
+        self.index.valid_content = hasher.finalize().to_hex().to_string();
+        Ok(())
+    }
+}
