@@ -88,7 +88,7 @@ fn text(c: &ClusterInfo) -> String {
         }
         table.row([
             b.id.to_string(),
-            "full".into(),
+            type_name(b.backup_type).into(),
             timestamp(b.finished),
             human_bytes(b.size_bytes),
             human_bytes(b.stored_bytes),
@@ -100,7 +100,7 @@ fn text(c: &ClusterInfo) -> String {
         let state = if i.running { "running" } else { "interrupted" };
         table.row([
             i.id.to_string(),
-            "full".into(),
+            String::new(),
             state.into(),
             String::new(),
             String::new(),
@@ -146,7 +146,7 @@ fn indent(text: &str) -> String {
 fn pgbackrest(clusters: &[ClusterInfo]) -> Result<Outcome, Failure> {
     let backup = |b: &BackupEntry| {
         serde_json::json!({
-            "label": b.id.to_string(), "type": "full", "prior": null, "reference": null, "error": b.bad_blocks > 0,
+            "label": b.id.to_string(), "type": type_name(b.backup_type), "prior": null, "reference": null, "error": b.bad_blocks > 0,
             "timestamp": {"start": b.started.as_second(), "stop": b.finished.as_second()},
             "lsn": {"start": b.lsn_start, "stop": b.lsn_stop},
             "info": {"size": b.size_bytes, "delta": b.read_bytes,

@@ -14,6 +14,7 @@ mod keep;
 mod misc;
 mod restore;
 mod verify;
+mod wal;
 
 use clap::{Parser, Subcommand};
 
@@ -51,6 +52,8 @@ pub enum Command {
     ArchivePush(archive::PushArgs),
     /// Fetch one WAL file: PostgreSQL's restore_command
     ArchiveGet(archive::GetArgs),
+    /// What the WAL archive holds, and what happened when
+    Wal(wal::WalArgs),
     /// Restore the cluster, to now or to a moment in the past
     Restore(Box<restore::RestoreArgs>),
     /// Read and authenticate everything that backups and WAL consist of
@@ -79,6 +82,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Info(a) => info::run(a, global),
         Command::ArchivePush(a) => archive::push(a, global),
         Command::ArchiveGet(a) => archive::get(a, global),
+        Command::Wal(a) => wal::run(a, global),
         Command::Restore(a) => restore::run(*a, global),
         Command::Verify(a) => verify::run(a, global),
         Command::Keep(a) => keep::keep(a, global),

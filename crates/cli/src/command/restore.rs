@@ -297,10 +297,15 @@ fn target(args: &RestoreArgs) -> Result<Target, Failure> {
 }
 
 fn parse_time(text: &str, bound: Bound) -> Result<Target, Failure> {
+    Ok(Target::Time { at: parse_moment(text)?, bound })
+}
+
+/// A time with its zone; without a zone it is the local one, on a terminal only.
+pub fn parse_moment(text: &str) -> Result<Timestamp, Failure> {
     let trimmed = text.trim();
     let with_zone = trimmed.strip_suffix("UTC").map_or_else(|| trimmed.to_owned(), |t| format!("{}Z", t.trim_end()));
     if let Ok(at) = with_zone.parse::<Timestamp>() {
-        return Ok(Target::Time { at, bound });
+        return Ok(at);
     }
     let civil: jiff::civil::DateTime = trimmed.parse().map_err(|_| {
         Failure::usage("E-TARGET-TIME", format!("'{text}' is not a time"))
@@ -312,7 +317,7 @@ fn parse_time(text: &str, bound: Bound) -> Result<Target, Failure> {
     }
     let zoned =
         civil.to_zoned(jiff::tz::TimeZone::system()).map_err(|e| Failure::usage("E-TARGET-TIME", e.to_string()))?;
-    Ok(Target::Time { at: zoned.timestamp(), bound })
+    Ok(zoned.timestamp())
 }
 
 fn parse_lsn(text: &str, bound: Bound) -> Result<Target, Failure> {
@@ -343,10 +348,13 @@ fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
     match text {
         "latest" => Ok(TimelineChoice::Latest),
         "current" => Ok(TimelineChoice::Current),
-        n => n.parse().ok().and_then(TimelineId::new).map(TimelineChoice::Number).ok_or_else(|| {
-            Failure::usage("E-TIMELINE", format!("'{text}' is not a timeline")).hint("latest, current, or a number")
-        }),
+        n => timeline_number(n).map(TimelineChoice::Number).map_err(|f| f.hint("latest, current, or a number")),
     }
+}
+
+pub fn timeline_number(text: &str) -> Result<TimelineId, Failure> {
+    let number = text.parse().ok().and_then(TimelineId::new);
+    number.ok_or_else(|| Failure::usage("E-TIMELINE", format!("'{text}' is not a timeline")).hint("a number from 1 on"))
 }
 
 /// A path may contain '=' itself, written as it is or, as for pg_basebackup, as '\\='.

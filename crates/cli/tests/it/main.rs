@@ -20,3 +20,4 @@ mod power;
 mod refusals;
 mod tamper;
 mod timelines;
+mod wal;

@@ -1,7 +1,9 @@
 //! WAL archiving: pushing segments, fetching them, and knowing which ones a stretch of WAL consists of.
 
 pub mod ahead;
+pub mod events;
 pub mod get;
+pub mod listing;
 pub mod path;
 pub mod push;
 pub mod segment;

@@ -119,8 +119,9 @@ fn read_and_encode(
     };
     let mut encoder = Encoder::new(compression)?;
     let indexed = thread::scope(|scope| {
-        let helpers: Vec<_> =
-            (1..threads).map(|_| scope.spawn(|| Encoder::new(compression).map_err(Into::into).and_then(|mut e| help(&mut e)))).collect();
+        let helpers: Vec<_> = (1..threads)
+            .map(|_| scope.spawn(|| Encoder::new(compression).map_err(Into::into).and_then(|mut e| help(&mut e))))
+            .collect();
         let mut read = || -> Result<()> {
             let mut made = 0;
             for n in 0..blocks {

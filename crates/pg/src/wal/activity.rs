@@ -18,8 +18,6 @@ use super::decode::TransactionEndKind;
 use super::record::{DecodeError, Record, rmgr};
 use super::walker::RecordSink;
 
-/// A transaction that deletes or updates so many rows in one stretch is listed.
-const MASS_ROWS: u64 = 1000;
 /// Tables listed of one transaction.
 const TABLES_MAX: usize = 16;
 /// Transactions, and database events, listed of one stretch.
@@ -78,7 +76,7 @@ pub struct Finish {
     pub time: i64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableWork {
     pub spc: u32,
     pub db: u32,
@@ -130,7 +128,7 @@ impl TransactionWork {
             Some(at) => self.tables.get_mut(at),
             None if self.tables.len() < TABLES_MAX => {
                 let (spc, db, rel) = (rel.spc, rel.db, rel.rel);
-                self.tables.push(TableWork { spc, db, rel, deleted: 0, updated: 0, created: false, dropped: false });
+                self.tables.push(TableWork { spc, db, rel, ..TableWork::default() });
                 self.tables.last_mut()
             }
             None => None,
@@ -159,11 +157,14 @@ impl TransactionWork {
 
     fn is_notable(&self) -> bool {
         let unfinished = self.commit.is_none() && self.created > 0;
-        self.dropped > 0 || self.deleted.max(self.updated) >= MASS_ROWS || unfinished
+        self.dropped > 0 || self.deleted.max(self.updated) >= Activity::MASS_ROWS || unfinished
     }
 }
 
 impl Activity {
+    /// A transaction that deletes or updates so many rows in one stretch is listed.
+    pub const MASS_ROWS: u64 = 1000;
+
     fn try_add(&mut self, record: &Record<'_>) -> Result<(), DecodeError> {
         match record.rmgr {
             rmgr::HEAP => self.heap(record)?,
@@ -184,8 +185,7 @@ impl Activity {
             rmgr::DBASE => {
                 let (dropped, dirs) = database_dirs(record)?;
                 for dir in dirs {
-                    let event =
-                        DatabaseEvent { dropped, spc: dir.spc, db: dir.db, xid: record.xid, lsn: record.start };
+                    let event = DatabaseEvent { dropped, spc: dir.spc, db: dir.db, xid: record.xid, lsn: record.start };
                     if self.databases.len() < LISTED_MAX {
                         self.databases.push(event);
                     } else {

@@ -139,7 +139,6 @@ impl Changes {
             _ => Err(record.error("unknown storage record")),
         }
     }
-
 }
 
 /// What a record says of whole databases: whether it drops their directories, and which. `xl_dbase_create_rec`,
