@@ -4,7 +4,7 @@
 //! cannot be written never blocks or fails a job.
 
 use std::io::{self, Write};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,8 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use pgark_engine::ctx::Ctx;
+use pgark_engine::pace::Pace;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -22,6 +24,7 @@ use crate::failure::Failure;
 use crate::output::{ColorChoice, Form};
 use crate::secret::secret_on_command_line;
 use crate::settings::Overrides;
+use crate::settings::units::ByteSize;
 
 /// Flatten once at the top of the command line: all are accepted after the subcommand.
 #[derive(Debug, Clone, Default, Args)]
@@ -113,6 +116,85 @@ pub struct ConfirmArgs {
     /// Do it without asking
     #[arg(short = 'y', long)]
     pub yes: bool,
+}
+
+/// For commands that move much data beside a server.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct RateArgs {
+    /// Read or write at most so much of the data directory per second, such as 50MB
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<ByteSize>,
+}
+
+impl RateArgs {
+    pub fn apply(&self, ctx: &mut Ctx) -> Result<(), Failure> {
+        if let Some(ByteSize(bytes)) = self.limit_rate {
+            let rate = NonZeroU64::new(bytes).ok_or_else(|| Failure::usage("E-LIMIT", "--limit-rate is 0"))?;
+            ctx.limit(Some(Pace::new(rate)));
+        }
+        Ok(())
+    }
+}
+
+/// Not for what starts a server, which would inherit it.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct PriorityArgs {
+    /// Give way to other processes on the processor: 1 to 19, as nice(1)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=19))]
+    nice: Option<u8>,
+    /// Give way on the disks: idle, or 0 to 7 of the best-effort class, as ionice(1), which must be installed
+    #[arg(long, value_name = "CLASS")]
+    ionice: Option<IoClass>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IoClass {
+    Idle,
+    BestEffort(u8),
+}
+
+impl std::str::FromStr for IoClass {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("idle", _) => Ok(IoClass::Idle),
+            (_, Ok(level @ 0..=7)) => Ok(IoClass::BestEffort(level)),
+            _ => Err("it is 'idle' or a level from 0 to 7".into()),
+        }
+    }
+}
+
+impl PriorityArgs {
+    /// To be called before any thread is started: threads inherit what this one has.
+    ///
+    /// # Errors
+    /// When the system refuses; a limit that was asked for and does not hold would do harm.
+    pub fn apply(&self) -> Result<(), Failure> {
+        if let Some(level) = self.nice {
+            rustix::process::nice(i32::from(level))
+                .map_err(|e| Failure::failed("E-LIMIT", format!("the priority cannot be lowered: {e}")))?;
+        }
+        if let Some(class) = self.ionice {
+            let mut command = std::process::Command::new("ionice");
+            match class {
+                IoClass::Idle => command.args(["-c", "3"]),
+                IoClass::BestEffort(level) => command.args(["-c", "2", "-n", &level.to_string()]),
+            };
+            let failed = |why: String| {
+                Failure::failed("E-LIMIT", format!("the disk priority cannot be lowered: {why}"))
+                    .hint("ionice is part of util-linux")
+            };
+            let done = command.arg("-p").arg(std::process::id().to_string()).output();
+            let done = done.map_err(|e| failed(format!("ionice: {e}")))?;
+            if !done.status.success() {
+                return Err(failed(String::from_utf8_lossy(&done.stderr).trim().to_owned()));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl GlobalArgs {

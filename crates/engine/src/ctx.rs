@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::Timestamp;
 
 use crate::error::{EngineError, Result};
+use crate::pace::Pace;
 
 /// Where an operation tells how far it is. Called from many threads.
 pub trait ProgressSink: Send + Sync {
@@ -30,11 +31,12 @@ pub struct Ctx {
     pub progress: Arc<dyn ProgressSink>,
     pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     cancelled: Arc<AtomicBool>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Ctx {
     pub fn new(progress: Arc<dyn ProgressSink>) -> Self {
-        Ctx { progress, clock: Arc::new(Timestamp::now), cancelled: Arc::default() }
+        Ctx { progress, clock: Arc::new(Timestamp::now), cancelled: Arc::default(), pace: None }
     }
 
     pub fn silent() -> Self {
@@ -50,6 +52,18 @@ impl Ctx {
     /// Set by whoever wants the operation to stop at the next safe point.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         self.cancelled.clone()
+    }
+
+    /// From here on, what is read from or written to a data directory keeps within this.
+    pub fn limit(&mut self, pace: Option<Pace>) {
+        self.pace = pace.map(Arc::new);
+    }
+
+    /// To be called before so many bytes of a data directory are read or written.
+    pub fn pace(&self, bytes: u64) {
+        if let Some(pace) = &self.pace {
+            pace.take(bytes, &|| self.cancelled.load(Ordering::Relaxed));
+        }
     }
 
     pub fn check_cancelled(&self) -> Result<()> {

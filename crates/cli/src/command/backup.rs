@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use pgark_engine::backup::base::Wanted;
+use pgark_engine::backup::recheck::Rechecked;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
 use pgark_repo::codec::Compression;
 use pgark_repo::record::Base;
@@ -12,7 +13,7 @@ use pgark_repo::record::Base;
 use super::Outcome;
 use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
 use super::documents::{BackupDocument, type_name};
-use crate::args::{DryRunArgs, GlobalArgs};
+use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes, human_duration};
 use crate::settings::units::Span;
@@ -25,6 +26,9 @@ pub struct BackupArgs {
     /// What is backed up
     #[arg(long, value_name = "KIND", default_value = "physical")]
     kind: KindArg,
+    /// Also read what the WAL says has not changed, and compare it with the earlier backup
+    #[arg(long)]
+    verify_incremental: bool,
     /// Never remove it by retention
     #[arg(long)]
     keep: bool,
@@ -37,6 +41,10 @@ pub struct BackupArgs {
     /// How long to wait for the last WAL segment
     #[arg(long, value_name = "TIME", default_value = "60s")]
     archive_timeout: Span,
+    #[command(flatten)]
+    rate: RateArgs,
+    #[command(flatten)]
+    priority: PriorityArgs,
     #[command(flatten)]
     dry_run: DryRunArgs,
 }
@@ -60,7 +68,9 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if args.kind != KindArg::Physical {
         return Err(Failure::refused("E-NOT-YET", "only physical backups are supported in this version"));
     }
-    let context = Context::new(global)?;
+    let mut context = Context::new(global)?;
+    args.priority.apply()?;
+    args.rate.apply(&mut context.ctx)?;
     context.stop_on_signals()?;
     let repo_settings = context.one_repo_settings()?;
     let options = options(&args, &context)?;
@@ -104,9 +114,17 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             entry.lsn_stop,
             entry.timeline,
             human_duration(began.elapsed())
-        )
+        ) + &report.rechecked.as_ref().map(rechecked).unwrap_or_default()
     })?;
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+fn rechecked(r: &Rechecked) -> String {
+    format!(
+        "  compared with the earlier backup: {} pages taken over, {} of them with other hints, {} changed since the start, \
+         {} wrong\n",
+        r.pages, r.hints, r.later, r.wrong
+    )
 }
 
 /// What the backup rests on, for people.
@@ -142,6 +160,7 @@ fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failur
         },
         jobs: context.jobs(),
         compression: compression(&args.compress)?,
+        verify_incremental: args.verify_incremental,
         keep: args.keep,
         annotations,
         archive_timeout: args.archive_timeout.0,

@@ -35,6 +35,9 @@ pub struct BackupDocument {
     stored_bytes: u64,
     bad_blocks: u64,
     from_standby: bool,
+    /// What --verify-incremental found, where there was something to compare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify_incremental: Option<serde_json::Value>,
     repos: Vec<RepoOutcome>,
     warnings: Vec<String>,
 }
@@ -66,6 +69,10 @@ impl BackupDocument {
             stored_bytes: e.stored_bytes,
             bad_blocks: e.bad_blocks,
             from_standby: e.from_standby,
+            verify_incremental: report.rechecked.as_ref().map(|r| {
+                serde_json::json!({"pages": r.pages, "hints": r.hints, "changed_later": r.later, "wrong": r.wrong,
+                    "examples": r.examples})
+            }),
             repos: vec![RepoOutcome { name: repo.into(), ok: true }],
             warnings: report.warnings.clone(),
         }

@@ -18,7 +18,7 @@ use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
 use super::documents::{RestoreDocument, StartedDocument};
-use crate::args::{DryRunArgs, GlobalArgs};
+use crate::args::{DryRunArgs, GlobalArgs, RateArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, human_duration, timestamp};
 use crate::settings::units::Span;
@@ -69,6 +69,8 @@ pub struct RestoreArgs {
     /// the cluster's own directory and off for any other
     #[arg(long, value_name = "MODE")]
     archive_mode: Option<ArchiveArg>,
+    #[command(flatten)]
+    rate: RateArgs,
     /// Start the server, check that recovery reached the planned end, then act as --target-action says
     #[arg(long)]
     start: bool,
@@ -112,7 +114,8 @@ enum ArchiveArg {
 }
 
 pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    let context = Context::new(global)?;
+    let mut context = Context::new(global)?;
+    args.rate.apply(&mut context.ctx)?;
     context.stop_on_signals()?;
     let options = options(&args, &context)?;
     let repo = context.open_repository(&context.repo_settings()?)?;

@@ -1,6 +1,8 @@
 //! Incremental backups: they read what changed, restore to the same state as a full one, and stand alone.
 
-use pgark_testkit::{Recovered, Server, Target, as_postgres, assert_same_state, assert_sound, state_of};
+use std::os::unix::fs::FileExt;
+
+use pgark_testkit::{Recovered, Server, StopMode, Target, as_postgres, assert_same_state, assert_sound, state_of};
 use serde_json::Value;
 
 use crate::site::Site;
@@ -130,9 +132,13 @@ fn chain_of_ten(server: &Server) {
     for n in 0..10 {
         site.cluster.psql(&upheaval(n));
         databases(&site, n);
-        // The last link is taken while others write.
-        let backup = take(&site, &[]);
+        let more: &[&str] = if n.is_multiple_of(2) { &["--verify-incremental"] } else { &[] };
+        let backup = take(&site, more);
         assert_by_blocks(&backup);
+        if n.is_multiple_of(2) {
+            assert_eq!(backup["verify_incremental"]["wrong"], 0, "{backup}");
+            assert!(backup["verify_incremental"]["pages"].as_u64() > Some(1000), "{backup}");
+        }
         assert!(backup["read_bytes"].as_u64() < backup["size_bytes"].as_u64(), "{backup}");
         links.push(id_of(&backup).to_owned());
     }
@@ -254,4 +260,41 @@ fn where_the_wal_cannot_tell_everything_is_read_and_the_reason_given() {
     // And from here on it goes by blocks again.
     site.cluster.psql("update t set m = 'again' where id = 5");
     assert_by_blocks(&take(&site, &[]));
+}
+
+#[test]
+fn a_page_that_changes_without_wal_is_noticed_and_taken_as_it_is() {
+    let server = installed_or_skip!();
+    let mut site = Site::new(&server, "no-wal", |builder| {
+        builder.wal_segsize_mb(1).checksums(false).conf("autovacuum = off").conf("wal_log_hints = off")
+    });
+    site.cluster
+        .psql("create table t as select g i, repeat('x', 200) t from generate_series(1, 20000) g; vacuum freeze t");
+    site.cluster.psql("create table unseen as select i from t");
+    let path = site.cluster.psql("select pg_relation_filepath('t')");
+    take(&site, &["--type", "full"]);
+    // Whoever reads rows first sets hint bits, which changes pages without WAL and is no alarm.
+    site.cluster.psql("select count(*) from unseen; checkpoint");
+    let hinted = take(&site, &["--verify-incremental"]);
+    assert_by_blocks(&hinted);
+    assert_eq!(hinted["verify_incremental"]["wrong"], 0, "{hinted}");
+    assert!(hinted["verify_incremental"]["hints"].as_u64() > Some(0), "{hinted}");
+
+    site.cluster.stop(StopMode::Fast);
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(site.cluster.data_dir().join(path));
+    let file = file.expect("open");
+    // A little further in the WAL, as if it had been logged, and other text in the last row.
+    let mut lsn = [0];
+    file.read_exact_at(&mut lsn, 17 * 8192 + 5).expect("read");
+    file.write_all_at(&[lsn[0] ^ 0x10], 17 * 8192 + 5).expect("write");
+    file.write_all_at(b"Q", 18 * 8192 - 20).expect("write");
+    site.cluster.start();
+    let outcome = site.pgark.run(["backup", "--verify-incremental", "--json"]).expect_code(3);
+    let alarmed = outcome.json();
+    assert_eq!(alarmed["verify_incremental"]["wrong"], 1, "{alarmed}");
+    assert!(alarmed["warnings"][0].as_str().is_some_and(|w| w.contains("block 17")), "{alarmed}");
+    let (latest, state) = archived(&site);
+    assert!(site.cluster.psql("select count(*) from t where t like '%Q%'") == "1");
+    let recovered = restored(&site, "r", id_of(&alarmed), &latest);
+    assert_same_state(&state, &state_of(&recovered), "with the page that changed");
 }

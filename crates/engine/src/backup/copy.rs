@@ -25,6 +25,7 @@ use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::pack::{FrameAt, PackWriter, SealedPack};
 
 use super::base::{BeforeFile, number_of_own};
+use super::cache;
 use super::scan::FoundFile;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -216,7 +217,8 @@ impl<'a> Worker<'a> {
         bad: &mut Vec<u32>,
     ) -> Result<usize> {
         let failed = |e| EngineError::file("reading", Path::new(&super::scan::show(&found.path)), e);
-        let mut got = read_full(file, offset, buf).map_err(failed)?;
+        self.shared.ctx.pace(buf.len() as u64);
+        let mut got = cache::read_sparing(file, offset, buf).map_err(failed)?;
         if let Some(relation) = &found.relation {
             buf[got..].fill(0);
             if let Some(start) = self.shared.check_pages {

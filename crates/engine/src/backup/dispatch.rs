@@ -8,6 +8,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pgark_pg::major::Major;
 use pgark_pg::page::PAGE_SIZE;
+use pgark_pg::value::Lsn;
 use pgark_repo::limits::FRAME_BYTES;
 use pgark_repo::manifest::{Directory, Item, ManifestWriter, Symlink};
 use pgark_repo::pack::SealedPack;
@@ -18,6 +19,7 @@ use super::base::{Before, BeforeFile};
 use super::compose::{Slice, Window, compose};
 use super::copy::{BUNDLE_FILE_BYTES_MAX, CopyShared, Done, OpenFile, RUN_BYTES, Unit, Worker, open_source};
 use super::plan::{FileFacts, FilePlan, plan_file};
+use super::recheck::{Recheck, Rechecked};
 use super::scan::{Found, FoundFile, Noticed, scan};
 use crate::error::{EngineError, Result};
 
@@ -37,6 +39,7 @@ pub struct Dispatched {
     pub manifest: ManifestWriter,
     pub summary: Summary,
     pub noticed: Noticed,
+    pub rechecked: Option<Rechecked>,
     pub packs: Vec<(u32, Fingerprint)>,
 }
 
@@ -46,10 +49,12 @@ pub fn copy_all(
     major: Major,
     manifest: ManifestWriter,
     before: Option<Before>,
+    recheck: Option<Lsn>,
     jobs: usize,
 ) -> Result<Dispatched> {
     let jobs = jobs.max(1);
     let others = before.as_ref().map(Before::taken).unwrap_or_default();
+    let recheck = recheck.map(|start| Recheck::new(shared, start, others.clone())).transpose()?;
     let (unit_tx, unit_rx) = bounded::<Unit>(2 * jobs);
     let (expected_tx, expected_rx) = bounded::<Expected>(EXPECTED_AHEAD);
     let (result_tx, result_rx) = bounded::<(u64, Result<Done>)>(RESULTS_AHEAD);
@@ -65,7 +70,7 @@ pub fn copy_all(
         let assembler = scope.spawn(move || {
             Assembler::new(manifest, shared.id, others, result_rx).run(&expected_rx).inspect_err(|_| stop(shared))
         });
-        let walked = Dispatcher::new(shared, before, unit_tx, expected_tx).walk(major);
+        let walked = Dispatcher::new(shared, before, recheck, unit_tx, expected_tx).walk(major);
 
         // Whoever failed first has the error that matters; the others only noticed that somebody did.
         let mut outcome = Ok(());
@@ -84,8 +89,8 @@ pub fn copy_all(
         let assembled = join(assembler).map_err(|e| note(Err(e))).ok();
         outcome?;
         match (noticed, packs, assembled) {
-            (Some(noticed), Some(packs), Some((manifest, summary))) => {
-                Ok(Dispatched { manifest, summary, noticed, packs })
+            (Some((noticed, rechecked)), Some(packs), Some((manifest, summary))) => {
+                Ok(Dispatched { manifest, summary, noticed, rechecked, packs })
             }
             _ => Err(EngineError::Cancelled),
         }
@@ -151,6 +156,7 @@ impl Pieces {
 struct Dispatcher<'a> {
     shared: &'a CopyShared<'a>,
     before: Option<Before>,
+    recheck: Option<Recheck<'a>>,
     units: Sender<Unit>,
     expected: Sender<Expected>,
     next_ticket: u64,
@@ -166,12 +172,14 @@ impl<'a> Dispatcher<'a> {
     fn new(
         shared: &'a CopyShared<'a>,
         before: Option<Before>,
+        recheck: Option<Recheck<'a>>,
         units: Sender<Unit>,
         expected: Sender<Expected>,
     ) -> Self {
         Dispatcher {
             shared,
             before,
+            recheck,
             units,
             expected,
             next_ticket: 0,
@@ -183,11 +191,11 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    fn walk(mut self, major: Major) -> Result<Noticed> {
+    fn walk(mut self, major: Major) -> Result<(Noticed, Option<Rechecked>)> {
         let noticed =
             scan(self.shared.pgdata, major, &mut |found| self.found(found)).inspect_err(|_| stop(self.shared))?;
         self.flush_bundle()?;
-        Ok(noticed)
+        Ok((noticed, self.recheck.map(|r| r.found)))
     }
 
     fn announce(&mut self, e: Expected) -> Result<()> {
@@ -229,12 +237,16 @@ impl<'a> Dispatcher<'a> {
         if let (Some(changes), Some(before)) = (changes, &before) {
             let facts =
                 FileFacts { relation: found.relation.as_ref(), size: found.size, size_before: Some(before.size) };
-            match plan_file(&facts, changes, self.shared.relation_segment_blocks) {
-                FilePlan::Unchanged => return self.mixed(found, &[], before),
-                FilePlan::Blocks(list) if found.size > BUNDLE_FILE_BYTES_MAX => {
-                    return self.mixed(found, &list, before);
-                }
-                FilePlan::Blocks(_) | FilePlan::Whole => {}
+            let plan = plan_file(&facts, changes, self.shared.relation_segment_blocks);
+            let list = match &plan {
+                FilePlan::Unchanged => Some(&[][..]),
+                FilePlan::Blocks(list) if found.size > BUNDLE_FILE_BYTES_MAX => Some(&list[..]),
+                FilePlan::Blocks(_) | FilePlan::Whole => None,
+            };
+            if let Some(list) = list
+                && self.recheck.as_mut().map_or(Ok(true), |r| r.file(&found, list, before))?
+            {
+                return self.mixed(found, list, before);
             }
         }
         if found.size > BUNDLE_FILE_BYTES_MAX { self.large(found, before) } else { self.small(found, before) }

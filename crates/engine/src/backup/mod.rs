@@ -5,12 +5,14 @@
 
 pub mod assemble;
 pub mod base;
+mod cache;
 mod changed;
 pub(crate) mod claim;
 mod compose;
 pub mod copy;
 mod dispatch;
 pub mod plan;
+pub mod recheck;
 pub mod scan;
 pub mod source;
 
@@ -39,6 +41,7 @@ use base::{Before, Parent, Wanted};
 use changed::Stretch;
 use claim::KeptClaim;
 use copy::CopyShared;
+use recheck::Rechecked;
 use scan::Noticed;
 use source::SourceCluster;
 
@@ -57,6 +60,8 @@ pub struct BackupOptions {
     pub wanted: Wanted,
     pub jobs: usize,
     pub compression: Compression,
+    /// Read and compare also what the WAL says has not changed.
+    pub verify_incremental: bool,
     pub keep: bool,
     pub annotations: BTreeMap<String, String>,
     /// How long to wait at the end until the last WAL segment has arrived.
@@ -84,6 +89,8 @@ pub struct BackupReport {
     pub base: Option<Base>,
     /// Why a backup that was to be incremental is a full one.
     pub full_because: Option<String>,
+    /// What `verify_incremental` found, where there was something to compare with.
+    pub rechecked: Option<Rechecked>,
     pub warnings: Vec<String>,
 }
 
@@ -280,6 +287,7 @@ struct SourceFacts<'a> {
 struct Copied {
     summary: Summary,
     noticed: Noticed,
+    rechecked: Option<Rechecked>,
     manifest: Fingerprint,
     packs: Vec<(u32, Fingerprint)>,
 }
@@ -310,7 +318,10 @@ fn copy_files(
     };
     let manifest_name = names::manifest(&options.cluster, id);
     let manifest = ManifestWriter::create(repo.store().as_ref(), repo.keys(), &manifest_name)?;
-    let done = dispatch::copy_all(&shared, source.control.major, manifest, before, options.jobs)?;
+    // Without known changes everything is read and compared anyway.
+    let known = before.as_ref().is_some_and(|b| b.changes.is_some());
+    let recheck = (options.verify_incremental && known).then_some(start);
+    let done = dispatch::copy_all(&shared, source.control.major, manifest, before, recheck, options.jobs)?;
     kept.check()?;
     let (mut manifest, mut packs) = (done.manifest, done.packs);
     packs.sort_by_key(|(number, _)| *number);
@@ -322,7 +333,13 @@ fn copy_files(
         let print = known.and_then(|packs| packs.get(id)).expect("taken over from the earlier manifest");
         manifest.push(&Item::PackDone(*index, print.clone()))?;
     }
-    Ok(Copied { summary: done.summary, noticed: done.noticed, manifest: manifest.finish()?, packs })
+    Ok(Copied {
+        summary: done.summary,
+        noticed: done.noticed,
+        rechecked: done.rechecked,
+        manifest: manifest.finish()?,
+        packs,
+    })
 }
 
 fn wait_for_wal(
@@ -421,7 +438,14 @@ fn write_record(
         needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),
         record: print,
     };
-    Ok(BackupReport { entry, vanished_files: record.vanished_files, base, full_because: None, warnings })
+    Ok(BackupReport {
+        entry,
+        vanished_files: record.vanished_files,
+        base,
+        full_because: None,
+        rechecked: copied.rechecked.clone(),
+        warnings,
+    })
 }
 
 fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
@@ -430,6 +454,14 @@ fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
     if bad > 0 {
         let examples = copied.summary.bad_examples.join(", ");
         all.push(format!("{bad} pages of the source have wrong checksums: {examples}"));
+    }
+    if let Some(r) = copied.rechecked.as_ref().filter(|r| r.wrong > 0) {
+        all.push(format!(
+            "{} pages differ from the earlier backup although the WAL does not say that they changed: {}. Their files \
+             were read as a whole. Take a full backup, and report this",
+            r.wrong,
+            r.examples.join(", ")
+        ));
     }
     let notices = stopped.notices.iter().filter(|n| n.severity == "WARNING");
     all.extend(notices.map(|n| format!("PostgreSQL: {}", n.message)));

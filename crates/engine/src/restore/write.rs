@@ -451,6 +451,7 @@ impl Worker<'_> {
 
     fn end_run(&mut self) -> Result<()> {
         let path = self.run.file.as_ref().map(|(p, _)| p.clone()).unwrap_or_default();
+        self.shared.ctx.pace(self.run.len as u64);
         self.run.write_out().map_err(|e| self.shared.roots.error("writing", &path, e))
     }
 

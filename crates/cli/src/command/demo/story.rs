@@ -198,6 +198,7 @@ impl Story<'_> {
         let mut ctx = self.ctx.clone();
         ctx.progress = watch.clone();
         let options = BackupOptions {
+            verify_incremental: false,
             wanted: Wanted::Full,
             cluster: self.cluster.clone(),
             pgdata: self.place.source(),
