@@ -28,7 +28,7 @@ pub enum LastBackup {
 pub fn plan(repo: &Repository, cluster: &ClusterName, id: &BackupId, last: LastBackup) -> Result<DeletePlan> {
     let catalog = CatalogStore::new(repo, cluster).read()?;
     let listed = catalog.backup(id);
-    if listed.is_none() && !catalog.removing.contains(id) && !catalog.jobs.iter().any(|j| j.backup == *id) {
+    if listed.is_none() && !catalog.has_remains(id) && !catalog.jobs.iter().any(|j| j.backup == *id) {
         return Err(pgark_repo::RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() }.into());
     }
     if listed.is_some_and(|b| b.kept) {

@@ -77,7 +77,7 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
         .filter(|j| j.kind == JobKind::Backup)
         .map(|j: &Job| Incomplete { id: j.backup.clone(), started: Some(j.started), running: !j.is_dead(now) })
         .collect();
-    let left = catalog.removing.iter().map(|id| Incomplete { id: id.clone(), started: None, running: false });
+    let left = catalog.interrupted.iter().map(|id| Incomplete { id: id.clone(), started: None, running: false });
     incomplete.extend(left);
     let mut problems = vec![];
     let (windows, gaps) = match windows(repo, name, &lineage, &catalog.backups) {

@@ -193,14 +193,20 @@ fn parse_table(name: &ObjectName, plain: &[u8], frames: u32, table_offset: u64) 
     if !c.is_empty() || offset != table_offset { Err(bad()) } else { Ok(out) }
 }
 
-/// Reads a whole pack front to back: every byte is authenticated, every frame decoded and compared with its
-/// content id, and the whole compared with the fingerprint that the manifest has of it.
+/// As `read_whole`, and compares the whole with the fingerprint that the manifest has of it.
 pub fn verify(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName, expected: &Fingerprint) -> Result<u64> {
-    let bad = |what: &str| RepoError::corrupt(name, what);
     let size = store.stat(name)?.size;
     if size != expected.size {
-        return Err(bad(&format!("{size} bytes, {} were written", expected.size)));
+        return Err(RepoError::corrupt(name, format!("{size} bytes, {} were written", expected.size)));
     }
+    let (print, _) = read_whole(store, keys, name)?;
+    if print == *expected { Ok(size) } else { Err(RepoError::corrupt(name, "not the pack that its backup wrote")) }
+}
+
+/// Reads a whole pack front to back: every byte is authenticated, every frame decoded and compared with its content id.
+pub fn read_whole(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<(Fingerprint, Vec<TableEntry>)> {
+    let bad = |what: &str| RepoError::corrupt(name, what);
+    let size = store.stat(name)?.size;
     let reader = PackReader::open(store.clone(), keys, name)?;
     let table = read_table(&reader, size)?;
     let mut hasher = blake3::Hasher::new();
@@ -220,10 +226,7 @@ pub fn verify(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName, expected
     let tail = usize::try_from(size - at).map_err(|_| bad("table too large"))?;
     reader.fetch(at, tail, &mut stored)?;
     hasher.update(&stored);
-    if hasher.finalize().to_hex().as_str() != expected.blake3 {
-        return Err(bad("not the pack that its backup wrote"));
-    }
-    Ok(size)
+    Ok((Fingerprint { size, blake3: hasher.finalize().to_hex().to_string() }, table))
 }
 
 fn read_table(reader: &PackReader, size: u64) -> Result<Vec<TableEntry>> {

@@ -114,9 +114,18 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             entry.lsn_stop,
             entry.timeline,
             human_duration(began.elapsed())
-        ) + &report.rechecked.as_ref().map(rechecked).unwrap_or_default()
+        ) + &resumed(&report)
+            + &report.rechecked.as_ref().map(rechecked).unwrap_or_default()
     })?;
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+fn resumed(report: &BackupReport) -> String {
+    let ids: Vec<String> = report.resumed.backups.iter().map(ToString::to_string).collect();
+    match ids.as_slice() {
+        [] => String::new(),
+        ids => format!("  resumed {}: {} were stored already\n", ids.join(", "), human_bytes(report.resumed.bytes)),
+    }
 }
 
 fn rechecked(r: &Rechecked) -> String {

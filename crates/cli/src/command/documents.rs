@@ -35,6 +35,9 @@ pub struct BackupDocument {
     stored_bytes: u64,
     bad_blocks: u64,
     from_standby: bool,
+    /// Interrupted backups of which something could be used, and how many stored bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resumed: Option<serde_json::Value>,
     /// What --verify-incremental found, where there was something to compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     verify_incremental: Option<serde_json::Value>,
@@ -69,6 +72,10 @@ impl BackupDocument {
             stored_bytes: e.stored_bytes,
             bad_blocks: e.bad_blocks,
             from_standby: e.from_standby,
+            resumed: (!report.resumed.backups.is_empty()).then(|| {
+                let ids: Vec<String> = report.resumed.backups.iter().map(ToString::to_string).collect();
+                serde_json::json!({"backups": ids, "stored_bytes": report.resumed.bytes})
+            }),
             verify_incremental: report.rechecked.as_ref().map(|r| {
                 serde_json::json!({"pages": r.pages, "hints": r.hints, "changed_later": r.later, "wrong": r.wrong,
                     "examples": r.examples})

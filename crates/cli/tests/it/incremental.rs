@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::FileExt;
 
-use pgark_testkit::{Recovered, Server, StopMode, Target, as_postgres, assert_same_state, assert_sound, state_of};
+use pgark_testkit::{
+    Recovered, Server, StopMode, Target, as_postgres, assert_same_state, assert_sound, state_of, wait_until,
+};
 use serde_json::Value;
 
 use crate::site::Site;
@@ -297,4 +299,56 @@ fn a_page_that_changes_without_wal_is_noticed_and_taken_as_it_is() {
     assert!(site.cluster.psql("select count(*) from t where t like '%Q%'") == "1");
     let recovered = restored(&site, "r", id_of(&alarmed), &latest);
     assert_same_state(&state, &state_of(&recovered), "with the page that changed");
+}
+
+/// Starts a slow backup and kills it once its first pack is stored.
+fn interrupted(site: &Site, number: usize) {
+    let packs = |site: &Site| {
+        let backups = site.elsewhere.repo().join("clusters/main/backups");
+        let Ok(dirs) = std::fs::read_dir(backups) else { return 0 };
+        let packs = dirs.flatten().filter_map(|d| std::fs::read_dir(d.path().join("packs")).ok());
+        let names = packs.flatten().flatten().map(|f| f.file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.starts_with('.')).count()
+    };
+    let slowly = ["backup", "--type", "full", "--limit-rate", "60MB", "--compress", "none", "-j", "1"];
+    let mut child = site.pgark.command(slowly).spawn().expect("spawn");
+    wait_until("a pack is stored", std::time::Duration::from_secs(120), || {
+        assert!(child.try_wait().expect("wait").is_none(), "the backup ended before it could be interrupted");
+        (packs(site) >= number).then_some(())
+    });
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+}
+
+#[test]
+fn an_interrupted_backup_is_resumed_by_content() {
+    let server = installed_or_skip!();
+    let site = Site::new(&server, "resume", |builder| builder.conf("autovacuum = off"));
+    site.cluster.psql(
+        "create table t as select g i, (select string_agg(md5(g::text || n), '') from generate_series(1, 50) n) t \
+         from generate_series(1, 120000) g; vacuum freeze t; checkpoint",
+    );
+    interrupted(&site, 1);
+    // The next one finds the first pack, and is interrupted after one more.
+    interrupted(&site, 2);
+    let listed = site.pgark.json(["info"])["clusters"][0]["backups"].clone();
+    assert!(
+        listed.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(|b| b["complete"] == false)),
+        "{listed}"
+    );
+    site.cluster.psql("update t set t = 'new' where i % 1000 = 0");
+    let backup = take(&site, &["--type", "full", "--compress", "none", "-j", "1"]);
+    assert_eq!(backup["resumed"]["backups"].as_array().map(Vec::len), Some(2), "{backup}");
+    assert!(backup["resumed"]["stored_bytes"].as_u64() > Some(100_000_000), "{backup}");
+    let (stored, size) = (backup["stored_bytes"].as_u64(), backup["size_bytes"].as_u64().map(|n| n - 100_000_000));
+    assert!(stored < size, "{backup}");
+    site.elsewhere.run(["verify"]).expect_code(0);
+    let (latest, state) = archived(&site);
+    assert_restores_the_state(&site, "resumed", id_of(&backup), &latest, &state);
+    // What it took over of the interrupted ones stays as long as it does.
+    let next = take(&site, &[]);
+    site.pgark.run(["delete", id_of(&backup), "--yes"]).expect_code(0);
+    site.elsewhere.run(["verify"]).expect_code(0);
+    let (latest, state) = archived(&site);
+    assert_restores_the_state(&site, "next", id_of(&next), &latest, &state);
 }

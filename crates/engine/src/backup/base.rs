@@ -235,7 +235,8 @@ pub fn number_of_own(pack: u32) -> u32 {
     pack.saturating_mul(2)
 }
 
-fn number_of_other(n: usize) -> u32 {
+/// How a manifest calls the pack at this place among the others'.
+pub fn number_of_other(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX / 2).saturating_mul(2) + 1
 }
 

@@ -26,6 +26,7 @@ use pgark_repo::pack::{FrameAt, PackWriter, SealedPack};
 
 use super::base::{BeforeFile, number_of_own};
 use super::cache;
+use super::remains::Remains;
 use super::scan::FoundFile;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -47,6 +48,7 @@ pub struct CopyShared<'a> {
     pub check_pages: Option<Lsn>,
     pub relation_segment_blocks: u32,
     pub next_pack: AtomicU32,
+    pub remains: Remains,
     /// Set when anything failed: the others stop.
     pub stop: AtomicBool,
 }
@@ -277,6 +279,9 @@ impl<'a> Worker<'a> {
 
     /// Returns the pack, as the manifest calls it, and the place in it.
     fn store_frame(&mut self, plain: &[u8], id: ContentId) -> Result<(u32, FrameAt)> {
+        if let Some(stored) = self.shared.remains.find(&id, plain.len()) {
+            return Ok(stored);
+        }
         let codec = self.encoder.encode(plain, &mut self.stored)?;
         let same = self.decoder.decode(codec, &self.stored, plain.len(), &mut self.decoded);
         if same.is_err() || self.decoded != plain {

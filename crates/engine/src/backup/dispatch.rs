@@ -15,7 +15,7 @@ use pgark_repo::pack::SealedPack;
 use pgark_repo::stream::Fingerprint;
 
 use super::assemble::{Assembler, Expected, PIECES_MAX, Piece, PieceSlice, Summary, check_may_vanish};
-use super::base::{Before, BeforeFile};
+use super::base::{Before, BeforeFile, Others};
 use super::compose::{Slice, Window, compose};
 use super::copy::{BUNDLE_FILE_BYTES_MAX, CopyShared, Done, OpenFile, RUN_BYTES, Unit, Worker, open_source};
 use super::plan::{FileFacts, FilePlan, plan_file};
@@ -49,11 +49,11 @@ pub fn copy_all(
     major: Major,
     manifest: ManifestWriter,
     before: Option<Before>,
+    others: Others,
     recheck: Option<Lsn>,
     jobs: usize,
 ) -> Result<Dispatched> {
     let jobs = jobs.max(1);
-    let others = before.as_ref().map(Before::taken).unwrap_or_default();
     let recheck = recheck.map(|start| Recheck::new(shared, start, others.clone())).transpose()?;
     let (unit_tx, unit_rx) = bounded::<Unit>(2 * jobs);
     let (expected_tx, expected_rx) = bounded::<Expected>(EXPECTED_AHEAD);

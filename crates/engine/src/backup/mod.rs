@@ -13,6 +13,7 @@ pub mod copy;
 mod dispatch;
 pub mod plan;
 pub mod recheck;
+mod remains;
 pub mod scan;
 pub mod source;
 
@@ -42,6 +43,7 @@ use changed::Stretch;
 use claim::KeptClaim;
 use copy::CopyShared;
 use recheck::Rechecked;
+use remains::Remains;
 use scan::Noticed;
 use source::SourceCluster;
 
@@ -91,7 +93,16 @@ pub struct BackupReport {
     pub full_because: Option<String>,
     /// What `verify_incremental` found, where there was something to compare with.
     pub rechecked: Option<Rechecked>,
+    pub resumed: Resumed,
     pub warnings: Vec<String>,
+}
+
+/// What could be used of interrupted backups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    pub backups: Vec<BackupId>,
+    /// Stored bytes.
+    pub bytes: u64,
 }
 
 /// What a backup rests on: an earlier one, or the reason why it is a full one although another was wanted.
@@ -174,7 +185,7 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
             Ok(report)
         }
         Err(e) => {
-            give_up(&catalog, claim);
+            give_up(&catalog, claim, &e);
             Err(e)
         }
     }
@@ -285,6 +296,7 @@ struct SourceFacts<'a> {
 }
 
 struct Copied {
+    resumed: Resumed,
     summary: Summary,
     noticed: Noticed,
     rechecked: Option<Rechecked>,
@@ -304,6 +316,8 @@ fn copy_files(
     ground: &Ground,
     kept: &KeptClaim,
 ) -> Result<Copied> {
+    let others = before.as_ref().map(Before::taken).unwrap_or_default();
+    let catalog = CatalogStore::new(repo, &options.cluster);
     let shared = CopyShared {
         ctx,
         repo,
@@ -314,6 +328,7 @@ fn copy_files(
         check_pages: (source.control.data_checksum_version != 0).then_some(start),
         relation_segment_blocks: source.control.relation_segment_blocks,
         next_pack: AtomicU32::new(1),
+        remains: Remains::load(repo, &catalog, others.clone(), ctx, options.jobs)?,
         stop: AtomicBool::new(false),
     };
     let manifest_name = names::manifest(&options.cluster, id);
@@ -321,7 +336,7 @@ fn copy_files(
     // Without known changes everything is read and compared anyway.
     let known = before.as_ref().is_some_and(|b| b.changes.is_some());
     let recheck = (options.verify_incremental && known).then_some(start);
-    let done = dispatch::copy_all(&shared, source.control.major, manifest, before, recheck, options.jobs)?;
+    let done = dispatch::copy_all(&shared, source.control.major, manifest, before, others, recheck, options.jobs)?;
     kept.check()?;
     let (mut manifest, mut packs) = (done.manifest, done.packs);
     packs.sort_by_key(|(number, _)| *number);
@@ -330,10 +345,13 @@ fn copy_files(
     }
     let known = ground.parent().map(|p| &p.packs);
     for (index, id) in &done.summary.used {
-        let print = known.and_then(|packs| packs.get(id)).expect("taken over from the earlier manifest");
+        let print = known.and_then(|packs| packs.get(id)).or_else(|| shared.remains.fingerprint(id));
+        let print = print.expect("taken over from the earlier manifest, or read as a whole");
         manifest.push(&Item::PackDone(*index, print.clone()))?;
     }
+    let resumed = Resumed { backups: shared.remains.used_of(), bytes: shared.remains.used_bytes() };
     Ok(Copied {
+        resumed,
         summary: done.summary,
         noticed: done.noticed,
         rechecked: done.rechecked,
@@ -444,6 +462,7 @@ fn write_record(
         base,
         full_because: None,
         rechecked: copied.rechecked.clone(),
+        resumed: copied.resumed.clone(),
         warnings,
     })
 }
@@ -473,7 +492,11 @@ fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
 fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: BackupType) -> Result<BackupId> {
     let known = catalog.read()?;
     let listed = known.backups.iter().map(|b| &b.id);
-    let given_out = listed.chain(&known.removing).chain(known.jobs.iter().map(|j| &j.backup)).chain(&known.last_id);
+    let given_out = listed
+        .chain(&known.removing)
+        .chain(&known.interrupted)
+        .chain(known.jobs.iter().map(|j| &j.backup))
+        .chain(&known.last_id);
     let last = given_out.filter_map(BackupId::time).map(|t| t.as_second().saturating_add(1)).max();
     let second = now.as_second().max(last.unwrap_or(i64::MIN));
     let at = Timestamp::from_second(second).map_err(|e| {
@@ -493,10 +516,24 @@ pub fn remove_remains(catalog: &CatalogStore) -> Result<()> {
     Ok(())
 }
 
-/// The backup failed; its error is what counts. What cannot be cleaned up now is cleaned up by the next one.
-fn give_up(catalog: &CatalogStore, claim: Claim) {
-    let cleaned = claim.abandon().map_err(EngineError::from).and_then(|()| remove_remains(catalog));
+/// The backup failed; its error is what counts. What it has stored stays for the next one, unless the room is needed.
+/// What cannot be cleaned up now is cleaned up by the next one.
+fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineError) {
+    let keep = !is_full(because);
+    let cleaned = claim.abandon(keep).map_err(EngineError::from).and_then(|()| remove_remains(catalog));
     if let Err(e) = cleaned {
         tracing::warn!(%e, "the remains of the failed backup stay until the next one");
     }
+}
+
+fn is_full(error: &EngineError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = cause {
+        let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
+            return true;
+        }
+        cause = e.source();
+    }
+    false
 }

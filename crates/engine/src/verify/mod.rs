@@ -244,9 +244,9 @@ impl<'a> Verify<'a> {
             let id = name.strip_prefix(&format!("{dir}/backups/")).and_then(|r| r.split('/').next());
             let id = id.and_then(|i| BackupId::parse(i).ok());
             // An interrupted or running backup is accounted for by its job; its remains go with the next one.
-            let known = id.as_ref().is_some_and(|id| {
-                self.catalog.removing.contains(id) || self.catalog.jobs.iter().any(|j| j.backup == *id)
-            });
+            let known = id
+                .as_ref()
+                .is_some_and(|id| self.catalog.has_remains(id) || self.catalog.jobs.iter().any(|j| j.backup == *id));
             if known {
                 continue;
             }

@@ -5,6 +5,7 @@
 //! writer still held its claim. Nothing that a listed backup needs is removed before the catalog stops
 //! listing it.
 
+mod claims;
 pub mod holder;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +24,8 @@ use crate::repository::Repository;
 use crate::store::Store;
 use crate::stream::Fingerprint;
 
+pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind};
 pub use holder::Holder;
-
-/// How long a claim lasts without being renewed, seconds.
-pub const CLAIM_TTL_SECONDS: i64 = 300;
-pub const CLAIM_RENEW_SECONDS: u64 = 60;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Catalog {
@@ -40,6 +38,9 @@ pub struct Catalog {
     pub backups: Vec<BackupEntry>,
     /// Backups whose objects are to be removed: deleted ones and the remains of interrupted ones.
     pub removing: Vec<BackupId>,
+    /// Interrupted backups whose packs the next one may use, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interrupted: Vec<BackupId>,
     /// The last id that was given out, also to a backup that never came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_id: Option<BackupId>,
@@ -54,25 +55,6 @@ pub struct Lineage {
     pub catalog_version: u32,
     pub segment_size: SegmentSize,
     pub registered: Timestamp,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum JobKind {
-    Backup,
-    Restore,
-    Delete,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Job {
-    pub kind: JobKind,
-    /// The backup being made, restored or deleted.
-    pub backup: BackupId,
-    pub fence: u64,
-    pub holder: Holder,
-    pub started: Timestamp,
-    pub renewed: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,6 +240,7 @@ impl CatalogStore {
                     jobs: vec![],
                     backups: vec![],
                     removing: vec![],
+                    interrupted: vec![],
                 })));
             };
             let mut catalog = self.decode(&version.value)?;
@@ -279,163 +262,10 @@ impl CatalogStore {
         })?;
         Ok(changed)
     }
-
-    /// Claims the right to run a job. A claim of a process that is gone, or that was not renewed in time, is
-    /// taken over: its holder finds out before it commits. Returns the remains that are to be cleaned up too.
-    pub fn claim(&self, kind: JobKind, backup: &BackupId, now: Timestamp) -> Result<Claim> {
-        let holder = Holder::this_process()?;
-        let fence = self.update(|c| {
-            drop_dead_jobs(c, now);
-            if let Some(other) = c.jobs.iter().find(|j| excludes(j, kind, backup)) {
-                return Err(RepoError::Busy { what: format!("cluster '{}'", c.cluster), holder: other.describe() });
-            }
-            if kind != JobKind::Backup && c.backup(backup).is_none() && !c.removing.contains(backup) {
-                return Err(RepoError::NoBackup { cluster: c.cluster.to_string(), id: backup.to_string() });
-            }
-            if kind == JobKind::Backup && (c.backup(backup).is_some() || c.removing.contains(backup)) {
-                // Two backups under one name would share objects, and the remains of one take the other along.
-                return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
-            }
-            c.fence = c.fence.checked_add(1).ok_or_else(|| RepoError::corrupt(&c.cluster, "its fence is used up"))?;
-            if kind == JobKind::Backup {
-                c.last_id = c.last_id.take().max(Some(backup.clone()));
-            }
-            let (fence, holder) = (c.fence, holder.clone());
-            c.jobs.push(Job { kind, backup: backup.clone(), fence, holder, started: now, renewed: now });
-            Ok(Some(fence))
-        })?;
-        let fence = fence.expect("the change always returns a value");
-        Ok(Claim { catalog: self.clone(), fence, kind, backup: backup.clone() })
-    }
 }
 
 fn encode(catalog: &Catalog) -> Vec<u8> {
     serde_json::to_vec(catalog).expect("a catalog is plain data")
-}
-
-/// The remains of interrupted backups go where deleted backups go.
-fn drop_dead_jobs(c: &mut Catalog, now: Timestamp) {
-    let (dead, alive): (Vec<Job>, Vec<Job>) = std::mem::take(&mut c.jobs).into_iter().partition(|j| j.is_dead(now));
-    c.jobs = alive;
-    for job in dead {
-        let remains = job.kind == JobKind::Backup && c.backup(&job.backup).is_none();
-        if remains && !c.removing.contains(&job.backup) {
-            c.removing.push(job.backup);
-        }
-    }
-}
-
-fn excludes(running: &Job, kind: JobKind, backup: &BackupId) -> bool {
-    match (running.kind, kind) {
-        (JobKind::Restore, JobKind::Delete) | (JobKind::Delete, JobKind::Restore) => running.backup == *backup,
-        (JobKind::Restore, _) | (_, JobKind::Restore) => false,
-        _ => true,
-    }
-}
-
-impl Job {
-    pub fn is_dead(&self, now: Timestamp) -> bool {
-        let age = now.as_second() - self.renewed.as_second();
-        self.holder.is_gone() || age > CLAIM_TTL_SECONDS
-    }
-
-    pub fn describe(&self) -> String {
-        let what = match self.kind {
-            JobKind::Backup => "backup",
-            JobKind::Restore => "restore of",
-            JobKind::Delete => "deletion of",
-        };
-        format!("{what} {} (process {} on {}, since {})", self.backup, self.holder.pid, self.holder.host, self.started)
-    }
-}
-
-/// The right to run a job, held until it is released, committed or lost.
-#[derive(Clone)]
-pub struct Claim {
-    catalog: CatalogStore,
-    fence: u64,
-    kind: JobKind,
-    backup: BackupId,
-}
-
-impl Claim {
-    pub fn backup(&self) -> &BackupId {
-        &self.backup
-    }
-
-    fn fenced(&self) -> RepoError {
-        RepoError::Fenced {
-            what: format!("cluster '{}'", self.catalog.cluster),
-            why: "another process took over; this one was thought dead".into(),
-        }
-    }
-
-    fn change<T>(&self, mut f: impl FnMut(&mut Catalog) -> Result<T>) -> Result<T> {
-        let done = self.catalog.update(|c| {
-            if !c.jobs.iter().any(|j| j.fence == self.fence) {
-                return Err(self.fenced());
-            }
-            f(c).map(Some)
-        })?;
-        Ok(done.expect("the change always returns a value"))
-    }
-
-    /// Says that we are alive; an error when the claim was lost.
-    pub fn renew(&self, now: Timestamp) -> Result<()> {
-        self.change(|c| {
-            c.jobs.iter_mut().filter(|j| j.fence == self.fence).for_each(|j| j.renewed = now);
-            Ok(())
-        })
-    }
-
-    /// An error when the claim was lost.
-    pub fn check(&self) -> Result<()> {
-        let held = self.catalog.read()?.jobs.iter().any(|j| j.fence == self.fence);
-        if held { Ok(()) } else { Err(self.fenced()) }
-    }
-
-    /// The backup comes into existence, and the claim ends, in one step.
-    pub fn commit_backup(self, entry: &BackupEntry) -> Result<()> {
-        assert!(self.kind == JobKind::Backup && entry.id == self.backup, "one commits what one claimed");
-        self.change(|c| {
-            c.jobs.retain(|j| j.fence != self.fence);
-            c.backups.push(entry.clone());
-            c.backups.sort_by(|a, b| a.id.cmp(&b.id));
-            Ok(())
-        })
-    }
-
-    /// Gives up: what was written so far is to be removed.
-    pub fn abandon(self) -> Result<()> {
-        self.change(|c| {
-            c.jobs.retain(|j| j.fence != self.fence);
-            let unlisted = c.backup(&self.backup).is_none();
-            if self.kind == JobKind::Backup && unlisted && !c.removing.contains(&self.backup) {
-                c.removing.push(self.backup.clone());
-            }
-            Ok(())
-        })
-    }
-
-    /// The backup is no longer listed; its objects may go now.
-    pub fn unlist(&self) -> Result<()> {
-        assert!(self.kind == JobKind::Delete, "one deletes under a claim to delete");
-        self.change(|c| {
-            c.backups.retain(|b| b.id != self.backup);
-            if !c.removing.contains(&self.backup) {
-                c.removing.push(self.backup.clone());
-            }
-            Ok(())
-        })
-    }
-
-    /// The job is over and nothing of it remains to be done.
-    pub fn release(self) -> Result<()> {
-        self.change(|c| {
-            c.jobs.retain(|j| j.fence != self.fence);
-            Ok(())
-        })
-    }
 }
 
 impl CatalogStore {

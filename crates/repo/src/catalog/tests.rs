@@ -86,8 +86,12 @@ fn who_slept_too_long_cannot_commit() {
     let next = c.claim(JobKind::Backup, &id(2), late).unwrap();
     assert!(matches!(sleeper.check(), Err(RepoError::Fenced { .. })));
     assert!(matches!(sleeper.commit_backup(&entry(&id(1))), Err(RepoError::Fenced { .. })));
-    assert_eq!(c.read().unwrap().removing, [id(1)]);
+    // What it has stored stays for the next one, and is to go once that one is there.
+    assert_eq!(c.read().unwrap().interrupted, [id(1)]);
+    assert!(c.sweep().unwrap().is_empty() && c.read().unwrap().removing.is_empty());
     next.commit_backup(&entry(&id(2))).unwrap();
+    assert_eq!(c.read().unwrap().removing, [id(1)]);
+    assert!(c.read().unwrap().interrupted.is_empty());
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn backup(store: &Arc<dyn Store>, attempt: Attempt) -> Result<()> {
             Ok(w) => w,
             Err(e) => {
                 // As the engine does: what cannot be given up now is found by the next one.
-                let _ = claim.abandon();
+                let _ = claim.abandon(false);
                 return Err(e);
             }
         };
@@ -250,7 +250,7 @@ fn giving_up_can_be_interrupted_anywhere() {
             if attempt < 2 {
                 let claim = catalog.claim(JobKind::Backup, &id, now)?;
                 sample::write_backup(&repo, &id)?;
-                claim.abandon()?;
+                claim.abandon(false)?;
             }
             catalog.sweep()?;
             catalog.sweep().map(drop)
@@ -397,7 +397,7 @@ fn an_identifier_in_use_cannot_be_claimed_for_another_backup() {
     assert!(matches!(again, Some(RepoError::Conflict { .. })), "{again:?}");
     catalog.sweep().unwrap();
     committed_backups_are_whole(&store, &trees, "after a refused claim");
-    catalog.claim(JobKind::Backup, &backup_id(3), sample::at(100)).unwrap().abandon().unwrap();
+    catalog.claim(JobKind::Backup, &backup_id(3), sample::at(100)).unwrap().abandon(false).unwrap();
     let remains = catalog.claim(JobKind::Backup, &backup_id(3), sample::at(101)).err();
     assert!(matches!(remains, Some(RepoError::Conflict { .. })), "{remains:?}");
     assert!(store.stat(&name("keyring/0000000000000001")).is_ok());
