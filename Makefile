@@ -23,7 +23,7 @@ test: ## all tests, on real PostgreSQL 15; nothing may be skipped
 
 test-majors: ## the tests that depend on the server version, on MAJORS (13 to 18)
 	$(SETUP) --majors
-	PGARK_TEST_DEMAND=1 PGARK_TEST_MAJORS=$(MAJORS) $(NEXTEST) --locked --package pgark $(TEST_ARGS)
+	PGARK_TEST_DEMAND=1 PGARK_TEST_MAJORS=$(MAJORS) $(NEXTEST) --locked --package pgark --package pgark-pg $(TEST_ARGS)
 
 bench: release ## beside pgBackRest, on one cluster; see docs/benchmarks.md
 	bench/run $(BENCH_ARGS)

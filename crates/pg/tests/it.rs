@@ -4,6 +4,8 @@
 
 #[path = "it/chain.rs"]
 mod chain;
+#[path = "it/changes/mod.rs"]
+mod changes;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/server.rs"]

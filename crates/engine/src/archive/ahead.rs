@@ -56,6 +56,9 @@ impl Identity {
     }
 }
 
+/// Makes the archive know of segments and their copies.
+pub type Acknowledge<'a> = dyn Fn(&[(SegmentName, u32)]) -> Result<()> + 'a;
+
 /// Pushes one segment with so many threads; returns what to acknowledge.
 pub type PushOne<'a> = dyn Fn(&Path, &RawSegment, usize) -> Result<(Pushed, (SegmentName, u32))> + Sync + 'a;
 
@@ -78,14 +81,14 @@ impl Ahead {
         raw: &RawSegment,
         jobs: usize,
         push_one: &PushOne<'_>,
-        acknowledge: &dyn Fn(&[(SegmentName, u32)]) -> Result<()>,
+        acknowledge: &Acknowledge<'_>,
     ) -> Result<Pushed> {
         let mut batch = vec![(path.to_owned(), *raw)];
         batch.extend(ready_after(path, raw));
         let identities: Vec<Option<Identity>> = batch.iter().map(|(p, _)| Identity::of(p)).collect();
         let mut done = push_all(&batch, jobs, push_one);
         // What PostgreSQL asked for decides; of the others only those without a hole before them count.
-        let (outcome, first) = done.remove(0).unwrap_or_else(|| Err(EngineError::Cancelled))?;
+        let (outcome, first) = done.remove(0).unwrap_or(Err(EngineError::Cancelled))?;
         let mut acknowledged = vec![first];
         for result in done {
             match result {

@@ -281,15 +281,15 @@ impl Reader<'_> {
             self.ctx.check_cancelled()?;
             // The first segment of a timeline repeats what its parent wrote before the switch.
             let repeats = begin.filter(|lsn| *lsn > index.start() && *lsn <= index.end());
-            if repeats.is_none() {
-                if let Some(record) = before.and_then(|b| crossing(b, index)) {
-                    let mut alone = Activity::default();
-                    record.as_record().iter().for_each(|r| alone.record(r));
-                    let end = record.as_record().ok().and_then(|r| Ended::of(&r));
-                    end.iter().for_each(|end| found.join_subtransactions(end));
-                    found.activity(alone.finish(), n);
-                    end.iter().for_each(|end| found.ended(end));
-                }
+            if repeats.is_none()
+                && let Some(record) = before.and_then(|b| crossing(b, index))
+            {
+                let mut alone = Activity::default();
+                record.as_record().iter().for_each(|r| alone.record(r));
+                let end = record.as_record().ok().and_then(|r| Ended::of(&r));
+                end.iter().for_each(|end| found.join_subtransactions(end));
+                found.activity(alone.finish(), n);
+                end.iter().for_each(|end| found.ended(end));
             }
             let activity = match &index.activity {
                 Some(activity) if repeats.is_none() => activity.clone(),

@@ -253,7 +253,7 @@ impl<'a> Indexer<'a> {
 
     fn feed(&mut self, block: &[u8]) -> Result<()> {
         self.total += block.len() as u64;
-        if block.len() % WAL_PAGE_SIZE != 0 || self.total > self.size.bytes() {
+        if !block.len().is_multiple_of(WAL_PAGE_SIZE) || self.total > self.size.bytes() {
             return Err(not_wal(self.path, "its size is not that of a segment"));
         }
         self.before.push(self.hasher.clone());

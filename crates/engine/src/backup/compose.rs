@@ -269,12 +269,9 @@ mod tests {
                 let sources = sources(&windows);
                 prop_assert_eq!(sources.len() as u64, now);
                 for (block, source) in sources.iter().enumerate() {
-                    match source {
-                        Some(from) => {
-                            prop_assert_eq!(*from, block as u64);
-                            prop_assert!(!must.contains(&(block as u32)));
-                        }
-                        None => {}
+                    if let Some(from) = source {
+                        prop_assert_eq!(*from, block as u64);
+                        prop_assert!(!must.contains(&(block as u32)));
                     }
                 }
                 if must.is_empty() && now == was {

@@ -2,8 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgark_pg::wal::{Record, SegmentExpect, scan_segment};
+use pgark_pg::wal::{Changes, Record, SegmentExpect, scan_segment};
 use pgark_pg::{Major, SegmentNo, SegmentSize, TimelineId};
+
+#[path = "crc.rs"]
+mod crc;
 
 fn walk(bytes: &[u8]) {
     let expect = SegmentExpect {
@@ -12,7 +15,9 @@ fn walk(bytes: &[u8]) {
         size: SegmentSize::new(1 << 20).expect("a valid size"),
         system_id: None,
     };
+    let mut changes = Changes::default();
     let mut sink = |record: &Record<'_>| {
+        changes.add(record);
         assert!(record.blocks().count() <= 34);
         let _ = (record.transaction_end(), record.restore_point(), record.checkpoint());
         let _ = (record.wal_level_change(), record.full_page_writes_change());
@@ -49,21 +54,9 @@ fn seal_records(bytes: &mut [u8]) {
         }
         bytes[at..at + 4].copy_from_slice(&(total as u32).to_le_bytes());
         bytes[at + 8..at + 16].copy_from_slice(&previous.to_le_bytes());
-        let crc = crc32c(&[&bytes[at + 24..at + total], &bytes[at..at + 20]]);
-        bytes[at + 20..at + 24].copy_from_slice(&crc.to_le_bytes());
+        let sum = crc::crc32c(&[&bytes[at + 24..at + total], &bytes[at..at + 20]]);
+        bytes[at + 20..at + 24].copy_from_slice(&sum.to_le_bytes());
         previous = (1 << 20) + at as u64;
         at = (at + total).next_multiple_of(8);
     }
-}
-
-/// Bit by bit: an implementation of its own, so that the target needs no other crate.
-fn crc32c(parts: &[&[u8]]) -> u32 {
-    let mut crc = !0u32;
-    for byte in parts.iter().copied().flatten() {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = if crc & 1 != 0 { crc >> 1 ^ 0x82F6_3B78 } else { crc >> 1 };
-        }
-    }
-    !crc
 }

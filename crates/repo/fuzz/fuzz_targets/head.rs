@@ -15,8 +15,8 @@ fuzz_target!(|value: &[u8]| {
     let Ok(mut head) = archive.head() else { return };
     for span in head.timelines().to_vec() {
         let _ = (span.first(), span.last(), span.gaps());
-        for n in [0, 1, u64::MAX - 1, u64::MAX] {
-            head.add_segment(&SegmentName { timeline: span.timeline, segment: SegmentNo(n) });
+        for (n, copy) in [(0, 0), (1, 1), (u64::MAX - 1, 0), (u64::MAX, u32::MAX)] {
+            head.add_segment(&SegmentName { timeline: span.timeline, segment: SegmentNo(n) }, copy);
         }
     }
     assert!(WalHead::from_bytes(&head.to_bytes()).as_ref() == Ok(&head));

@@ -1,13 +1,18 @@
 //! A pack: frames as they are, then a table and a footer that are sealed properly around the fuzzer's bytes; and the
-//! bytes alone behind a valid header. The first byte says how much of the input is frames.
+//! bytes alone behind a valid header. The first byte says how much of the input is frames. Then once more as a row of
+//! frames that are sealed too, so that the codecs are reached: codec, plain length (three bytes), stored length (two),
+//! bytes.
 #![no_main]
 
 mod world;
 
 use libfuzzer_sys::fuzz_target;
+use pgark_repo::Repository;
+use pgark_repo::codec::Codec;
 use pgark_repo::crypto::{ObjectKind, Purpose, TAG_BYTES};
+use pgark_repo::limits::FRAME_BYTES_MAX;
 use pgark_repo::names;
-use pgark_repo::pack;
+use pgark_repo::pack::{self, PackWriter};
 
 fuzz_target!(|input: &[u8]| {
     let [share, input @ ..] = input else { return };
@@ -35,4 +40,21 @@ fuzz_target!(|input: &[u8]| {
         repo.store().put_new(&name, &bytes).unwrap();
         let _ = pack::verify(repo.store(), repo.keys(), &name, &world::print_of(&bytes));
     }
+    sealed_frames(&repo, input);
 });
+
+fn sealed_frames(repo: &Repository, mut rest: &[u8]) {
+    let name = names::pack(&world::cluster(), &world::backup_id(), 2);
+    let mut writer = PackWriter::create(&**repo.store(), repo.keys(), &name).unwrap();
+    let mut sound = true;
+    while let [codec, p0, p1, p2, s0, s1, after @ ..] = rest {
+        let (stored, after) = after.split_at(after.len().min(usize::from(u16::from_le_bytes([*s0, *s1]))));
+        rest = after;
+        let codec = Codec::from_byte(codec % 3).unwrap();
+        let plain = (u32::from_le_bytes([*p0, *p1, *p2, 0]) as usize).clamp(stored.len(), FRAME_BYTES_MAX);
+        sound &= codec == Codec::None && plain == stored.len();
+        writer.append(codec, plain, repo.keys().content_id(stored), &mut stored.to_vec()).unwrap();
+    }
+    let print = writer.seal().unwrap().commit().unwrap();
+    assert!(pack::verify(repo.store(), repo.keys(), &name, &print).is_ok() || !sound);
+}

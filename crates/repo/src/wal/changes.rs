@@ -13,8 +13,10 @@ const REASON_BYTES_MAX: usize = 4096;
 
 pub fn encode(changes: &Changes) -> Vec<u8> {
     let mut out = vec![];
-    let reason = changes.unusable.as_deref().unwrap_or_default().as_bytes();
-    put_bytes(&mut out, reason.get(..REASON_BYTES_MAX).unwrap_or(reason));
+    let reason = changes.unusable.as_deref().unwrap_or_default();
+    let end = (0..=REASON_BYTES_MAX.min(reason.len())).rev().find(|n| reason.is_char_boundary(*n));
+    let reason = reason.get(..end.unwrap_or(0)).unwrap_or_default();
+    put_bytes(&mut out, reason.as_bytes());
     put_varint(&mut out, changes.databases.len() as u64);
     for dir in &changes.databases {
         put_varint(&mut out, dir.spc.into());
@@ -87,6 +89,14 @@ mod tests {
                 unusable: (!reason.is_empty()).then_some(reason),
             };
             prop_assert_eq!(decode(&encode(&changes)), Some(changes));
+        }
+
+        #[test]
+        fn a_long_reason_is_cut_between_characters(pad in 0usize..4) {
+            let reason = format!("{}{}", "x".repeat(pad), "ß€".repeat(REASON_BYTES_MAX));
+            let changes = Changes { unusable: Some(reason), ..Changes::default() };
+            let back = decode(&encode(&changes)).and_then(|c| c.unusable);
+            prop_assert!(back.is_some_and(|r| r.len() > REASON_BYTES_MAX - 4 && r.len() <= REASON_BYTES_MAX));
         }
 
         #[test]
