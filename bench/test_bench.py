@@ -13,13 +13,13 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchlib import docs_rows, report, rounds, settings  # noqa: E402
-from benchlib.measure import Sample, measure  # noqa: E402
+from benchlib import changes, cluster, delta, detached, docs_rows, push, report, rounds, settings, tools, wal  # noqa: E402
+from benchlib.measure import Sample, last_output, measure  # noqa: E402
 
 
 def sample(wall: float, cpu: float) -> Sample:
     return Sample(wall=wall, user=cpu - 0.5, system=0.25, server_cpu=0.25, machine_cpu=cpu, steal=0, rss_process=5_000_000,
-                  rss_tree=9_000_000, load=0.1)
+                  rss_tree=9_000_000, load=0.1, read=3_000_000)
 
 
 def results(ours: list[tuple], theirs: list[tuple]) -> rounds.Results:
@@ -28,10 +28,14 @@ def results(ours: list[tuple], theirs: list[tuple]) -> rounds.Results:
     return made
 
 
-class Report(unittest.TestCase):
-    def setUp(self):
-        self.settings = settings.parse(["--case", "restore"])
+def increments(operation: str, ours: dict[str, int], theirs: dict[str, int]) -> rounds.Results:
+    made = rounds.Results()
+    made.samples = {(operation, tool): [sample(0.2, 1)] for tool in ("pgark", "pgbackrest")}
+    made.facts = {(operation, "pgark"): [ours], (operation, "pgbackrest"): [theirs]}
+    return made
 
+
+class Report(unittest.TestCase):
     def test_ratios_are_taken_pair_by_pair(self):
         self.assertEqual(report.ratios([1.0, 6.0], [2.0, 3.0]), [0.5, 2.0])
 
@@ -43,10 +47,38 @@ class Report(unittest.TestCase):
         self.assertIsNone(report.ratios([1.0], [0.0]))
 
     def test_the_table_holds_median_range_ratio_and_goal(self):
-        table = report.comparison(self.settings, results([(5, 8), (6, 8), (9, 8)], [(10, 10), (10, 10), (10, 10)]))
+        table = report.comparison(results([(5, 8), (6, 8), (9, 8)], [(10, 10), (10, 10), (10, 10)]))
         self.assertIn("| restore | wall seconds | 6.00 (5.00..9.00) | 10.00 (10.00..10.00) | 0.60 (0.50..0.90) | ≤ 0.70: met |", table)
         self.assertIn("0.80 (0.80..0.80) | ≤ 0.70: missed |", table)
         self.assertIn("- restore, wall seconds: 0.50 0.60 0.90", table)
+
+    def test_an_increment_is_shown_against_the_cluster_and_the_changed_pages(self):
+        made = increments("incr pages1pct", {"stored": 2_000_000, "size": 400_000_000, "read": 10_000_000, "changed": 8_000_000},
+                          {"stored": 4_000_000, "size": 400_000_000, "changed": 8_000_000})
+        table = report.comparison(made)
+        self.assertIn("| stored, % of the changed pages | 25.0 (25.0..25.0) | 50.0 (50.0..50.0) | 0.50 (0.50..0.50) |  |", table)
+        self.assertIn(f"| {report.READ_SHARE} | 2.50 (2.50..2.50) |  |  | pgark ≤ 3.00: met |", table)
+        self.assertIn("| wall seconds | 0.20 (0.20..0.20) | 0.20 (0.20..0.20) | 1.00 (1.00..1.00) | ≤ 0.25: missed |", table)
+
+    def test_an_increment_of_nothing_has_a_goal_of_its_own_and_no_share_of_changed_pages(self):
+        facts = {"stored": 2_000, "size": 400_000_000, "changed": 0}
+        table = report.comparison(increments("incr nochange", facts, facts))
+        self.assertIn("| 1.00 (1.00..1.00) | pgark ≤ 1.00: met |", table)
+        self.assertNotIn("% of the changed pages", table)
+
+    def test_archiving_is_shown_by_segment_and_against_each_tool(self):
+        made = rounds.Results()
+        made.samples = {("archive", "cp"): [sample(1, 1)], ("archive", "pgbackrest"): [sample(8, 10)], ("archive", "pgark"): [sample(2, 4)]}
+        made.facts = {key: [{"stored": 5_000_000}] for key in made.samples}
+        lines = report.archive_table(made, 200).splitlines()
+        self.assertEqual(lines[2], "| pgark | 2.00 (2.00..2.00) |  | 20.0 (20.0..20.0) |  | 5.0 (5.0..5.0) |")
+        self.assertEqual(lines[3], "| pgBackRest | 8.00 (8.00..8.00) | 0.25 (0.25..0.25) | 50.0 (50.0..50.0) | 0.40 (0.40..0.40) | 5.0 (5.0..5.0) |")
+        self.assertTrue(lines[4].startswith("| cp, not durable |"))
+        self.assertNotIn("archive", report.comparison(made))
+
+    def test_calls_are_compared_by_their_medians(self):
+        table = report.latency_table({("one push", "pgark"): [1.0, 2.0, 9.0], ("one push", "pgbackrest"): [4.0, 4.0, 5.0]})
+        self.assertIn("| one push | 2.0 (1.0..9.0) | 4.0 (4.0..5.0) | 0.50 |", table)
 
     def test_server_cpu_counts_and_the_larger_memory_figure_is_shown(self):
         self.assertEqual(sample(1, 3).cpu, 3)
@@ -133,6 +165,118 @@ class Measured(unittest.TestCase):
             measure(["sh", "-c", "echo out of cheese >&2; exit 4"], self.log, None)
 
 
+    def test_bytes_read_by_children_are_counted(self):
+        got = measure(["sh", "-c", "head -c 5000000 /dev/zero >/dev/null; true"], self.log, None)
+        self.assertGreaterEqual(got.read, 5_000_000)
+
+    def test_the_last_output_is_that_of_the_last_command_alone(self):
+        measure(["echo", "first"], self.log, None)
+        measure(["echo", "second"], self.log, None)
+        self.assertEqual(last_output(self.log), "second\n")
+
+    def test_what_an_archive_command_leaves_behind_is_counted_once_it_is_no_longer_below_the_server(self):
+        here = Path(self.dir.name)
+        watch = detached.Detached(os.getpid(), here)
+        script = here / "archive-push.py"
+        script.write_text("import time\nwhile time.process_time() < 0.5: pass\n")
+        subprocess.run(["sh", "-c", f"setsid '{sys.executable}' '{script}' &"], check=True)
+        cluster.wait_until("the process left behind", lambda: watch.look() == 0 and watch.seconds() > 0)
+        self.assertTrue(0.2 < watch.seconds() < 1.0, watch.seconds())
+
+    def test_what_runs_below_the_server_or_elsewhere_is_not_left_behind(self):
+        here = Path(self.dir.name)
+        below, elsewhere = detached.Detached(os.getpid(), here), detached.Detached(1 << 30, Path("/nonexistent"))
+        anywhere = detached.Detached(1 << 30, here)
+        child = subprocess.Popen(["sh", "-c", "read x", f"{here}/archive-push"], stdin=subprocess.PIPE)
+        try:
+            cluster.wait_until("the child", lambda: anywhere.look() == 1)
+            self.assertEqual((below.look(), elsewhere.look()), (0, 0))
+        finally:
+            child.communicate()
+
+
+class Changes(unittest.TestCase):
+    def test_changes_cover_one_percent_of_the_rows_and_move_with_the_number(self):
+        self.assertEqual(changes.statements("nochange", 200, 1), [])
+        self.assertIn("WHERE aid BETWEEN 293003 AND 493002", changes.statements("pages1pct", 200, 1)[-1])
+        self.assertIn("WHERE aid BETWEEN 586006 AND 786005", changes.statements("pages1pct", 200, 2)[-1])
+        self.assertEqual(changes.statements("rows1pct", 200, 3)[0], "SELECT setseed(3 / 1000.0)")
+        self.assertIn("random() * 20000000)::int AS aid FROM generate_series(1, 200000)", changes.statements("rows1pct", 200, 3)[-1])
+
+    def test_pages_newer_than_a_position_are_counted_and_a_torn_tail_is_not(self):
+        def page(lsn: int) -> bytes:
+            return (lsn >> 32).to_bytes(4, sys.byteorder) + (lsn & 0xFFFFFFFF).to_bytes(4, sys.byteorder) + bytes(8184)
+        since = changes.parse_lsn("1/F0000028")
+        self.assertEqual(since, 0x1F0000028)
+        with tempfile.NamedTemporaryFile() as f:
+            f.write(b"".join(map(page, [0, since, since + 1, 0x200000000, 0xFFFFFFFF])) + b"tail")
+            f.flush()
+            self.assertEqual(changes.changed_pages(Path(f.name), since), 2)
+
+    def test_only_the_start_of_the_biggest_file_is_overwritten(self):
+        with tempfile.TemporaryDirectory() as d:
+            small, big = Path(d) / "small", Path(d) / "big"
+            small.write_bytes(bytes(10))
+            big.write_bytes(bytes(5000))
+            self.assertEqual(delta.biggest_file(Path(d)), big)
+            delta.overwrite_start(big, 4000)
+            self.assertNotEqual(big.read_bytes()[:4000], bytes(4000))
+            self.assertEqual(big.read_bytes()[4000:], bytes(1000))
+
+    def test_a_copy_starts_from_the_segment_of_a_clean_stop_only(self):
+        control = "Database cluster state:               {}\nLatest checkpoint's REDO WAL file:    000000010000000200000003\n"
+        self.assertEqual(cluster.redo_segment(control.format("shut down")), "000000010000000200000003")
+        for state in ("in production", "shut down in recovery"):
+            with self.assertRaises(settings.BenchError):
+                cluster.redo_segment(control.format(state))
+
+
+class Wal(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory()
+        self.addCleanup(self.dir.cleanup)
+        self.settings = replace(settings.parse(["--segments", "2"]), data=Path(self.dir.name))
+        wal.status(self.settings).mkdir(parents=True)
+        self.names = [f"0000000100000000000000{n:02X}" for n in (9, 10, 11)]
+
+    def test_ready_segments_are_those_from_the_first_on_without_other_files(self):
+        for name in (*self.names, "00000002.history", f"{self.names[0]}.00000028.backup"):
+            (wal.status(self.settings) / f"{name}.ready").touch()
+        self.assertEqual(wal.ready(self.settings), self.names)
+        self.assertEqual(wal.ready(self.settings, self.names[1]), self.names[1:])
+
+    def test_marks_of_the_list_alone_are_turned_back(self):
+        for name in self.names:
+            (wal.status(self.settings) / f"{name}.done").touch()
+        wal.mark_ready(self.settings, self.names[:2])
+        self.assertEqual(wal.ready(self.settings), self.names[:2])
+
+    def test_a_list_with_a_segment_gone_is_no_list(self):
+        (Path(self.dir.name) / wal.LIST).write_text("\n".join(self.names))
+        for name in self.names[:2]:
+            (Path(self.dir.name) / "pg_wal" / name).touch()
+        self.assertEqual(wal.segments(self.settings), self.names[:2])
+        (Path(self.dir.name) / "pg_wal" / self.names[0]).unlink()
+        self.assertEqual(wal.segments(self.settings), [])
+
+    def test_a_missing_segment_is_asked_for_on_the_same_timeline_after_all_others(self):
+        self.assertEqual(push.after_all("0000000300000002000000A1"), "000000030000FFFF000000A1")
+
+
+class Tools(unittest.TestCase):
+    def test_what_pgark_read_is_taken_from_its_document(self):
+        pgark = tools.Pgark(settings.parse([]))
+        self.assertEqual(pgark.read_bytes('W-X a warning\n{"read_bytes": 5, "base": {"method": "wal"}}\n'), 5)
+
+    def test_the_commands_of_the_chosen_cases_are_shown(self):
+        for made in (tools.Pgark(settings.parse([])), tools.PgBackRest(settings.parse([]))):
+            shown = [" ".join(map(str, cmd)) for cmd in made.commands(("incr", "delta"))]
+            self.assertRegex(shown[0], "--type[ =]incr")
+            self.assertIn("--delta", shown[1])
+            self.assertNotIn("--delta", " ".join(map(str, made.restore(Path("to")))))
+            self.assertTrue(tools.archive_command(made).count("%p") == 1)
+
+
 class Arguments(unittest.TestCase):
     def test_a_missing_pgark_is_named_with_the_way_out(self):
         s = settings.parse(["--pgark", "/nonexistent/pgark"])
@@ -142,12 +286,17 @@ class Arguments(unittest.TestCase):
 
     def test_partial_runs_do_not_write_the_page(self):
         self.assertTrue(settings.parse([]).write)
-        for partial in (["--only", "pgark"], ["--case", "backup"], ["--no-write"]):
+        for partial in (["--only", "pgark"], ["--case", "backup"], ["--case", "push"], ["--no-write"]):
             self.assertFalse(settings.parse(partial).write)
 
     def test_nonsense_counts_are_refused(self):
         with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
             settings.parse(["--runs", "0"])
+
+    def test_only_the_reference_sizes_are_the_reference(self):
+        self.assertTrue(settings.parse([]).is_reference)
+        for other in (["--scale", "5"], ["--docs-mb", "5"], ["--segments", "5"]):
+            self.assertFalse(settings.parse(other).is_reference)
 
 
 class DocsRows(unittest.TestCase):

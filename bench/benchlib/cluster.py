@@ -1,18 +1,21 @@
 """The measured cluster: pgbench plus a table of text and jsonb, page checksums on, on a unix socket only.
 
 Invariant: a cluster without its mark is half made and is made again; one with the mark is never written to by a run,
-apart from what a backup itself causes.
+apart from what a backup itself causes. What changes data works on a copy (`make_copy`) or on a cluster of its own.
 """
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from .settings import BenchError, Settings
 from .shell import account, own_dir, run, say
 
 READY_MARK = "bench-ready"
+COPY_PREFIX = "copy-"
 WAIT_SECONDS_MAX = 300
 POLL_SECONDS = 0.05
 CONF = """
@@ -78,11 +81,42 @@ def copy_docs(s: Settings, first: int, last: int) -> tuple[subprocess.Popen, sub
 
 def start(s: Settings) -> None:
     """One server at a time: clusters of other sizes share the port and would take memory from the one measured."""
-    for other in s.work.glob("cluster-*/postmaster.pid"):
-        if other.parent != s.cluster:
-            stop(s, other.parent)
+    stop_others(s)
     if not is_running(s, s.cluster):
         run(s, ["pg_ctl", "-D", s.cluster, "-w", "-t", WAIT_SECONDS_MAX, "-l", s.work / "server.log", "start"])
+
+
+def stop_others(s: Settings) -> None:
+    for pattern in ("cluster-*", f"{s.copies.name}/{COPY_PREFIX}*"):
+        for other in s.work.glob(f"{pattern}/postmaster.pid"):
+            if other.parent != s.cluster:
+                stop(s, other.parent)
+
+
+def make_copy(s: Settings, name: str) -> Settings:
+    """A stopped copy that may be changed. Of the WAL it has the one segment that a cleanly stopped server starts from."""
+    stop(s)
+    own_dir(s, s.copies, 0o755)
+    data = s.copies / f"{COPY_PREFIX}{name}"
+    shutil.rmtree(data, ignore_errors=True)
+    own_dir(s, data)
+    own_dir(s, data / "pg_wal")
+    run(s, ["cp", "-a", *(p for p in s.cluster.iterdir() if p.name != "pg_wal"), data])
+    control = run(s, ["pg_controldata", "-D", s.cluster])
+    run(s, ["cp", "-a", s.cluster / "pg_wal" / redo_segment(control), data / "pg_wal"])
+    return replace(s, data=data)
+
+
+def redo_segment(control: str) -> str:
+    found = re.search(r"^Latest checkpoint's REDO WAL file:\s+([0-9A-F]{24})$", control, re.M)
+    if not found or not re.search(r"^Database cluster state:\s+shut down$", control, re.M):
+        raise BenchError(f"the cluster to copy is not stopped cleanly:\n{control}")
+    return found[1]
+
+
+def remove_copy(copy: Settings) -> None:
+    stop(copy)
+    shutil.rmtree(copy.cluster)
 
 
 def stop(s: Settings, data: Path | None = None) -> None:
@@ -128,9 +162,15 @@ def set_archive_command(s: Settings, command: str) -> None:
 
 
 def apply_archive_command(s: Settings, command: str) -> None:
-    quoted = command.replace("'", "''")
-    sql(s, f"ALTER SYSTEM SET archive_command = '{quoted}'", "SELECT pg_reload_conf()")
+    store_archive_command(s, command)
+    sql(s, "SELECT pg_reload_conf()")
     wait_until("the new archive_command", lambda: sql(s, "SHOW archive_command") == command)
+
+
+def store_archive_command(s: Settings, command: str) -> None:
+    """Takes effect with the next reload."""
+    quoted = command.replace("'", "''")
+    sql(s, f"ALTER SYSTEM SET archive_command = '{quoted}'")
 
 
 def warm(path: Path) -> int:

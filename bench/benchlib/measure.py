@@ -4,6 +4,7 @@ Invariant: only what the kernel accounted is reported. CPU of a process that det
 `machine_cpu` shows that something is missing, and how busy others kept the machine.
 """
 import os
+import re
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SAMPLE_SECONDS = 0.1
 LOG_TAIL_BYTES = 3000
+HEAD = "### "  # begins the line of a log that names the command
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Sample:
     rss_process: int     # bytes: peak of the largest single process
     rss_tree: int        # bytes: highest sampled sum of private memory over the tree
     load: float          # load average over one minute, before the start
+    read: int            # bytes the command and all it waited for took in by system calls, cached or not
 
     @property
     def cpu(self) -> float:
@@ -104,29 +107,60 @@ class Sampler:
         return self.peak
 
 
+@dataclass(frozen=True)
+class Start:
+    """What the counters of the machine and of the server said before the measured work began."""
+    postmaster: int | None
+    load: float
+    server: float
+    busy: float
+    steal: float
+    clock: float
+
+    @classmethod
+    def now(cls, postmaster: int | None) -> "Start":
+        os.sync()  # what earlier runs wrote goes to the disk now, not during this one
+        load, server = os.getloadavg()[0], server_cpu_seconds(postmaster) if postmaster else 0.0
+        return cls(postmaster, load, server, *machine_cpu_seconds(), time.monotonic())
+
+    def wall_and_machine(self) -> dict[str, float]:
+        wall = time.monotonic() - self.clock
+        busy, steal = machine_cpu_seconds()
+        return {"wall": wall, "machine_cpu": busy - self.busy, "steal": steal - self.steal, "load": self.load}
+
+    def server_cpu(self) -> float:
+        return server_cpu_seconds(self.postmaster) - self.server if self.postmaster else 0.0
+
+
 def measure(cmd: list, log: Path, postmaster: int | None, settle: Callable[[], None] = lambda: None, **popen) -> Sample:
     """Runs the command. `settle` waits, outside the wall time, for the server work that the command caused."""
     args = [str(c) for c in cmd]
-    os.sync()  # what earlier runs wrote goes to the disk now, not during this one
-    load = os.getloadavg()[0]
-    server_before = server_cpu_seconds(postmaster) if postmaster else 0.0
-    busy_before, steal_before = machine_cpu_seconds()
     with log.open("ab") as out:
         log_start = out.tell()
-        out.write(f"\n### {time.ctime()} {' '.join(args)}\n".encode())
+        out.write(f"\n{HEAD}{time.ctime()} {' '.join(args)}\n".encode())
         out.flush()
-        began = time.monotonic()
+        start = Start.now(postmaster)
         child = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **popen)
         sampler = Sampler(child.pid)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        taken = start.wall_and_machine()
+        read = bytes_read(child.pid)
         _, status, usage = os.wait4(child.pid, 0)
-        wall = time.monotonic() - began
-        busy_after, steal_after = machine_cpu_seconds()
         peak = sampler.stop()
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         tail = log.read_bytes()[log_start:][-LOG_TAIL_BYTES:].decode(errors="replace")
         raise BenchError(f"{' '.join(args)} ended with {child.returncode}; the end of {log}:\n{tail}")
     settle()
-    server = server_cpu_seconds(postmaster) - server_before if postmaster else 0.0
-    return Sample(wall, usage.ru_utime, usage.ru_stime, server, busy_after - busy_before, steal_after - steal_before,
-                  usage.ru_maxrss * 1024, peak, load)
+    return Sample(user=usage.ru_utime, system=usage.ru_stime, server_cpu=start.server_cpu(), rss_process=usage.ru_maxrss * 1024,
+                  rss_tree=peak, read=read, **taken)
+
+
+def bytes_read(ended: int) -> int:
+    """By a process that has ended and is not reaped yet, with all that it reaped itself."""
+    return int(re.search(r"^rchar: (\d+)$", Path(f"/proc/{ended}/io").read_text(), re.M)[1])
+
+
+def last_output(log: Path) -> str:
+    """What the last measured command of a log wrote."""
+    return log.read_text(errors="replace").rsplit(f"\n{HEAD}", 1)[-1].partition("\n")[2]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-REFERENCE_SCALE, REFERENCE_DOCS_MB = 200, 1000
+REFERENCE_SCALE, REFERENCE_DOCS_MB, REFERENCE_SEGMENTS = 200, 1000, 200
 SUPPORTED_MAJORS = range(13, 19)
-OPERATIONS = ("backup", "restore")
+CASES = ("backup", "restore", "incr", "delta", "archive", "push")
 TOOLS = ("pgark", "pgbackrest")
 
 
@@ -34,17 +34,24 @@ class Settings:
     port: int
     suite: str
     tools: tuple[str, ...]
-    operations: tuple[str, ...]
+    cases: tuple[str, ...]
+    segments: int
     action: str
     write: bool
+    data: Path | None = None  # a data directory other than the reference cluster's
 
     @property
     def is_reference(self) -> bool:
-        return (self.scale, self.docs_mb) == (REFERENCE_SCALE, REFERENCE_DOCS_MB)
+        return (self.scale, self.docs_mb, self.segments) == (REFERENCE_SCALE, REFERENCE_DOCS_MB, REFERENCE_SEGMENTS)
 
     @property
     def chroot(self) -> Path:
         return self.work / f"chroot-{self.suite}"
+
+    @property
+    def copies(self) -> Path:
+        """Data directories that a run changes: copies, and the cluster that makes WAL."""
+        return self.work / "work"
 
     @property
     def major(self) -> int:
@@ -52,7 +59,7 @@ class Settings:
 
     @property
     def cluster(self) -> Path:
-        return self.work / f"cluster-s{self.scale}-d{self.docs_mb}-pg{self.major}"
+        return self.data or self.work / f"cluster-s{self.scale}-d{self.docs_mb}-pg{self.major}"
 
     @property
     def server_bin(self) -> Path:
@@ -87,11 +94,12 @@ def parse(argv: list[str]) -> Settings:
     p.add_argument("-j", "--jobs", type=int, default=int(env("JOBS", "2")))
     p.add_argument("--pgark", type=Path, default=Path(env("PGARK", str(ROOT / "target/release/pgark"))))
     p.add_argument("--only", choices=TOOLS, help="one tool alone: no ratios, nothing written to the table")
-    p.add_argument("--case", choices=OPERATIONS, help="one operation alone: nothing written to the table")
+    p.add_argument("--case", choices=CASES, help="one case alone: nothing written to the table")
+    p.add_argument("--segments", type=int, default=int(env("SEGMENTS", str(REFERENCE_SEGMENTS))), help="WAL segments of case archive")
     p.add_argument("--no-write", action="store_true", help="print only")
     a = p.parse_args(argv)
-    if min(a.scale, a.runs, a.jobs) < 1 or a.docs_mb < 0:
-        p.error("--scale, --runs and --jobs start at 1, --docs-mb at 0")
+    if min(a.scale, a.runs, a.jobs, a.segments) < 1 or a.docs_mb < 0:
+        p.error("--scale, --runs, --jobs and --segments start at 1, --docs-mb at 0")
     os_user = env("BENCH_OS_USER", "postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     pgbin = env("PGBIN")
     if pgbin and not re.fullmatch(r"\d+", Path(pgbin).parent.name):
@@ -99,7 +107,8 @@ def parse(argv: list[str]) -> Settings:
     return Settings(
         work=a.work.resolve(), scale=a.scale, docs_mb=a.docs_mb, runs=a.runs, jobs=a.jobs, pgark=a.pgark.resolve(),
         pgbin=Path(pgbin) if pgbin else None, os_user=os_user, port=int(env("BENCH_PORT", "55433")), suite=env("BENCH_SUITE", "sid"),
-        tools=(a.only,) if a.only else TOOLS, operations=(a.case,) if a.case else OPERATIONS, action=a.action,
+        tools=(a.only,) if a.only else TOOLS, cases=(a.case,) if a.case else CASES,
+        segments=a.segments, action=a.action,
         write=not (a.no_write or a.only or a.case),
     )
 

@@ -1,7 +1,8 @@
-"""How each tool is set up, makes a full backup and restores it: the commands, and nothing about measuring.
+"""How each tool is set up, backs up, restores and archives: the commands, and nothing about measuring.
 
 Both keep encrypted repositories, compress with zstd level 1 and use the same number of workers.
 """
+import json
 import os
 import shutil
 from pathlib import Path
@@ -18,19 +19,35 @@ PASSPHRASE = "bench-passphrase-not-a-secret"
 class Tool(Protocol):
     name: str
     repository: Path
+    backups: Path  # the part of the repository without the WAL
 
     def create(self) -> None: ...
-    def archive_command(self) -> str: ...
-    def backup(self) -> list: ...
-    def restore(self, to: Path) -> list: ...
+    def push(self, path: str) -> list: ...
+    def get(self, segment: str, to: Path) -> list: ...
+    def bare_start(self) -> list: ...
+    def backup(self, kind: str = "full") -> list: ...
+    def read_bytes(self, output: str) -> int | None: ...
+    def restore(self, to: Path, delta: bool = False) -> list: ...
     def version(self) -> str: ...
+    def commands(self, cases: tuple[str, ...]) -> list[list]: ...
 
 
-class Pgark:
+class Shown:
+    """The commands of each case, as a reader of the results gets to see them."""
+
+    def commands(self, cases: tuple[str, ...]) -> list[list]:
+        to = self.s.work / f"restored-{self.name}"
+        of = {"backup": self.backup(), "restore": self.restore(to), "incr": self.backup("incr"), "delta": self.restore(to, delta=True),
+              "archive": self.push("%p"), "push": self.get("%f", "%p")}
+        return [of[case] for case in cases]
+
+
+class Pgark(Shown):
     name = "pgark"
 
     def __init__(self, s: Settings):
         self.s, self.repository, self.passphrase = s, s.work / "repo-pgark", s.work / "pgark.passphrase"
+        self.backups = self.repository / "clusters" / CLUSTER / "backups"
 
     def _common(self) -> list:
         return ["--repo", self.repository, "--cluster", CLUSTER, "--passphrase-file", self.passphrase]
@@ -40,24 +57,35 @@ class Pgark:
         empty_dir(self.s, self.repository)
         run(self.s, [self.s.pgark, "init", *self._common(), "--pgdata", self.s.cluster])
 
-    def archive_command(self) -> str:
-        return " ".join(map(str, [self.s.pgark, "archive-push", "%p", *self._common()]))
+    def push(self, path: str) -> list:
+        return [self.s.pgark, "archive-push", path, *self._common(), "-j", self.s.jobs]
 
-    def backup(self) -> list:
-        return [self.s.pgark, "backup", "--type", "full", *self._common(), "--pgdata", self.s.cluster, "-j", self.s.jobs]
+    def get(self, segment: str, to: Path) -> list:
+        return [self.s.pgark, "archive-get", segment, to, *self._common()]
 
-    def restore(self, to: Path) -> list:
-        return [self.s.pgark, "restore", "latest", "--to", to, *self._common(), "-j", self.s.jobs]
+    def bare_start(self) -> list:
+        return [self.s.pgark, "--version"]
+
+    def backup(self, kind: str = "full") -> list:
+        return [self.s.pgark, "backup", "--type", kind, *self._common(), "--pgdata", self.s.cluster, "-j", self.s.jobs, "--json"]
+
+    def read_bytes(self, output: str) -> int | None:
+        """What a backup says it read of the data directory."""
+        return json.loads(output[output.index("{"):output.rindex("}") + 1])["read_bytes"]
+
+    def restore(self, to: Path, delta: bool = False) -> list:
+        return [self.s.pgark, "restore", "latest", "--to", to, *self._common(), "-j", self.s.jobs, *["--delta"] * delta]
 
     def version(self) -> str:
-        return run(self.s, [self.s.pgark, "--version"]).strip()
+        return run(self.s, self.bare_start()).strip()
 
 
-class PgBackRest:
+class PgBackRest(Shown):
     name = "pgbackrest"
 
     def __init__(self, s: Settings):
         self.s, self.repository, self.conf = s, s.work / "repo-pgbackrest", s.work / "pgbackrest.conf"
+        self.backups = self.repository / "backup" / CLUSTER
         self.base = [wrapper(s), f"--config={self.conf}", f"--stanza={CLUSTER}"]
 
     def _configuration(self) -> str:
@@ -65,11 +93,14 @@ class PgBackRest:
             "[global]", f"repo1-path={self.repository}", f"lock-path={self.s.work / 'lock-pgbackrest'}",
             "log-level-console=info", "log-level-file=off", "start-fast=y", f"process-max={self.s.jobs}",
             "compress-type=zst", "compress-level=1", "repo1-bundle=y", "repo1-block=y", "repo1-retention-full=9",
-            "repo1-cipher-type=aes-256-cbc", f"repo1-cipher-pass={PASSPHRASE}",
+            "repo1-cipher-type=aes-256-cbc", f"repo1-cipher-pass={PASSPHRASE}", *self._options(),
             f"[{CLUSTER}]", f"pg1-path={self.s.cluster}", f"pg1-port={self.s.port}",
             f"pg1-socket-path={self.s.work / 'sock'}", "pg1-user=postgres",
         ]
         return "\n".join(lines) + "\n"
+
+    def _options(self) -> list[str]:
+        return []
 
     def create(self) -> None:
         own_dir(self.s, self.s.work / "lock-pgbackrest")
@@ -77,22 +108,64 @@ class PgBackRest:
         empty_dir(self.s, self.repository)
         run(self.s, [*self.base, "stanza-create"])
 
-    def archive_command(self) -> str:
-        return " ".join(map(str, [*self.base, "--log-level-console=warn", "archive-push", "%p"]))
+    def push(self, path: str) -> list:
+        return [*self.base, "--log-level-console=warn", "archive-push", path]
 
-    def backup(self) -> list:
-        return [*self.base, "--type=full", "backup"]
+    def get(self, segment: str, to: Path) -> list:
+        return [*self.base, "--log-level-console=warn", "archive-get", segment, to]
 
-    def restore(self, to: Path) -> list:
-        return [*self.base, f"--pg1-path={to}", "--type=none", "restore"]
+    def bare_start(self) -> list:
+        return [wrapper(self.s), "version"]
+
+    def backup(self, kind: str = "full") -> list:
+        return [*self.base, f"--type={kind}", "backup"]
+
+    def read_bytes(self, output: str) -> int | None:
+        return None  # it does not say
+
+    def restore(self, to: Path, delta: bool = False) -> list:
+        return [*self.base, f"--pg1-path={to}", "--type=none", *["--delta"] * delta, "restore"]
 
     def version(self) -> str:
-        return run(self.s, [wrapper(self.s), "version"]).strip()
+        return run(self.s, self.bare_start()).strip()
+
+
+class PgBackRestAsync(PgBackRest):
+    """Its archive-push leaves a process behind that pushes what is ready into the repository ahead of being asked."""
+    name = "pgbackrest-async"
+
+    def create(self) -> None:
+        empty_dir(self.s, self.s.work / "spool-pgbackrest")
+        super().create()
+
+    def _options(self) -> list[str]:
+        return ["archive-async=y", f"spool-path={self.s.work / 'spool-pgbackrest'}"]
+
+
+class Copy:
+    """cp as archive_command, for orientation: nothing is compressed, encrypted, checked or made durable."""
+    name = "cp"
+
+    def __init__(self, s: Settings):
+        self.s, self.repository = s, s.work / "repo-cp"
+
+    def create(self) -> None:
+        empty_dir(self.s, self.repository)
+
+    def push(self, path: str) -> list:
+        return ["cp", path, self.repository]
+
+
+KNOWN = {tool.name: tool for tool in (Pgark, PgBackRest)}
 
 
 def make_tools(s: Settings) -> list[Tool]:
-    known = {"pgark": Pgark, "pgbackrest": PgBackRest}
-    return [known[name](s) for name in s.tools]
+    """For the cluster of these settings."""
+    return [KNOWN[name](s) for name in s.tools]
+
+
+def archive_command(tool: Tool | Copy) -> str:
+    return " ".join(map(str, tool.push("%p")))
 
 
 def empty_dir(s: Settings, path: Path) -> None:
