@@ -11,6 +11,7 @@ use pgark_repo::names::ClusterName;
 use pgark_repo::store::ObjectName;
 use pgark_repo::wal::WalArchive;
 
+use crate::archive::pressure::Pressure;
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
 
@@ -43,6 +44,9 @@ pub struct CheckOptions {
 
 /// A clock that differs by more makes times of recovery targets misleading.
 const CLOCK_SECONDS_MAX: i64 = 60;
+/// So many segments that wait are a backlog.
+const WAITING_MANY: u64 = 10;
+const FULL_SOON: Duration = Duration::from_secs(3600);
 const FREE_BYTES_LOW: u64 = 1024 * 1024 * 1024;
 
 struct Findings(Vec<Finding>);
@@ -73,6 +77,7 @@ pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Findin
         }
     };
     f.add("connection", Verdict::Ok, "connected");
+    pressure(options, &mut f);
     match inspect(&connection) {
         Ok(found) => {
             server(&found, options, &mut f);
@@ -82,6 +87,30 @@ pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Findin
     }
     clock(&connection, ctx, &mut f);
     f.0
+}
+
+/// How long the server could go on without archiving.
+fn pressure(options: &CheckOptions, f: &mut Findings) {
+    let Some(pgdata) = &options.pgdata else {
+        f.add("pg_wal", Verdict::NotChecked, "the data directory is not known");
+        return;
+    };
+    let found = match Pressure::measure(&pgdata.join("pg_wal")) {
+        Ok(found) => found,
+        Err(e) => {
+            f.add("pg_wal", Verdict::NotChecked, format!("{}: {e}", pgdata.join("pg_wal").display()));
+            return;
+        }
+    };
+    let behind = found.waiting >= WAITING_MANY;
+    let verdict = match found.until_full() {
+        Some(left) if left < FULL_SOON => Verdict::Failed,
+        _ if behind => Verdict::Warning,
+        _ => Verdict::Ok,
+    };
+    // Little room alone is no alarm as long as nothing waits.
+    let verdict = if found.waiting == 0 { Verdict::Ok } else { verdict };
+    f.add("pg_wal", verdict, found.to_string());
 }
 
 fn repository(repo: &Repository, f: &mut Findings) {

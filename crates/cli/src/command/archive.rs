@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use pgark_engine::archive::ahead::Ahead;
 use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
+use pgark_engine::archive::prefetch::Prefetch;
+use pgark_engine::archive::pressure::Pressure;
 use pgark_engine::archive::push::{Damaged, PushOptions, push as store_file};
 use pgark_engine::restore::settings::RestoreFile;
 use pgark_repo::Repository;
@@ -33,6 +35,10 @@ pub struct PushArgs {
 }
 
 pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    push_file(&args, global).inspect_err(|_| say_pressure(&args.path))
+}
+
+fn push_file(args: &PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let repo = context.open_repository(&context.one_repo_settings()?)?;
     let compression = super::backup::compression(&args.compress)?;
@@ -63,12 +69,24 @@ pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     Ok(Exit::Done)
 }
 
+/// PostgreSQL's log shows this with every attempt that fails.
+fn say_pressure(path: &std::path::Path) {
+    if let Some(found) = path.parent().and_then(|dir| Pressure::measure(dir).ok())
+        && found.waiting > 1
+    {
+        output::warning(&found.to_string());
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct GetArgs {
     /// The file's name, as PostgreSQL's %f
     name: String,
     /// Where it goes, as PostgreSQL's %p
     dest: PathBuf,
+    /// This segment alone; otherwise recovery that reads on finds the next ones fetched beside it
+    #[arg(long)]
+    alone: bool,
     /// What a restore wrote for the recovering server; no other setting is needed with it
     #[arg(long, value_name = "FILE")]
     restore_file: Option<PathBuf>,
@@ -76,13 +94,16 @@ pub struct GetArgs {
 
 /// 0 delivered, 1 provably beyond the end of the archive, 126 for everything else.
 pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let threads = global.jobs.map_or_else(cores, |n| n.get() as usize);
+    let prefetch = if args.alone { None } else { Prefetch::beside(&args.dest, threads) };
     let (archive, options) = match &args.restore_file {
         Some(path) => {
             let file = RestoreFile::read(path).map_err(engine_failure)?;
             let repo =
                 Repository::open_for_wal(store_by_url(&file.repository)?, file.key_set().map_err(engine_failure)?);
             let archive = WalArchive::new(&repo, &file.cluster, file.system_id);
-            (archive, GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end) })
+            (archive, GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end), prefetch })
         }
         None => {
             let context = Context::new(global)?;
@@ -92,7 +113,7 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             let lineage =
                 catalog.lineage().ok_or_else(|| Failure::failed("E-CLUSTER-NONE", "the cluster has no lineage"))?;
             let archive = WalArchive::new(&repo, &cluster, lineage.system_id);
-            (archive, GetOptions { segment_size: lineage.segment_size, planned_end: None })
+            (archive, GetOptions { segment_size: lineage.segment_size, planned_end: None, prefetch })
         }
     };
     match fetch(&archive, &args.name, &args.dest, &options).map_err(engine_failure)? {

@@ -137,3 +137,104 @@ fn ids_order_backups_whatever_was_interrupted_between() {
     assert_eq!(ids, sorted);
     assert!(ids.iter().all(|id| *id > first));
 }
+
+/// Segments archived since, in order.
+fn archived_since(site: &Site, first: &str) -> Vec<String> {
+    let list = site.elsewhere.json(["wal", "list", "--segments"]);
+    let names =
+        list["segments"].as_array().expect("segments").iter().map(|s| s["name"].as_str().expect("a name").to_owned());
+    names.filter(|name| name.as_str() >= first).collect()
+}
+
+#[test]
+fn recovery_that_reads_on_finds_the_next_segments_fetched() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "prefetch");
+    let first = current_segment(&site);
+    for _ in 0..12 {
+        site.ledger.write_rows(&site.cluster, 1);
+        site.archive_all();
+    }
+    let names = archived_since(&site, &first);
+    assert!(names.len() >= 12, "{names:?}");
+    let wal = site.scratch.dir("wal");
+    let ahead = wal.join("pgark-prefetch");
+    let fetched = || fs::read_dir(&ahead).map_or(0, |found| found.flatten().count());
+    let get = |name: &str, more: &[&str]| {
+        let dest = wal.join("RECOVERYXLOG");
+        let words = [&["archive-get", name, dest.to_str().expect("UTF-8")], more].concat();
+        site.elsewhere.run(words).expect_code(0);
+        // As PostgreSQL does it.
+        fs::rename(&dest, wal.join(name)).expect("rename");
+    };
+    let same = |name: &str| {
+        let original = fs::read(site.cluster.data_dir().join("pg_wal").join(name));
+        // PostgreSQL recycles what is archived.
+        original.map_or(true, |bytes| bytes == fs::read(wal.join(name)).expect("read"))
+    };
+    get(&names[0], &[]);
+    assert_eq!(fetched(), 0, "nobody reads on yet");
+    get(&names[1], &[]);
+    assert_eq!(fetched(), 7);
+    // What is there is handed out without the repository's data.
+    let object = find(site.elsewhere.repo(), &names[2]);
+    let aside = site.scratch.join("aside");
+    let whole = fs::metadata(&object).expect("metadata").len();
+    fs::copy(&object, &aside).expect("copy");
+    fs::OpenOptions::new().write(true).open(&object).expect("open").set_len(whole - 1).expect("truncate");
+    get(&names[2], &[]);
+    fs::copy(&aside, &object).expect("copy back");
+    assert_eq!(fetched(), 6);
+    assert!(names[..3].iter().all(|name| same(name)));
+    // Somebody else's way: it starts anew, and another content under the name is not taken.
+    for file in fs::read_dir(&ahead).expect("list").flatten() {
+        let name = file.file_name().into_string().expect("UTF-8");
+        fs::rename(file.path(), ahead.join(format!("{}.0000", &name[..24]))).expect("rename");
+    }
+    get(&names[3], &[]);
+    assert_eq!(fetched(), 7);
+    get(&names[11], &["--alone"]);
+    assert_eq!(fetched(), 7);
+    let beyond = wal.join("RECOVERYXLOG");
+    site.elsewhere.run(["archive-get", "0000000100000000000000FF", beyond.to_str().expect("UTF-8")]).expect_code(1);
+    assert!(!ahead.exists(), "at the end of the archive nothing is left");
+}
+
+fn find(directory: &Path, name: &str) -> PathBuf {
+    let entries = fs::read_dir(directory).expect("list").flatten().map(|entry| entry.path());
+    let mut found = entries.filter_map(|path| match path.is_dir() {
+        true => Some(path).filter(|p| contains(p, name)).map(|p| find(&p, name)),
+        false => Some(path).filter(|p| p.file_name().is_some_and(|n| n == name)),
+    });
+    found.next().expect("the object")
+}
+
+fn contains(directory: &Path, name: &str) -> bool {
+    fs::read_dir(directory).expect("list").flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() { contains(&path, name) } else { path.file_name().is_some_and(|n| n == name) }
+    })
+}
+
+#[test]
+fn a_push_that_fails_says_how_long_the_server_can_go_on() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "pressure");
+    site.cluster.psql("alter system set archive_command = '/bin/false'");
+    site.cluster.reload();
+    for _ in 0..3 {
+        site.ledger.write_rows(&site.cluster, 1);
+        site.cluster.psql("select pg_switch_wal()");
+    }
+    let status = site.cluster.data_dir().join("pg_wal/archive_status");
+    let ready = fs::read_dir(&status).expect("list").flatten().map(|e| e.file_name().into_string().expect("UTF-8"));
+    let ready = ready.filter_map(|n| n.strip_suffix(".ready").map(str::to_owned)).min().expect("one that waits");
+    let path = site.cluster.data_dir().join("pg_wal").join(ready).display().to_string();
+    let nowhere = site.scratch.join("nowhere").display().to_string();
+    let failed = site.elsewhere.run(["archive-push", &path, "--repo", &nowhere]);
+    assert!(!failed.succeeded() && failed.stderr.contains("segments wait for archiving"), "{failed}");
+    let checked = site.pgark.run(["check", "--json", "--no-switch"]).json();
+    let findings = checked["checks"].as_array().or(checked["findings"].as_array()).expect("findings");
+    let found = findings.iter().find(|f| f["name"] == "pg_wal").unwrap_or_else(|| panic!("{checked}"));
+    assert!(found["message"].as_str().is_some_and(|m| m.contains("segments wait")), "{found}");
+}

@@ -150,3 +150,32 @@ fn an_interrupted_delta_restore_cannot_be_started_and_can_be_repeated() {
     }
     assert!(killed > 5, "only {killed} of the kills hit the restore");
 }
+
+#[test]
+fn several_restores_run_at_once() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "at-once");
+    site.ledger.write_rows(&site.cluster, 5);
+    let first = site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 5);
+    let second = site.pgark.backup("incr");
+    site.ledger.write_rows(&site.cluster, 5);
+    let latest = site.archive_all();
+    let wanted = [("r1", &first), ("r2", &second), ("r3", &first), ("r4", &second)];
+    std::thread::scope(|scope| {
+        let all = wanted.map(|(name, id)| {
+            let (site, latest) = (&site, &latest);
+            scope.spawn(move || site.try_restore(name, latest, &[id.as_str(), "--json"]).1)
+        });
+        // None of them keeps another from starting, nor a backup from being taken beside them.
+        site.pgark.backup("incr");
+        for one in all {
+            one.join().expect("a restore").expect_code(0);
+        }
+    });
+    for (name, _) in wanted {
+        let recovered =
+            Recovered::start(&site.server, &site.scratch, &site.scratch.join(name)).expect(Ending::Promoted);
+        site.ledger.assert_exact(&recovered, &latest, 1);
+    }
+}

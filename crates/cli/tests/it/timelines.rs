@@ -53,12 +53,24 @@ fn across_a_promotion(server: &Server) {
 
     // A backup of the new primary stands on timeline 2 from the start.
     let pgark = site.elsewhere.on(&standby);
-    let id = pgark.backup("incr");
-    assert_eq!(pgark.backup_info(&id)["timeline"], 2);
+    let incremental = ["backup", "--verify-incremental", "--json"];
+    let promoted = pgark.run(incremental).expect_code(0).json();
+    assert_eq!(promoted["timeline"], 2, "{promoted}");
+    assert_eq!(promoted["base"]["method"], "blocks", "{promoted}");
+    assert_eq!(promoted["verify_incremental"]["wrong"], 0, "{promoted}");
     site.ledger.write_rows(&standby, 3);
     let archived = standby.psql("select pg_current_wal_insert_lsn()");
     standby.switch_and_archive();
     site.assert_restores("after", &Target::Latest { archived }, 2, &["--target-timeline", "2"]);
+
+    // The newest backup is of a timeline that the old primary knows nothing of: it says so and reads everything.
+    let old = site.pgark.run(incremental).expect_code(0).json();
+    assert_eq!((&old["timeline"], &old["base"]["method"]), (&1.into(), &"contents".into()), "{old}");
+    assert!(old["base"]["reason"].as_str().is_some_and(|why| why.contains("timeline 2")), "{old}");
+    site.ledger.write_rows(&site.cluster, 3);
+    let latest_first = site.archive_all();
+    let id = old["id"].as_str().expect("an id");
+    site.assert_restores("old", &latest_first, 1, &["--target-timeline", "1", id]);
     site.elsewhere.run(["verify"]).expect_code(0);
 }
 

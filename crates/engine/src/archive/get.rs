@@ -10,6 +10,7 @@ use pgark_pg::names::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize};
 use pgark_repo::wal::WalArchive;
 
+use super::prefetch::Prefetch;
 use crate::error::{EngineError, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +20,12 @@ pub enum Fetched {
     Absent,
 }
 
-#[derive(Clone, Debug)]
 pub struct GetOptions {
     pub segment_size: SegmentSize,
     /// What lies wholly beyond it is not needed, whatever its state.
     pub planned_end: Option<Lsn>,
+    /// None: this segment and no other.
+    pub prefetch: Option<Prefetch>,
 }
 
 pub fn get(archive: &WalArchive, name: &str, dest: &Path, options: &GetOptions) -> Result<Fetched> {
@@ -62,20 +64,36 @@ pub fn get(archive: &WalArchive, name: &str, dest: &Path, options: &GetOptions) 
 }
 
 fn segment(archive: &WalArchive, name: &SegmentName, dest: &Path, options: &GetOptions) -> Result<Fetched> {
-    if options.planned_end.is_some_and(|end| name.segment.start(options.segment_size) >= end) {
+    let (size, end) = (options.segment_size, options.planned_end);
+    if end.is_some_and(|end| name.segment.start(size) >= end) {
+        options.prefetch.iter().for_each(Prefetch::clear);
         return Ok(Fetched::Absent);
     }
-    let mut reader = match archive.open_segment(name, options.segment_size) {
+    let mut reader = match archive.open_segment(name, size) {
         Ok(r) => r,
-        Err(e) if e.is_not_found() => return absent(archive, name, options.segment_size, e.into()),
+        Err(e) if e.is_not_found() => {
+            options.prefetch.iter().for_each(Prefetch::clear);
+            return absent(archive, name, size, e.into());
+        }
         Err(e) => return Err(e.into()),
     };
-    deliver(dest, |out| {
-        while let Some(bytes) = reader.next().map_err(CopyError::Repo)? {
-            out.write_all(bytes)?;
-        }
-        Ok(())
-    })
+    if let Some(prefetch) = &options.prefetch
+        && prefetch.take(&reader.index, dest).map_err(|e| EngineError::file("delivering", dest, e))?
+    {
+        return Ok(Fetched::Delivered);
+    }
+    let mut deliver = || {
+        deliver(dest, |out| {
+            while let Some(bytes) = reader.next().map_err(CopyError::Repo)? {
+                out.write_all(bytes)?;
+            }
+            Ok(())
+        })
+    };
+    match &options.prefetch {
+        Some(prefetch) => prefetch.beside_delivery(archive, name, size, end, deliver),
+        None => deliver(),
+    }
 }
 
 /// The segment is not there. That is the end of the archive only if the archive says so.

@@ -5,6 +5,8 @@ pub mod events;
 pub mod get;
 pub mod listing;
 pub mod path;
+pub mod prefetch;
+pub mod pressure;
 pub mod push;
 pub mod segment;
 

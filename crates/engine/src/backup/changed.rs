@@ -95,11 +95,6 @@ impl Stretch<'_> {
         if before.relation_segment_blocks != now.relation_segment_blocks || then.segment_size != now.segment_size {
             return because("relation files or WAL segments have another size than in the earlier backup");
         }
-        if then.lsn_stop > self.to {
-            return because(
-                "this backup starts before the earlier one ended, as on a standby without a new restartpoint",
-            );
-        }
         Ok(())
     }
 
@@ -112,6 +107,11 @@ impl Stretch<'_> {
                 "the earlier backup is on timeline {}, which is not part of the history of timeline {}",
                 self.from.timeline, self.timeline
             )));
+        }
+        if self.from.lsn_stop > self.to {
+            return Err(Stop::Because(
+                "this backup starts before the earlier one ended, as on a standby without a new restartpoint".into(),
+            ));
         }
         let names = path.segments(self.from.lsn_start, self.to);
         let mut all = Changes::default();

@@ -7,8 +7,10 @@ use pgark_repo::manifest::{Chunk, Part};
 
 use super::base::BeforeFile;
 
-/// A window that is put together from more slices is read and stored anew: a restore has to fetch a frame for each.
-const SLICES_MAX: usize = 16;
+/// A window that would be put together from more frames is read and stored anew: a restore has to fetch and decode each.
+const FRAMES_MAX: usize = 3;
+/// Above this share of changed blocks a window is read and stored as a whole.
+const MOSTLY_CHANGED_PERCENT: usize = 75;
 
 /// One window of a file, in file order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,13 +68,27 @@ fn window(offset: u64, len: u64, changed: &[u32], old: &Cursor<'_>) -> Window {
         return Window::Keep(chunk);
     }
     let blocks = block_of(offset + len) - block_of(offset);
-    if changed.len() * 2 >= blocks as usize {
+    if changed.len() * 100 > blocks as usize * MOSTLY_CHANGED_PERCENT {
         return read;
     }
     match slices(offset, len, changed, old) {
-        Some(slices) if slices.len() <= SLICES_MAX => Window::Mix(slices),
+        Some(slices) if frames(&slices) <= FRAMES_MAX => Window::Mix(slices),
         _ => read,
     }
+}
+
+/// Frames that a restore needs for these; what is read now goes into one.
+fn frames(slices: &[Slice]) -> usize {
+    let mut places: Vec<Option<(u32, u64)>> = slices
+        .iter()
+        .map(|slice| match slice {
+            Slice::Old { part, .. } => Some((part.pack, part.frame.offset)),
+            Slice::New { .. } => None,
+        })
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    places.len()
 }
 
 fn slices(offset: u64, len: u64, changed: &[u32], old: &Cursor<'_>) -> Option<Vec<Slice>> {
@@ -279,7 +295,7 @@ mod tests {
                 }
                 for w in &windows {
                     if let Window::Mix(slices) = w {
-                        prop_assert!(slices.len() <= SLICES_MAX);
+                        prop_assert!(frames(slices) <= FRAMES_MAX && slices.len() <= 32);
                     }
                 }
                 old = as_before(&windows);
