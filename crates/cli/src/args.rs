@@ -122,15 +122,17 @@ pub struct ConfirmArgs {
 #[derive(Debug, Clone, Copy, Default, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct RateArgs {
-    /// Read or write at most so much of the data directory per second, such as 50MB
+    /// Read or write at most so much of the data directory per second, such as 50MB [setting: bandwidth_limit]
     #[arg(long, value_name = "SIZE")]
     limit_rate: Option<ByteSize>,
 }
 
 impl RateArgs {
-    pub fn apply(&self, ctx: &mut Ctx) -> Result<(), Failure> {
-        if let Some(ByteSize(bytes)) = self.limit_rate {
-            let rate = NonZeroU64::new(bytes).ok_or_else(|| Failure::usage("E-LIMIT", "--limit-rate is 0"))?;
+    /// The flag, or else the cluster's setting.
+    pub fn apply(&self, configured: Option<u64>, ctx: &mut Ctx) -> Result<(), Failure> {
+        if let Some(bytes) = self.limit_rate.map(|size| size.0).or(configured) {
+            let rate = NonZeroU64::new(bytes)
+                .ok_or_else(|| Failure::usage("E-LIMIT", "a limit of 0 bytes per second moves nothing"))?;
             ctx.limit(Some(Pace::new(rate)));
         }
         Ok(())

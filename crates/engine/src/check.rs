@@ -12,6 +12,7 @@ use pgark_repo::store::ObjectName;
 use pgark_repo::wal::WalArchive;
 
 use crate::archive::pressure::Pressure;
+use crate::archive::spool::Spool;
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
 
@@ -33,6 +34,7 @@ pub struct Finding {
 }
 
 pub struct CheckOptions {
+    pub spool: Option<Spool>,
     pub cluster: ClusterName,
     pub pgdata: Option<PathBuf>,
     pub connect: ConnectOptions,
@@ -66,6 +68,17 @@ impl Findings {
 pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Finding> {
     let mut f = Findings(vec![]);
     repository(repo, &mut f);
+    if let Some(spool) = &options.spool {
+        match spool.spooled() {
+            Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),
+            Ok(s) => f.add(
+                "spool",
+                Verdict::Warning,
+                format!("{} files ({} bytes of {}) are on this machine alone", s.files, s.bytes, spool.max_bytes),
+            ),
+            Err(e) => f.add("spool", Verdict::NotChecked, e.to_string()),
+        }
+    }
     let connection = match Connection::open(&options.connect, options.connect_timeout) {
         Ok(c) => c,
         Err(e) => {

@@ -8,6 +8,7 @@ use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
 use pgark_engine::archive::prefetch::Prefetch;
 use pgark_engine::archive::pressure::Pressure;
 use pgark_engine::archive::push::{Damaged, PushOptions, push as store_file};
+use pgark_engine::archive::spool::Spool;
 use pgark_engine::restore::settings::RestoreFile;
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
@@ -18,6 +19,7 @@ use super::context::{Context, engine_failure, store_by_url};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
+use crate::settings::units::ByteSize;
 
 #[derive(Debug, Args)]
 pub struct PushArgs {
@@ -32,7 +34,16 @@ pub struct PushArgs {
     /// This file alone; otherwise the segments that are ready behind it are pushed beside it
     #[arg(long)]
     alone: bool,
+    /// Where WAL waits while the repository cannot be reached; then it is on this machine alone [setting: wal_spool]
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+    /// Bytes that may wait there [setting: wal_spool_max] [default: 10GB]
+    #[arg(long, value_name = "SIZE")]
+    spool_max: Option<ByteSize>,
 }
+
+/// Unless the setting says otherwise.
+const SPOOL_BYTES: u64 = 10_000_000_000;
 
 pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     push_file(&args, global).inspect_err(|_| say_pressure(&args.path))
@@ -40,6 +51,74 @@ pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 
 fn push_file(args: &PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
+    let settings = context.cluster_settings()?;
+    let max_bytes = args.spool_max.map(|size| size.0).or(settings.wal_spool_max).unwrap_or(SPOOL_BYTES);
+    let spool = args.spool.clone().or_else(|| settings.wal_spool.clone()).map(|dir| Spool { dir, max_bytes });
+    match (push_to_repository(args, global, &context, spool.as_ref()), spool) {
+        (Err(failure), Some(spool)) if is_away(&failure) => {
+            spool.keep(&args.path).map_err(|e| {
+                output::warning(&format!("{}: {}", failure.code, failure.message));
+                engine_failure(e)
+            })?;
+            output::warning(&format!(
+                "{} waits in the spool {}, on this machine alone: {}: {}",
+                args.path.display(),
+                spool.dir.display(),
+                failure.code,
+                failure.message
+            ));
+            pushed(global, &file_name(&args.path), "spooled")
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+/// Whether the repository could not be reached, so that the same may succeed later. What it refuses, the spool must not
+/// take.
+fn is_away(failure: &Failure) -> bool {
+    AWAY.contains(&&*failure.code)
+}
+
+/// Codes of failures to reach or to write the repository.
+const AWAY: &[&str] = &["E-REPO-NONE", "E-REPO-IO", "E-REPO-SPACE", "E-REPO-READONLY"];
+
+/// The spool of the settings.
+pub fn spool_of(context: &Context) -> Result<Option<Spool>, Failure> {
+    let settings = context.cluster_settings()?;
+    let max_bytes = settings.wal_spool_max.unwrap_or(SPOOL_BYTES);
+    Ok(settings.wal_spool.clone().map(|dir| Spool { dir, max_bytes }))
+}
+
+/// Brings what waits in the spool into the repository: PostgreSQL does not ask for it again. That it fails is no
+/// failure of whoever called; what waits is told by `check`.
+pub fn drain_spool(context: &Context, repo: &Repository) -> Result<(), Failure> {
+    let (Some(spool), cluster) = (spool_of(context)?, context.cluster()?) else { return Ok(()) };
+    let mut push = |path: &std::path::Path| {
+        let options = PushOptions {
+            path,
+            compression: pgark_repo::codec::Compression::DEFAULT,
+            damaged: Damaged::Refuse,
+            jobs: context.jobs(),
+            ahead: None,
+        };
+        store_file(repo, &cluster, &options).map(drop)
+    };
+    if let Err(e) = spool.drain(&mut push) {
+        output::warning(&format!("WAL stays in the spool: {e}"));
+    }
+    Ok(())
+}
+
+fn file_name(path: &std::path::Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn push_to_repository(
+    args: &PushArgs,
+    global: &GlobalArgs,
+    context: &Context,
+    spool: Option<&Spool>,
+) -> Result<Outcome, Failure> {
     let repo = context.open_repository(&context.one_repo_settings()?)?;
     let compression = super::backup::compression(&args.compress)?;
     let cluster = context.cluster()?;
@@ -51,6 +130,13 @@ fn push_file(args: &PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         jobs: context.jobs(),
         ahead: ahead.then(|| Ahead { memory: context.push_memory(repo.store().url(), &cluster) }),
     };
+    if let Some(spool) = spool {
+        // What waits there comes before this file.
+        let mut push = |path: &std::path::Path| {
+            store_file(&repo, &cluster, &PushOptions { path, ahead: None, ..options }).map(drop)
+        };
+        spool.drain(&mut push).map_err(engine_failure)?;
+    }
     let report = store_file(&repo, &cluster, &options).map_err(engine_failure)?;
     let outcome = match report.outcome {
         Pushed::Stored => "stored",
@@ -58,13 +144,14 @@ fn push_file(args: &PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Pushed::SameRecords => "same_records",
         Pushed::Longer => "longer",
     };
-    tracing::info!(target: "pgark", file = report.file, outcome, "archived");
+    pushed(global, &report.file, outcome)
+}
+
+fn pushed(global: &GlobalArgs, file: &str, outcome: &str) -> Result<Outcome, Failure> {
+    tracing::info!(target: "pgark", file, outcome, "archived");
     if global.json {
-        output::result(
-            global.form(),
-            &serde_json::json!({"schema": SCHEMA, "file": report.file, "outcome": outcome}),
-            String::new,
-        )?;
+        let document = serde_json::json!({"schema": SCHEMA, "file": file, "outcome": outcome});
+        output::result(global.form(), &document, String::new)?;
     }
     Ok(Exit::Done)
 }

@@ -70,7 +70,8 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let mut context = Context::new(global)?;
     args.priority.apply()?;
-    args.rate.apply(&mut context.ctx)?;
+    let limit = context.cluster_settings()?.bandwidth_limit;
+    args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let repo_settings = context.one_repo_settings()?;
     let options = options(&args, &context)?;
@@ -95,6 +96,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         })?;
         return Ok(Exit::Done);
     }
+    super::archive::drain_spool(&context, &repo)?;
     let began = Instant::now();
     let report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
     for w in &report.warnings {

@@ -27,7 +27,9 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let repo = context.open_repository(&context.repo_settings()?)?;
     pgark_repo::catalog::CatalogStore::new(&repo, &context.cluster()?).read().map_err(|e| engine_failure(e.into()))?;
+    super::archive::drain_spool(&context, &repo)?;
     let options = CheckOptions {
+        spool: super::archive::spool_of(&context)?,
         cluster: context.cluster()?,
         pgdata: context.cluster_settings()?.pgdata.clone(),
         connect: context.connect_options()?,

@@ -115,7 +115,8 @@ enum ArchiveArg {
 
 pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let mut context = Context::new(global)?;
-    args.rate.apply(&mut context.ctx)?;
+    let limit = context.cluster_settings()?.bandwidth_limit;
+    args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let options = options(&args, &context)?;
     let repo = context.open_repository(&context.repo_settings()?)?;

@@ -99,6 +99,9 @@ pub struct ClusterSettings {
     pub rto: Option<Duration>,
     /// Bytes per second.
     pub bandwidth_limit: Option<u64>,
+    /// Where WAL may wait while the repository is away, and how many bytes of it.
+    pub wal_spool: Option<PathBuf>,
+    pub wal_spool_max: Option<u64>,
     pub logical: Option<Logical>,
     pub system: Option<System>,
     pub retention: Retention,

@@ -161,6 +161,8 @@ fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
         rpo: section.rpo.map(|span| span.0),
         rto: section.rto.map(|span| span.0),
         bandwidth_limit: section.bandwidth_limit.map(|size| size.0),
+        wal_spool: section.wal_spool,
+        wal_spool_max: section.wal_spool_max.map(|size| size.0),
         logical: section.logical,
         system: section.system,
         retention: section.retention,

@@ -121,6 +121,8 @@ pub struct ClusterSection {
     pub rto: Option<Span>,
     pub jobs: Option<NonZeroU32>,
     pub bandwidth_limit: Option<ByteSize>,
+    pub wal_spool: Option<PathBuf>,
+    pub wal_spool_max: Option<ByteSize>,
     pub logical: Option<Logical>,
     pub system: Option<System>,
     pub retention: Retention,

@@ -1,7 +1,7 @@
 //! What may be pushed beside finished segments, and what is left behind when a recovery is over.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use pgark_testkit::{Server, as_postgres, give_to_postgres, wait_until};
@@ -214,6 +214,49 @@ fn contains(directory: &Path, name: &str) -> bool {
         let path = entry.path();
         if path.is_dir() { contains(&path, name) } else { path.file_name().is_some_and(|n| n == name) }
     })
+}
+
+#[test]
+fn wal_waits_in_a_bounded_spool_while_the_repository_is_away() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "spool");
+    site.pgark.backup("full");
+    let spool = site.scratch.join("spool");
+    let spool_flags = format!(" --spool {} --spool-max 3MiB", spool.display());
+    site.cluster
+        .psql(&format!("alter system set archive_command = '{}{spool_flags}'", site.elsewhere.archive_command()));
+    site.cluster.reload();
+    let waiting = || fs::read_dir(&spool).map_or(0, |found| found.flatten().count());
+    let write = || {
+        site.ledger.write_rows(&site.cluster, 1);
+        site.cluster.psql("select pg_switch_wal()");
+    };
+    let (repo, away) = (site.elsewhere.repo().to_owned(), site.scratch.join("away"));
+    fs::rename(&repo, &away).expect("rename");
+    for _ in 0..5 {
+        write();
+    }
+    // Three fit; the others stay with PostgreSQL.
+    wait_until("the spool is full", std::time::Duration::from_secs(60), || {
+        let refused = site.cluster.psql("select failed_count > 0 from pg_stat_archiver") == "t";
+        (waiting() == 3 && refused).then_some(())
+    });
+    let modes = fs::metadata(&spool).expect("metadata").mode() & 0o77;
+    assert_eq!(modes, 0, "others can reach the spool");
+    fs::rename(&away, &repo).expect("rename back");
+    write();
+    let latest = site.archive_all();
+    wait_until("the spool is empty", std::time::Duration::from_secs(120), || (waiting() == 0).then_some(()));
+    let listed = site.elsewhere.json(["wal", "list"]);
+    assert_eq!(listed["timelines"][0]["gaps"].as_array().map(Vec::len), Some(0), "{listed}");
+    site.elsewhere.run(["verify"]).expect_code(0);
+    site.assert_restores("r", &latest, 1, &[]);
+    // What the repository refuses, the spool does not take.
+    let junk = site.scratch.dir("x").join("0000000100000000000000F0");
+    fs::write(&junk, vec![7; 1 << 20]).expect("write");
+    give_to_postgres(&junk);
+    push(&site, &junk, &["--spool", spool.to_str().expect("UTF-8")]).expect_code(4);
+    assert_eq!(waiting(), 0);
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod prefetch;
 pub mod pressure;
 pub mod push;
 pub mod segment;
+pub mod spool;
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! The earlier backup that an incremental one takes over from: chosen, checked, and read beside the walk through the
 //! data directory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use pgark_pg::ControlFile;
@@ -30,7 +30,15 @@ pub enum Wanted {
 pub struct Parent {
     pub record: BackupRecord,
     pub packs: HashMap<PackId, Fingerprint>,
+    /// Packs that are there for this line of backups alone, of which it uses little: what is used of them is read and
+    /// stored anew, so that they can go.
+    pub worn: HashSet<PackId>,
 }
+
+/// A pack of whose bytes less is used is worn.
+const WORN_PERCENT: u64 = 25;
+/// So much of worn packs is stored anew by one backup, at most.
+const RENEWED_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The backup to take over from, or why there is none. `notes` gets what was passed over.
 pub fn choose(
@@ -50,7 +58,7 @@ pub fn choose(
         return Ok(Err("there is no earlier backup of this cluster".into()));
     };
     loop {
-        match open(repo, cluster, entry) {
+        match open(repo, cluster, catalog, entry) {
             Ok(parent) if parent.record.catalog_version != control.catalog_version => {
                 return Ok(Err(format!("backup {} is of another version of PostgreSQL", entry.id)));
             }
@@ -65,20 +73,41 @@ pub fn choose(
     }
 }
 
-fn open(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> std::result::Result<Parent, RepoError> {
+fn open(
+    repo: &Repository,
+    cluster: &ClusterName,
+    catalog: &Catalog,
+    entry: &BackupEntry,
+) -> std::result::Result<Parent, RepoError> {
     let record = BackupRecord::load(repo, cluster, &entry.id, &entry.record)?;
     let (uses, print) = packs_of(manifest_reader(repo, cluster, &entry.id)?)?;
     if print != record.manifest {
         return Err(RepoError::corrupt(names::manifest(cluster, &entry.id), "not the manifest of this backup"));
     }
     check_presence(repo, cluster, &uses)?;
-    Ok(Parent { record, packs: uses.into_iter().map(|u| (u.id, u.fingerprint)).collect() })
+    let worn = worn(catalog, &uses);
+    Ok(Parent { record, packs: uses.into_iter().map(|u| (u.id, u.fingerprint)).collect(), worn })
+}
+
+/// Of backups that are still listed nothing would be gained.
+fn worn(catalog: &Catalog, uses: &[PackUse]) -> HashSet<PackId> {
+    let mut candidates: Vec<&PackUse> = uses
+        .iter()
+        .filter(|u| catalog.backup(&u.id.backup).is_none() && u.used_bytes * 100 < u.fingerprint.size * WORN_PERCENT)
+        .collect();
+    candidates.sort_by_key(|u| (u.used_bytes, u.id.clone()));
+    let mut total = 0;
+    let affordable = candidates.into_iter().take_while(|u| {
+        total += u.used_bytes;
+        total <= RENEWED_BYTES_MAX
+    });
+    affordable.map(|u| u.id.clone()).collect()
 }
 
 /// A new backup must not rest on what is not there any more.
 fn check_presence(repo: &Repository, cluster: &ClusterName, uses: &[PackUse]) -> std::result::Result<(), RepoError> {
     let mut sizes: BTreeMap<&BackupId, HashMap<u32, u64>> = BTreeMap::new();
-    for PackUse { id, fingerprint } in uses {
+    for PackUse { id, fingerprint, .. } in uses {
         if !sizes.contains_key(&id.backup) {
             let mut found = HashMap::new();
             repo.store().list(&format!("{}/packs", names::backup_dir(cluster, &id.backup)), &mut |stat| {
@@ -118,10 +147,21 @@ impl BeforeFile {
     /// The chunk at this offset if it has this content.
     pub fn same(&self, offset: u64, content: &ContentId, len: usize) -> Option<Chunk> {
         let chunk = self.chunks.get(self.starts.binary_search(&offset).ok()?)?;
+        if is_worn(chunk) {
+            return None;
+        }
         let same = matches!(chunk, Chunk::Data { id, .. } if id == content) && chunk.len() == len as u64;
         same.then(|| chunk.clone())
     }
 }
+
+/// Whether a chunk lies, at least in part, in a worn pack.
+pub fn is_worn(chunk: &Chunk) -> bool {
+    chunk.parts().iter().any(|p| p.pack == WORN)
+}
+
+/// Stands for every worn pack; the new manifest refers to none of them.
+const WORN: u32 = u32::MAX;
 
 /// Packs of other backups, in the order of the numbers that the new manifest calls them by.
 pub type Others = Arc<Mutex<Vec<PackId>>>;
@@ -136,6 +176,7 @@ pub struct Before {
     /// Packs of the earlier manifest as the new one calls them.
     numbers: HashMap<u32, u32>,
     taken: Others,
+    worn: HashSet<PackId>,
     /// None: everything is read and compared by content.
     pub changes: Option<Changes>,
 }
@@ -151,6 +192,7 @@ impl Before {
             ended: false,
             numbers: HashMap::new(),
             taken: Others::default(),
+            worn: parent.worn.clone(),
             changes,
         })
     }
@@ -218,6 +260,11 @@ impl Before {
                     let id = self.reader.pack(part.pack);
                     let id =
                         id.ok_or_else(|| EngineError::from(RepoError::corrupt(&self.object, "an undeclared pack")))?;
+                    if self.worn.contains(id) {
+                        self.numbers.insert(part.pack, WORN);
+                        part.pack = WORN;
+                        continue;
+                    }
                     let mut taken = self.taken.lock().expect("no thread panics with the lock");
                     let n = number_of_other(taken.len());
                     taken.push(id.clone());

@@ -5,7 +5,7 @@ use pgark_repo::crypto::ContentId;
 use pgark_repo::limits::FRAME_BYTES;
 use pgark_repo::manifest::{Chunk, Part};
 
-use super::base::BeforeFile;
+use super::base::{BeforeFile, is_worn};
 
 /// A window that would be put together from more frames is read and stored anew: a restore has to fetch and decode each.
 const FRAMES_MAX: usize = 3;
@@ -129,6 +129,7 @@ impl Cursor<'_> {
     fn exactly(&self, offset: u64, len: u64) -> Option<Chunk> {
         match self.chunks.first()? {
             Chunk::Zero(n) => (self.start + n >= offset + len).then_some(Chunk::Zero(len)),
+            chunk if is_worn(chunk) => None,
             chunk => (self.start == offset && chunk.len() == len).then(|| chunk.clone()),
         }
     }
@@ -155,6 +156,9 @@ impl Cursor<'_> {
 
 /// The bytes from `skip` on of a chunk whose frames' content ids are known.
 fn slices_of(chunk: &Chunk, skip: u64, len: u64, out: &mut Vec<Slice>) -> Option<()> {
+    if is_worn(chunk) {
+        return None;
+    }
     let (mut skip, mut left) = (u32::try_from(skip).ok()?, u32::try_from(len).ok()?);
     let known: Vec<(Part, ContentId)> = match chunk {
         Chunk::Zero(_) => return None,

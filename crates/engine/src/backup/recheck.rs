@@ -16,7 +16,7 @@ use pgark_repo::manifest::{Chunk, Part};
 use pgark_repo::pack::PackReader;
 use pgark_repo::{RepoError, Repository, names};
 
-use super::base::{BeforeFile, Others, position_of_other};
+use super::base::{BeforeFile, Others, is_worn, position_of_other};
 use super::cache::read_sparing;
 use super::copy::{CopyShared, open_source};
 use super::scan::{FoundFile, show};
@@ -81,6 +81,11 @@ impl<'a> Recheck<'a> {
             while left > 0 && at < found.size {
                 self.shared.ctx.check_cancelled()?;
                 let len = left.min(FRAME_BYTES as u64);
+                if is_worn(chunk) {
+                    // Not taken over.
+                    (at, left) = (at + len, left - len);
+                    continue;
+                }
                 now.resize(usize::try_from(len).expect("at most a frame"), 0);
                 let got = self.read(&file, found, at, &mut now)?;
                 if let Some(now) = now.get(..got)

@@ -201,15 +201,29 @@ impl ManifestReader {
 pub struct PackUse {
     pub id: PackId,
     pub fingerprint: Fingerprint,
+    /// Stored bytes of it that the manifest uses; of a frame that is used in part, in proportion.
+    pub used_bytes: u64,
 }
 
 /// Reads a whole manifest for the packs it needs; authenticates everything on the way.
 pub fn packs_of(mut reader: ManifestReader) -> Result<(Vec<PackUse>, Fingerprint)> {
     let mut uses = vec![];
+    let mut used: HashMap<u32, u64> = HashMap::new();
     while let Some(item) = reader.next_item()? {
-        if let Item::PackDone(index, fingerprint) = item {
-            let id = reader.pack(index).expect("checked by the reader").clone();
-            uses.push(PackUse { id, fingerprint });
+        match item {
+            Item::PackDone(index, fingerprint) => {
+                let id = reader.pack(index).expect("checked by the reader").clone();
+                let used_bytes = used.get(&index).copied().unwrap_or(0);
+                uses.push(PackUse { id, fingerprint, used_bytes });
+            }
+            Item::Chunks(chunks) => {
+                for part in chunks.iter().flat_map(Chunk::parts) {
+                    let plain = u64::from(part.frame.plain_len).max(1);
+                    let share = u64::from(part.frame.stored_len) * u64::from(part.len) / plain;
+                    *used.entry(part.pack).or_default() += share;
+                }
+            }
+            _ => {}
         }
     }
     if uses.len() != reader.packs.len() {
