@@ -99,6 +99,7 @@ impl Prefetch {
         if next.is_empty() {
             return deliver();
         }
+        let helpers = self.threads.saturating_sub(1).min(next.len());
         let queue = Mutex::new(next);
         let fetch = || {
             loop {
@@ -114,7 +115,7 @@ impl Prefetch {
             }
         };
         thread::scope(|scope| {
-            for _ in 1..self.threads {
+            for _ in 0..helpers {
                 scope.spawn(fetch);
             }
             let delivered = deliver();
