@@ -261,6 +261,7 @@ fn archiving(
         &[name],
         lineage.segment_size,
         options.archive_timeout,
+        options.pgdata.as_deref(),
         &mut describe,
     ) {
         Ok(_) => f.add(

@@ -4,7 +4,7 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, JobKind};
 use pgark_repo::names::{BackupId, ClusterName, backup_dir};
 
-use crate::backup::remove_remains;
+use crate::backup::job::remove_remains;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 

@@ -15,10 +15,10 @@ use pgark_pg::value::TimelineId;
 use pgark_repo::Repository;
 
 use super::Outcome;
-use super::context::{Context, engine_failure};
+use super::context::{Context, confirm, engine_failure};
 use super::delete::parse_id;
 use super::documents::{RestoreDocument, StartedDocument};
-use crate::args::{DryRunArgs, GlobalArgs, RateArgs};
+use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs, RateArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, human_duration, timestamp};
 use crate::settings::units::Span;
@@ -71,6 +71,8 @@ pub struct RestoreArgs {
     archive_mode: Option<ArchiveArg>,
     #[command(flatten)]
     rate: RateArgs,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
     /// Start the server, check that recovery reached the planned end, then act as --target-action says
     #[arg(long)]
     start: bool,
@@ -131,6 +133,12 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             format!("would restore into {}\n{}{left}", options.to.display(), describe(&plan))
         })?;
         return Ok(Exit::Done);
+    }
+    if args.delta && std::io::stdin().is_terminal() {
+        // Without a terminal the flag itself is the consent.
+        let what =
+            format!("overwrite what differs in {}, and remove what the backup does not have", options.to.display());
+        confirm(&args.confirm, &what)?;
     }
     let began = Instant::now();
     let quiet = global.quiet;

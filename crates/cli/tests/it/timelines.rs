@@ -136,3 +136,37 @@ fn a_backup_of_a_standby_restores_like_one_of_the_primary() {
     let immediate = Target::Immediate { lsn_stop: info["lsn_stop"].as_str().expect("lsn_stop").to_owned() };
     site.assert_restores("i", &immediate, 1, &[&backup]);
 }
+
+#[test]
+fn a_server_that_was_set_back_to_an_earlier_copy_is_noticed() {
+    let server = installed_or_skip!();
+    let mut site = Site::small(&server, "set-back");
+    site.ledger.write_rows(&site.cluster, 3);
+    site.pgark.backup("full");
+    site.cluster.stop(pgark_testkit::StopMode::Fast);
+    let (data, copy) = (site.cluster.data_dir().to_owned(), site.scratch.join("copy"));
+    let mut command = pgark_testkit::as_postgres("cp");
+    assert!(command.arg("-a").arg(&data).arg(&copy).status().expect("cp").success());
+    site.cluster.start();
+    for _ in 0..4 {
+        site.ledger.write_rows(&site.cluster, 2);
+        site.archive_all();
+    }
+    let latest = site.archive_all();
+    site.cluster.stop(pgark_testkit::StopMode::Immediate);
+    fs::remove_dir_all(&data).expect("remove");
+    fs::rename(&copy, &data).expect("rename");
+    // The same identity, the same timeline, other WAL under names that the archive has.
+    site.cluster.start();
+    site.cluster.psql("create table other as select generate_series(1, 5000) i");
+    for kind in ["full", "incr"] {
+        let refused = site.pgark.run(["backup", "--type", kind, "--json"]).expect_code(4);
+        assert!(refused.stdout.contains("E-WAL-OTHER-HISTORY"), "{refused}");
+    }
+    let checked = site.pgark.run(["check", "--json"]);
+    let document = checked.json();
+    let archiving = document["checks"].as_array().expect("checks").iter().find(|c| c["name"] == "archiving");
+    assert_eq!(archiving.expect("archiving")["verdict"], "FAILED", "{checked}");
+    // What there was before is as good as ever.
+    site.assert_restores("before", &latest, 1, &[]);
+}

@@ -13,6 +13,7 @@ fn events(site: &Site) -> Vec<Value> {
 
 /// The one event of this kind in this transaction.
 fn event<'a>(events: &'a [Value], kind: &str, xid: &str) -> &'a Value {
+    let xid: u64 = xid.parse().expect("a number");
     let found: Vec<&Value> = events.iter().filter(|e| e["kind"] == kind && e["xid"] == xid).collect();
     assert_eq!(found.len(), 1, "{kind} by {xid}: {events:#?}");
     found[0]

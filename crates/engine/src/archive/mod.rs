@@ -11,12 +11,14 @@ pub mod push;
 pub mod segment;
 pub mod spool;
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgark_pg::history::TimelineHistory;
 use pgark_pg::names::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentSize, TimelineId};
-use pgark_repo::wal::{WalArchive, WalIndex};
+use pgark_repo::wal::{SegmentData, WalArchive, WalHead, WalIndex};
 
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -51,14 +53,17 @@ pub fn history(archive: &WalArchive, timeline: TimelineId) -> Result<TimelineHis
     }
 }
 
-/// Waits until every segment of `names` is archived, and checks that they are one unbroken stretch of WAL.
-/// `describe_archiver` says what PostgreSQL reports about archiving, for the message when time runs out.
+/// Waits until every segment of `names` is archived, and checks that they are one unbroken stretch of WAL, and that of
+/// the server whose data directory `own` is, as far as it still has them: after a return to an earlier copy of the machine
+/// the archive holds other WAL under the same names. `describe_archiver` says what PostgreSQL reports about archiving, for
+/// the message when time runs out.
 pub fn wait_archived(
     ctx: &Ctx,
     archive: &WalArchive,
     names: &[SegmentName],
     size: SegmentSize,
     within: Duration,
+    own: Option<&Path>,
     describe_archiver: &mut dyn FnMut() -> String,
 ) -> Result<()> {
     let began = Instant::now();
@@ -67,6 +72,10 @@ pub fn wait_archived(
         ctx.check_cancelled()?;
         let head = archive.head()?;
         let missing = names.iter().find(|n| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment)));
+        let missing = match (missing, own) {
+            (None, Some(own)) => unfinished(archive, &head, names, size, own)?,
+            (missing, _) => missing,
+        };
         let Some(missing) = missing else { break };
         if began.elapsed() > within {
             return Err(EngineError::failed(
@@ -85,6 +94,65 @@ pub fn wait_archived(
     }
     let mut continuity = Continuity::default();
     names.iter().try_for_each(|n| continuity.push(&archive.index(n, size)?))
+}
+
+/// Compares the first and the last of the segments with the server's own files. Returns one of which the archive has only
+/// the beginning.
+fn unfinished<'n>(
+    archive: &WalArchive,
+    head: &WalHead,
+    names: &'n [SegmentName],
+    size: SegmentSize,
+    own: &Path,
+) -> Result<Option<&'n SegmentName>> {
+    let ends = [names.first(), names.last().filter(|_| names.len() > 1)];
+    for name in ends.into_iter().flatten() {
+        match agrees(archive, head, name, size, own)? {
+            Some(true) => {}
+            None => return Ok(Some(name)),
+            Some(false) => {
+                return Err(EngineError::refused(
+                    "E-WAL-OTHER-HISTORY",
+                    format!(
+                        "the archive has other WAL under the name {} than this server: the server was set back to an \
+                         earlier copy of itself, or is a second one of the same origin",
+                        name.format(size)
+                    ),
+                    "nothing of this server can be archived under these names. To go on from here, start it once as a \
+                     recovered cluster, so that it begins a new timeline (recovery.signal, then promote), and take a \
+                     full backup; or register it under another cluster name",
+                ));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// True also where the server does not have the segment any more: PostgreSQL removes what is archived.
+fn agrees(
+    archive: &WalArchive,
+    head: &WalHead,
+    name: &SegmentName,
+    size: SegmentSize,
+    own: &Path,
+) -> Result<Option<bool>> {
+    let path = own.join("pg_wal").join(name.format(size));
+    let inode = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let Some(before) = inode(&path) else { return Ok(Some(true)) };
+    let mut file = segment::open(&path)?;
+    let mut data = SegmentData::File(&mut file);
+    let indexer = segment::Indexer::new(&path, *name, size, archive.place().system_id);
+    let found =
+        segment::index_segment(&mut data, indexer).and_then(|(index, _)| Ok(archive.agrees(head, &index, &mut data)?));
+    // Recycled while it was read: it was archived before.
+    if inode(&path) != Some(before) {
+        return Ok(Some(true));
+    }
+    match found {
+        // A file that was made in advance, as on a standby that has not received so much.
+        Err(e) if e.code() == "E-WAL-INVALID" => Ok(Some(true)),
+        found => found,
+    }
 }
 
 /// Checks that segments, given in order, are one unbroken stretch: each first record names the last one before it.

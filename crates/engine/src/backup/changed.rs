@@ -7,6 +7,9 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use pgark_pg::ControlFile;
 use pgark_pg::value::{Lsn, SegmentName, SegmentSize, TimelineId};
@@ -21,6 +24,8 @@ use crate::error::{EngineError, Result};
 
 /// How often a segment is looked for again: PostgreSQL may archive and remove it between two looks.
 const LOOKS: u32 = 5;
+/// Segments looked at together; bounds memory.
+const BATCH: usize = 64;
 const WAL_LEVEL_MINIMAL: i32 = 0;
 
 /// The stretch of WAL between two backups of one cluster.
@@ -33,6 +38,7 @@ pub struct Stretch<'a> {
     /// Where this backup starts, and on which timeline.
     pub to: Lsn,
     pub timeline: TimelineId,
+    pub jobs: usize,
 }
 
 /// A segment, and where it was found.
@@ -117,9 +123,10 @@ impl Stretch<'_> {
         let mut all = Changes::default();
         let mut continuity = Continuity::default();
         let mut open = Open::Nothing;
-        for (n, name) in names.iter().enumerate() {
+        let found = names.chunks(BATCH).flat_map(|batch| self.find_all(batch));
+        for (n, (name, found)) in names.iter().zip(found).enumerate() {
             self.ctx.check_cancelled()?;
-            let found = self.find(name)?;
+            let found = found?;
             self.check_usable(&found, name, n + 1 == names.len())?;
             continuity.push(&found.index)?;
             open = self.close(open, name, &found, &mut all)?;
@@ -194,6 +201,29 @@ impl Stretch<'_> {
             Assembly::Unfinished => Ok(Open::Large { base, start, bytes }),
             Assembly::Broken(why) => Err(broken(format!("the record at {start}: {why}"))),
         }
+    }
+
+    /// Several segments at once: each is a look at the head, and one or two reads.
+    fn find_all(&self, names: &[SegmentName]) -> Vec<std::result::Result<Found, Stop>> {
+        let next = AtomicUsize::new(0);
+        let found = Mutex::new(Vec::with_capacity(names.len()));
+        let work = || {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some(name) = names.get(n) else { return };
+                let one = self.find(name);
+                found.lock().expect("no thread panics with the lock").push((n, one));
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..self.jobs.min(names.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let mut found = found.into_inner().expect("the threads are gone");
+        found.sort_unstable_by_key(|(n, _)| *n);
+        found.into_iter().map(|(_, one)| one).collect()
     }
 
     /// The archive's copy, else the server's.

@@ -11,6 +11,8 @@ pub(crate) mod claim;
 mod compose;
 pub mod copy;
 mod dispatch;
+mod finish;
+pub(crate) mod job;
 pub mod plan;
 pub mod recheck;
 mod remains;
@@ -25,11 +27,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Claim, Evidence, JobKind, PacksOf};
+use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind};
 use pgark_repo::codec::Compression;
 use pgark_repo::manifest::{Item, ManifestWriter};
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::{BackupRecord, Base, Method};
+use pgark_repo::record::{Base, Method};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wal::WalArchive;
 
@@ -42,6 +44,8 @@ use base::{Before, Parent, Wanted};
 use changed::Stretch;
 use claim::KeptClaim;
 use copy::CopyShared;
+use finish::write_record;
+use job::{give_up, new_id, remove_remains};
 use recheck::Rechecked;
 use remains::Remains;
 use scan::Noticed;
@@ -274,6 +278,7 @@ fn take_over(
         from: &parent.record,
         to: session.start_lsn(),
         timeline: session.timeline(),
+        jobs: options.jobs,
     };
     let (method, reason, changes) = match stretch.changes()? {
         Ok(changes) => (Method::Blocks, None, Some(changes)),
@@ -374,166 +379,7 @@ fn wait_for_wal(
     let size = source.control.segment_size;
     let names = WalPath::new(&history, size).segments(stopped.start_lsn, stopped.stop_lsn);
     let mut describe = || source::describe_archiver(archiver);
-    archive::wait_archived(ctx, &wal, &names, size, options.archive_timeout, &mut describe)?;
+    let own = Some(options.pgdata.as_path());
+    archive::wait_archived(ctx, &wal, &names, size, options.archive_timeout, own, &mut describe)?;
     Ok(())
-}
-
-#[allow(clippy::too_many_arguments)]
-fn write_record(
-    options: &BackupOptions,
-    repo: &Repository,
-    ctx: &Ctx,
-    claim: &Claim,
-    source: &SourceFacts<'_>,
-    started: Timestamp,
-    copied: &Copied,
-    stopped: &StoppedBackup,
-    pg_control: Vec<u8>,
-    base: Option<Base>,
-) -> Result<BackupReport> {
-    let id = claim.backup().clone();
-    let control = source.control;
-    let mut totals = copied.summary.totals.clone();
-    totals.packs = copied.packs.len() as u64;
-    totals.stored_bytes = copied.packs.iter().map(|(_, p)| p.size).sum::<u64>() + copied.manifest.size;
-    totals.size_bytes += pg_control.len() as u64;
-    totals.read_bytes += pg_control.len() as u64;
-    let warnings = warnings(copied, stopped);
-    let backup_type = if base.is_some() { BackupType::Incremental } else { BackupType::Full };
-    let finished = ctx.now();
-    let record = BackupRecord {
-        id: id.clone(),
-        cluster: options.cluster.clone(),
-        kind: BackupKind::Physical,
-        backup_type,
-        program: concat!("pgark ", env!("CARGO_PKG_VERSION")).into(),
-        system_id: control.system_id,
-        version_num: source.version_num,
-        catalog_version: control.catalog_version,
-        segment_size: control.segment_size,
-        block_size: control.block_size,
-        data_checksums: control.data_checksum_version != 0,
-        timeline: stopped.timeline,
-        lsn_start: stopped.start_lsn,
-        lsn_stop: stopped.stop_lsn,
-        started,
-        finished,
-        from_standby: stopped.in_recovery,
-        backup_label: stopped.backup_label.clone(),
-        pg_control,
-        tablespaces: copied.noticed.tablespaces.clone(),
-        config_files: source.config_files.clone(),
-        owner: source.owner.clone(),
-        manifest: copied.manifest.clone(),
-        totals: totals.clone(),
-        bad_blocks: copied.summary.bad_blocks,
-        vanished_files: copied.summary.vanished,
-        warnings: warnings.clone(),
-        base: base.clone(),
-    };
-    let print = record.store(repo)?;
-    let entry = BackupEntry {
-        id,
-        kind: BackupKind::Physical,
-        backup_type,
-        system_id: control.system_id,
-        version_num: record.version_num,
-        started,
-        finished,
-        lsn_start: record.lsn_start,
-        lsn_stop: record.lsn_stop,
-        stopped: crate::restore::resolve::to_timestamp(stopped.stop_time),
-        timeline: record.timeline,
-        size_bytes: totals.size_bytes,
-        read_bytes: totals.read_bytes,
-        stored_bytes: totals.stored_bytes + print.size,
-        bad_blocks: record.bad_blocks,
-        from_standby: record.from_standby,
-        kept: options.keep,
-        kept_until: None,
-        evidence: Evidence::Stored,
-        annotations: options.annotations.clone(),
-        needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),
-        record: print,
-    };
-    Ok(BackupReport {
-        entry,
-        vanished_files: record.vanished_files,
-        base,
-        full_because: None,
-        rechecked: copied.rechecked.clone(),
-        resumed: copied.resumed.clone(),
-        warnings,
-    })
-}
-
-fn warnings(copied: &Copied, stopped: &StoppedBackup) -> Vec<String> {
-    let mut all = copied.noticed.warnings.clone();
-    let bad = copied.summary.bad_blocks;
-    if bad > 0 {
-        let examples = copied.summary.bad_examples.join(", ");
-        all.push(format!("{bad} pages of the source have wrong checksums: {examples}"));
-    }
-    if let Some(r) = copied.rechecked.as_ref().filter(|r| r.wrong > 0) {
-        all.push(format!(
-            "{} pages differ from the earlier backup although the WAL does not say that they changed: {}. Their files \
-             were read as a whole. Take a full backup, and report this",
-            r.wrong,
-            r.examples.join(", ")
-        ));
-    }
-    let notices = stopped.notices.iter().filter(|n| n.severity == "WARNING");
-    all.extend(notices.map(|n| format!("PostgreSQL: {}", n.message)));
-    all
-}
-
-/// The id for a backup of this moment; later than every one that was given out, so that ids order backups even when
-/// several are made within a second or the clock is set back.
-fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: BackupType) -> Result<BackupId> {
-    let known = catalog.read()?;
-    let listed = known.backups.iter().map(|b| &b.id);
-    let given_out = listed
-        .chain(&known.removing)
-        .chain(&known.interrupted)
-        .chain(known.jobs.iter().map(|j| &j.backup))
-        .chain(&known.last_id);
-    let last = given_out.filter_map(BackupId::time).map(|t| t.as_second().saturating_add(1)).max();
-    let second = now.as_second().max(last.unwrap_or(i64::MIN));
-    let at = Timestamp::from_second(second).map_err(|e| {
-        EngineError::failed("E-CLOCK", format!("the clock says {now}: {e}"), "set the clock of this machine")
-    })?;
-    let letter = match backup_type {
-        BackupType::Full => 'F',
-        BackupType::Incremental => 'I',
-    };
-    Ok(BackupId::new(at, letter))
-}
-
-/// What interrupted backups left. Two passes: the second sees that nothing is left.
-pub fn remove_remains(catalog: &CatalogStore) -> Result<()> {
-    catalog.sweep()?;
-    catalog.sweep()?;
-    Ok(())
-}
-
-/// The backup failed; its error is what counts. What it has stored stays for the next one, unless the room is needed.
-/// What cannot be cleaned up now is cleaned up by the next one.
-fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineError) {
-    let keep = !is_full(because);
-    let cleaned = claim.abandon(keep).map_err(EngineError::from).and_then(|()| remove_remains(catalog));
-    if let Err(e) = cleaned {
-        tracing::warn!(%e, "the remains of the failed backup stay until the next one");
-    }
-}
-
-fn is_full(error: &EngineError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = cause {
-        let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        if matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
-            return true;
-        }
-        cause = e.source();
-    }
-    false
 }

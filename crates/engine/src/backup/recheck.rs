@@ -231,6 +231,7 @@ mod tests {
 
     fn page(lsn: u64, lower: u8, body: u8) -> Vec<u8> {
         let mut page = vec![body; PAGE_SIZE];
+        page[..24].fill(0);
         page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
         page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
         page[12] = lower;

@@ -255,6 +255,17 @@ impl WalArchive {
         Ok(self.open_copy(&name, index.segment_size, head.copy_of(&name))?.index.content == index.content)
     }
 
+    /// Whether the segment of this name that the head names holds our records. None: it is an unfinished beginning of ours.
+    pub fn agrees(&self, head: &WalHead, ours: &WalIndex, data: &mut SegmentData<'_>) -> Result<Option<bool>> {
+        let object = self.object_of(head, &ours.segment_name(), ours.segment_size)?;
+        match self.compare(&object, ours, data) {
+            Ok(Pushed::Longer) => Ok(None),
+            Ok(_) => Ok(Some(true)),
+            Err(RepoError::Conflict { .. }) => Ok(Some(false)),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The name is taken: is that the same WAL?
     fn compare(&self, name: &ObjectName, ours: &WalIndex, data: &mut SegmentData<'_>) -> Result<Pushed> {
         let mut reader = self.open_object(name)?;

@@ -270,7 +270,8 @@ impl Story<'_> {
         let size = source.lineage.segment_size;
         let names = WalPath::new(&TimelineHistory::root(timeline), size).segments(from, end);
         let mut describe = || " (see source.log with --keep)".to_owned();
-        wait_archived(self.ctx, &source.wal, &names, size, ARCHIVE_WITHIN, &mut describe).map_err(engine_failure)?;
+        wait_archived(self.ctx, &source.wal, &names, size, ARCHIVE_WITHIN, None, &mut describe)
+            .map_err(engine_failure)?;
         match names.last() {
             Some(last) => self.archiver_has_ended(&conn, &last.format(size)),
             None => Ok(()),

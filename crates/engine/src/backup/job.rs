@@ -1,0 +1,58 @@
+//! A backup as a job: its id, and what becomes of it when it fails.
+
+use jiff::Timestamp;
+use pgark_repo::catalog::{BackupType, CatalogStore, Claim};
+use pgark_repo::names::BackupId;
+
+use crate::error::{EngineError, Result};
+
+/// The id for a backup of this moment; later than every one that was given out, so that ids order backups even when
+/// several are made within a second or the clock is set back.
+pub(super) fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: BackupType) -> Result<BackupId> {
+    let known = catalog.read()?;
+    let listed = known.backups.iter().map(|b| &b.id);
+    let given_out = listed
+        .chain(&known.removing)
+        .chain(&known.interrupted)
+        .chain(known.jobs.iter().map(|j| &j.backup))
+        .chain(&known.last_id);
+    let last = given_out.filter_map(BackupId::time).map(|t| t.as_second().saturating_add(1)).max();
+    let second = now.as_second().max(last.unwrap_or(i64::MIN));
+    let at = Timestamp::from_second(second).map_err(|e| {
+        EngineError::failed("E-CLOCK", format!("the clock says {now}: {e}"), "set the clock of this machine")
+    })?;
+    let letter = match backup_type {
+        BackupType::Full => 'F',
+        BackupType::Incremental => 'I',
+    };
+    Ok(BackupId::new(at, letter))
+}
+
+/// What interrupted backups left. Two passes: the second sees that nothing is left.
+pub fn remove_remains(catalog: &CatalogStore) -> Result<()> {
+    catalog.sweep()?;
+    catalog.sweep()?;
+    Ok(())
+}
+
+/// The backup failed; its error is what counts. What it has stored stays for the next one, unless the room is needed.
+/// What cannot be cleaned up now is cleaned up by the next one.
+pub(super) fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineError) {
+    let keep = !is_full(because);
+    let cleaned = claim.abandon(keep).map_err(EngineError::from).and_then(|()| remove_remains(catalog));
+    if let Err(e) = cleaned {
+        tracing::warn!(%e, "the remains of the failed backup stay until the next one");
+    }
+}
+
+fn is_full(error: &EngineError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = cause {
+        let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
+            return true;
+        }
+        cause = e.source();
+    }
+    false
+}
