@@ -351,7 +351,7 @@ fn what(e: &Event, size: SegmentSize) -> String {
     match &e.kind {
         EventKind::RestorePoint(name) => format!("'{}'", name.escape_debug()),
         EventKind::Drop | EventKind::Truncate | EventKind::Rewrite => {
-            format!("{} files: {}", e.count, relations())
+            format!("{} {}: {}", e.count, if e.count == 1 { "file" } else { "files" }, relations())
         }
         EventKind::Delete | EventKind::Update => format!("at least {} rows: {}", e.count, relations()),
         EventKind::CreateDatabase | EventKind::DropDatabase => {

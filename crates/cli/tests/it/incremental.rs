@@ -359,14 +359,14 @@ fn what_is_left_in_packs_of_deleted_backups_is_stored_anew_so_that_they_can_go()
     let site = Site::new(&server, "worn", |builder| builder.conf("autovacuum = off"));
     site.cluster.psql(
         "create table t as select g i, (select string_agg(md5(g::text || n), '') from generate_series(1, 50) n) t \
-         from generate_series(1, 30000) g; vacuum freeze t",
+         from generate_series(1, 60000) g; vacuum freeze t",
     );
     let packs_of = |id: &str| {
         let packs = site.elsewhere.repo().join("clusters/main/backups").join(id).join("packs");
         std::fs::read_dir(packs).map_or(0, |found| found.flatten().count())
     };
     let first = id_of(&take(&site, &["--type", "full"])).to_owned();
-    site.cluster.psql("delete from t where i > 3000; vacuum t; insert into t select i, t || t from t; vacuum freeze t");
+    site.cluster.psql("delete from t where i > 1500; vacuum t; insert into t select i, t || t from t; vacuum freeze t");
     let second = id_of(&take(&site, &[])).to_owned();
     site.pgark.run(["delete", &first, "--yes"]).expect_code(0);
     assert!(packs_of(&first) > 0, "the second one needs some of the first one's packs");
