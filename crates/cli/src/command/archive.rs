@@ -80,7 +80,7 @@ fn is_away(failure: &Failure) -> bool {
 }
 
 /// Codes of failures to reach or to write the repository.
-const AWAY: &[&str] = &["E-REPO-NONE", "E-REPO-IO", "E-REPO-SPACE", "E-REPO-READONLY"];
+const AWAY: &[&str] = &["E-REPO-NONE", "E-REPO-IO", "E-REPO-SPACE", "E-REPO-READONLY", "E-REPO-DENIED"];
 
 /// The spool of the settings.
 pub fn spool_of(context: &Context) -> Result<Option<Spool>, Failure> {

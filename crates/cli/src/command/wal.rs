@@ -285,11 +285,14 @@ fn event_json(e: &Event, before: &[String], size: SegmentSize) -> Value {
     let counts_rows = matches!(e.kind, EventKind::Delete | EventKind::Update);
     let counts_files = matches!(e.kind, EventKind::Drop | EventKind::Truncate | EventKind::Rewrite);
     let mut value = json!({"kind": kind(&e.kind), "timeline": e.timeline, "time": e.time, "lsn": e.lsn, "xid": e.xid,
-        "rows": counts_rows.then_some(e.count), "files": counts_files.then_some(e.count), "restore_before": before,
+        "rows": counts_rows.then_some(e.count), "files": counts_files.then_some(e.count), "restore_before": (!before.is_empty()).then_some(before),
         "relations": e.tables.iter().map(|t| json!({"tablespace": t.spc, "database": t.db, "relfilenode": t.rel,
             "deleted": t.deleted, "updated": t.updated})).collect::<Vec<_>>()});
     match &e.kind {
-        EventKind::RestorePoint(name) => value["name"] = json!(name),
+        EventKind::RestorePoint(name) => {
+            value["name"] = json!(name);
+            value["restore_to"] = json!(["--target-name", name]);
+        }
         EventKind::TimelineSwitch { parent, reason } => {
             value["parent"] = json!(parent);
             value["reason"] = json!(reason);

@@ -193,6 +193,15 @@ fn recovery_that_reads_on_finds_the_next_segments_fetched() {
     }
     get(&names[3], &[]);
     assert_eq!(fetched(), 7);
+    // Nor is one that was damaged where it lies.
+    for file in fs::read_dir(&ahead).expect("list").flatten() {
+        let file = fs::OpenOptions::new().write(true).open(file.path()).expect("open");
+        file.write_all_at(b"damage", 9000).expect("write");
+    }
+    get(&names[4], &[]);
+    let again = wal.join("again").display().to_string();
+    site.elsewhere.run(["archive-get", &names[4], &again, "--alone"]).expect_code(0);
+    assert!(fs::read(wal.join(&names[4])).expect("read") == fs::read(&again).expect("read"), "damage was handed out");
     get(&names[11], &["--alone"]);
     assert_eq!(fetched(), 7);
     let beyond = wal.join("RECOVERYXLOG");

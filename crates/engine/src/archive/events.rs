@@ -34,7 +34,8 @@ pub enum EventKind {
     Drop,
     /// As many files were created as went, with next to nothing in them: TRUNCATE, or a rewrite of empty tables.
     Truncate,
-    /// As many files were created as went, and filled: VACUUM FULL, CLUSTER, REINDEX, ALTER TABLE.
+    /// As many files were created as went, and filled: VACUUM FULL, CLUSTER, REINDEX, ALTER TABLE, or TRUNCATE and a load
+    /// in one transaction.
     Rewrite,
     Delete,
     Update,

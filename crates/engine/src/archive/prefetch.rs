@@ -2,7 +2,8 @@
 //! directory next to where PostgreSQL wants its file.
 //!
 //! Invariant: a file is handed out only under the name and with the content that the archive's index has at that
-//! moment; it was compared with that content and made durable before it got its name. Losing the directory costs time.
+//! moment; it was made durable before it got its name, and is compared with that content again when it is handed out.
+//! Losing the directory costs time.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -51,6 +52,12 @@ impl Prefetch {
             Ok(_) => return Ok(false),
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
+        }
+        // It may have lain here for long.
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(&path)?)?;
+        if hasher.finalize().to_hex().as_str() != index.content {
+            return Ok(false);
         }
         fs::rename(&path, dest)?;
         // Gone when it was the last one; otherwise it stays.

@@ -10,7 +10,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use crate::relpath::{Fork, RelFork};
+use crate::bytes::u16_at;
+use crate::relpath::{Fork, GLOBAL_TABLESPACE, RelFork};
 use crate::value::{Lsn, PgTimestamp};
 
 use super::changes::{created_relation, database_dirs};
@@ -32,7 +33,14 @@ mod heap {
     pub const DELETE: u8 = 0x10;
     pub const UPDATE: u8 = 0x20;
     pub const HOT_UPDATE: u8 = 0x40;
+    pub const INPLACE: u8 = 0x70;
 }
+
+/// How far before its deletion a row of `pg_database` is marked invalid, at most: PostgreSQL does the one right after
+/// the other, but not alone.
+const INVALIDATED_BYTES_MAX: u64 = 1024 * 1024;
+/// Drops of databases that may be under way at a time.
+const INVALIDATED_MAX: usize = 64;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activity {
@@ -48,6 +56,12 @@ pub struct Activity {
     /// Open transactions that have created files.
     #[serde(skip)]
     creating: usize,
+    /// The last row of a shared table that was changed in place.
+    #[serde(skip)]
+    in_place: Option<(Row, Lsn)>,
+    /// Transactions that deleted such a row, and where it had been changed: what they drop is unusable from there on.
+    #[serde(skip)]
+    invalidated: Vec<(u32, Lsn)>,
 }
 
 /// What one transaction did in one stretch of WAL.
@@ -97,8 +111,17 @@ pub struct DatabaseEvent {
     pub spc: u32,
     pub db: u32,
     pub xid: u32,
-    /// Start of the record; a drop takes effect here, before its transaction commits.
+    /// Start of the record; a drop takes effect here, before its transaction commits. Where PostgreSQL marks the
+    /// database invalid before, the start of that record.
     pub lsn: Lsn,
+}
+
+/// A row by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Row {
+    rel: u32,
+    block: u32,
+    offset: u16,
 }
 
 /// Transaction numbers are dense; multiplying spreads them well enough.
@@ -184,8 +207,10 @@ impl Activity {
             }
             rmgr::DBASE => {
                 let (dropped, dirs) = database_dirs(record)?;
+                let marked = self.invalidated.iter().find(|(xid, _)| dropped && *xid == record.xid);
+                let lsn = marked.map_or(record.start, |(_, lsn)| *lsn);
                 for dir in dirs {
-                    let event = DatabaseEvent { dropped, spc: dir.spc, db: dir.db, xid: record.xid, lsn: record.start };
+                    let event = DatabaseEvent { dropped, spc: dir.spc, db: dir.db, xid: record.xid, lsn };
                     if self.databases.len() < LISTED_MAX {
                         self.databases.push(event);
                     } else {
@@ -205,6 +230,9 @@ impl Activity {
 
     fn heap(&mut self, record: &Record<'_>) -> Result<(), DecodeError> {
         let op = record.info & heap::OP_MASK;
+        if matches!(op, heap::INPLACE | heap::DELETE) {
+            self.shared_row(record, op)?;
+        }
         let (deleted, updated) = match op {
             heap::DELETE => (1, 0),
             heap::UPDATE | heap::HOT_UPDATE => (0, 1),
@@ -220,6 +248,28 @@ impl Activity {
         if let Some(table) = work.table(&block.rel) {
             table.deleted += deleted;
             table.updated += updated;
+        }
+        Ok(())
+    }
+
+    /// `dropdb` (commands/dbcommands.c) marks the row of the database invalid in place, then deletes it. The marking
+    /// belongs to no transaction, so a recovery that stops between the two leaves an unusable database.
+    fn shared_row(&mut self, record: &Record<'_>, op: u8) -> Result<(), DecodeError> {
+        let Some(block) = record.blocks().next().transpose()? else { return Ok(()) };
+        if block.rel.spc != GLOBAL_TABLESPACE {
+            return Ok(());
+        }
+        // `xl_heap_inplace` begins with the offset, `xl_heap_delete` with xmax and the offset.
+        let at = if op == heap::INPLACE { 0 } else { 4 };
+        let Some(offset) = u16_at(record.main_data()?, at) else { return Ok(()) };
+        let row = Row { rel: block.rel.rel, block: block.block.0, offset };
+        match self.in_place {
+            _ if op == heap::INPLACE => self.in_place = Some((row, record.start)),
+            Some((marked, lsn)) if marked == row && record.start.0 - lsn.0 <= INVALIDATED_BYTES_MAX => {
+                self.invalidated.truncate(INVALIDATED_MAX - 1);
+                self.invalidated.insert(0, (record.xid, lsn));
+            }
+            _ => {}
         }
         Ok(())
     }
