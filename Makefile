@@ -17,12 +17,12 @@ demo: ## a throw-away cluster: load, backup, disaster, recovery, proof
 	$(CARGO) build --release --locked --package pgark
 	target/release/pgark demo
 
-test: ## all tests, on real PostgreSQL 15; nothing may be skipped
-	$(SETUP)
+test: ## all tests, on real PostgreSQL 15 and real object stores; nothing may be skipped
+	$(SETUP) --servers
 	PGARK_TEST_DEMAND=1 $(NEXTEST) --locked $(TEST_ARGS)
 
 test-majors: ## the tests that depend on the server version, on MAJORS (13 to 18)
-	$(SETUP) --majors
+	$(SETUP) --majors --servers
 	PGARK_TEST_DEMAND=1 PGARK_TEST_MAJORS=$(MAJORS) $(NEXTEST) --locked --package pgark --package pgark-pg $(TEST_ARGS)
 
 bench: release ## beside pgBackRest, on one cluster; see docs/benchmarks.md

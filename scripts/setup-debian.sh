@@ -1,18 +1,23 @@
 #!/bin/bash
 # Installs what `make demo` and `make test` need on a Debian machine. Safe to run again: what is there stays.
-#   scripts/setup-debian.sh            for demo and tests
+#   scripts/setup-debian.sh            for the demo
+#   scripts/setup-debian.sh --servers  also the object stores of the tests, under target/test-servers (make test)
 #   scripts/setup-debian.sh --majors   also npm, for the servers of the other majors (make test-majors)
 #   scripts/setup-debian.sh --check    installs nothing: lists what is missing and ends with 1 if anything is
 set -euo pipefail
 
 pg=/usr/lib/postgresql/15/bin
 majors=no
+servers=no
 check=no
+store=$(dirname "${BASH_SOURCE[0]}")/../target/test-servers
+moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1
 for word in "$@"; do
     case $word in
         --majors) majors=yes ;;
+        --servers) servers=yes ;;
         --check) check=yes ;;
-        -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "unknown option: $word" >&2; exit 2 ;;
     esac
 done
@@ -39,7 +44,10 @@ need tar tar
 need cc gcc libc6-dev
 need make make
 need perl perl
-[ "$majors" = no ] || need npm npm
+[ "$majors$servers" = nono ] || need npm npm
+if [ "$servers" = yes ]; then
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+fi
 
 if [ "$check" = yes ]; then
     command -v cargo >/dev/null || missing+=(cargo)
@@ -67,5 +75,39 @@ fi
 if ! cargo nextest --version >/dev/null 2>&1; then
     echo "installing: cargo-nextest"
     cargo install --locked cargo-nextest
+fi
+
+# Each in a directory of its own, moved into place when it is whole.
+install_server() { # NAME PROGRAM COMMAND...
+    local name=$1 program=$2 part
+    shift 2
+    [ -e "$store/$name/$program" ] && return
+    echo "installing: $name"
+    part=$store/$name.part
+    rm -rf "$part" "${store:?}/$name"
+    mkdir -p "$part"
+    "$@" "$store/$name" "$part"
+}
+moto() { # an environment knows its own path, so it is made where it stays
+    rmdir "$2"
+    python3 -m venv "$1.new" && rm -rf "$1.new"
+    python3 -m venv "$1"
+    "$1/bin/pip" install --quiet "moto[server]==$moto_version" || { rm -rf "$1"; return 1; }
+}
+azurite() {
+    npm install --prefix "$2" --no-audit --no-fund --loglevel=error "azurite@$azurite_version"
+    mv "$2" "$1"
+}
+s3s() {
+    CARGO_TARGET_DIR=$store/s3s-build cargo install --quiet --locked --features binary --root "$2" "s3s-fs@$s3s_version"
+    rm -rf "$store/s3s-build"
+    mv "$2" "$1"
+}
+if [ "$servers" = yes ]; then
+    mkdir -p "$store"
+    store=$(cd "$store" && pwd)
+    install_server moto bin/moto_server moto
+    install_server azurite node_modules/.bin/azurite-blob azurite
+    install_server s3s bin/s3s-fs s3s
 fi
 echo "ready: $("$pg/postgres" --version), $(cargo nextest --version | head -n 1)"

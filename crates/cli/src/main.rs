@@ -1,6 +1,7 @@
 //! The program: arguments, settings, one command, an exit code. Rules about backups live in the engine.
 
 mod args;
+mod aws_profile;
 mod command;
 mod failure;
 mod key_cache;
@@ -8,6 +9,7 @@ mod output;
 mod progress;
 mod secret;
 mod settings;
+mod store;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -138,7 +138,9 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
             StoreErrorKind::NoSpace => {
                 "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one"
             }
-            StoreErrorKind::Denied => "check owner and permissions of the repository and which user runs this",
+            StoreErrorKind::Denied => {
+                "check owner and permissions of the repository, or the credentials for the object store, and which user runs this"
+            }
             StoreErrorKind::NotFound | StoreErrorKind::Truncated => "'pgark verify' tells what else is affected",
             _ => return None,
         },

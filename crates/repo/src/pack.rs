@@ -9,7 +9,7 @@ use crate::error::{RepoError, Result};
 use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
 use crate::manifest::bytes::{Cursor, put_varint};
 use crate::store::{ObjectName, ObjectWriter, Store};
-use crate::stream::Fingerprint;
+use crate::stream::{Fingerprint, Source};
 
 const FOOTER_BYTES: usize = 24;
 const FOOTER_MAGIC: &[u8; 8] = b"PGARKTOC";
@@ -203,6 +203,9 @@ pub fn verify(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName, expected
     if print == *expected { Ok(size) } else { Err(RepoError::corrupt(name, "not the pack that its backup wrote")) }
 }
 
+/// Bytes of a pack that are read at once.
+const READ_AHEAD: usize = 4 * 1024 * 1024;
+
 /// Reads a whole pack front to back: every byte is authenticated, every frame decoded and compared with its content id.
 pub fn read_whole(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<(Fingerprint, Vec<TableEntry>)> {
     let bad = |what: &str| RepoError::corrupt(name, what);
@@ -210,22 +213,23 @@ pub fn read_whole(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> R
     let reader = PackReader::open(store.clone(), keys, name)?;
     let table = read_table(&reader, size)?;
     let mut hasher = blake3::Hasher::new();
-    let (mut decoder, mut stored, mut plain) = (Decoder::new()?, vec![], vec![]);
-    reader.fetch(0, HEADER_BYTES, &mut stored)?;
-    hasher.update(&stored);
+    let (mut decoder, mut plain) = (Decoder::new()?, vec![]);
+    let mut source = Source::object_with_read_ahead(store.clone(), name, READ_AHEAD)?;
+    let short = || bad("it ends before its table says");
+    hasher.update(source.take(HEADER_BYTES)?.ok_or_else(short)?);
     let mut at = HEADER_BYTES as u64;
     for entry in &table {
-        reader.fetch(entry.at.offset, entry.at.stored_len as usize, &mut stored)?;
-        hasher.update(&stored);
-        reader.decode(&entry.at, &mut stored, &mut decoder, &mut plain)?;
+        let stored = source.take(entry.at.stored_len as usize)?.ok_or_else(short)?;
+        hasher.update(stored);
+        plain.resize(entry.at.plain_len as usize, 0);
+        reader.decode_into(&entry.at, stored, &mut decoder, &mut plain)?;
         if keys.content_id(&plain) != entry.id {
             return Err(bad(&format!("frame at {} is not what was read from the database", entry.at.offset)));
         }
         at += u64::from(entry.at.stored_len);
     }
     let tail = usize::try_from(size - at).map_err(|_| bad("table too large"))?;
-    reader.fetch(at, tail, &mut stored)?;
-    hasher.update(&stored);
+    hasher.update(source.take(tail)?.ok_or_else(short)?);
     Ok((Fingerprint { size, blake3: hasher.finalize().to_hex().to_string() }, table))
 }
 

@@ -233,7 +233,7 @@ impl Source {
     }
 
     /// The next `n` bytes, or None when fewer are left. `n` is bounded by the caller.
-    fn take(&mut self, n: usize) -> Result<Option<&mut [u8]>> {
+    pub(crate) fn take(&mut self, n: usize) -> Result<Option<&mut [u8]>> {
         if self.remaining() < n as u64 {
             return Ok(None);
         }

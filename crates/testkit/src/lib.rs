@@ -6,8 +6,10 @@
 //! never agree with the product by sharing its code.
 
 mod cluster;
+mod faulty_http;
 mod ledger;
 mod loopfs;
+mod object_server;
 mod os;
 mod pgark;
 mod psql;
@@ -19,8 +21,10 @@ mod tamper;
 mod tree;
 
 pub use cluster::{ClusterBuilder, StopMode, TestCluster};
+pub use faulty_http::{FaultyHttp, HttpFault};
 pub use ledger::{Expected, Ledger, Pgbench, Row, Target, Writer};
 pub use loopfs::LoopFs;
+pub use object_server::{BUCKET, ObjectServer, ObjectServerKind, free_port};
 pub use os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 pub use pgark::{Outcome, Pgark};
 pub use psql::{connection_string, quote_identifier, quote_literal};

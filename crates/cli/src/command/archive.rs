@@ -15,11 +15,12 @@ use pgark_repo::catalog::CatalogStore;
 use pgark_repo::wal::{Pushed, WalArchive};
 
 use super::Outcome;
-use super::context::{Context, engine_failure, store_by_url};
+use super::context::{Context, engine_failure};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
 use crate::settings::units::ByteSize;
+use crate::store::{self, Access};
 
 #[derive(Debug, Args)]
 pub struct PushArgs {
@@ -187,8 +188,8 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let (archive, options) = match &args.restore_file {
         Some(path) => {
             let file = RestoreFile::read(path).map_err(engine_failure)?;
-            let repo =
-                Repository::open_for_wal(store_by_url(&file.repository)?, file.key_set().map_err(engine_failure)?);
+            let store = store::by_url(&file.repository, &Access::kept(file.access.0.clone()))?;
+            let repo = Repository::open_for_wal(store, file.key_set().map_err(engine_failure)?);
             let archive = WalArchive::new(&repo, &file.cluster, file.system_id);
             (archive, GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end), prefetch })
         }

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use pgark_engine::cluster::ConnectOptions;
 use pgark_engine::{Ctx, EngineError, FailureClass};
+use pgark_repo::Repository;
 use pgark_repo::keyring::Unlock;
 use pgark_repo::names::ClusterName;
-use pgark_repo::store::{LocalStore, Store, StoreErrorKind};
-use pgark_repo::{RepoError, Repository};
+use pgark_repo::store::Store;
 use zeroize::Zeroizing;
 
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};
 use crate::key_cache::{self, KeyCache};
 use crate::secret::SecretSource;
-use crate::settings::repo_url::Scheme;
 use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
+use crate::store::{self, Access, Missing};
 use crate::{output, progress};
 
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +28,7 @@ pub struct Context {
     pub ctx: Ctx,
     cache_dir: Option<PathBuf>,
     age_identity: SecretSource,
+    access: Access,
 }
 
 impl Context {
@@ -40,7 +41,8 @@ impl Context {
         let identity = environment.get_os("PGARK_AGE_IDENTITY_FILE").map(PathBuf::from);
         let identity = global.age_identity_file.clone().or(identity);
         let age_identity = identity.map_or(SecretSource::None, SecretSource::File);
-        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)), cache_dir, age_identity })
+        let access = Access::from_environment(&environment);
+        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)), cache_dir, age_identity, access })
     }
 
     /// The first interrupt asks the operation to stop at the next safe point, a second one ends the program.
@@ -94,8 +96,17 @@ impl Context {
         self.repo_settings()
     }
 
+    pub fn open_store(&self, settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+        store::open(&settings.url, &self.access, missing)
+    }
+
+    /// Variables that a recovering server needs to read from this repository.
+    pub fn access_to_keep(&self, settings: &RepoSettings) -> Result<Vec<(String, String)>, Failure> {
+        self.access.for_url(&settings.url)
+    }
+
     pub fn open_repository(&self, settings: &RepoSettings) -> Result<Repository, Failure> {
-        let store = open_store(settings, Missing::Refuse)?;
+        let store = self.open_store(settings, Missing::Refuse)?;
         let unlock = self.unlock(settings)?;
         let cache = self.key_cache(settings, &unlock);
         key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
@@ -145,42 +156,6 @@ impl Context {
             Failure::usage("E-PGDATA", "the data directory of the cluster is not known")
                 .hint("give --pgdata, set PGDATA, or set pgdata for the cluster in pgark.toml")
         })
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Missing {
-    Refuse,
-    Create,
-}
-
-pub fn open_store(settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
-    match settings.url.scheme {
-        Scheme::File => local_store(Path::new(&settings.url.path), missing),
-        other => {
-            Err(Failure::refused("E-REPO-SCHEME", format!("repositories on {} are not supported yet", other.name()))
-                .hint("use a local or mounted path"))
-        }
-    }
-}
-
-/// A store by the URL that a repository gave itself (`Store::url`).
-pub fn store_by_url(url: &str) -> Result<Arc<dyn Store>, Failure> {
-    let path = url.strip_prefix("file://").unwrap_or(url);
-    local_store(Path::new(path), Missing::Refuse)
-}
-
-fn local_store(path: &Path, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
-    let opened = match missing {
-        Missing::Create => LocalStore::create(path),
-        Missing::Refuse => LocalStore::open(path),
-    };
-    match opened {
-        Ok(s) => Ok(Arc::new(s)),
-        Err(e) if e.kind() == StoreErrorKind::NotFound => {
-            Err(engine_failure(RepoError::NoRepository { url: path.display().to_string() }.into()))
-        }
-        Err(e) => Err(engine_failure(RepoError::from(e).into())),
     }
 }
 

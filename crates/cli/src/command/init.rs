@@ -7,13 +7,14 @@ use pgark_repo::keyring::NewKeys;
 use serde::Serialize;
 
 use super::Outcome;
-use super::context::{CONNECT_TIMEOUT, Context, Missing, engine_failure, open_store};
+use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::key_cache;
 use crate::output;
 use crate::settings::RepoSettings;
 use crate::settings::schema::Encryption;
+use crate::store::Missing;
 
 #[derive(Debug, Args)]
 pub struct InitArgs {
@@ -79,7 +80,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         output::text(&format!("would create or open {}, and register cluster '{cluster}' there\n", settings.url))?;
         return Ok(Exit::Done);
     }
-    let store = open_store(&settings, Missing::Create)?;
+    let store = context.open_store(&settings, Missing::Create)?;
     let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
     if let Some(cache) = &cache {
         key_cache::remember(&done.repository, cache);

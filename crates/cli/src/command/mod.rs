@@ -4,7 +4,7 @@ mod archive;
 mod backup;
 mod check;
 mod config;
-mod context;
+pub mod context;
 mod delete;
 mod demo;
 mod documents;

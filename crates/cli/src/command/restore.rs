@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, TimelineChoice,
-    run as restoring,
+    AccessVariables, ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target,
+    TargetAction, TimelineChoice, run as restoring,
 };
 use pgark_pg::value::TimelineId;
 use pgark_repo::Repository;
@@ -276,6 +276,7 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         delta: args.delta,
         jobs: context.jobs(),
         program,
+        access: AccessVariables(context.access_to_keep(&context.repo_settings()?)?),
     })
 }
 

@@ -29,7 +29,7 @@ pub struct Environment {
 
 impl Environment {
     pub fn from_process() -> Environment {
-        let ours = |name: &str| name.starts_with("PGARK_") || matches!(name, "PGDATA" | "HOME");
+        let ours = |name: &str| name.starts_with("PGARK_") || matches!(name, "PGDATA" | "HOME") || is_of_a_cloud(name);
         let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         Environment {
             variables: variables.filter(|(name, _)| ours(name)).collect(),
@@ -50,6 +50,12 @@ impl Environment {
         self.variables.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
+    /// What gives access to object stores, or leads to them; variables that are not UTF-8 are none of theirs.
+    pub fn cloud_variables(&self) -> Vec<(String, String)> {
+        let own = self.variables.iter().filter(|(name, value)| is_of_a_cloud(name) && !value.is_empty());
+        own.filter_map(|(name, value)| Some((name.clone(), value.to_str()?.to_owned()))).collect()
+    }
+
     /// # Errors
     /// When the value is not UTF-8.
     pub fn get(&self, name: &str) -> Result<Option<&str>, Failure> {
@@ -61,6 +67,11 @@ impl Environment {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.variables.keys().map(String::as_str)
     }
+}
+
+fn is_of_a_cloud(name: &str) -> bool {
+    ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix))
+        || matches!(name.to_ascii_lowercase().as_str(), "http_proxy" | "https_proxy" | "all_proxy" | "no_proxy")
 }
 
 impl std::fmt::Debug for Environment {

@@ -54,17 +54,32 @@ impl Scheme {
             Scheme::S3 => &[
                 "allow_http",
                 "ca_file",
+                "checksum",
                 "conditional_writes",
                 "endpoint",
                 "path_style",
                 "profile",
+                "proxy",
                 "region",
                 "sse",
                 "sse_kms_key_id",
                 "storage_class",
+                "timeout",
             ],
-            Scheme::Azure => &["account", "allow_http", "ca_file", "emulator", "endpoint", "storage_class"],
-            Scheme::Gcs => &["allow_http", "ca_file", "endpoint", "storage_class"],
+            Scheme::Azure => &[
+                "account",
+                "allow_http",
+                "ca_file",
+                "conditional_writes",
+                "emulator",
+                "endpoint",
+                "proxy",
+                "storage_class",
+                "timeout",
+            ],
+            Scheme::Gcs => {
+                &["allow_http", "ca_file", "conditional_writes", "endpoint", "proxy", "storage_class", "timeout"]
+            }
             Scheme::Sftp => &["identity_file", "known_hosts"],
         }
     }
@@ -103,7 +118,6 @@ impl RepoUrl {
         text.contains("://") || text.starts_with('/')
     }
 
-    #[allow(dead_code, reason = "read when its feature comes")]
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
     }

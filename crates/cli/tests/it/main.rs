@@ -15,6 +15,7 @@ mod delta;
 mod incremental;
 mod names;
 mod never_short;
+mod object_store;
 mod pitr;
 mod power;
 mod refusals;

@@ -34,6 +34,16 @@ impl Site {
         shape: impl FnOnce(ClusterBuilder) -> ClusterBuilder,
     ) -> Site {
         let elsewhere = Pgark::new(BINARY, &scratch, repo);
+        Site::with_pgark(server, scratch, elsewhere, shape)
+    }
+
+    /// With a program that knows its repository, wherever that lies.
+    pub fn with_pgark(
+        server: &Server,
+        scratch: Scratch,
+        elsewhere: Pgark,
+        shape: impl FnOnce(ClusterBuilder) -> ClusterBuilder,
+    ) -> Site {
         let builder = TestCluster::builder(server).archive_command(elsewhere.archive_command());
         let cluster = shape(builder).start(&scratch, "c");
         let pgark = elsewhere.on(&cluster);

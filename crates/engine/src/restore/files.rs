@@ -110,7 +110,7 @@ fn write_settings(options: &RestoreOptions, plan: &RestorePlan, repo: &Repositor
     roots.replace(AUTO_CONF, &content)?;
     roots.write_file(b"recovery.signal", b"", 0o600)?;
     roots.write_file(b"backup_label", &plan.record.backup_label, 0o600)?;
-    let file = RestoreFile::new(plan, &options.cluster, repo.store().url(), repo.keys());
+    let file = RestoreFile::new(plan, options, repo.store().url(), repo.keys());
     roots.write_file(RESTORE_FILE.as_bytes(), &file.to_bytes(), 0o600)?;
     for config in &plan.record.config_files {
         let there = roots.open(config.name.as_bytes(), OFlags::RDONLY, 0).is_ok();

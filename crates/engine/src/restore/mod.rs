@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
+use serde::{Deserialize, Serialize};
 
 pub use plan::{RestorePlan, plan};
 pub use start::{StartOptions, Started};
@@ -109,6 +110,18 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// This program's path, for `restore_command`.
     pub program: PathBuf,
+    /// What the recovering server needs to read the repository.
+    pub access: AccessVariables,
+}
+
+/// Variables that give access to a store. They may hold secrets.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct AccessVariables(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for AccessVariables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 #[derive(Clone, Debug)]

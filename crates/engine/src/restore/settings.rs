@@ -9,7 +9,7 @@ use pgark_repo::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
 use super::resolve::StopHow;
-use super::{ArchiveMode, Bound, RestoreOptions, RestorePlan};
+use super::{AccessVariables, ArchiveMode, Bound, RestoreOptions, RestorePlan};
 use crate::error::{EngineError, Result};
 
 pub const RESTORE_FILE: &str = "pgark-restore.key";
@@ -26,20 +26,24 @@ pub struct RestoreFile {
     pub encryption: Algorithm,
     pub generation: u32,
     keys: Vec<(u32, String)>,
+    /// Variables that give access to the repository's store.
+    #[serde(default)]
+    pub access: AccessVariables,
 }
 
 impl RestoreFile {
-    pub fn new(plan: &RestorePlan, cluster: &ClusterName, repository: String, keys: &KeySet) -> Self {
+    pub fn new(plan: &RestorePlan, options: &RestoreOptions, repository: String, keys: &KeySet) -> Self {
         RestoreFile {
             schema: 1,
             repository,
-            cluster: cluster.clone(),
+            cluster: options.cluster.clone(),
             system_id: plan.record.system_id,
             segment_size: plan.record.segment_size,
             planned_end: plan.stop.read_to,
             encryption: keys.algorithm(),
             generation: keys.generation(),
             keys: keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect(),
+            access: options.access.clone(),
         }
     }
 

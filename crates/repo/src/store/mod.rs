@@ -7,12 +7,14 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
+pub mod cloud;
 pub mod conformance;
 pub mod fault;
 mod local;
 mod memory;
 mod name;
 
+pub use cloud::{CloudKind, CloudOptions, CloudStore};
 pub use fault::FaultStore;
 pub use local::LocalStore;
 pub use memory::MemoryStore;

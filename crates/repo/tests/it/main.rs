@@ -1,8 +1,10 @@
 //! The repository as its callers see it: stored samples of the format, damage, hostile bytes, crashes, races.
-//! No network, no PostgreSQL.
+//! No PostgreSQL; a network only within this machine, to object stores that the tests start.
 
 #![allow(clippy::unwrap_used)]
 
+mod cloud;
+mod cloud_faults;
 mod common;
 mod crash;
 mod expected;

@@ -12,8 +12,8 @@ use pgark_engine::cluster::{Connection, Deadline, switch_wal};
 use pgark_engine::register::{self, Identity};
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Started, Target, TargetAction, TimelineChoice,
-    run as restoring,
+    AccessVariables, ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Started, Target, TargetAction,
+    TimelineChoice, run as restoring,
 };
 use pgark_engine::verify::{Depth, VerifyOptions, VerifyReport, verify};
 use pgark_engine::{Ctx, ProgressSink};
@@ -329,6 +329,7 @@ impl Story<'_> {
             archive_mode: ArchiveMode::Off,
             jobs: self.jobs,
             program: self.place.program.clone(),
+            access: AccessVariables::default(),
         };
         let (plan, done) = restoring::run(&options, &source.repo, self.ctx, &mut |_| {}).map_err(engine_failure)?;
         let what = format!("{} files, {}", done.files, human_bytes(done.bytes_restored));

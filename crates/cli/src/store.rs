@@ -1,0 +1,101 @@
+//! From a repository's URL to its store, with the cloud's own credential chain.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pgark_repo::RepoError;
+use pgark_repo::store::{CloudKind, CloudOptions, CloudStore, LocalStore, Store, StoreError, StoreErrorKind};
+
+use crate::aws_profile;
+use crate::command::context::engine_failure;
+use crate::failure::Failure;
+use crate::settings::files::Environment;
+use crate::settings::repo_url::{RepoUrl, Scheme};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    Refuse,
+    Create,
+}
+
+/// Variables that give access to clouds, or lead to them. Their values may be secrets.
+#[derive(Clone, Default)]
+pub struct Access {
+    variables: Vec<(String, String)>,
+    home: Option<std::path::PathBuf>,
+}
+
+impl Access {
+    pub fn from_environment(environment: &Environment) -> Self {
+        Access { variables: environment.cloud_variables(), home: environment.get_os("HOME").map(Into::into) }
+    }
+
+    /// As it was kept for a restored server.
+    pub fn kept(variables: Vec<(String, String)>) -> Self {
+        Access { variables, home: None }
+    }
+
+    /// What a program without this environment needs to open the same repository.
+    pub fn for_url(&self, url: &RepoUrl) -> Result<Vec<(String, String)>, Failure> {
+        let prefix = match url.scheme {
+            Scheme::File | Scheme::Sftp => return Ok(vec![]),
+            Scheme::S3 => "AWS_",
+            Scheme::Azure => "AZURE_",
+            Scheme::Gcs => "GOOGLE_",
+        };
+        let mut variables = self.variables.clone();
+        variables.retain(|(name, _)| name.starts_with(prefix) || name.to_ascii_lowercase().ends_with("_proxy"));
+        if url.scheme == Scheme::S3 {
+            aws_profile::complete(&mut variables, url.option("profile"), self.home.as_deref())?;
+        }
+        Ok(variables)
+    }
+}
+
+pub fn open(url: &RepoUrl, access: &Access, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    let kind = match url.scheme {
+        Scheme::File => return local(Path::new(&url.path), missing),
+        Scheme::S3 => CloudKind::S3,
+        Scheme::Azure => CloudKind::Azure,
+        Scheme::Gcs => CloudKind::Gcs,
+        Scheme::Sftp => {
+            return Err(Failure::refused("E-REPO-SCHEME", "repositories on sftp are not supported yet")
+                .hint("use a local or mounted path, or an object store"));
+        }
+    };
+    let options = CloudOptions {
+        kind,
+        bucket: url.host.clone().unwrap_or_default(),
+        prefix: url.path.clone(),
+        url: url.to_string(),
+        options: url.options.clone(),
+        environment: access.for_url(url)?,
+    };
+    match CloudStore::open(options) {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(StoreError::Io { source, .. }) => Err(Failure::usage("E-REPO-OPTIONS", format!("{url}: {source}"))
+            .hint("docs/storage.md lists the options of each kind of store and the variables that give access")),
+        Err(e) => Err(engine_failure(RepoError::from(e).into())),
+    }
+}
+
+/// A store by the URL that a repository gave itself (`Store::url`).
+pub fn by_url(url: &str, access: &Access) -> Result<Arc<dyn Store>, Failure> {
+    let parsed: RepoUrl =
+        url.parse().map_err(|e| Failure::failed("E-RESTORE-FILE", format!("the repository's URL: {e}")))?;
+    open(&parsed, access, Missing::Refuse)
+}
+
+fn local(path: &Path, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    let opened = match missing {
+        Missing::Create => LocalStore::create(path),
+        Missing::Refuse => LocalStore::open(path),
+    };
+    match opened {
+        Ok(s) => Ok(Arc::new(s)),
+        Err(e) if e.kind() == StoreErrorKind::NotFound => {
+            Err(engine_failure(RepoError::NoRepository { url: path.display().to_string() }.into()))
+        }
+        Err(e) => Err(engine_failure(RepoError::from(e).into())),
+    }
+}

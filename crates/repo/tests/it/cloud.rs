@@ -1,0 +1,69 @@
+//! Object stores, on real servers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pgark_repo::store::conformance::{Flaw, conformance_despite};
+use pgark_repo::store::{CloudKind, CloudOptions, CloudStore, Store};
+use pgark_testkit::{BUCKET, ObjectServer, ObjectServerKind, skip};
+
+/// A store on this server, reached by `address`, below a prefix of its own.
+pub fn store_at(
+    server: &ObjectServer,
+    kind: ObjectServerKind,
+    address: SocketAddr,
+    prefix: &str,
+    more: &[(&str, &str)],
+) -> Arc<dyn Store> {
+    let (kind, options): (_, Vec<(&str, String)>) = match kind {
+        ObjectServerKind::Azurite => {
+            let endpoint = format!("http://{address}/devstoreaccount1");
+            (CloudKind::Azure, vec![("emulator", "true".into()), ("endpoint", endpoint)])
+        }
+        _ => (CloudKind::S3, vec![("endpoint", format!("http://{address}")), ("region", "us-east-1".into())]),
+    };
+    let more = more.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+    let options: BTreeMap<String, String> = options.into_iter().map(|(n, v)| (n.to_owned(), v)).chain(more).collect();
+    let options = CloudOptions {
+        kind,
+        bucket: BUCKET.to_owned(),
+        prefix: prefix.to_owned(),
+        url: server.url(prefix),
+        options,
+        environment: server.environment(),
+    };
+    Arc::new(CloudStore::open(options).expect("a store"))
+}
+
+fn conforms(kind: ObjectServerKind) {
+    let server = match ObjectServer::start(kind) {
+        Ok(server) => server,
+        Err(why) => skip!("{why}"),
+    };
+    let made = AtomicUsize::new(0);
+    let make =
+        || store_at(&server, kind, server.address(), &format!("run-{}", made.fetch_add(1, Ordering::SeqCst)), &[]);
+    // s3s-fs keeps objects as files: it answers 500 where a directory lies, and looks before it writes.
+    let flaws: &[Flaw] = match kind {
+        ObjectServerKind::S3s => &[Flaw::FailsOnDirectories, Flaw::CreatesTwice],
+        _ => &[],
+    };
+    conformance_despite(&make, flaws);
+}
+
+#[test]
+fn a_bucket_of_moto_is_a_store() {
+    conforms(ObjectServerKind::Moto);
+}
+
+#[test]
+fn a_bucket_of_s3s_fs_is_a_store() {
+    conforms(ObjectServerKind::S3s);
+}
+
+#[test]
+fn a_container_of_azurite_is_a_store() {
+    conforms(ObjectServerKind::Azurite);
+}

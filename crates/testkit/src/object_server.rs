@@ -1,0 +1,171 @@
+//! Real object stores on this machine: moto and s3s-fs speak S3, azurite speaks Azure's protocol.
+//! `scripts/setup-debian.sh` installs them; each test starts its own, on loopback, with a bucket of its own.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use crate::os::{Scratch, run_bounded, wait_until};
+
+pub const BUCKET: &str = "backups";
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectServerKind {
+    /// S3 with versions and object lock; does not check signatures.
+    Moto,
+    /// S3 with signatures; no versions.
+    S3s,
+    Azurite,
+}
+
+/// A running server; ended when dropped.
+#[derive(Debug)]
+pub struct ObjectServer {
+    kind: ObjectServerKind,
+    address: SocketAddr,
+    child: Child,
+    _scratch: Scratch,
+}
+
+impl ObjectServer {
+    /// Starts one, or says why it cannot be had.
+    pub fn start(kind: ObjectServerKind) -> Result<ObjectServer, String> {
+        let program = program(kind)?;
+        let scratch = Scratch::new("objects");
+        let port = free_port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let data = scratch.path().join("data");
+        fs::create_dir_all(data.join(BUCKET)).map_err(|e| e.to_string())?;
+        let log = fs::File::create(scratch.path().join("server.log")).map_err(|e| e.to_string())?;
+        let mut command = Command::new(&program);
+        match kind {
+            ObjectServerKind::Moto => command.args(["-H", "127.0.0.1", "-p", &port.to_string()]),
+            ObjectServerKind::S3s => command
+                .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--access-key", ACCESS_KEY])
+                .args(["--secret-key", SECRET_KEY])
+                .arg(&data),
+            ObjectServerKind::Azurite => command
+                .args(["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--blobHost", "127.0.0.1"])
+                .args(["--blobPort", &port.to_string(), "-l"])
+                .arg(&data),
+        };
+        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(|e| e.to_string())?).stderr(log);
+        let child = command.spawn().map_err(|e| format!("{}: {e}", program.display()))?;
+        let server = ObjectServer { kind, address, child, _scratch: scratch };
+        wait_until("the object server listens", START_TIMEOUT, || {
+            TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()
+        });
+        server.make_bucket();
+        Ok(server)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A repository URL whose requests go to `address`: this server's own, or that of a proxy before it.
+    pub fn url_by(&self, address: SocketAddr, prefix: &str, more: &str) -> String {
+        match self.kind {
+            ObjectServerKind::Azurite => {
+                format!("az://{BUCKET}/{prefix}?emulator=true&endpoint=http://{address}/devstoreaccount1{more}")
+            }
+            _ => format!("s3://{BUCKET}/{prefix}?endpoint=http://{address}&region=us-east-1{more}"),
+        }
+    }
+
+    pub fn url(&self, prefix: &str) -> String {
+        self.url_by(self.address, prefix, "")
+    }
+
+    /// Variables that give access.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let pairs: &[(&str, &str)] = match self.kind {
+            ObjectServerKind::Azurite => &[],
+            _ => &[("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)],
+        };
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    /// Stops answering at once, as a machine that loses power.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn make_bucket(&self) {
+        match self.kind {
+            // A directory is a bucket.
+            ObjectServerKind::S3s => {}
+            ObjectServerKind::Moto => {
+                let answer = request(self.address, &format!("PUT /{BUCKET} HTTP/1.1"), "").expect("moto answers");
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            }
+            ObjectServerKind::Azurite => {
+                let mut python = Command::new("python3");
+                python.args(["-c", MAKE_CONTAINER, &self.address.to_string(), BUCKET]);
+                let output = run_bounded(python, b"", START_TIMEOUT).expect("python3 runs");
+                assert!(output.status.is_some_and(|s| s.success()), "{}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+    }
+}
+
+impl Drop for ObjectServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+const ACCESS_KEY: &str = "test-access-key";
+const SECRET_KEY: &str = "test-secret-key-of-no-value";
+
+/// Creates a container: "Create Container" of the Blob service, signed with the emulator's published key.
+const MAKE_CONTAINER: &str = r#"
+import base64, hashlib, hmac, sys, urllib.request
+from email.utils import formatdate
+address, name = sys.argv[1:3]
+account = "devstoreaccount1"
+key = base64.b64decode("Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==")
+date = formatdate(usegmt=True)
+text = "PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:%s\nx-ms-version:2021-08-06\n/%s/%s/%s\nrestype:container" % (date, account, account, name)
+signature = base64.b64encode(hmac.new(key, text.encode(), hashlib.sha256).digest()).decode()
+request = urllib.request.Request("http://%s/%s/%s?restype=container" % (address, account, name), method="PUT", headers={
+    "x-ms-date": date, "x-ms-version": "2021-08-06", "Content-Length": "0",
+    "Authorization": "SharedKey %s:%s" % (account, signature)})
+urllib.request.urlopen(request, timeout=20)
+"#;
+
+fn program(kind: ObjectServerKind) -> Result<PathBuf, String> {
+    let root = env::var_os("PGARK_TEST_SERVERS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-servers"), PathBuf::from);
+    let path = root.join(match kind {
+        ObjectServerKind::Moto => "moto/bin/moto_server",
+        ObjectServerKind::S3s => "s3s/bin/s3s-fs",
+        ObjectServerKind::Azurite => "azurite/node_modules/.bin/azurite-blob",
+    });
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(format!("{} is not installed: run scripts/setup-debian.sh", path.display()))
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+fn request(to: SocketAddr, first_line: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(stream, "{first_line}\r\nHost: {to}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
