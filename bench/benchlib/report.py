@@ -27,7 +27,7 @@ GOALS = {("backup", "CPU seconds"): 0.70, ("backup", "wall seconds"): 0.65,
          ("incr pages1pct", "wall seconds"): 0.25, ("incr rows1pct", "wall seconds"): 0.60,
          ("delta", "CPU seconds"): 0.50, ("delta", "wall seconds"): 0.50}
 OWN_GOALS = {("incr nochange", "wall seconds"): 1.0, ("incr pages1pct", READ_SHARE): 3.0}
-OWN_TABLES = ("archive", "basebackup")
+OWN_TABLES = ("archive", "basebackup", "walker")
 WALKER_WORKS = {"read": "reading alone", "walk": "and checking every page, record and CRC",
                 "index": "and noting changed blocks and activity, as `archive-push` does"}
 ARCHIVERS = ("pgark", "pgbackrest", "pgbackrest-async", "cp")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import cluster
-from .measure import measure
+from .measure import Sample, last_output, measure
 from .push import chosen
-from .rounds import in_turn
+from .rounds import Results, in_turn, record
 from .settings import ROOT, BenchError, Settings
-from .shell import account, own_dir, run, run_as_caller, say
+from .shell import account, own_dir, run_as_caller, say
 from .tools import Pgark
 from .wal import segments, wal_cluster
 
@@ -40,7 +40,7 @@ class Walked:
         return [(index - read) / self.segments for index, read in zip(self.cpu["index"], self.cpu["read"])]
 
 
-def run_walker(s: Settings) -> Walked:
+def run_walker(s: Settings, results: Results) -> Walked:
     program = build()
     own = wal_cluster(s)
     files = [own.cluster / "pg_wal" / name for name in segments(own)]
@@ -48,9 +48,9 @@ def run_walker(s: Settings) -> Walked:
     try:
         for number, _ in in_turn(s, "walker", []):
             cluster.warm(own.cluster / "pg_wal")
-            line = json.loads(run(own, [program, *files]))
+            record(own, results, number, "walker", Pgark.name, measured(own, [program, *files]))
             if number:
-                walked.add(line)
+                walked.add(json.loads(last_output(log_of(own))))
         walked.push_cpu = push_cpu(own)
     finally:
         cluster.stop(own)
@@ -69,13 +69,20 @@ def build() -> Path:
     return Path(found[0])
 
 
+def measured(s: Settings, cmd: list) -> Sample:
+    return measure(cmd, log_of(s), None, env=s.environment(), cwd=s.cluster, **account(s))
+
+
+def log_of(s: Settings) -> Path:
+    return own_dir(s, s.work / "logs") / "walker.log"
+
+
 def push_cpu(s: Settings) -> list[float]:
     """One call for each segment; the first is a warm-up."""
     say("walker, one push at a time")
     tool = Pgark(replace(s, jobs=1))
     tool.create()
-    log = own_dir(s, s.work / "logs") / "walker.log"
-    taken = [measure(tool.push(f"pg_wal/{name}"), log, None, env=s.environment(), cwd=s.cluster, **account(s)).cpu for name in chosen(s)]
+    taken = [measured(s, tool.push(f"pg_wal/{name}")).cpu for name in chosen(s)]
     if len(taken) < 2:
         raise BenchError("the case walker needs two segments")
     return taken[1:]
