@@ -9,12 +9,14 @@ import tempfile
 import unittest
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchlib import changes, cluster, delta, detached, docs_rows, push, report, rounds, settings, tools, wal  # noqa: E402
-from benchlib.measure import Sample, last_output, measure  # noqa: E402
+from benchlib import basebackup, changes, cluster, delta, detached, docs_rows, incr, newer, outside, peer, push, report, rounds  # noqa: E402
+from benchlib import settings, tools, wal, walker  # noqa: E402
+from benchlib.measure import Sample, last_output, measure, server_read_bytes  # noqa: E402
 
 
 def sample(wall: float, cpu: float) -> Sample:
@@ -35,6 +37,10 @@ def increments(operation: str, ours: dict[str, int], theirs: dict[str, int]) -> 
     return made
 
 
+def compared(made: rounds.Results) -> str:
+    return report.comparison(made, report.in_comparison(made))
+
+
 class Report(unittest.TestCase):
     def test_ratios_are_taken_pair_by_pair(self):
         self.assertEqual(report.ratios([1.0, 6.0], [2.0, 3.0]), [0.5, 2.0])
@@ -47,7 +53,7 @@ class Report(unittest.TestCase):
         self.assertIsNone(report.ratios([1.0], [0.0]))
 
     def test_the_table_holds_median_range_ratio_and_goal(self):
-        table = report.comparison(results([(5, 8), (6, 8), (9, 8)], [(10, 10), (10, 10), (10, 10)]))
+        table = compared(results([(5, 8), (6, 8), (9, 8)], [(10, 10), (10, 10), (10, 10)]))
         self.assertIn("| restore | wall seconds | 6.00 (5.00..9.00) | 10.00 (10.00..10.00) | 0.60 (0.50..0.90) | ≤ 0.70: met |", table)
         self.assertIn("0.80 (0.80..0.80) | ≤ 0.70: missed |", table)
         self.assertIn("- restore, wall seconds: 0.50 0.60 0.90", table)
@@ -55,14 +61,14 @@ class Report(unittest.TestCase):
     def test_an_increment_is_shown_against_the_cluster_and_the_changed_pages(self):
         made = increments("incr pages1pct", {"stored": 2_000_000, "size": 400_000_000, "read": 10_000_000, "changed": 8_000_000},
                           {"stored": 4_000_000, "size": 400_000_000, "changed": 8_000_000})
-        table = report.comparison(made)
+        table = compared(made)
         self.assertIn("| stored, % of the changed pages | 25.0 (25.0..25.0) | 50.0 (50.0..50.0) | 0.50 (0.50..0.50) |  |", table)
         self.assertIn(f"| {report.READ_SHARE} | 2.50 (2.50..2.50) |  |  | pgark ≤ 3.00: met |", table)
         self.assertIn("| wall seconds | 0.20 (0.20..0.20) | 0.20 (0.20..0.20) | 1.00 (1.00..1.00) | ≤ 0.25: missed |", table)
 
     def test_an_increment_of_nothing_has_a_goal_of_its_own_and_no_share_of_changed_pages(self):
         facts = {"stored": 2_000, "size": 400_000_000, "changed": 0}
-        table = report.comparison(increments("incr nochange", facts, facts))
+        table = compared(increments("incr nochange", facts, facts))
         self.assertIn("| 1.00 (1.00..1.00) | pgark ≤ 1.00: met |", table)
         self.assertNotIn("% of the changed pages", table)
 
@@ -74,7 +80,41 @@ class Report(unittest.TestCase):
         self.assertEqual(lines[2], "| pgark | 2.00 (2.00..2.00) |  | 20.0 (20.0..20.0) |  | 5.0 (5.0..5.0) |")
         self.assertEqual(lines[3], "| pgBackRest | 8.00 (8.00..8.00) | 0.25 (0.25..0.25) | 50.0 (50.0..50.0) | 0.40 (0.40..0.40) | 5.0 (5.0..5.0) |")
         self.assertTrue(lines[4].startswith("| cp, not durable |"))
-        self.assertNotIn("archive", report.comparison(made))
+        self.assertNotIn("archive", compared(made))
+
+    def test_postgresql_s_own_backup_has_a_section_of_its_own_with_the_server_s_reading(self):
+        operation, tools_used = "basebackup nochange", ("pgark", "pg_basebackup")
+        made = results([(5, 8)], [(10, 10)])
+        made.samples |= {(operation, tool): [sample(wall, 1)] for wall, tool in zip((2, 8), tools_used)}
+        made.facts = {(operation, tool): [{"read_all": read, "stored": 1_000_000}] for read, tool in zip((6_000_000, 3_000_000), tools_used)}
+        facts = basebackup.Facts(server="18.6", versions=["pgark 1", "pg_basebackup 18.6"], scale=100, docs_mb=500, data_bytes=2_000_000_000,
+                                 commands=[["pgark", "backup"]], differing={"pgark": [], "pg_basebackup": ["base/5/1_vm", "base/5/2_vm"]})
+        section = report.basebackup_section(made, facts, Path("/work"))
+        self.assertIn("| operation | figure | pgark | pg_basebackup |", section)
+        self.assertIn(f"| {operation} | wall seconds | 2.00 (2.00..2.00) | 8.00 (8.00..8.00) | 0.25 (0.25..0.25) |", section)
+        self.assertIn(f"| {operation} | {report.READ_ALL} | 6.0 (6.0..6.0) | 3.0 (3.0..3.0) | 2.00 (2.00..2.00) |", section)
+        self.assertNotIn(report.READ_BY_COMMAND, section)
+        self.assertIn("- pgark: every table file restored is that of the cluster, byte by byte", section)
+        self.assertIn("- pg_basebackup: of the table files restored, 2 differ from the cluster, all of them visibility maps (base/5/1_vm)", section)
+        self.assertNotIn("basebackup", compared(made))
+        self.assertIn(report.READ_BY_COMMAND, compared(made))
+
+    def test_one_tool_alone_has_its_figures_of_postgresql_s_section_too(self):
+        made = rounds.Results(samples={("basebackup restore", "pg_basebackup"): [sample(8, 1)]})
+        facts = basebackup.Facts("18.6", ["pg_basebackup 18.6"], 100, 500, 2_000_000_000, differing={"pg_basebackup": []})
+        self.assertIn("| basebackup restore | wall seconds | 8.00 (8.00..8.00) |", report.basebackup_section(made, facts, Path("/work")))
+
+    def test_the_walker_s_part_is_its_work_without_the_reading_as_a_share_of_each_push(self):
+        walked = walker.Walked(push_cpu=[0.04, 0.02, 0.09])
+        for slower in (1, 3):
+            walked.add({"segments": 10, "bytes": 160_000_000, "records": 5, "read": {"wall": 0.1, "cpu": 0.1},
+                        "walk": {"wall": 0.2, "cpu": 0.2 * slower}, "index": {"wall": 0.4, "cpu": 0.2 * slower}})
+        section = report.walker_section(walked, [20.0])
+        self.assertIn("| reading alone | 1600 (1600..1600) | 10.00 (10.00..10.00) |", section)
+        self.assertIn("| the walker's part: the third without the first | | 30.00 (10.00..50.00) |", section)
+        self.assertIn("| a push: 3 single pushes, one worker; the walker's part is 75% | | 40.00 (20.00..90.00) |", section)
+        self.assertIn("| a push: case `archive`; the walker's part is 150% | | 20.00 (20.00..20.00) |", section)
+        self.assertNotIn("case `archive`", report.walker_section(walked, []))
 
     def test_calls_are_compared_by_their_medians(self):
         table = report.latency_table({("one push", "pgark"): [1.0, 2.0, 9.0], ("one push", "pgbackrest"): [4.0, 4.0, 5.0]})
@@ -147,6 +187,20 @@ class Restored(unittest.TestCase):
             self.check(compare_bytes=False)
 
 
+    def test_postgresql_s_own_backup_may_differ_in_visibility_maps_alone_and_pgark_in_nothing(self):
+        s = replace(settings.parse([]), data=self.source, pgbin=Path("/usr/lib/postgresql/18/bin"))
+        own, ours = tools.BaseBackup(s), tools.Pgark(s)
+        self.assertEqual(basebackup.compare(s, own, self.copy), [])
+        for data in (self.source, self.copy):
+            (data / "base/5/1259_vm").write_bytes(data.name.encode())
+        self.assertEqual(basebackup.compare(s, own, self.copy), ["base/5/1259_vm"])
+        with self.assertRaisesRegex(settings.BenchError, "1259_vm"):
+            basebackup.compare(s, ours, self.copy)
+        (self.copy / "base/5/1259").write_bytes(b"sane")
+        with self.assertRaisesRegex(settings.BenchError, "'base/5/1259'"):
+            basebackup.compare(s, own, self.copy)
+
+
 class Measured(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory()
@@ -168,6 +222,16 @@ class Measured(unittest.TestCase):
     def test_bytes_read_by_children_are_counted(self):
         got = measure(["sh", "-c", "head -c 5000000 /dev/zero >/dev/null; true"], self.log, None)
         self.assertGreaterEqual(got.read, 5_000_000)
+
+    def test_bytes_read_by_the_children_of_a_server_are_counted_while_they_live_and_after(self):
+        before = server_read_bytes(os.getpid())
+        child = subprocess.Popen(["sh", "-c", "head -c 5000000 /dev/zero >/dev/null; echo; read x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        living = server_read_bytes(os.getpid()) - before
+        child.communicate(b"\n")
+        reaped = server_read_bytes(os.getpid()) - before
+        for count in (living, reaped):
+            self.assertTrue(5_000_000 <= count < 10_000_000, count)
 
     def test_the_last_output_is_that_of_the_last_command_alone(self):
         measure(["echo", "first"], self.log, None)
@@ -231,6 +295,104 @@ class Changes(unittest.TestCase):
                 cluster.redo_segment(control.format(state))
 
 
+    def test_a_made_cluster_keeps_the_segment_it_starts_from_and_what_is_no_segment(self):
+        with tempfile.TemporaryDirectory() as d:
+            s, needed = replace(settings.parse([]), data=Path(d)), "000000010000000200000003"
+            kept = {needed, "archive_status", "00000002.history"}
+            (Path(d) / "pg_wal").mkdir()
+            for name in (*kept, "000000010000000200000002", "000000010000000200000004"):
+                (Path(d) / "pg_wal" / name).touch()
+            with mock.patch.object(cluster, "stop") as stop, mock.patch.object(cluster, "first_segment", lambda _: needed):
+                cluster.drop_old_wal(s)
+            stop.assert_called_once_with(s)
+            self.assertEqual({p.name for p in (Path(d) / "pg_wal").iterdir()}, kept)
+
+    def test_wal_is_left_out_of_a_size_wherever_it_lies(self):
+        with tempfile.TemporaryDirectory() as d:
+            for name in ("0-full/pg_wal/a", "0-full/base/1", "pg_wal/b", "pg_wal.txt"):
+                (Path(d) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(d) / name).write_bytes(bytes(10))
+            self.assertEqual(cluster.size_bytes(Path(d)), 40)
+            self.assertEqual(cluster.size_bytes(Path(d), skip="pg_wal"), 20)
+
+
+class Increments(unittest.TestCase):
+    def test_each_tool_meets_each_change_on_a_fresh_copy_and_its_chain_is_used_after_the_last(self):
+        done: list[tuple] = []
+
+        class Maker:
+            def __init__(self, name: str):
+                self.name = name
+
+            def __call__(self, copy: str) -> "Maker":
+                return self
+
+        def recorded(_s, _results, number: int, operation: str, tool: str, _sample, **_facts) -> None:
+            done.append((number, operation, tool))
+        with mock.patch.multiple(cluster, make_copy=lambda _s, name: done.append(("copy", name)) or name, start=mock.DEFAULT,
+                                 remove_copy=lambda copy: done.append(("remove", copy))), \
+                mock.patch.multiple(incr, full=mock.DEFAULT, change=lambda *_: 0, record=recorded), contextlib.redirect_stderr(io.StringIO()):
+            incr.rounds_on_copies(settings.parse(["--runs", "1"]), "case", [Maker("a"), Maker("b")], rounds.Results(),
+                                  lambda *_: (None, {}), lambda copy, _tool, number: done.append((number, "chain", copy)))
+        expected = []
+        for number, order in ((0, "ab"), (1, "ba")):
+            expected += [("copy", name) for name in order]
+            expected += [(number, f"case {kind}", name) for kind in ("nochange", "pages1pct") for name in order]
+            expected += [step for name in order for step in ((number, "case rows1pct", name), (number, "chain", name))]
+            expected += [("remove", name) for name in order]
+        self.assertEqual(done, expected)
+
+
+class NewerServer(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory()
+        self.addCleanup(self.dir.cleanup)
+        self.s = replace(settings.parse(["--work", self.dir.name]), pgbin=Path("/usr/lib/postgresql/15/bin"))
+
+    def have(self, *majors: int) -> None:
+        for name in ("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", peer.PROGRAM, *(f"usr/lib/postgresql/{m}/bin/initdb" for m in majors)):
+            (self.s.chroot / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.s.chroot / name).touch()
+
+    def test_a_server_with_increments_of_its_own_is_used_as_it_is(self):
+        own = replace(self.s, pgbin=Path("/usr/lib/postgresql/17/bin"))
+        self.assertIs(newer.server(own), own)
+        self.assertEqual(peer.chroot_packages(replace(own, tools=("pgark",))), [])
+
+    def test_else_the_chroot_gets_one_if_the_case_is_to_run(self):
+        self.assertEqual(peer.chroot_packages(self.s), ["pgbackrest", "postgresql"])
+        self.assertEqual(peer.chroot_packages(replace(self.s, cases=("incr",))), ["pgbackrest"])
+        self.have(18)
+        self.assertEqual(peer.chroot_packages(self.s), [])
+
+    def test_servers_that_are_too_old_or_not_supported_are_none(self):
+        self.have(16, 19)
+        self.assertEqual(peer.chroot_packages(self.s), ["postgresql"])
+        with self.assertRaisesRegex(settings.BenchError, "no PostgreSQL 17 to 18"):
+            newer.server(self.s)
+
+    def test_programs_run_from_a_tree_in_which_they_find_their_files(self):
+        self.have(17, 18)
+        made = newer.server(self.s)
+        self.assertEqual(newer.server(self.s), made)
+        self.assertEqual((made.major, made.server_bin.parent.parent.parent.parent), (18, made.work / "server-sid" / "usr"))
+        script = (made.server_bin / "initdb").read_text()
+        self.assertIn(f"--argv0 {made.server_bin}/initdb ", script)
+        self.assertIn(f' {self.s.chroot}/usr/lib/postgresql/18/bin/initdb "$@"', script)
+        self.assertTrue(os.access(made.server_bin / "initdb", os.X_OK))
+        self.assertEqual((made.server_bin.parent / "lib").readlink(), self.s.chroot / "usr/lib/postgresql/18/lib")
+        self.assertEqual((made.work / "server-sid/usr/share/postgresql").readlink(), self.s.chroot / "usr/share/postgresql")
+
+    def test_without_a_loader_there_is_no_script(self):
+        with self.assertRaisesRegex(settings.BenchError, "no dynamic loader"):
+            outside.write(self.s, self.s.work / "bin/x", Path("x"))
+
+    def test_its_cluster_is_half_as_large_and_has_a_name_of_its_own(self):
+        self.have(18)
+        self.assertEqual(basebackup.own_settings(self.s).cluster, self.s.work / "cluster-s100-d500-pg18")
+        self.assertEqual(basebackup.own_settings(replace(self.s, scale=1, docs_mb=0)).cluster.name, "cluster-s1-d0-pg18")
+
+
 class Wal(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory()
@@ -275,6 +437,22 @@ class Tools(unittest.TestCase):
             self.assertIn("--delta", shown[1])
             self.assertNotIn("--delta", " ".join(map(str, made.restore(Path("to")))))
             self.assertTrue(tools.archive_command(made).count("%p") == 1)
+
+
+    def test_every_case_can_be_shown(self):
+        for made in (tools.Pgark(settings.parse([])), tools.PgBackRest(settings.parse([]))):
+            self.assertEqual(len(made.commands(settings.CASES)), 6)
+
+    def test_each_increment_builds_on_the_newest_backup_and_all_of_them_are_combined_oldest_first(self):
+        with tempfile.TemporaryDirectory() as d:
+            made = tools.BaseBackup(replace(settings.parse(["--work", d]), pgbin=Path("/usr/lib/postgresql/18/bin")))
+            for kind in ("full", "incr", "incr"):
+                cmd = list(map(str, made.backup(kind)))
+                Path(cmd[cmd.index("-D") + 1]).mkdir(parents=True)
+                self.assertEqual(f"--incremental={made.repository}/0-full/backup_manifest" in cmd, made._chain()[-1].name == "1-incr")
+            self.assertEqual(cmd[-1], f"--incremental={made.repository}/1-incr/backup_manifest")
+            combined = list(map(str, made.restore(Path("to"))))
+            self.assertEqual(combined[1:], [*(f"{made.repository}/{name}" for name in ("0-full", "1-incr", "2-incr")), "-o", "to"])
 
 
 class Arguments(unittest.TestCase):

@@ -14,6 +14,7 @@ from pathlib import Path
 from .settings import BenchError, Settings
 from .shell import account, own_dir, run, say
 
+SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 READY_MARK = "bench-ready"
 COPY_PREFIX = "copy-"
 WAIT_SECONDS_MAX = 300
@@ -56,6 +57,8 @@ def make(s: Settings) -> None:
     run(s, ["pgbench", "-i", "-q", "-s", s.scale, "-I", "dtGvp", "bench"])
     load_docs(s)
     sql(s, "VACUUM (ANALYZE, FREEZE)", "CHECKPOINT", database="bench")
+    drop_old_wal(s)
+    start(s)
     mark.touch()
 
 
@@ -102,9 +105,22 @@ def make_copy(s: Settings, name: str) -> Settings:
     own_dir(s, data)
     own_dir(s, data / "pg_wal")
     run(s, ["cp", "-a", *(p for p in s.cluster.iterdir() if p.name != "pg_wal"), data])
-    control = run(s, ["pg_controldata", "-D", s.cluster])
-    run(s, ["cp", "-a", s.cluster / "pg_wal" / redo_segment(control), data / "pg_wal"])
+    run(s, ["cp", "-a", s.cluster / "pg_wal" / first_segment(s), data / "pg_wal"])
     return replace(s, data=data)
+
+
+def drop_old_wal(s: Settings) -> None:
+    """What loading leaves in pg_wal is more than the data. Leaves the server stopped."""
+    stop(s)
+    needed = first_segment(s)
+    for file in (s.cluster / "pg_wal").iterdir():
+        if SEGMENT_NAME.fullmatch(file.name) and file.name != needed:
+            file.unlink()
+
+
+def first_segment(s: Settings) -> str:
+    """The only one a cleanly stopped server needs to start."""
+    return redo_segment(run(s, ["pg_controldata", "-D", s.cluster]))
 
 
 def redo_segment(control: str) -> str:
@@ -154,6 +170,13 @@ def wait_archived(s: Settings) -> None:
     wait_until("the archiver", lambda: not any(status.glob("*.ready")))
 
 
+def wait_summarized(s: Settings) -> None:
+    """Until the server's own summary of changed blocks, where it makes one, reaches the last checkpoint; for the same reason."""
+    if sql(s, "SHOW summarize_wal") == "on":
+        done = "SELECT summarized_lsn >= redo_lsn FROM pg_get_wal_summarizer_state(), pg_control_checkpoint()"
+        wait_until("the WAL summarizer", lambda: sql(s, done) == "t")
+
+
 def set_archive_command(s: Settings, command: str) -> None:
     """Takes effect with nothing waiting: what an earlier run left goes nowhere near the new repository."""
     apply_archive_command(s, "/bin/true")
@@ -191,10 +214,10 @@ def regular_files(path: Path) -> list[Path]:
 
 
 def size_bytes(path: Path, skip: str | None = None) -> int:
-    """Apparent bytes of the files under a directory, without the top-level entry `skip`."""
+    """Apparent bytes of the files under a directory, without those in a directory named `skip`."""
     total = 0
     for file in regular_files(path):
-        if file.relative_to(path).parts[0] != skip:
+        if skip not in file.relative_to(path).parts[:-1]:
             try:
                 total += file.stat().st_size
             except FileNotFoundError:

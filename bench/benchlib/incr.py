@@ -3,6 +3,8 @@
 Invariant: the copies of a round are fresh, so that both tools meet the same changed pages, and 1 % of the pages is 1 % in
 every round. After the last increment of the warm-up round the restored bytes are compared with the copy.
 """
+from typing import Callable
+
 from . import cluster
 from .changes import KINDS, change
 from .measure import Sample, last_output
@@ -11,32 +13,33 @@ from .settings import Settings
 from .shell import run
 from .tools import KNOWN, Tool, archive_command, empty_dir
 
-Pair = tuple[Settings, Tool]
+Increment = Callable[[Settings, Tool], tuple[Sample, dict[str, int]]]
+Chain = Callable[[Settings, Tool, int], None]  # what is done with the increments of a round, by its number
 
 
 def run_incr(s: Settings, results: Results) -> None:
-    for number, names in in_turn(s, "incr", list(s.tools)):
-        copies = [cluster.make_copy(s, name) for name in names]
-        try:
-            pairs = [(copy, KNOWN[name](copy)) for copy, name in zip(copies, names)]
-            one_round(pairs, number, results)
-        finally:
-            for copy in copies:
-                cluster.remove_copy(copy)
+    rounds_on_copies(s, "incr", [KNOWN[name] for name in s.tools], results, increment, check_chain)
     cluster.start(s)
 
 
-def one_round(pairs: list[Pair], number: int, results: Results) -> None:
-    for s, tool in pairs:
-        full(s, tool)
-    for kind in KINDS:
-        for s, tool in pairs:
-            cluster.start(s)
-            changed = change(s, kind, number + 1)
-            sample, facts = increment(s, tool)
-            record(s, results, number, f"incr {kind}", tool.name, sample, **facts, changed=changed)
-            if number == 0 and kind == KINDS[-1]:
-                check_chain(s, tool)
+def rounds_on_copies(s: Settings, case: str, tools: list[type], results: Results, backup: Increment, chain: Chain) -> None:
+    for number, ordered in in_turn(s, case, tools):
+        copies = [cluster.make_copy(s, tool.name) for tool in ordered]
+        try:
+            pairs = [(copy, tool(copy)) for copy, tool in zip(copies, ordered)]
+            for own, tool in pairs:
+                full(own, tool)
+            for kind in KINDS:
+                for own, tool in pairs:
+                    cluster.start(own)
+                    changed = change(own, kind, number + 1)
+                    sample, facts = backup(own, tool)
+                    record(own, results, number, f"{case} {kind}", tool.name, sample, **facts, changed=changed)
+                    if kind == KINDS[-1]:
+                        chain(own, tool, number)
+        finally:
+            for copy in copies:
+                cluster.remove_copy(copy)
 
 
 def full(s: Settings, tool: Tool) -> None:
@@ -47,17 +50,18 @@ def full(s: Settings, tool: Tool) -> None:
 
 
 def increment(s: Settings, tool: Tool) -> tuple[Sample, dict[str, int]]:
-    stored = cluster.size_bytes(tool.backups)
+    stored = cluster.size_bytes(tool.backups, skip="pg_wal")
     cluster.warm(s.cluster)
     sample = measured(s, tool, "incr", tool.backup("incr"))
-    facts = {"stored": cluster.size_bytes(tool.backups) - stored, "size": cluster.size_bytes(s.cluster, skip="pg_wal")}
+    facts = {"stored": cluster.size_bytes(tool.backups, skip="pg_wal") - stored, "size": cluster.size_bytes(s.cluster, skip="pg_wal")}
     read = tool.read_bytes(last_output(log_of(s, tool, "incr")))
     return sample, facts | ({} if read is None else {"read": read})
 
 
-def check_chain(s: Settings, tool: Tool) -> None:
-    to = s.work / f"restored-{tool.name}"
-    empty_dir(s, to)
-    run(s, tool.restore(to))
-    check_restored(s.cluster, to, compare_bytes=True)
-    empty_dir(s, to)
+def check_chain(s: Settings, tool: Tool, number: int) -> None:
+    if number == 0:
+        to = s.work / f"restored-{tool.name}"
+        empty_dir(s, to)
+        run(s, tool.restore(to))
+        check_restored(s.cluster, to, compare_bytes=True)
+        empty_dir(s, to)

@@ -61,9 +61,27 @@ def processes() -> dict[int, list[int]]:
 def server_cpu_seconds(postmaster: int) -> float:
     """The postmaster with all it reaped, and each live child with what that one reaped (the archiver: its commands)."""
     seen = processes()
-    if postmaster not in seen:
+    return sum(sum(seen[pid][1:]) for pid in server_pids(seen, postmaster)) / TICKS
+
+
+def server_read_bytes(postmaster: int) -> int:
+    """Of the same processes: taken in by system calls, cached or not. Taken while none of them comes or goes, because a
+    reaped child's bytes are the postmaster's from then on."""
+    while True:
+        pids = server_pids(processes(), postmaster)
+        try:
+            total = sum(map(bytes_read, pids))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if pids == server_pids(processes(), postmaster):
+            return total
+
+
+def server_pids(seen: dict[int, list[int]], postmaster: int) -> set[int]:
+    pids = {pid for pid, f in seen.items() if pid == postmaster or f[0] == postmaster}
+    if postmaster not in pids:
         raise BenchError("the PostgreSQL server is gone; see its log")
-    return sum(sum(f[1:]) for pid, f in seen.items() if pid == postmaster or f[0] == postmaster) / TICKS
+    return pids
 
 
 def machine_cpu_seconds() -> tuple[float, float]:
@@ -156,9 +174,9 @@ def measure(cmd: list, log: Path, postmaster: int | None, settle: Callable[[], N
                   rss_tree=peak, read=read, **taken)
 
 
-def bytes_read(ended: int) -> int:
-    """By a process that has ended and is not reaped yet, with all that it reaped itself."""
-    return int(re.search(r"^rchar: (\d+)$", Path(f"/proc/{ended}/io").read_text(), re.M)[1])
+def bytes_read(pid: int) -> int:
+    """By a process, which may have ended if it is not reaped yet, with all that it reaped itself."""
+    return int(re.search(r"^rchar: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.M)[1])
 
 
 def last_output(log: Path) -> str:

@@ -1,17 +1,17 @@
-"""Installs what the benchmark needs, once: packages of this machine, and the newest pgBackRest in a chroot.
-
-The peer's program runs outside the chroot, through the chroot's own dynamic loader and libraries: so it meets the same
-server, file system and accounts as pgark, and its machine code stays that of its distribution.
+"""Installs what the benchmark needs, once: packages of this machine, and in a chroot the newest pgBackRest and a newer
+PostgreSQL. How those run: outside.py.
 """
 import os
 import re
 import shutil
 from pathlib import Path
 
+from . import newer, outside
 from .settings import BenchError, Settings
 from .shell import run_as_caller, say
 
 QUIET_APT = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}}
+PROGRAM = "usr/bin/pgbackrest"
 HOST_PROGRAMS = {"zstd": "zstd", "lz4": "lz4", "tar": "tar"}
 # Run inside a mount namespace of its own: the binds vanish with it, so removing the chroot cannot reach through them.
 IN_CHROOT = 'set -e; for p in proc dev; do mount --rbind "/$p" "$0/$p"; done; exec chroot "$0" "$@"'
@@ -23,24 +23,30 @@ def install(s: Settings) -> None:
         _ = s.server_bin
     except BenchError:
         missing.add("postgresql")
-    needs_chroot = "pgbackrest" in s.tools and not wrapper(s).exists()
-    if needs_chroot and not shutil.which("debootstrap"):
+    in_chroot = chroot_packages(s)
+    if in_chroot and not shutil.which("debootstrap"):
         missing.add("debootstrap")
-    if (missing or needs_chroot) and os.geteuid() != 0:
-        raise BenchError(f"installing {' '.join(sorted(missing)) or 'pgBackRest'} needs root; run bench/run setup as root once")
+    if (missing or in_chroot) and os.geteuid() != 0:
+        raise BenchError(f"installing {' '.join([*sorted(missing), *in_chroot])} needs root; run bench/run setup as root once")
     if missing:
         say(f"installing {' '.join(sorted(missing))}")
         run_as_caller(["apt-get", "update", "-q"], **QUIET_APT)
         run_as_caller(["apt-get", "install", "-y", "--no-install-recommends", *sorted(missing)], **QUIET_APT)
-    if needs_chroot:
-        make_chroot(s)
-        write_wrapper(s)
+    if in_chroot:
+        make_chroot(s, in_chroot)
+    if "pgbackrest" in s.tools:
+        outside.write(s, wrapper(s), s.chroot / PROGRAM)
 
 
-def make_chroot(s: Settings) -> None:
-    if (s.chroot / "usr/bin/pgbackrest").exists():
-        return
-    say(f"installing pgBackRest of Debian {s.suite} in {s.chroot}")
+def chroot_packages(s: Settings) -> list[str]:
+    """What the chroot lacks."""
+    lacks_peer = "pgbackrest" in s.tools and not (s.chroot / PROGRAM).exists()
+    lacks_server = "basebackup" in s.cases and not newer.found(s)
+    return ["pgbackrest"] * lacks_peer + ["postgresql"] * lacks_server
+
+
+def make_chroot(s: Settings, packages: list[str]) -> None:
+    say(f"installing {' '.join(packages)} of Debian {s.suite} in {s.chroot}")
     if not (s.chroot / "etc/debian_version").exists():
         run_as_caller(["debootstrap", "--variant=minbase", s.suite, s.chroot, mirror()], **QUIET_APT)
     policy = s.chroot / "usr/sbin/policy-rc.d"
@@ -49,7 +55,7 @@ def make_chroot(s: Settings) -> None:
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", s.chroot / "etc" / name)
     copy_validity_rule(s)
-    for command in (["apt-get", "update", "-q"], ["apt-get", "install", "-y", "--no-install-recommends", "pgbackrest"]):
+    for command in (["apt-get", "update", "-q"], ["apt-get", "install", "-y", "--no-install-recommends", *packages]):
         run_as_caller(["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_CHROOT, s.chroot, *command], **QUIET_APT)
 
 
@@ -76,15 +82,3 @@ def mirror() -> str:
 
 def wrapper(s: Settings) -> Path:
     return s.work / "bin" / "pgbackrest"
-
-
-def write_wrapper(s: Settings) -> None:
-    """A script that execs the chroot's pgBackRest. argv[0] is the script, because pgBackRest starts its workers by it."""
-    lib = s.chroot / "usr/lib/x86_64-linux-gnu"
-    loader = lib / "ld-linux-x86-64.so.2"
-    if not loader.exists():
-        raise BenchError(f"no dynamic loader at {loader}: the benchmark knows Debian on x86-64 only")
-    path = wrapper(s)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\nexec {loader} --argv0 {path} --library-path {lib} {s.chroot}/usr/bin/pgbackrest "$@"\n')
-    path.chmod(0o755)

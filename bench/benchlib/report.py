@@ -6,28 +6,43 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
+from .basebackup import Facts
 from .measure import Sample
 from .push import Latencies
 from .rounds import Results
 from .settings import ROOT, BenchError, Settings
+from .tools import BaseBackup
+from .walker import Walked
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+READ_BY_COMMAND, READ_ALL = "read by all its processes, MB", "read by all its processes and the server, MB"
 READ_SHARE = "read of the data directory, % of its size"
 GOALS = {("backup", "CPU seconds"): 0.70, ("backup", "wall seconds"): 0.65,
          ("restore", "CPU seconds"): 0.70, ("restore", "wall seconds"): 0.70,
          ("incr pages1pct", "wall seconds"): 0.25, ("incr rows1pct", "wall seconds"): 0.60,
          ("delta", "CPU seconds"): 0.50, ("delta", "wall seconds"): 0.50}
 OWN_GOALS = {("incr nochange", "wall seconds"): 1.0, ("incr pages1pct", READ_SHARE): 3.0}
+OWN_TABLES = ("archive", "basebackup", "walker")
+WALKER_WORKS = {"read": "reading alone", "walk": "and checking every page, record and CRC",
+                "index": "and noting changed blocks and activity, as `archive-push` does"}
 ARCHIVERS = ("pgark", "pgbackrest", "pgbackrest-async", "cp")
 TITLES = {"pgbackrest": "pgBackRest", "pgbackrest-async": "pgBackRest, asynchronous", "cp": "cp, not durable"}
 CHANGED_BYTES_MIN = 1e6  # below it an increment is mostly its own manifest, and a share of the changed pages says nothing
 MB = 1e6
 QUIET_SHARE_MAX = 0.15  # of the machine taken by others in any run; above it wall times say little
+
+
+@dataclass
+class OwnTables:
+    """What the cases found that are not in the comparison; none of a case that was not run."""
+    latencies: Latencies = field(default_factory=dict)
+    basebackup: Facts | None = None
+    walked: Walked | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,7 @@ FIGURES = (
     Figure("CPU seconds", lambda x: x.cpu, 2),
     Figure("CPU seconds of the server therein", lambda x: x.server_cpu, 2),
     Figure("peak memory, MB", lambda x: x.memory / MB, 0),
-    Figure("read by all its processes, MB", lambda x: x.read / MB, 1),
+    Figure(READ_BY_COMMAND, lambda x: x.read / MB, 1),
 )
 
 
@@ -77,25 +92,28 @@ def series(results: Results, operation: str, tool: str) -> dict[str, tuple[list[
 
     has_share = all(x.get("changed", 0) >= CHANGED_BYTES_MIN for x in facts)
     rows = {f.name: ([f.of(x) for x in samples], f.digits) for f in FIGURES} | {
-        "read of the data directory, MB": (of("read"), 1), READ_SHARE: (of("read", "size"), 2), "stored, MB": (of("stored"), 1),
+        READ_ALL: (of("read_all"), 1), "read of the data directory, MB": (of("read"), 1), READ_SHARE: (of("read", "size"), 2),
+        "stored, MB": (of("stored"), 1),
         "changed pages, MB": (of("changed"), 1), "stored, % of the changed pages": (of("stored", "changed") if has_share else [], 1),
     }
+    if rows[READ_ALL][0]:
+        del rows[READ_BY_COMMAND]  # says nothing where the server reads for the command
     return {name: row for name, row in rows.items() if row[0]}
 
 
-def comparison(results: Results) -> str:
-    lines = ["| operation | figure | pgark | pgBackRest | ratio | goal |", "|---|---|---|---|---|---|"]
+def comparison(results: Results, operations: list[str], peer: str = "pgbackrest") -> str:
+    lines = [f"| operation | figure | pgark | {TITLES.get(peer, peer)} | ratio | goal |", "|---|---|---|---|---|---|"]
     pairs = []
-    for operation in in_comparison(results):
-        ours, theirs = series(results, operation, "pgark"), series(results, operation, "pgbackrest")
+    for operation in operations:
+        ours, theirs = series(results, operation, "pgark"), series(results, operation, peer)
         for name, (values, digits) in ours.items():
-            peer = theirs[name][0] if name in theirs else []
-            quotient = ratios(values, peer) if peer else None
-            cells = [spread(values, digits), shown(peer, digits), shown(quotient, 2), verdict(operation, name, values, quotient)]
+            others = theirs[name][0] if name in theirs else []
+            quotient = ratios(values, others) if others else None
+            cells = [spread(values, digits), shown(others, digits), shown(quotient, 2), verdict(operation, name, values, quotient)]
             lines.append(f"| {operation} | {name} | {' | '.join(cells)} |")
             if quotient and (operation, name) in GOALS:
                 pairs.append(f"- {operation}, {name}: {' '.join(f'{q:.2f}' for q in quotient)}")
-    return "\n".join([*lines, "", "Ratios pair by pair:", "", *pairs])
+    return "\n".join([*lines, *(["", "Ratios pair by pair:", "", *pairs] if pairs else [])])
 
 
 def shown(values: list[float] | None, digits: int) -> str:
@@ -103,13 +121,17 @@ def shown(values: list[float] | None, digits: int) -> str:
 
 
 def in_comparison(results: Results) -> list[str]:
-    return [operation for operation in results.operations() if operation != "archive"]
+    return [operation for operation in results.operations() if operation.split()[0] not in OWN_TABLES]
 
 
-def single(results: Results, tool: str) -> str:
+def of_case(results: Results, case: str) -> list[str]:
+    return [operation for operation in results.operations() if operation.split()[0] == case]
+
+
+def single(results: Results, operations: list[str], tool: str) -> str:
     lines = [f"| operation | figure | {tool} |", "|---|---|---|"]
     lines += [f"| {operation} | {name} | {spread(values, digits)} |"
-              for operation in in_comparison(results) for name, (values, digits) in series(results, operation, tool).items()]
+              for operation in operations for name, (values, digits) in series(results, operation, tool).items()]
     return "\n".join(lines)
 
 
@@ -117,7 +139,7 @@ def archive_table(results: Results, segments: int) -> str:
     """One line for each tool; its ratio is that of pgark to it."""
     def of(tool: str) -> dict[str, list[float]]:
         samples, facts = results.samples["archive", tool], results.facts["archive", tool]
-        return {"wall": [x.wall for x in samples], "cpu": [x.cpu * 1000 / segments for x in samples],
+        return {"wall": [x.wall for x in samples], "cpu": archive_cpu(results, tool, segments),
                 "stored": [x["stored"] / MB for x in facts]}
     lines = [f"| archive of {segments} segments | wall seconds | pgark to it | CPU milliseconds a segment | pgark to it | stored, MB |",
              "|---|---|---|---|---|---|"]
@@ -130,6 +152,11 @@ def archive_table(results: Results, segments: int) -> str:
     return "\n".join(lines)
 
 
+def archive_cpu(results: Results, tool: str, segments: int) -> list[float]:
+    """Milliseconds a segment, by round."""
+    return [x.cpu * 1000 / segments for x in results.samples.get(("archive", tool), [])]
+
+
 def latency_table(latencies: Latencies) -> str:
     """Median and range over all calls, and the ratio of the medians: single calls make no pairs."""
     used = [tool for tool in ARCHIVERS if any(of == tool for _, of in latencies)]
@@ -140,6 +167,42 @@ def latency_table(latencies: Latencies) -> str:
         medians = [statistics.median(v) for v in values]
         ratio = f"{medians[0] / medians[1]:.2f}" if len(medians) == 2 else ""
         lines.append(f"| {operation} | {' | '.join(spread(v, 1) for v in values)} | {ratio} |")
+    return "\n".join(lines)
+
+
+def basebackup_section(results: Results, facts: Facts, work: Path) -> str:
+    tools, operations = list(facts.differing), of_case(results, "basebackup")
+    table = comparison(results, operations, BaseBackup.name) if len(tools) == 2 else single(results, operations, tools[0])
+    return "\n".join([
+        "### Beside PostgreSQL's own incremental backup", "",
+        f"- {', '.join(facts.versions)}; PostgreSQL {facts.server}",
+        f"- pgbench scale {facts.scale} and {facts.docs_mb} MB of text and jsonb: {facts.data_bytes / MB:.0f} MB without WAL",
+        *(f"- {tool}: {identity(differing)}" for tool, differing in facts.differing.items()), "", table, "",
+        commands(facts.commands, work)])
+
+
+def identity(differing: list[str]) -> str:
+    if not differing:
+        return "every table file restored is that of the cluster, byte by byte"
+    return f"of the table files restored, {len(differing)} differ from the cluster, all of them visibility maps ({differing[0]})"
+
+
+def walker_section(walked: Walked, archive_cpu: list[float]) -> str:
+    """The share is one of medians: the walker and the pushes did not run as pairs."""
+    per_segment = 1000 / walked.segments
+    lines = ["### The WAL walker", "", f"{walked.segments} segments, {walked.bytes / MB:.0f} MB, {walked.records} records.", "",
+             "| work | MB/s | CPU milliseconds a segment |", "|---|---|---|"]
+    for work, title in WALKER_WORKS.items():
+        rates = [walked.bytes / MB / wall for wall in walked.wall[work]]
+        lines.append(f"| {title} | {spread(rates, 0)} | {spread([cpu * per_segment for cpu in walked.cpu[work]], 2)} |")
+    walker = [cpu * 1000 for cpu in walked.walker_cpu()]
+    lines.append(f"| the walker's part: the third without the first | | {spread(walker, 2)} |")
+    pushes = {f"{len(walked.push_cpu)} single pushes, one worker": [cpu * 1000 for cpu in walked.push_cpu],
+              "case `archive`": archive_cpu}
+    for title, cpu in pushes.items():
+        if cpu:
+            share = statistics.median(walker) / statistics.median(cpu)
+            lines.append(f"| a push: {title}; the walker's part is {share:.0%} | | {spread(cpu, 2)} |")
     return "\n".join(lines)
 
 

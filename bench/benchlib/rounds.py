@@ -107,9 +107,13 @@ def check_restored(source: Path, restored: Path, compare_bytes: bool) -> None:
         raise BenchError(f"{restored} is not the cluster that was backed up: {differ}")
     if not (restored / "global" / "pg_control").is_file():
         raise BenchError(f"{restored} has no pg_control")
-    for name in names if compare_bytes else ():
-        if not filecmp.cmp(source / name, restored / name, shallow=False):
-            raise BenchError(f"{restored / name} differs from the source")
+    if compare_bytes and (names := differing_files(source, restored)):
+        raise BenchError(f"{restored / names[0]} differs from the source")
+
+
+def differing_files(source: Path, restored: Path) -> list[str]:
+    """Of those whose names and sizes are the same."""
+    return [name for name in relation_files(source) if not filecmp.cmp(source / name, restored / name, shallow=False)]
 
 
 def relation_files(data: Path) -> dict[str, int]:

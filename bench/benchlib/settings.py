@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_SCALE, REFERENCE_DOCS_MB, REFERENCE_SEGMENTS = 200, 1000, 200
 SUPPORTED_MAJORS = range(13, 19)
-CASES = ("backup", "restore", "incr", "delta", "archive", "push")
+CASES = ("backup", "restore", "incr", "basebackup", "delta", "archive", "push", "walker")
 TOOLS = ("pgark", "pgbackrest")
 
 
@@ -95,7 +95,7 @@ def parse(argv: list[str]) -> Settings:
     p.add_argument("--pgark", type=Path, default=Path(env("PGARK", str(ROOT / "target/release/pgark"))))
     p.add_argument("--only", choices=TOOLS, help="one tool alone: no ratios, nothing written to the table")
     p.add_argument("--case", choices=CASES, help="one case alone: nothing written to the table")
-    p.add_argument("--segments", type=int, default=int(env("SEGMENTS", str(REFERENCE_SEGMENTS))), help="WAL segments of case archive")
+    p.add_argument("--segments", type=int, default=int(env("SEGMENTS", str(REFERENCE_SEGMENTS))), help="WAL segments of the cases archive and walker")
     p.add_argument("--no-write", action="store_true", help="print only")
     a = p.parse_args(argv)
     if min(a.scale, a.runs, a.jobs, a.segments) < 1 or a.docs_mb < 0:

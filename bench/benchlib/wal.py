@@ -2,7 +2,6 @@
 
 Invariant: every tool drains the same segments, from the reload that sets its command to the last `.done`.
 """
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from .tools import Copy, PgBackRest, PgBackRestAsync, Tool, archive_command, mak
 SCALE = 50  # of the cluster that makes the WAL: big enough for page images, small enough to be made in seconds
 CLIENTS, TRANSACTIONS = 2, 25_000
 SPARE_SEGMENTS = 96  # the last batch may make more than what was missing
-SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 LIST = "bench-segments"
 BATCHES_MAX = 400
 
@@ -64,7 +62,7 @@ def status(s: Settings) -> Path:
 
 def ready(s: Settings, first: str = "") -> list[str]:
     names = (p.stem for p in status(s).glob("*.ready"))
-    return sorted(name for name in names if SEGMENT_NAME.fullmatch(name) and name >= first)
+    return sorted(name for name in names if cluster.SEGMENT_NAME.fullmatch(name) and name >= first)
 
 
 def mark_archived(s: Settings) -> None:
