@@ -31,6 +31,9 @@ need "$pg/postgres" postgresql-15
 need "$pg/psql" postgresql-client-15
 need /usr/share/postgresql/15/extension/amcheck.control postgresql-15
 need strace strace
+need /usr/sbin/sshd openssh-server
+need /usr/lib/openssh/sftp-server openssh-sftp-server
+need ssh openssh-client
 need /usr/sbin/mkfs.ext4 e2fsprogs
 need /usr/sbin/losetup mount
 need setpriv util-linux
@@ -57,7 +60,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root mkdir -p "${quiet%/*}"
     trap 'as_root rm -f "$quiet"' EXIT
     echo 'create_main_cluster = false' | as_root tee "$quiet" >/dev/null
+    # The tests start a server of their own; installing one for them must not open this machine.
+    ssh_units=()
+    case " ${missing[*]} " in *" openssh-server "*) ssh_units=(ssh.service ssh.socket) ;; esac
+    command -v systemctl >/dev/null || ssh_units=()
+    if [ ${#ssh_units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${ssh_units[@]}"; fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    if [ ${#ssh_units[@]} -gt 0 ]; then
+        as_root systemctl --quiet unmask "${ssh_units[@]}"
+        as_root systemctl --quiet disable "${ssh_units[@]}"
+    fi
 fi
 
 if ! command -v cargo >/dev/null; then

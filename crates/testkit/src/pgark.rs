@@ -79,7 +79,7 @@ impl Pgark {
     /// An `archive_command` that needs nothing from the server's environment.
     pub fn archive_command(&self) -> String {
         format!(
-            "{} archive-push --repo {} --passphrase-file {} --cluster main \"%p\"",
+            "{} archive-push --repo \"{}\" --passphrase-file {} --cluster main \"%p\"",
             self.binary.display(),
             self.repo.display(),
             self.passphrase_file.display()

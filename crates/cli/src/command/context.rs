@@ -9,7 +9,7 @@ use pgark_engine::cluster::ConnectOptions;
 use pgark_engine::{Ctx, EngineError, FailureClass};
 use pgark_repo::keyring::Unlock;
 use pgark_repo::names::ClusterName;
-use pgark_repo::store::{LocalStore, Store, StoreErrorKind};
+use pgark_repo::store::{LocalStore, SftpOptions, SftpPlace, SftpStore, Store, StoreErrorKind};
 use pgark_repo::{RepoError, Repository};
 use zeroize::Zeroizing;
 
@@ -17,7 +17,7 @@ use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};
 use crate::key_cache::{self, KeyCache};
 use crate::secret::SecretSource;
-use crate::settings::repo_url::Scheme;
+use crate::settings::repo_url::{RepoUrl, Scheme};
 use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
 use crate::{output, progress};
 
@@ -157,6 +157,7 @@ pub enum Missing {
 pub fn open_store(settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
     match settings.url.scheme {
         Scheme::File => local_store(Path::new(&settings.url.path), missing),
+        Scheme::Sftp => sftp_store(&settings.url, missing),
         other => {
             Err(Failure::refused("E-REPO-SCHEME", format!("repositories on {} are not supported yet", other.name()))
                 .hint("use a local or mounted path"))
@@ -166,6 +167,10 @@ pub fn open_store(settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn S
 
 /// A store by the URL that a repository gave itself (`Store::url`).
 pub fn store_by_url(url: &str) -> Result<Arc<dyn Store>, Failure> {
+    if url.starts_with("sftp://") {
+        let url = url.parse().map_err(|why: String| Failure::usage("E-REPO-URL", why))?;
+        return sftp_store(&url, Missing::Refuse);
+    }
     let path = url.strip_prefix("file://").unwrap_or(url);
     local_store(Path::new(path), Missing::Refuse)
 }
@@ -179,6 +184,24 @@ fn local_store(path: &Path, missing: Missing) -> Result<Arc<dyn Store>, Failure>
         Ok(s) => Ok(Arc::new(s)),
         Err(e) if e.kind() == StoreErrorKind::NotFound => {
             Err(engine_failure(RepoError::NoRepository { url: path.display().to_string() }.into()))
+        }
+        Err(e) => Err(engine_failure(RepoError::from(e).into())),
+    }
+}
+
+fn sftp_store(url: &RepoUrl, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    let text = url.to_string();
+    let host = url.host.as_deref().unwrap_or_default();
+    let place = SftpPlace { url: &text, user: url.user.as_deref(), host, port: url.port, path: &url.path };
+    let options = SftpOptions::new(place, &url.options).map_err(|why| Failure::usage("E-REPO-URL", why))?;
+    let opened = match missing {
+        Missing::Create => SftpStore::create(options),
+        Missing::Refuse => SftpStore::open(options),
+    };
+    match opened {
+        Ok(s) => Ok(Arc::new(s)),
+        Err(e) if e.kind() == StoreErrorKind::NotFound => {
+            Err(engine_failure(RepoError::NoRepository { url: text }.into()))
         }
         Err(e) => Err(engine_failure(RepoError::from(e).into())),
     }

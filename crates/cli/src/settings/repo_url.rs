@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use pgark_repo::store::SftpOptions;
+
 use super::nearest::nearest;
 use super::units::serde_as_text;
 
@@ -65,7 +67,7 @@ impl Scheme {
             ],
             Scheme::Azure => &["account", "allow_http", "ca_file", "emulator", "endpoint", "storage_class"],
             Scheme::Gcs => &["allow_http", "ca_file", "endpoint", "storage_class"],
-            Scheme::Sftp => &["identity_file", "known_hosts"],
+            Scheme::Sftp => SftpOptions::NAMES,
         }
     }
 }
