@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what `make demo` and `make test` need on a Debian machine. Safe to run again: what is there stays.
 #   scripts/setup-debian.sh            for the demo
-#   scripts/setup-debian.sh --servers  also the object stores of the tests, under target/test-servers (make test)
+#   scripts/setup-debian.sh --servers  also the tests' storage servers: sshd, and object stores under target/test-servers (make test)
 #   scripts/setup-debian.sh --majors   also npm, for the servers of the other majors (make test-majors)
 #   scripts/setup-debian.sh --check    installs nothing: lists what is missing and ends with 1 if anything is
 set -euo pipefail
@@ -46,6 +46,9 @@ need make make
 need perl perl
 [ "$majors$servers" = nono ] || need npm npm
 if [ "$servers" = yes ]; then
+    need /usr/sbin/sshd openssh-server
+    need /usr/lib/openssh/sftp-server openssh-sftp-server
+    need ssh openssh-client
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
@@ -65,7 +68,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root mkdir -p "${quiet%/*}"
     trap 'as_root rm -f "$quiet"' EXIT
     echo 'create_main_cluster = false' | as_root tee "$quiet" >/dev/null
+    # The tests start a server of their own; installing one for them must not open this machine.
+    ssh_units=()
+    case " ${missing[*]} " in *" openssh-server "*) ssh_units=(ssh.service ssh.socket) ;; esac
+    command -v systemctl >/dev/null || ssh_units=()
+    if [ ${#ssh_units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${ssh_units[@]}"; fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    if [ ${#ssh_units[@]} -gt 0 ]; then
+        as_root systemctl --quiet unmask "${ssh_units[@]}"
+        as_root systemctl --quiet disable "${ssh_units[@]}"
+    fi
 fi
 
 if ! command -v cargo >/dev/null; then

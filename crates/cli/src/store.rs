@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgark_repo::RepoError;
-use pgark_repo::store::{CloudKind, CloudOptions, CloudStore, LocalStore, Store, StoreError, StoreErrorKind};
+use pgark_repo::store::{
+    CloudKind, CloudOptions, CloudStore, LocalStore, SftpOptions, SftpPlace, SftpStore, Store, StoreError,
+    StoreErrorKind,
+};
 
 use crate::aws_profile;
 use crate::command::context::engine_failure;
@@ -58,10 +61,7 @@ pub fn open(url: &RepoUrl, access: &Access, missing: Missing) -> Result<Arc<dyn 
         Scheme::S3 => CloudKind::S3,
         Scheme::Azure => CloudKind::Azure,
         Scheme::Gcs => CloudKind::Gcs,
-        Scheme::Sftp => {
-            return Err(Failure::refused("E-REPO-SCHEME", "repositories on sftp are not supported yet")
-                .hint("use a local or mounted path, or an object store"));
-        }
+        Scheme::Sftp => return sftp(url, missing),
     };
     let options = CloudOptions {
         kind,
@@ -84,6 +84,24 @@ pub fn by_url(url: &str, access: &Access) -> Result<Arc<dyn Store>, Failure> {
     let parsed: RepoUrl =
         url.parse().map_err(|e| Failure::failed("E-RESTORE-FILE", format!("the repository's URL: {e}")))?;
     open(&parsed, access, Missing::Refuse)
+}
+
+fn sftp(url: &RepoUrl, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    let text = url.to_string();
+    let host = url.host.as_deref().unwrap_or_default();
+    let place = SftpPlace { url: &text, user: url.user.as_deref(), host, port: url.port, path: &url.path };
+    let options = SftpOptions::new(place, &url.options).map_err(|why| Failure::usage("E-REPO-URL", why))?;
+    let opened = match missing {
+        Missing::Create => SftpStore::create(options),
+        Missing::Refuse => SftpStore::open(options),
+    };
+    match opened {
+        Ok(s) => Ok(Arc::new(s)),
+        Err(e) if e.kind() == StoreErrorKind::NotFound => {
+            Err(engine_failure(RepoError::NoRepository { url: text }.into()))
+        }
+        Err(e) => Err(engine_failure(RepoError::from(e).into())),
+    }
 }
 
 fn local(path: &Path, missing: Missing) -> Result<Arc<dyn Store>, Failure> {

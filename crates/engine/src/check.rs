@@ -136,6 +136,9 @@ fn repository(repo: &Repository, f: &mut Findings) {
         Err(e) => f.add("key copies", Verdict::NotChecked, e.to_string()),
     }
     conditional_create(repo, f);
+    for weakness in repo.store().weaknesses() {
+        f.add("durability", Verdict::Warning, weakness);
+    }
     match repo.store().free_bytes() {
         Ok(Some(free)) if free < FREE_BYTES_LOW => {
             f.add("free space", Verdict::Warning, format!("only {free} bytes are free in the repository"));

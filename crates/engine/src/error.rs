@@ -106,6 +106,7 @@ fn repo_class(e: &RepoError) -> FailureClass {
 
 fn repo_code(e: &RepoError) -> &'static str {
     match e {
+        RepoError::Store(e) if e.told().is_some() => e.told().map_or("E-REPO-IO", |told| told.code),
         RepoError::Store(e) => match e.kind() {
             StoreErrorKind::NotFound => "E-REPO-MISSING",
             StoreErrorKind::NoSpace => "E-REPO-SPACE",
@@ -134,6 +135,7 @@ fn repo_code(e: &RepoError) -> &'static str {
 
 fn repo_hint(e: &RepoError) -> Option<&'static str> {
     Some(match e {
+        RepoError::Store(e) if e.told().is_some() => return e.told().map(|told| told.hint),
         RepoError::Store(e) => match e.kind() {
             StoreErrorKind::NoSpace => {
                 "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one"

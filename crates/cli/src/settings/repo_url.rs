@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use pgark_repo::store::SftpOptions;
+
 use super::nearest::nearest;
 use super::units::serde_as_text;
 
@@ -80,7 +82,7 @@ impl Scheme {
             Scheme::Gcs => {
                 &["allow_http", "ca_file", "conditional_writes", "endpoint", "proxy", "storage_class", "timeout"]
             }
-            Scheme::Sftp => &["identity_file", "known_hosts"],
+            Scheme::Sftp => SftpOptions::NAMES,
         }
     }
 }

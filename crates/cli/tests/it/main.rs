@@ -19,6 +19,7 @@ mod object_store;
 mod pitr;
 mod power;
 mod refusals;
+mod sftp;
 mod tamper;
 mod timelines;
 mod wal;

@@ -350,6 +350,10 @@ impl Store for FaultStore {
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {
         self.state.run_plain(Op::Sweep, "", || self.inner.sweep_abandoned(older_than))
     }
+
+    fn weaknesses(&self) -> Vec<String> {
+        self.inner.weaknesses()
+    }
 }
 
 struct FaultWriter {

@@ -13,12 +13,14 @@ pub mod fault;
 mod local;
 mod memory;
 mod name;
+mod sftp;
 
 pub use cloud::{CloudKind, CloudOptions, CloudStore};
 pub use fault::FaultStore;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use name::{NAME_BYTES_MAX, ObjectName, PART_BYTES_MAX};
+pub use sftp::{SftpFailure, SftpOptions, SftpPlace, SftpStore};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectStat {
@@ -71,6 +73,11 @@ pub trait Store: Send + Sync {
 
     /// Removes what writers that died have left behind, if it is at least that old; returns how many.
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError>;
+
+    /// Where this store cannot keep what the trait promises, in words for an administrator.
+    fn weaknesses(&self) -> Vec<String> {
+        vec![]
+    }
 }
 
 /// An object being written. Dropped without `finish`, it leaves nothing.
@@ -126,6 +133,14 @@ impl StoreError {
     /// asking again proves nothing.
     pub fn is_durability(&self) -> bool {
         matches!(self, StoreError::Io { operation, .. } if operation.starts_with("fsync"))
+    }
+
+    /// Why the server behind the store cannot be used, where that is what failed.
+    pub fn told(&self) -> Option<&SftpFailure> {
+        match self {
+            StoreError::Io { source, .. } => source.get_ref().and_then(|inner| inner.downcast_ref()),
+            _ => None,
+        }
     }
 
     /// The object or path it is about.
