@@ -4,8 +4,12 @@ mod args;
 mod command;
 mod failure;
 mod key_cache;
+mod key_commands;
+mod key_pin;
 mod output;
+mod program;
 mod progress;
+mod prompt;
 mod secret;
 mod settings;
 

@@ -33,7 +33,7 @@ fn identity() -> String {
 }
 
 fn by_identity() -> Unlock {
-    Unlock { passphrase: None, age_identities: Some(identity().into()) }
+    Unlock::age_identities(&identity())
 }
 
 fn repositories() -> impl Iterator<Item = (&'static str, Repository)> {
