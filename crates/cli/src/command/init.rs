@@ -175,7 +175,7 @@ fn text(d: &InitDocument) -> String {
     if d.encryption == Algorithm::None {
         out += "WARNING: the repository is not encrypted\n";
     } else if d.repository_created {
-        out += "Keep the passphrase in a second, safe place: without it nothing can be restored.\n";
+        out += "Keep the passphrase, or what else opens it, in a second, safe place: without it nothing can be restored.\n";
     }
     out += "\nIn postgresql.conf:\n";
     for s in &d.settings {

@@ -189,7 +189,11 @@ fn add(args: AddArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failu
         (None, None) => NewSlot::Passphrase(bytes_of(&new_passphrase(args.new_passphrase_file, &ring.context)?)),
     };
     let mode = mode(args.dry_run);
-    let done = keys::add(&ring.store, &ring.unlock, &new, args.label.as_deref(), mode).map_err(engine_failure)?;
+    let done = keys::add(&ring.store, &ring.unlock, &new, args.label.as_deref(), mode).map_err(|e| {
+        let failure = engine_failure(e);
+        // What was given on the command line, not what was found.
+        if failure.code == "E-INVALID" { Failure::usage(failure.code, failure.message) } else { failure }
+    })?;
     let document = json!({"schema": SCHEMA, "slot": slot_json(&done.slot, done.proven),
         "added": done.added && mode == Mode::Run});
     output::result(global.form(), &document, || {
@@ -290,7 +294,10 @@ fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
         output::result(global.form(), &document(&plan, false), text)?;
         return Ok(Exit::Done);
     }
-    confirm(&args.confirm, &format!("make generation {} of the key\n{}", plan.generation, fates(&plan)))?;
+    let going = plan.slots.iter().filter(|s| s.fate == Fate::Dropped).count();
+    let staying = plan.slots.len() - going;
+    let question = format!("make generation {} of the key for {staying} slots; {going} slots go", plan.generation);
+    confirm(&args.confirm, &question)?;
     let done = keys::rotate(&ring.store, &options, Mode::Run, ctx).map_err(failed)?;
     output::result(global.form(), &document(&done, true), || {
         format!("new data is sealed under generation {} of the key\n{}", done.generation, fates(&done))

@@ -71,7 +71,9 @@ fn slots_are_listed_added_and_removed() {
     first.json(["key", "add", "--age-recipient", RECIPIENT]);
     refused(first.run(["key", "add"]), 2, "E-KEY-NEW");
     refused(first.run(["key", "add", "--age-recipient", RECIPIENT, "--new-passphrase-file", file]), 2, "E-USAGE");
-    assert!(!first.run(["key", "add", "--age-recipient", "age1nonsense"]).succeeded());
+    first.run(["key", "add", "--age-recipient", "age1nonsense"]).expect_code(2);
+    first.run(["key", "add", "--new-passphrase-file", file, "--label", "two\nlines"]).expect_code(0);
+    first.run(["key", "add", "--age-recipient", OTHER_RECIPIENT, "--label", "two\nlines"]).expect_code(2);
     no_secret(&first.run(["key", "add", "-vv", "--new-passphrase-file", file]));
 
     let text = second.run(["key", "list"]).expect_code(0);
@@ -171,6 +173,8 @@ fn backups_and_wal_go_on_over_a_rotation_and_both_sides_restore() {
     // The chunks of the first generation outlive their backup, and a second rotation.
     site.pgark.run(["delete", &full, "--yes"]).expect_code(0);
     rotate(&site.pgark, &[]);
+    let all_new = site.pgark.backup("full");
+    assert_eq!(generations(&site.pgark, &format!("clusters/main/backups/{all_new}")), [3]);
     site.elsewhere.run(["verify"]).expect_code(0);
     let third = site.restore("third", &after, &[&incr]);
     assert_same_state(&state, &state_of(&third), "third");
@@ -314,6 +318,36 @@ fn a_key_command_opens_the_repository_and_follows_a_rotation() {
     alone.run(site.restore_arguments(&to, &latest, &[])).expect_code(0);
     let recovered = Recovered::start(&site.server, &site.scratch, &to).expect(Ending::Promoted);
     site.ledger.assert_exact(&recovered, &latest, 1);
+}
+
+#[test]
+fn wal_waits_in_the_spool_while_the_vault_is_away() {
+    let server = installed_or_skip!();
+    if !openssl_is_there() {
+        skip!("openssl is not installed");
+    }
+    let (site, _, _) = quiet_site("kms-away", &server);
+    let both = with_openssl(&site, &[], "20s");
+    both.json(["key", "add", "--key-command", "kms"]);
+    let alone = both.clone().without_env("PGARK_PASSPHRASE_FILE");
+    site.cluster.psql("alter system set archive_command = '/bin/false'");
+    site.cluster.reload();
+    site.ledger.write_rows(&site.cluster, 1);
+    let name = site.cluster.psql("select pg_walfile_name(pg_switch_wal())");
+    let segment = site.cluster.data_dir().join("pg_wal").join(&name);
+    let segment = segment.to_str().expect("text");
+    let (key, away) = (site.scratch.join("kms.key"), site.scratch.join("kms.key.away"));
+    fs::rename(&key, &away).expect("rename");
+    refused(alone.run(["archive-push", segment]), 1, "E-KEY-COMMAND");
+    let spool = site.scratch.dir("spool");
+    let push = ["archive-push", "--spool", spool.to_str().expect("text"), segment];
+    let spooled = alone.run(push).expect_code(0);
+    assert!(spooled.stderr.contains("E-KEY-COMMAND") && spool.join(&name).exists(), "{spooled}");
+    fs::rename(&away, &key).expect("rename");
+    alone.run(push).expect_code(0);
+    assert!(!spool.join(&name).exists());
+    let got = site.scratch.join("got");
+    site.elsewhere.run(["archive-get", &name, got.to_str().expect("text")]).expect_code(0);
 }
 
 #[test]

@@ -95,6 +95,9 @@ impl SlotKind {
                 }
             }
             (SlotKind::Command { command, wrapped }, Unlock { commands: Some(c), .. }) if c.knows(command) => {
+                if wrapped.len() > WRAPPED_KEY_BYTES_MAX {
+                    return Err(RepoError::corrupt(KEYRING, "a wrapped key that is larger than any we write"));
+                }
                 let plain = c.unwrap(command, wrapped)?;
                 match from_command_text(&plain, repository_id) {
                     Some(master) => Attempt::Opened(master),
