@@ -500,3 +500,58 @@ fn two_changes_at_once_both_come_about() {
     }
     assert_eq!(ring(&store).slots().len(), 3);
 }
+
+#[test]
+fn writers_that_race_with_rotations_write_nothing_that_cannot_be_read() {
+    const SEGMENTS: std::ops::Range<u64> = 5..45;
+    let store = memory();
+    let trees = one_backup(&store);
+    std::thread::scope(|scope| {
+        // One that opened before all of them and goes on, and one that opens anew each time, as PostgreSQL's archiver.
+        let early = open(&store).unwrap();
+        scope.spawn(move || {
+            for n in SEGMENTS.step_by(2) {
+                sample::push_wal(&early, &[n]).unwrap();
+            }
+        });
+        let again = store.clone();
+        scope.spawn(move || {
+            for n in SEGMENTS.skip(1).step_by(2) {
+                sample::push_wal(&open(&again).unwrap(), &[n]).unwrap();
+            }
+        });
+        for _ in 0..6 {
+            keyring::edit(&store, &unlock(), |ring| {
+                ring.rotate(Secrets { unlock: &unlock(), passphrases: &[] }, &[])?;
+                Ok(Change::Write(()))
+            })
+            .unwrap();
+            keyring::retire_older(&store, &unlock()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    });
+    assert_eq!(ring(&store).generation(), 7);
+    committed_backups_are_whole(&store, &trees, "after the race");
+    let head = archive(&open(&store).unwrap()).head().unwrap();
+    let ranges = &head.timeline(sample::timeline(1)).unwrap().ranges;
+    assert_eq!(ranges.iter().map(|(a, b)| b - a + 1).sum::<u64>(), SEGMENTS.end - 2);
+}
+
+#[test]
+fn a_damaged_copy_of_the_ring_is_not_carried_on() {
+    for dir in ["keyring", "keyring-mirror"] {
+        let store = memory();
+        let trees = one_backup(&store);
+        let object = name(&format!("{dir}/{:016x}", 1));
+        let mut bytes = store.read(&object, 1 << 20).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        store.delete(&object).unwrap();
+        store.put_new(&object, &bytes).unwrap();
+        assert_eq!(open(&store).unwrap().check_keyring().unwrap().len(), 1, "{dir}");
+        rotate(&store, &unlock(), &[]).unwrap();
+        assert!(open(&store).unwrap().check_keyring().unwrap().is_empty(), "{dir}");
+        assert!(rings(&store).iter().all(|ring| Keyring::open(ring, &unlock()).is_ok()), "{dir}");
+        committed_backups_are_whole(&store, &trees, dir);
+    }
+}
