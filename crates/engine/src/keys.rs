@@ -50,7 +50,7 @@ pub fn list(store: &Arc<dyn Store>, unlock: &Unlock) -> Result<KeyList> {
         older_generations: ring.masters().iter().map(|(g, _)| *g).filter(|g| *g < ring.generation()).collect(),
         slots: ring.slots(),
         proven: ring.proven(unlock)?,
-        left_over: keyring::left_over(store, &ring)?,
+        left_over: keyring::left_over(store, ring.masters())?,
     })
 }
 
@@ -119,7 +119,7 @@ pub fn remove(store: &Arc<dyn Store>, unlock: &Unlock, id: &str, mode: Mode) -> 
             Ok(slot) => slot,
             // An interrupted removal: what is left of it still has to go.
             Err(RepoError::Slot(SlotError::None { .. })) => {
-                let left = keyring::left_over(store, ring)?.into_iter().find(|s| s.id == id);
+                let left = keyring::left_over(store, ring.masters())?.into_iter().find(|s| s.id == id);
                 let slot = left.ok_or_else(|| SlotError::None { id: id.to_owned() })?;
                 return Ok(Change::Leave((slot, ring.slots().len())));
             }

@@ -531,3 +531,34 @@ fn a_key_ring_that_was_set_back_or_exchanged_is_noticed_by_a_host_that_saw_the_o
     host.run(["init"]).expect_code(0);
     host.run(["info"]).expect_code(0);
 }
+
+#[test]
+fn an_older_ring_that_a_removed_slot_opens_is_told_until_it_is_gone() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "left-over");
+    let by_age = site.pgark.clone().without_env("PGARK_PASSPHRASE_FILE");
+    let identity = site.scratch.file("identity", IDENTITY.as_bytes(), 0o600);
+    let by_age = by_age.env("PGARK_AGE_IDENTITY_FILE", identity);
+    site.pgark.json(["key", "add", "--age-recipient", RECIPIENT]);
+    let old = slot_of(&site.pgark, "passphrase");
+    let with_both = fs::read(site.pgark.repo().join("keyring/0000000000000002")).expect("ring");
+    by_age.json(["key", "remove", &old, "--yes"]);
+    let findings = |of: &Pgark| {
+        let checked = of.run(["check", "--no-switch", "--json"]).json();
+        let found = checked["checks"].as_array().expect("checks").iter().find(|c| c["name"] == "removed keys").cloned();
+        found.unwrap_or_else(|| panic!("{checked}"))
+    };
+    assert_eq!(findings(&by_age)["verdict"], "ok");
+    // What a store leaves that refuses to delete.
+    let stale = site.pgark.repo().join("keyring/0000000000000002");
+    fs::write(&stale, with_both).expect("write");
+    pgark_testkit::give_to_postgres(&stale);
+    let listed = by_age.run(["key", "list"]).expect_code(3);
+    assert!(listed.stderr.contains(&old), "{listed}");
+    let found = findings(&by_age);
+    assert!(found["verdict"] == "warning" && found["message"].as_str().is_some_and(|m| m.contains(&old)), "{found}");
+    by_age.run(["key", "remove", &old, "--yes"]).expect_code(0);
+    by_age.run(["key", "list"]).expect_code(0);
+    assert!(!stale.exists());
+    by_age.run(["verify"]).expect_code(0);
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::slot::SlotInfo;
 use super::{Keyring, SlotError, Unlock, parse, register};
+use crate::crypto::Key32;
 use crate::error::{RepoError, Result};
 use crate::store::Store;
 
@@ -62,12 +63,15 @@ pub fn retire_older(store: &Arc<dyn Store>, unlock: &Unlock) -> Result<bool> {
     register(store.clone()).retire_older(&mut |bytes| Keyring::open(bytes, unlock).map(drop))
 }
 
-/// Slots that this ring, the newest one, does not have and an older one, which can still be read, has. What is said of
-/// them is not authenticated.
-pub fn left_over(store: &Arc<dyn Store>, ring: &Keyring) -> Result<Vec<SlotInfo>> {
+/// Slots that the newest ring does not have and an older one, which can still be read, has. What is said of them is not
+/// authenticated. `masters`: of the newest ring.
+pub fn left_over(store: &Arc<dyn Store>, masters: &[(u32, Key32)]) -> Result<Vec<SlotInfo>> {
+    if masters.is_empty() {
+        return Ok(vec![]);
+    }
     let register = register(store.clone());
-    let newest = register.read_with(&mut |bytes| Keyring::open_with_masters(bytes, ring.masters()).map(drop))?;
-    let Some((newest, ())) = newest else { return Ok(vec![]) };
+    let newest = register.read_with(&mut |bytes| Keyring::open_with_masters(bytes, masters))?;
+    let Some((newest, ring)) = newest else { return Ok(vec![]) };
     let now = ring.slots();
     let mut left: Vec<SlotInfo> = vec![];
     for older in register.older(&newest)? {

@@ -431,7 +431,7 @@ fn a_store_that_keeps_old_rings_is_told_of() {
     })
     .unwrap();
     assert!(!keyring::retire_older(&store, &unlock()).unwrap());
-    assert_eq!(keyring::left_over(&store, &ring(&store)).unwrap(), [slot]);
+    assert_eq!(keyring::left_over(&store, ring(&store).masters()).unwrap(), [slot]);
 }
 
 #[test]
