@@ -5,17 +5,14 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::program::{self, ProgramError};
 
 /// The largest secret, in bytes: a key file with its certificate chain fits.
 pub const SECRET_BYTES_MAX: usize = 64 * 1024;
@@ -23,11 +20,8 @@ pub const SECRET_BYTES_MAX: usize = 64 * 1024;
 /// How long a `*_command` may take.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How often a command that has closed its output is asked whether it has ended.
-const COMMAND_POLL: Duration = Duration::from_millis(5);
-
 /// Variables that hold secrets in clear text; no child process may inherit them unless it is meant to.
-pub const SECRET_VARIABLES: &[&str] = &["PGARK_PASSPHRASE", "PGPASSWORD", "PGSSLPASSWORD"];
+pub const SECRET_VARIABLES: &[&str] = &["PGARK_PASSPHRASE", "PGARK_NEW_PASSPHRASE", "PGPASSWORD", "PGSSLPASSWORD"];
 
 const REDACTED: &str = "(not shown)";
 
@@ -148,22 +142,13 @@ fn read_file(path: &Path) -> Result<Secret, Failure> {
         let message = format!("secret file {} has mode {mode:04o}: others can reach it", path.display());
         return Err(Failure::refused("E-SECRET-MODE", message).hint(format!("chmod 0600 '{}'", path.display())));
     }
-    let bytes = read_bounded(file).map_err(unreadable)?;
+    let bytes = program::read_bounded(file, SECRET_BYTES_MAX).map_err(unreadable)?;
     let bytes = bytes.ok_or_else(|| too_long(&format!("secret file {}", path.display())))?;
     Ok(without_newline(bytes))
 }
 
 fn too_long(source: &str) -> Failure {
     Failure::usage("E-SECRET-SIZE", format!("{source} gave more than {SECRET_BYTES_MAX} bytes"))
-}
-
-/// Reads at most the limit; `None` when there is more.
-fn read_bounded(source: impl Read) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
-    // Allocated once: a growing vector would leave copies of the secret behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1));
-    let limit = u64::try_from(SECRET_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
-    source.take(limit).read_to_end(&mut bytes)?;
-    Ok((bytes.len() <= SECRET_BYTES_MAX).then_some(bytes))
 }
 
 /// Takes off exactly one line end, the one an editor adds.
@@ -178,69 +163,13 @@ fn without_newline(mut bytes: Zeroizing<Vec<u8>>) -> Secret {
 }
 
 fn run_command(argv: &[String], deadline: Duration) -> Result<Secret, Failure> {
-    let Some((program, arguments)) = argv.split_first() else {
-        return Err(Failure::usage("E-SECRET-COMMAND", "the secret command is empty"));
-    };
-    let failed = |what: String| Failure::failed("E-SECRET-COMMAND", format!("secret command '{program}' {what}"));
-    let mut command = Command::new(program);
-    // Its own process group, so that the deadline also ends what it started.
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-    for variable in SECRET_VARIABLES {
-        command.env_remove(variable);
+    let name = argv.first().map_or("", String::as_str);
+    match program::run(argv, &[], SECRET_BYTES_MAX, deadline) {
+        Ok(bytes) => Ok(without_newline(bytes)),
+        Err(ProgramError::TooLong) => Err(too_long(&format!("secret command '{name}'"))),
+        Err(ProgramError::Empty) => Err(Failure::usage("E-SECRET-COMMAND", "the secret command is empty")),
+        Err(e) => Err(Failure::failed("E-SECRET-COMMAND", format!("secret command '{name}' {e}"))),
     }
-    let ends = Instant::now() + deadline;
-    let mut child = command.spawn().map_err(|error| failed(format!("cannot be started: {error}")))?;
-    let outcome = output_and_status(&mut child, ends);
-    if !matches!(outcome, Ok(Some(_))) {
-        end_group(&mut child);
-    }
-    let (bytes, status) = match outcome {
-        Ok(Some(outcome)) => outcome,
-        Ok(None) => return Err(failed(format!("took longer than {} s", deadline.as_secs_f32()))),
-        Err(error) => return Err(failed(format!("gave no output: {error}"))),
-    };
-    // First, because a program that is cut off at the limit also ends badly.
-    let bytes = bytes.ok_or_else(|| too_long(&format!("secret command '{program}'")))?;
-    if !status.success() {
-        return Err(failed(format!("ended with {status}")));
-    }
-    Ok(without_newline(bytes))
-}
-
-type BoundedOutput = Option<Zeroizing<Vec<u8>>>;
-
-/// `Ok(None)` when the deadline came first.
-fn output_and_status(child: &mut Child, ends: Instant) -> std::io::Result<Option<(BoundedOutput, ExitStatus)>> {
-    let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe"))?;
-    let (sender, receiver) = mpsc::sync_channel(1);
-    // A thread, because a read from a pipe cannot be given a deadline. It ends when the pipe closes, at the latest when
-    // the group is ended.
-    std::thread::Builder::new().name("secret".into()).spawn(move || {
-        // The receiver is gone only after the deadline, when nobody wants the answer any more.
-        let _ = sender.send(read_bounded(stdout));
-    })?;
-    let Ok(output) = receiver.recv_timeout(ends.saturating_duration_since(Instant::now())) else {
-        return Ok(None);
-    };
-    let output = output?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some((output, status)));
-        }
-        if Instant::now() >= ends {
-            return Ok(None);
-        }
-        std::thread::sleep(COMMAND_POLL);
-    }
-}
-
-/// Both calls fail only when the processes have already ended, which is what is wanted.
-fn end_group(child: &mut Child) {
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// Splits a command written as one string, with the quotes of a shell but no shell: what only a shell could do is
@@ -287,6 +216,8 @@ fn quoted(chars: &mut std::str::Chars<'_>, quote: char, word: &mut String) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::settings::testing::TempDir;
 

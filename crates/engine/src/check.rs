@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pgark_pg::value::{SegmentName, SegmentNo};
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
+use pgark_repo::keyring::{self, SlotInfo};
 use pgark_repo::names::ClusterName;
 use pgark_repo::store::ObjectName;
 use pgark_repo::wal::WalArchive;
@@ -134,6 +135,18 @@ fn repository(repo: &Repository, f: &mut Findings) {
             f.expect("key copies", problems.is_empty(), "every copy of the key ring is whole", first);
         }
         Err(e) => f.add("key copies", Verdict::NotChecked, e.to_string()),
+    }
+    match keyring::left_over(repo.store(), repo.keys().current().masters()) {
+        Ok(left) if left.is_empty() => {
+            f.add("removed keys", Verdict::Ok, "no key ring that a removed slot opens is left")
+        }
+        Ok(left) => {
+            let left = left.iter().map(SlotInfo::describe).collect::<Vec<_>>().join(", ");
+            let message =
+                format!("an older key ring can still be read, and opened with {left}: 'pgark key remove' again");
+            f.add("removed keys", Verdict::Warning, message);
+        }
+        Err(e) => f.add("removed keys", Verdict::NotChecked, e.to_string()),
     }
     conditional_create(repo, f);
     for weakness in repo.store().weaknesses() {

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use pgark_repo::RepoError;
+use pgark_repo::keyring::SlotError;
 use pgark_repo::store::StoreErrorKind;
 
 use crate::cluster::ClusterError;
@@ -95,7 +96,11 @@ impl EngineError {
 fn repo_class(e: &RepoError) -> FailureClass {
     match e {
         RepoError::NoRepository { .. } => FailureClass::NoRepository,
-        RepoError::KeyRequired | RepoError::WrongKey { .. } | RepoError::EncryptionStripped => FailureClass::WrongKey,
+        RepoError::KeyRequired
+        | RepoError::WrongKey { .. }
+        | RepoError::NewerKey { .. }
+        | RepoError::EncryptionStripped => FailureClass::WrongKey,
+        RepoError::Slot(_) => FailureClass::Refused,
         RepoError::Busy { .. } | RepoError::Fenced { .. } => FailureClass::Locked,
         RepoError::Conflict { .. } => FailureClass::Refused,
         RepoError::NoCluster { .. } | RepoError::NoBackup { .. } => FailureClass::Refused,
@@ -122,7 +127,10 @@ fn repo_code(e: &RepoError) -> &'static str {
         RepoError::NoCluster { .. } => "E-CLUSTER-NONE",
         RepoError::KeyRequired => "E-KEY-REQUIRED",
         RepoError::WrongKey { .. } => "E-KEY-WRONG",
+        RepoError::NewerKey { .. } => "E-KEY-NEWER",
         RepoError::EncryptionStripped => "E-KEY-STRIPPED",
+        RepoError::KeyCommand { .. } => "E-KEY-COMMAND",
+        RepoError::Slot(e) => slot_code(e),
         RepoError::Unsupported { .. } => "E-REPO-VERSION",
         RepoError::Busy { .. } => "E-LOCKED",
         RepoError::Fenced { .. } => "E-LOCK-LOST",
@@ -150,7 +158,14 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         RepoError::NoRepository { .. } => "check --repo, or create the repository with 'pgark init'",
         RepoError::NoCluster { .. } => "check --cluster, or register the cluster with 'pgark init'",
         RepoError::KeyRequired => "give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND",
-        RepoError::WrongKey { .. } => "check that the passphrase is the one this repository was created with",
+        RepoError::WrongKey { .. } => "check that this is a key of this repository: it may have been removed since",
+        RepoError::NewerKey { .. } => {
+            "the key was rotated: 'pgark key renew DIR' gives a recovering server the new keys; otherwise the object is damaged"
+        }
+        RepoError::KeyCommand { .. } => {
+            "check key_commands of this repository in pgark.toml, and run the program by hand"
+        }
+        RepoError::Slot(e) => slot_hint(e),
         RepoError::EncryptionStripped => {
             "somebody may have replaced the repository; without a configured passphrase it can be opened as it is"
         }
@@ -163,6 +178,37 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         RepoError::NoBackup { .. } => "'pgark info' lists the backups",
         _ => return None,
     })
+}
+
+fn slot_code(e: &SlotError) -> &'static str {
+    match e {
+        SlotError::None { .. } => "E-KEY-SLOT-NONE",
+        SlotError::Last { .. } => "E-KEY-SLOT-LAST",
+        SlotError::Unproven { .. } => "E-KEY-SLOT-UNPROVEN",
+        SlotError::Locked { .. } => "E-KEY-SLOT-LOCKED",
+        SlotError::LockedOut => "E-KEY-LOCKED-OUT",
+        SlotError::TooMany | SlotError::TooOften => "E-KEY-SLOTS-MAX",
+        SlotError::NotEncrypted => "E-KEY-UNENCRYPTED",
+    }
+}
+
+fn slot_hint(e: &SlotError) -> &'static str {
+    match e {
+        SlotError::None { .. } => "'pgark key list' shows the slots",
+        SlotError::Last { .. } => "'pgark key add' makes another one first: without a slot nothing can be restored",
+        SlotError::Unproven { .. } => {
+            "give the secret of a slot that stays (--passphrase-file, --age-identity-file or a configured key command)"
+        }
+        SlotError::Locked { .. } => {
+            "give passphrases with --slot-passphrase-file FILE, configure the key command, or let them go with --drop-slot ID"
+        }
+        SlotError::LockedOut => "give the secret of a slot that stays",
+        SlotError::TooMany => "'pgark key remove' takes one away",
+        SlotError::TooOften => "replicate into a new repository",
+        SlotError::NotEncrypted => {
+            "encryption is chosen when a repository is created: make a new one with 'pgark init'"
+        }
+    }
 }
 
 fn file_hint(e: &std::io::Error) -> Option<&'static str> {

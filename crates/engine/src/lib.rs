@@ -12,6 +12,7 @@ pub mod ctx;
 pub mod delete;
 pub mod error;
 pub mod info;
+pub mod keys;
 pub mod pace;
 pub mod register;
 pub mod restore;

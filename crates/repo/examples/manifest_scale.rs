@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgark_repo::codec::Codec;
-use pgark_repo::crypto::{Algorithm, ContentId, Key32, KeySet};
+use pgark_repo::crypto::{Algorithm, ContentId, Key32, KeySet, content_key};
 use pgark_repo::manifest::{Chunk, Directory, FileEnd, FileStart, Item, ManifestReader, ManifestWriter, PackId, Part};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::pack::FrameAt;
@@ -25,7 +25,8 @@ fn main() {
     let entries = std::env::args().nth(1).map_or(ENTRIES, |n| n.parse().expect("a number of entries"));
     let dir = std::env::temp_dir().join(format!("pgark-manifest-scale-{}", std::process::id()));
     let store = Arc::new(LocalStore::create(&dir).unwrap());
-    let keys = KeySet::from_masters(Algorithm::Aes256Gcm, &[(1, Key32::random().unwrap())]);
+    let master = Key32::random().unwrap();
+    let keys = KeySet::from_masters(Algorithm::Aes256Gcm, &[(1, master.clone())], &content_key(&master));
     let id = BackupId::parse("20260822-031500F").unwrap();
     let name = names::manifest(&ClusterName::parse("main").unwrap(), &id);
 

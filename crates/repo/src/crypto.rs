@@ -4,6 +4,8 @@
 //!
 //! Invariant: a nonce is used once per object key: it is made of a purpose and a position that only grows.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use aws_lc_rs::{aead, hkdf};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -129,30 +131,41 @@ impl std::fmt::Debug for ContentId {
     }
 }
 
-/// The keys of one repository, or of that part of it which the holder may open.
+/// The key of content ids that follows from the first master key.
+pub fn content_key(master: &Key32) -> Key32 {
+    derive(&master.0, b"", &[b"pgark v1 content id"])
+}
+
+/// The keys of one repository, or of that part of it which the holder may open. Clones share them: when one of them
+/// meets an object of a newer generation, all get the keys that were added to the key ring since.
 #[derive(Clone)]
 pub struct KeySet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    current: RwLock<Arc<Keys>>,
+    /// Reads the key ring again; None for holders of a part.
+    renew: Option<Box<Renew>>,
+}
+
+/// Gets the keys that are held; gives the keys of the ring as it is now, or None when it has not changed.
+pub type Renew = dyn Fn(&Keys) -> Result<Option<Keys>> + Send + Sync;
+
+/// What a [`KeySet`] holds at one moment.
+pub struct Keys {
     algorithm: Algorithm,
     generation: u32,
     /// (generation, domain) → key; empty without encryption.
     domains: Vec<(u32, Domain, Key32)>,
     content: Option<Key32>,
+    /// By generation, ascending; empty for holders of a part, and without encryption.
+    masters: Vec<(u32, Key32)>,
 }
 
-impl std::fmt::Debug for KeySet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "KeySet({:?}, generation {})", self.algorithm, self.generation)
-    }
-}
-
-impl KeySet {
-    pub fn unencrypted() -> Self {
-        let content = Key32(blake3::derive_key("pgark v1 content id without encryption", b""));
-        KeySet { algorithm: Algorithm::None, generation: 0, domains: vec![], content: Some(content) }
-    }
-
+impl Keys {
     /// `masters`: every generation, the one for new data last.
-    pub fn from_masters(algorithm: Algorithm, masters: &[(u32, Key32)]) -> Self {
+    pub fn from_masters(algorithm: Algorithm, masters: &[(u32, Key32)], content: &Key32) -> Self {
         assert!(algorithm != Algorithm::None && !masters.is_empty(), "encryption needs a master key");
         let mut domains = vec![];
         for (generation, master) in masters {
@@ -161,39 +174,103 @@ impl KeySet {
                 domains.push((*generation, d, key));
             }
         }
-        let (generation, newest) = &masters[masters.len() - 1];
-        let content = derive(&newest.0, b"", &[b"pgark v1 content id"]);
-        KeySet { algorithm, generation: *generation, domains, content: Some(content) }
+        let generation = masters[masters.len() - 1].0;
+        Keys { algorithm, generation, domains, content: Some(content.clone()), masters: masters.to_vec() }
+    }
+
+    pub fn masters(&self) -> &[(u32, Key32)] {
+        &self.masters
+    }
+
+    fn domain_key(&self, generation: u32, domain: Domain) -> Option<&Key32> {
+        self.domains.iter().find(|(g, d, _)| *g == generation && *d == domain).map(|(_, _, k)| k)
+    }
+}
+
+impl std::fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KeySet({:?}, generation {})", self.algorithm(), self.generation())
+    }
+}
+
+impl From<Keys> for KeySet {
+    fn from(keys: Keys) -> Self {
+        KeySet { shared: Arc::new(Shared { current: RwLock::new(Arc::new(keys)), renew: None }) }
+    }
+}
+
+impl KeySet {
+    pub fn unencrypted() -> Self {
+        let content = Key32(blake3::derive_key("pgark v1 content id without encryption", b""));
+        let content = Some(content);
+        Keys { algorithm: Algorithm::None, generation: 0, domains: vec![], content, masters: vec![] }.into()
+    }
+
+    /// As `Keys::from_masters`.
+    pub fn from_masters(algorithm: Algorithm, masters: &[(u32, Key32)], content: &Key32) -> Self {
+        Keys::from_masters(algorithm, masters, content).into()
     }
 
     /// Only what a recovering server needs to fetch WAL.
     pub fn from_wal_keys(algorithm: Algorithm, generation: u32, keys: &[(u32, Key32)]) -> Self {
         let domains = keys.iter().map(|(g, k)| (*g, Domain::Wal, k.clone())).collect();
-        KeySet { algorithm, generation, domains, content: None }
+        Keys { algorithm, generation, domains, content: None, masters: vec![] }.into()
+    }
+
+    /// The same keys, which look for newer ones when an object needs them.
+    pub fn renewed_by(&self, renew: Box<Renew>) -> Self {
+        KeySet { shared: Arc::new(Shared { current: RwLock::new(self.current()), renew: Some(renew) }) }
+    }
+
+    /// What is held now.
+    pub fn current(&self) -> Arc<Keys> {
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn wal_keys(&self) -> Vec<(u32, Key32)> {
-        self.domains.iter().filter(|(_, d, _)| *d == Domain::Wal).map(|(g, _, k)| (*g, k.clone())).collect()
+        let keys = self.current();
+        keys.domains.iter().filter(|(_, d, _)| *d == Domain::Wal).map(|(g, _, k)| (*g, k.clone())).collect()
     }
 
     pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
+        self.current().algorithm
     }
 
     pub fn generation(&self) -> u32 {
-        self.generation
+        self.current().generation
     }
 
     pub fn content_id(&self, plain: &[u8]) -> ContentId {
-        let key = self.content.as_ref().expect("content ids are asked for only by holders of the data key");
+        let keys = self.current();
+        let key = keys.content.as_ref().expect("content ids are asked for only by holders of the data key");
         let hash = blake3::keyed_hash(&key.0, plain);
         let mut id = [0u8; 16];
         id.copy_from_slice(&hash.as_bytes()[..16]);
         ContentId(id)
     }
 
-    fn domain_key(&self, generation: u32, domain: Domain) -> Option<&Key32> {
-        self.domains.iter().find(|(g, d, _)| *g == generation && *d == domain).map(|(_, _, k)| k)
+    /// The key of a domain; looked for in the key ring when it is newer than all that are held.
+    fn domain_key(&self, generation: u32, domain: Domain, name: &ObjectName) -> Result<Key32> {
+        let keys = self.current();
+        if let Some(key) = keys.domain_key(generation, domain) {
+            return Ok(key.clone());
+        }
+        if generation <= keys.generation {
+            return Err(no_key(&keys, generation, domain, name));
+        }
+        let Some(renew) = &self.shared.renew else {
+            let known = keys.generation;
+            return Err(RepoError::NewerKey { object: name.to_string(), generation, known });
+        };
+        // One at a time; the next one finds what the first one found.
+        let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.generation < generation
+            && let Some(newer) = renew(&current)?
+        {
+            *current = Arc::new(newer);
+        }
+        let found = current.domain_key(generation, domain).cloned();
+        found.ok_or_else(|| no_key(&current, generation, domain, name))
     }
 
     /// A fresh object: its header, and the key that seals its parts.
@@ -202,10 +279,11 @@ impl KeySet {
         h[..8].copy_from_slice(MAGIC);
         h[8] = kind as u8;
         h[9] = kind.version();
-        h[10] = self.algorithm as u8;
-        h[12..16].copy_from_slice(&self.generation.to_le_bytes());
+        let keys = self.current();
+        h[10] = keys.algorithm as u8;
+        h[12..16].copy_from_slice(&keys.generation.to_le_bytes());
         fill_random(&mut h[16..32])?;
-        let (key, commitment) = self.object_key(&h, kind, self.algorithm, self.generation, name)?;
+        let (key, commitment) = self.object_key(&h, kind, keys.algorithm, keys.generation, name)?;
         h[32..].copy_from_slice(&commitment);
         Ok((h, key))
     }
@@ -222,7 +300,7 @@ impl KeySet {
             return Err(bad("an object of another kind under this name"));
         }
         let algorithm = Algorithm::from_byte(h[10]).ok_or_else(|| bad("unknown cipher"))?;
-        if (algorithm == Algorithm::None) != (self.algorithm == Algorithm::None) {
+        if (algorithm == Algorithm::None) != (self.algorithm() == Algorithm::None) {
             return Err(bad("its encryption differs from the repository's"));
         }
         let generation = u32::from_le_bytes([h[12], h[13], h[14], h[15]]);
@@ -236,16 +314,6 @@ impl KeySet {
             return Err(RepoError::Unsupported { object: name.to_string(), found, known });
         }
         Ok(key)
-    }
-
-    /// A holder of other generations' keys should hold this one too, so it does not exist: the header lies.
-    fn no_key(&self, generation: u32, domain: Domain, name: &ObjectName) -> RepoError {
-        let why = format!("it needs the {} key of generation {generation}, which the key ring lacks", domain.name());
-        if self.domains.iter().any(|(_, d, _)| *d == domain) {
-            RepoError::corrupt(name, why)
-        } else {
-            RepoError::WrongKey { why: format!("{name}: {why}") }
-        }
     }
 
     fn object_key(
@@ -264,14 +332,22 @@ impl KeySet {
                 Key32(*h.finalize().as_bytes())
             }
             _ => {
-                let domain = self
-                    .domain_key(generation, kind.domain())
-                    .ok_or_else(|| self.no_key(generation, kind.domain(), name))?;
+                let domain = self.domain_key(generation, kind.domain(), name)?;
                 derive(&domain.0, &header[16..32], &[b"pgark v1 object ", public, name.as_str().as_bytes()])
             }
         };
         let commitment = blake3::derive_key("pgark v1 key commitment", &key.0);
         Ok((ObjectKey::new(algorithm, key), commitment))
+    }
+}
+
+/// A holder of other generations' keys should hold this one too, so it does not exist: the header lies.
+fn no_key(keys: &Keys, generation: u32, domain: Domain, name: &ObjectName) -> RepoError {
+    let why = format!("it needs the {} key of generation {generation}, which the key ring lacks", domain.name());
+    if keys.domains.iter().any(|(_, d, _)| *d == domain) {
+        RepoError::corrupt(name, why)
+    } else {
+        RepoError::WrongKey { why: format!("{name}: {why}") }
     }
 }
 

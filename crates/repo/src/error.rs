@@ -1,5 +1,6 @@
 //! What can go wrong with a repository, by what the caller can do about it.
 
+use crate::keyring::SlotError;
 use crate::store::StoreError;
 
 pub type Result<T, E = RepoError> = std::result::Result<T, E>;
@@ -20,6 +21,14 @@ pub enum RepoError {
     WrongKey { why: String },
     #[error("the repository is not encrypted although a key is configured for it")]
     EncryptionStripped,
+    /// To a holder of this key set alone; nobody can say here whether the header tells the truth.
+    #[error("{object} is sealed under generation {generation} of the key, and the keys that are held end at {known}")]
+    NewerKey { object: String, generation: u32, known: u32 },
+    /// Nothing was changed.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error("key command '{name}': {why}")]
+    KeyCommand { name: String, why: String },
     #[error("{object} has format version {found}, this program knows up to {known}")]
     Unsupported { object: String, found: u32, known: u32 },
     #[error("{what} is in use by {holder}")]
@@ -53,7 +62,7 @@ impl RepoError {
     /// The bytes are there and wrong, or are gone: damage, as opposed to trouble on the way to them.
     pub fn is_damage(&self) -> bool {
         match self {
-            RepoError::Corrupt { .. } | RepoError::Unsupported { .. } => true,
+            RepoError::Corrupt { .. } | RepoError::Unsupported { .. } | RepoError::NewerKey { .. } => true,
             RepoError::Store(e) => {
                 matches!(e, StoreError::NotFound { .. } | StoreError::Truncated { .. } | StoreError::TooLarge { .. })
             }

@@ -22,6 +22,14 @@ pub const REGISTER_VALUE_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const REGISTER_MARKS_MAX: usize = 64;
 /// Slots in a key ring: each one tried may cost a slow key derivation.
 pub const KEYRING_SLOTS_MAX: usize = 32;
+/// Master keys that a key ring may carry, with the newest one.
+pub const KEYRING_GENERATIONS_MAX: usize = 1000;
+/// What a key command may make of a master key, bytes.
+pub const WRAPPED_KEY_BYTES_MAX: usize = 8 * 1024;
+/// Longest name of a key command, bytes.
+pub const KEY_COMMAND_NAME_MAX: usize = 63;
+/// Longest label of a slot, characters.
+pub const KEY_LABEL_CHARS_MAX: usize = 64;
 /// Largest backup record, decoded.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest path in a manifest, bytes (PATH_MAX of Linux).

@@ -171,9 +171,18 @@ impl Register {
         &self,
         mut change: impl FnMut(Option<&Version>) -> Result<Option<Vec<u8>>>,
     ) -> Result<Option<Version>> {
+        self.update_with(&mut |_| Ok(()), |version, _| change(version))
+    }
+
+    /// As `update`, on a copy whose value satisfies `open`; `change` gets what that made of it too.
+    pub fn update_with<T>(
+        &self,
+        open: &mut dyn FnMut(&[u8]) -> Result<T>,
+        mut change: impl FnMut(Option<&Version>, Option<T>) -> Result<Option<Vec<u8>>>,
+    ) -> Result<Option<Version>> {
         for attempt in 0..REGISTER_RETRIES {
-            let current = self.read()?;
-            let value = change(current.as_ref())?;
+            let (current, opened) = self.read_with(open)?.unzip();
+            let value = change(current.as_ref(), opened)?;
             if let Some(version) = &current {
                 self.complete(version)?;
             }
@@ -185,6 +194,38 @@ impl Register {
             std::thread::sleep(Duration::from_millis(u64::from(attempt.min(50))));
         }
         Err(self.too_busy())
+    }
+
+    /// Writes the value once more when the version before the newest has another one, so that this goes away. For what
+    /// must not stay at hand. False when some of it is still there: the store keeps what is deleted, or denies it.
+    pub fn retire_older(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        let Some((newest, ())) = self.read_with(open)? else { return Ok(true) };
+        if !self.has_older_values(&newest)? {
+            return Ok(true);
+        }
+        self.update_with(open, |current, _| Ok(current.map(|v| v.value.clone())))?;
+        let newest = self.read_with(open)?.map(|(version, ())| version);
+        Ok(!newest.map_or(Ok(false), |n| self.has_older_values(&n))?)
+    }
+
+    /// The versions before this one that can still be read, damaged ones left out.
+    pub fn older(&self, newest: &Version) -> Result<Vec<Version>> {
+        let mut older: Vec<Version> = vec![];
+        for dir in self.dirs() {
+            for number in self.numbers(&dir)?.into_iter().filter(|n| *n < newest.number) {
+                match self.read_copy(&Self::name(&dir, number)?, number) {
+                    Ok(version) if !older.contains(&version) => older.push(version),
+                    Ok(_) => {}
+                    Err(e) if e.is_damage() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(older)
+    }
+
+    fn has_older_values(&self, newest: &Version) -> Result<bool> {
+        Ok(self.older(newest)?.iter().any(|v| v.value != newest.value))
     }
 
     fn successor(&self, current: Option<&Version>, value: Vec<u8>) -> Result<Version> {
@@ -254,9 +295,8 @@ impl Register {
         };
         let Some(newest) = self.read()? else { return Ok(false) };
         let Some(own) = ours.marks.first() else {
-            // Without marks, only what was never ours is certain.
-            let not_ours = newest.number == ours.number && newest.value != ours.value;
-            return if not_ours { Ok(false) } else { Err(unknown()) };
+            // Without marks, only the newest version tells, by its value; who wrote an equal one does not matter.
+            return if newest.number == ours.number { Ok(newest.value == ours.value) } else { Err(unknown()) };
         };
         if newest.marks.contains(own) {
             return Ok(true);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::crypto::{Algorithm, Key32, KeySet};
+use crate::crypto::{Algorithm, Key32, KeySet, Keys, Renew};
 use crate::error::{RepoError, Result};
 use crate::keyring::{self, Keyring, NewKeys, SlotInfo, Unlock};
-use crate::names::{CLUSTERS, ClusterName};
+use crate::names::{CLUSTERS, ClusterName, KEYRING};
 use crate::register::RegisterProblem;
 use crate::store::Store;
 
@@ -15,8 +15,6 @@ pub struct Repository {
     keys: KeySet,
     id: String,
     slots: Vec<SlotInfo>,
-    /// None for holders of the WAL keys alone, and without encryption.
-    master: Option<Key32>,
 }
 
 /// Whether `init` made the repository or found it.
@@ -41,18 +39,19 @@ impl Repository {
             Ok(Some(Keyring::create(new)?.to_bytes()))
         })?;
         let ring = Self::open_ring(&store, &mut |bytes| Keyring::open(bytes, &new.unlock))?;
-        Ok((Self::from_ring(store, &ring), created))
+        Ok((Self::from_ring(store, &ring, &new.unlock), created))
     }
 
     pub fn open(store: Arc<dyn Store>, unlock: &Unlock) -> Result<Self> {
         let ring = Self::open_ring(&store, &mut |bytes| Keyring::open(bytes, unlock))?;
-        Ok(Self::from_ring(store, &ring))
+        Ok(Self::from_ring(store, &ring, unlock))
     }
 
-    /// Opens with a key that was unwrapped earlier; the ring's authentication code is checked all the same.
-    pub fn open_with_master(store: Arc<dyn Store>, master: Key32) -> Result<Self> {
+    /// Opens with a key that was unwrapped earlier; the ring's authentication code is checked all the same. `unlock`
+    /// is used when the key was rotated meanwhile.
+    pub fn open_with_master(store: Arc<dyn Store>, master: Key32, unlock: &Unlock) -> Result<Self> {
         let ring = Self::open_ring(&store, &mut |bytes| Keyring::open_with_master(bytes, master.clone()))?;
-        Ok(Self::from_ring(store, &ring))
+        Ok(Self::from_ring(store, &ring, unlock))
     }
 
     /// Only opening tells a whole copy of the ring from a damaged one.
@@ -63,7 +62,7 @@ impl Repository {
 
     /// Opens for fetching WAL only, with keys that a restore left beside a recovering server.
     pub fn open_for_wal(store: Arc<dyn Store>, keys: KeySet) -> Self {
-        Repository { store, keys, id: String::new(), slots: vec![], master: None }
+        Repository { store, keys, id: String::new(), slots: vec![] }
     }
 
     /// The key ring as stored, from the first copy that is there. Not authenticated.
@@ -72,9 +71,12 @@ impl Repository {
         Ok(version.ok_or_else(|| RepoError::NoRepository { url: store.url() })?.value)
     }
 
-    fn from_ring(store: Arc<dyn Store>, ring: &Keyring) -> Self {
-        let master = ring.newest_key().cloned();
-        Repository { store, keys: ring.keys(), id: ring.repository_id(), slots: ring.slots(), master }
+    fn from_ring(store: Arc<dyn Store>, ring: &Keyring, unlock: &Unlock) -> Self {
+        let keys = match ring.newest_key() {
+            None => ring.keys(),
+            Some(_) => ring.keys().renewed_by(renewal(store.clone(), unlock.clone(), ring.repository_id())),
+        };
+        Repository { store, keys, id: ring.repository_id(), slots: ring.slots() }
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -101,16 +103,39 @@ impl Repository {
         self.store.list_dirs(CLUSTERS)?.iter().map(|n| ClusterName::parse(n)).collect()
     }
 
-    /// The newest master key, for a key cache.
-    pub fn master(&self) -> Option<&Key32> {
-        self.master.as_ref()
+    /// The newest master key, for a key cache. None for holders of the WAL keys alone, and without encryption.
+    pub fn master(&self) -> Option<Key32> {
+        self.keys.current().masters().last().map(|(_, k)| k.clone())
     }
 
-    /// Every copy of the key ring, opened with the key that we hold.
+    /// Every copy of the key ring, opened with the keys that we hold.
     pub fn check_keyring(&self) -> Result<Vec<RegisterProblem>> {
-        keyring::register(self.store.clone()).check_with(&mut |bytes| match &self.master {
-            Some(m) => Keyring::open_with_master(bytes, m.clone()).map(drop),
-            None => Keyring::open(bytes, &Unlock::default()).map(drop),
+        let keys = self.keys.current();
+        keyring::register(self.store.clone()).check_with(&mut |bytes| match keys.masters() {
+            [] => Keyring::open(bytes, &Unlock::default()).map(drop),
+            masters => Keyring::open_with_masters(bytes, masters).map(drop),
         })
     }
+}
+
+/// How a job that runs while the key is rotated gets at the new one: as it got at the old one. A ring that does not
+/// carry on what we hold is somebody else's, whatever opens it.
+fn renewal(store: Arc<dyn Store>, unlock: Unlock, id: String) -> Box<Renew> {
+    Box::new(move |held: &Keys| {
+        let ring =
+            Repository::open_ring(&store, &mut |bytes| match Keyring::open_with_masters(bytes, held.masters()) {
+                // Of a generation that we hold: nothing is new, and no slow key derivation is spent on it.
+                Ok(ring) => Ok(ring),
+                Err(_) => Keyring::open(bytes, &unlock),
+            })?;
+        let carried_on = ring.repository_id() == id && held.masters().iter().all(|m| ring.masters().contains(m));
+        if !carried_on {
+            return Err(RepoError::corrupt(
+                KEYRING,
+                "it was replaced by that of another repository, or by an older one",
+            ));
+        }
+        let newer = ring.masters().len() > held.masters().len();
+        Ok(newer.then(|| ring.current_keys()).flatten())
+    })
 }

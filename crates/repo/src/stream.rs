@@ -357,10 +357,11 @@ mod tests {
 
     fn key_sets() -> Vec<KeySet> {
         let master = vec![(1, Key32([7; 32]))];
+        let content = crate::crypto::content_key(&master[0].1);
         vec![
             KeySet::unencrypted(),
-            KeySet::from_masters(Algorithm::Aes256Gcm, &master),
-            KeySet::from_masters(Algorithm::ChaCha20Poly1305, &master),
+            KeySet::from_masters(Algorithm::Aes256Gcm, &master, &content),
+            KeySet::from_masters(Algorithm::ChaCha20Poly1305, &master, &content),
         ]
     }
 

@@ -80,8 +80,9 @@ fn is_away(failure: &Failure) -> bool {
     AWAY.contains(&&*failure.code)
 }
 
-/// Codes of failures to reach or to write the repository.
-const AWAY: &[&str] = &["E-REPO-NONE", "E-REPO-IO", "E-REPO-SPACE", "E-REPO-READONLY", "E-REPO-DENIED"];
+/// Codes of failures to reach, to open or to write the repository: a vault that is away comes back too.
+const AWAY: &[&str] =
+    &["E-KEY-COMMAND", "E-REPO-NONE", "E-REPO-IO", "E-REPO-SPACE", "E-REPO-READONLY", "E-REPO-DENIED"];
 
 /// The spool of the settings.
 pub fn spool_of(context: &Context) -> Result<Option<Spool>, Failure> {

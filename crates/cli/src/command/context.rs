@@ -1,6 +1,7 @@
 //! From settings to what the engine takes: an opened repository, connection options, a context.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,9 @@ use zeroize::Zeroizing;
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};
 use crate::key_cache::{self, KeyCache};
-use crate::secret::SecretSource;
+use crate::key_commands::ConfiguredCommands;
+use crate::key_pin::KeyPin;
+use crate::secret::{Secret, SecretSource};
 use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
 use crate::store::{self, Access, Missing};
 use crate::{output, progress};
@@ -29,6 +32,8 @@ pub struct Context {
     cache_dir: Option<PathBuf>,
     age_identity: SecretSource,
     access: Access,
+    new_passphrase_file: Option<PathBuf>,
+    new_passphrase: Option<Secret>,
 }
 
 impl Context {
@@ -42,7 +47,10 @@ impl Context {
         let identity = global.age_identity_file.clone().or(identity);
         let age_identity = identity.map_or(SecretSource::None, SecretSource::File);
         let access = Access::from_environment(&environment);
-        Ok(Context { settings, ctx: Ctx::new(progress::for_stderr(global.quiet)), cache_dir, age_identity, access })
+        let new_passphrase = environment.get_os("PGARK_NEW_PASSPHRASE").map(|v| Secret::new(v.as_bytes().to_vec()));
+        let new_passphrase_file = environment.get_os("PGARK_NEW_PASSPHRASE_FILE").map(PathBuf::from);
+        let ctx = Ctx::new(progress::for_stderr(global.quiet));
+        Ok(Context { settings, ctx, cache_dir, age_identity, access, new_passphrase_file, new_passphrase })
     }
 
     /// The first interrupt asks the operation to stop at the next safe point, a second one ends the program.
@@ -109,7 +117,21 @@ impl Context {
         let store = self.open_store(settings, Missing::Refuse)?;
         let unlock = self.unlock(settings)?;
         let cache = self.key_cache(settings, &unlock);
-        key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
+        let pin = self.key_pin(&*store);
+        let open = || -> Result<Repository, Failure> {
+            let repo = key_cache::open(store.clone(), &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))?;
+            pin.as_ref().map_or(Ok(()), |pin| pin.check(&repo))?;
+            Ok(repo)
+        };
+        match open() {
+            // Another process may have seen a rotation between our reading and our looking.
+            Err(failure) if failure.code == "E-KEY-OLDER" => open(),
+            opened => opened,
+        }
+    }
+
+    pub fn key_pin(&self, store: &dyn Store) -> Option<KeyPin> {
+        KeyPin::find(self.cache_dir.as_deref(), &store.url())
     }
 
     /// Where `archive-push` remembers what it pushed ahead into this repository.
@@ -134,7 +156,22 @@ impl Context {
             Some(Some(text)) => Some(Zeroizing::new(text.to_owned())),
             Some(None) => return Err(Failure::usage("E-SECRET-TEXT", "the age identity file is not text")),
         };
-        Ok(Unlock { passphrase, age_identities })
+        Ok(Unlock { passphrase, age_identities, commands: ConfiguredCommands::of(&settings.key_commands) })
+    }
+
+    /// What the environment says a new slot is opened with.
+    pub fn new_passphrase(&self) -> Result<SecretSource, Failure> {
+        match (&self.new_passphrase_file, &self.new_passphrase) {
+            (Some(_), Some(_)) => Err(Failure::usage(
+                "E-SECRET-CHOICE",
+                "the variables PGARK_NEW_PASSPHRASE_FILE and PGARK_NEW_PASSPHRASE are both set, and only one can be meant",
+            )),
+            (Some(path), None) => Ok(SecretSource::File(path.clone())),
+            (None, Some(value)) => {
+                Ok(SecretSource::Environment { variable: "PGARK_NEW_PASSPHRASE".into(), value: value.clone() })
+            }
+            (None, None) => Ok(SecretSource::None),
+        }
     }
 
     pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {

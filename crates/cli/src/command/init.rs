@@ -24,6 +24,9 @@ pub struct InitArgs {
     /// Public key (age1…) whose owner can open the repository too; repeatable
     #[arg(long = "age-recipient", value_name = "KEY")]
     age_recipients: Vec<String>,
+    /// Key command of the configuration that can open the repository too; repeatable
+    #[arg(long = "key-command", value_name = "NAME")]
+    key_commands: Vec<String>,
     /// Register another cluster under a name that is taken: after an upgrade or a new initdb
     #[arg(long)]
     adopt: bool,
@@ -67,7 +70,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         ));
     }
     let cache = context.key_cache(&settings, &unlock);
-    let keys = NewKeys { encryption, unlock, age_recipients: args.age_recipients };
+    let keys = NewKeys { encryption, unlock, age_recipients: args.age_recipients, key_commands: args.key_commands };
     let cluster = context.cluster()?;
     let connect = context.connect_options()?;
     let pgdata = context.cluster_settings()?.pgdata.clone();
@@ -82,6 +85,13 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let store = context.open_store(&settings, Missing::Create)?;
     let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
+    if let Some(pin) = context.key_pin(&**done.repository.store()) {
+        if done.repository_created {
+            pin.renew(&done.repository);
+        } else {
+            pin.check(&done.repository)?;
+        }
+    }
     if let Some(cache) = &cache {
         key_cache::remember(&done.repository, cache);
     }
@@ -166,7 +176,7 @@ fn text(d: &InitDocument) -> String {
     if d.encryption == Algorithm::None {
         out += "WARNING: the repository is not encrypted\n";
     } else if d.repository_created {
-        out += "Keep the passphrase in a second, safe place: without it nothing can be restored.\n";
+        out += "Keep the passphrase, or what else opens it, in a second, safe place: without it nothing can be restored.\n";
     }
     out += "\nIn postgresql.conf:\n";
     for s in &d.settings {

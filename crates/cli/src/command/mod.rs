@@ -11,6 +11,7 @@ mod documents;
 mod info;
 mod init;
 mod keep;
+mod key;
 mod misc;
 mod restore;
 mod verify;
@@ -64,6 +65,8 @@ pub enum Command {
     Unkeep(keep::UnkeepArgs),
     /// Remove a backup
     Delete(delete::DeleteArgs),
+    /// Who opens the repository: passphrases, age keys, key commands; and the master key behind them
+    Key(key::KeyArgs),
     /// Check the configuration, or explain where a value comes from
     Config(config::ConfigArgs),
     /// Print shell completions
@@ -88,6 +91,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Keep(a) => keep::keep(a, global),
         Command::Unkeep(a) => keep::unkeep(a, global),
         Command::Delete(a) => delete::run(a, global),
+        Command::Key(a) => key::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),
         Command::Man(a) => misc::man(a),

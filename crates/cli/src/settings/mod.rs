@@ -31,7 +31,7 @@ use explain::Entry;
 use files::Environment;
 use nearest::nearest;
 use repo_url::RepoUrl;
-use schema::{Check, Drill, Encryption, Logical, Recover, Retention, Schedule, Server, System};
+use schema::{Check, Drill, Encryption, KeyCommand, Logical, Recover, Retention, Schedule, Server, System};
 use tree::Location;
 
 pub const DEFAULT_CLUSTER: &str = "main";
@@ -82,6 +82,7 @@ pub struct RepoSettings {
     pub url: RepoUrl,
     pub passphrase: SecretSource,
     pub encryption: Encryption,
+    pub key_commands: BTreeMap<String, KeyCommand>,
 }
 
 #[derive(Debug, Clone)]

@@ -22,6 +22,8 @@ const VARIABLES: &[&str] = &[
     "PGARK_CONFIG",
     "PGARK_CACHE_DIR",
     "PGARK_JOBS",
+    "PGARK_NEW_PASSPHRASE",
+    "PGARK_NEW_PASSPHRASE_FILE",
     "PGARK_PASSPHRASE",
     "PGARK_PASSPHRASE_COMMAND",
     "PGARK_PASSPHRASE_FILE",
@@ -139,7 +141,8 @@ fn source(inline: Option<Secret>, file: Option<PathBuf>, command: Option<Command
 
 fn repo_settings(name: String, section: RepoSection) -> RepoSettings {
     let passphrase = source(section.passphrase, section.passphrase_file, section.passphrase_command);
-    RepoSettings { name, url: section.url, passphrase, encryption: section.encryption }
+    let RepoSection { url, encryption, key_commands, .. } = section;
+    RepoSettings { name, url, passphrase, encryption, key_commands }
 }
 
 fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
@@ -289,5 +292,6 @@ pub fn repo(configured: &BTreeMap<String, RepoSettings>, text: &str) -> Result<R
         url,
         passphrase: SecretSource::None,
         encryption: Encryption::default(),
+        key_commands: BTreeMap::new(),
     }))
 }

@@ -88,6 +88,18 @@ pub struct RepoSection {
     pub passphrase_command: Option<CommandLine>,
     #[serde(default)]
     pub encryption: Encryption,
+    /// Programs that wrap the repository's key, by the name under which the key ring knows them.
+    #[serde(default)]
+    pub key_commands: BTreeMap<String, KeyCommand>,
+}
+
+/// Each gets what it is to wrap or unwrap on its standard input and gives the result on its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyCommand {
+    pub wrap_command: CommandLine,
+    pub unwrap_command: CommandLine,
+    pub timeout: Option<Span>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]

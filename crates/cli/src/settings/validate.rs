@@ -3,6 +3,7 @@
 //! Every complaint carries the place of the value it is about.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::nearest::nearest;
 use super::schema::{ClusterSection, Document, Job, SECRET_KEYS, Schedule, ServiceControl};
@@ -14,6 +15,13 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
         self::name(tree, &["repos", name], "repository", name)?;
         one_secret_source(tree, &["repos", name])?;
         absolute(tree, &["repos", name, "passphrase_file"], repo.passphrase_file.as_deref())?;
+        for (command, section) in &repo.key_commands {
+            let at = ["repos", name, "key_commands", command];
+            self::name(tree, &at, "key command", command)?;
+            if section.timeout.is_some_and(|t| t.0.is_zero() || t.0 > KEY_COMMAND_TIMEOUT_MAX) {
+                return Err(complaint(tree, &at, "E-CONFIG-VALUE", "the timeout is between 1ms and 10m"));
+            }
+        }
     }
     for (name, section) in &document.clusters {
         self::name(tree, &["clusters", name], "cluster", name)?;
@@ -34,6 +42,9 @@ fn complaint(tree: &Node, path: &[&str], code: &'static str, message: &str) -> F
         None => Failure::usage(code, format!("{key}: {message}")),
     }
 }
+
+/// Archiving waits for it.
+const KEY_COMMAND_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// Names become parts of paths and of commands.
 pub fn is_name(name: &str) -> bool {

@@ -16,7 +16,7 @@ use pgark_testkit::{
 use crate::site::{Site, full_sweep, sample};
 
 /// One point per system call and end, then a spread over the rest.
-fn visited(points: &[Point], count: usize) -> Vec<Point> {
+pub fn visited(points: &[Point], count: usize) -> Vec<Point> {
     if full_sweep() {
         return points.to_vec();
     }
@@ -34,19 +34,19 @@ fn visited(points: &[Point], count: usize) -> Vec<Point> {
 }
 
 /// Copies the repository as it is now, so that every point of a sweep starts alike.
-struct Template {
+pub struct Template {
     repo: PathBuf,
     saved: PathBuf,
 }
 
 impl Template {
-    fn of(site: &Site) -> Template {
+    pub fn of(site: &Site) -> Template {
         let template = Template { repo: site.elsewhere.repo().to_owned(), saved: site.scratch.join("template") };
         copy(&template.repo, &template.saved);
         template
     }
 
-    fn put_back(&self) {
+    pub fn put_back(&self) {
         fs::remove_dir_all(&self.repo).expect("remove the repository");
         copy(&self.saved, &self.repo);
     }
@@ -60,7 +60,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A site with one backup and more WAL after it.
-fn quiet_site(label: &str, server: &pgark_testkit::Server) -> (Site, String, Target) {
+pub fn quiet_site(label: &str, server: &pgark_testkit::Server) -> (Site, String, Target) {
     let site = Site::small(server, label);
     site.ledger.write_rows(&site.cluster, 3);
     let id = site.pgark.backup("full");

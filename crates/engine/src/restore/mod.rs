@@ -5,6 +5,7 @@
 mod delta;
 pub mod files;
 pub mod plan;
+pub mod renew;
 pub mod resolve;
 pub mod roots;
 pub mod run;

@@ -47,6 +47,12 @@ impl RestoreFile {
         }
     }
 
+    /// The same with the keys as they are now.
+    pub fn with_keys(self, keys: &KeySet) -> Self {
+        let wal = keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect();
+        RestoreFile { encryption: keys.algorithm(), generation: keys.generation(), keys: wal, ..self }
+    }
+
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(self).expect("plain data")
     }

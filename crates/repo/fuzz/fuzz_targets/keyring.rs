@@ -10,6 +10,6 @@ fuzz_target!(|bytes: &[u8]| {
         let again = ring.to_bytes();
         assert!(Keyring::open(&again, &Unlock::default()).is_ok());
     }
-    let unlock = Unlock { passphrase: None, age_identities: Some("# none\n".to_owned().into()) };
+    let unlock = Unlock::age_identities("# none\n");
     assert!(Keyring::open(bytes, &unlock).is_err());
 });

@@ -17,7 +17,7 @@ use pgark_repo::wal::WalArchive;
 pub const SYSTEM: SystemId = SystemId(7_123_456_789_012_345_678);
 
 pub fn repository() -> Repository {
-    let new = NewKeys { encryption: Algorithm::None, unlock: Unlock::default(), age_recipients: vec![] };
+    let new = NewKeys { encryption: Algorithm::None, unlock: Unlock::default(), age_recipients: vec![], key_commands: vec![] };
     Repository::init(Arc::new(MemoryStore::new()), &new).unwrap().0
 }
 

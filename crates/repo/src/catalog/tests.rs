@@ -6,7 +6,12 @@ use crate::keyring::{NewKeys, Unlock};
 use crate::store::MemoryStore;
 
 fn catalog() -> CatalogStore {
-    let new = NewKeys { encryption: Algorithm::None, unlock: Unlock::default(), age_recipients: vec![] };
+    let new = NewKeys {
+        encryption: Algorithm::None,
+        unlock: Unlock::default(),
+        age_recipients: vec![],
+        key_commands: vec![],
+    };
     let (repo, _) = Repository::init(Arc::new(MemoryStore::new()), &new).unwrap();
     let store = CatalogStore::new(&repo, &ClusterName::parse("main").unwrap());
     store.register(&lineage(1), false).unwrap();

@@ -20,29 +20,29 @@ use crate::common::{TestDir, keys, name, objects};
 use crate::sample::{self, Tree, archive, backup_id, cluster, read_backup, segment};
 
 const SEED: u64 = 20_260_822;
-const FAULTS: [Fault; 5] = [Fault::CrashBefore, Fault::CrashAfter, Fault::LoseReply, Fault::Fail, Fault::NoSpace];
+pub const FAULTS: [Fault; 5] = [Fault::CrashBefore, Fault::CrashAfter, Fault::LoseReply, Fault::Fail, Fault::NoSpace];
 /// More operations than any sequence has: a sweep that gets here does not end.
 const OPERATIONS_MAX: u64 = 2000;
 
 /// How often a sequence ran before; a later run happens later, and names its backup differently.
-type Attempt = u32;
+pub type Attempt = u32;
 
-type Sequence = dyn Fn(&Arc<dyn Store>, Attempt) -> Result<()>;
-type Trees = BTreeMap<BackupId, Tree>;
+pub type Sequence<'a> = dyn Fn(&Arc<dyn Store>, Attempt) -> Result<()> + 'a;
+pub type Trees = BTreeMap<BackupId, Tree>;
 
-struct Scenario<'a> {
-    name: &'a str,
+pub struct Scenario<'a> {
+    pub name: &'a str,
     /// What was there before: never disturbed.
-    before: &'a dyn Fn(&Arc<dyn Store>) -> Trees,
-    sequence: &'a Sequence,
+    pub before: &'a dyn Fn(&Arc<dyn Store>) -> Trees,
+    pub sequence: &'a Sequence<'a>,
     /// Holds once the sequence has succeeded.
-    after: &'a dyn Fn(&Arc<dyn Store>),
+    pub after: &'a dyn Fn(&Arc<dyn Store>),
     /// Whether one more run leaves the very same objects.
-    repeats_exactly: bool,
+    pub repeats_exactly: bool,
 }
 
 impl Scenario<'_> {
-    fn sweep(&self, make: &dyn Fn() -> Arc<dyn Store>, faults: &[Fault]) {
+    pub fn sweep(&self, make: &dyn Fn() -> Arc<dyn Store>, faults: &[Fault]) {
         for &fault in faults {
             let mut reached = 0;
             for nth in 1..OPERATIONS_MAX {
@@ -87,11 +87,11 @@ fn contents(store: &dyn Store) -> Vec<(String, Vec<u8>)> {
     objects(store).into_iter().map(|n| (n.to_string(), store.read(&n, u64::MAX).unwrap())).collect()
 }
 
-fn open(store: &Arc<dyn Store>) -> Result<Repository> {
+pub fn open(store: &Arc<dyn Store>) -> Result<Repository> {
     Repository::open(store.clone(), &keys(Algorithm::Aes256Gcm).unlock)
 }
 
-fn committed_backups_are_whole(store: &Arc<dyn Store>, earlier: &Trees, place: &str) {
+pub fn committed_backups_are_whole(store: &Arc<dyn Store>, earlier: &Trees, place: &str) {
     if earlier.is_empty() {
         return;
     }
@@ -115,7 +115,7 @@ fn committed_backups_are_whole(store: &Arc<dyn Store>, earlier: &Trees, place: &
     }
 }
 
-fn memory() -> Arc<dyn Store> {
+pub fn memory() -> Arc<dyn Store> {
     Arc::new(MemoryStore::new())
 }
 
@@ -123,7 +123,7 @@ fn nothing(_: &Arc<dyn Store>) -> Trees {
     BTreeMap::new()
 }
 
-fn one_backup(store: &Arc<dyn Store>) -> Trees {
+pub fn one_backup(store: &Arc<dyn Store>) -> Trees {
     sample::fill(&sample::init(store.clone(), &keys(Algorithm::Aes256Gcm)), 1).unwrap()
 }
 
@@ -165,7 +165,7 @@ fn registration_can_be_interrupted_anywhere() {
 }
 
 /// As `pgark backup` does it: what is left over is removed, then a new backup is made under a claim.
-fn backup(store: &Arc<dyn Store>, attempt: Attempt) -> Result<()> {
+pub fn backup(store: &Arc<dyn Store>, attempt: Attempt) -> Result<()> {
     let repo = open(store)?;
     let catalog = CatalogStore::new(&repo, &cluster());
     let id = backup_id(10 + attempt);
@@ -297,7 +297,7 @@ fn a_deletion_can_be_interrupted_anywhere() {
     .sweep(&memory, &FAULTS);
 }
 
-fn push(store: &Arc<dyn Store>, _: Attempt) -> Result<()> {
+pub fn push(store: &Arc<dyn Store>, _: Attempt) -> Result<()> {
     sample::push_wal(&open(store)?, &[5, 6])
 }
 

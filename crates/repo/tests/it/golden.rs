@@ -6,9 +6,11 @@ use std::sync::Arc;
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
 use pgark_repo::crypto::Algorithm;
-use pgark_repo::keyring::Unlock;
-use pgark_repo::store::{LocalStore, Store};
+use pgark_repo::keyring::{KeyCommands, Unlock};
+use pgark_repo::store::{LocalStore, MemoryStore, Store};
+use zeroize::Zeroizing;
 
+use crate::common::{name, objects};
 use crate::expected::{self, GOLDEN_SEGMENTS, PASSPHRASE};
 use crate::sample::{self, archive, cluster, read_backup};
 
@@ -33,7 +35,7 @@ fn identity() -> String {
 }
 
 fn by_identity() -> Unlock {
-    Unlock { passphrase: None, age_identities: Some(identity().into()) }
+    Unlock::age_identities(&identity())
 }
 
 fn repositories() -> impl Iterator<Item = (&'static str, Repository)> {
@@ -60,6 +62,48 @@ fn each_slot_of_the_key_ring_opens() {
         assert!(Repository::open(store(which), &Unlock::passphrase(b"silver")).is_err());
         assert!(Repository::open(store(which), &Unlock::default()).is_err());
         assert!(a.check_keyring().unwrap().is_empty());
+    }
+}
+
+/// What made the wrapped key of the command slot of the sample.
+struct Reversed;
+
+impl KeyCommands for Reversed {
+    fn knows(&self, name: &str) -> bool {
+        name == "reversed"
+    }
+    fn wrap(&self, _: &str, plain: &[u8]) -> pgark_repo::Result<Vec<u8>> {
+        Ok(plain.iter().rev().copied().collect())
+    }
+    fn unwrap(&self, _: &str, wrapped: &[u8]) -> pgark_repo::Result<Zeroizing<Vec<u8>>> {
+        Ok(wrapped.iter().rev().copied().collect::<Vec<_>>().into())
+    }
+}
+
+#[test]
+fn a_ring_of_the_second_generation_opens_by_each_slot_and_reads_the_first() {
+    let rotated: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let aes = store("aes");
+    for object in objects(&*aes).iter().filter(|o| !o.as_str().starts_with("keyring")) {
+        rotated.put_new(object, &aes.read(object, 1 << 30).unwrap()).unwrap();
+    }
+    let ring = std::fs::read(golden().join("rotated-ring")).unwrap();
+    for dir in ["keyring", "keyring-mirror"] {
+        rotated.put_new(&name(&format!("{dir}/{:016x}", 2)), &ring).unwrap();
+    }
+    let by_command = Unlock { commands: Some(Arc::new(Reversed)), ..Unlock::default() };
+    let first = Repository::open(aes, &by_identity()).unwrap();
+    for unlock in [Unlock::passphrase(PASSPHRASE), by_identity(), by_command] {
+        let repo = Repository::open(rotated.clone(), &unlock).unwrap();
+        assert_eq!(repo.keys().generation(), 2);
+        let slots: Vec<_> = repo.slots().iter().map(|s| (s.kind, s.label.as_deref())).collect();
+        assert_eq!(slots, [("passphrase", None), ("age", None), ("command", Some("of the sample"))]);
+        assert!(repo.keys().content_id(b"x") == first.keys().content_id(b"x"));
+        assert!(repo.master() != first.master());
+        let catalog = CatalogStore::new(&repo, &cluster()).read().unwrap();
+        same("rotated", "catalog.json", expected::catalog(&catalog).as_bytes());
+        let (_, tree) = read_backup(&repo, &catalog.backups[0]).unwrap();
+        same("rotated", "tree.txt", expected::tree(&tree).as_bytes());
     }
 }
 

@@ -73,7 +73,8 @@ pub fn new_keys(encryption: Algorithm, passphrase: Option<&[u8]>, identity: &str
     if !plain {
         unlock.age_identities = Some(identity.to_owned().into());
     }
-    NewKeys { encryption, unlock, age_recipients: if plain { vec![] } else { vec![recipient(identity)] } }
+    let age_recipients = if plain { vec![] } else { vec![recipient(identity)] };
+    NewKeys { encryption, unlock, age_recipients, key_commands: vec![] }
 }
 
 pub fn lineage() -> Lineage {

@@ -379,7 +379,7 @@ fn objects_of_another_repository_are_refused() {
 #[test]
 fn the_key_ring_of_another_repository_does_not_open_with_our_key() {
     let (store, _) = memory_repository(Algorithm::Aes256Gcm);
-    let unlock = |text: &str| Unlock { passphrase: None, age_identities: Some(text.to_owned().into()) };
+    let unlock = |text: &str| Unlock::age_identities(text);
     assert!(Repository::open(store.clone(), &unlock(identity())).is_ok());
     let error = Repository::open(store, &unlock(&fresh_identity())).err();
     assert!(matches!(error, Some(pgark_repo::RepoError::WrongKey { .. })), "{error:?}");
@@ -392,7 +392,7 @@ fn every_flipped_bit_of_a_key_ring_is_found_by_itself() {
         let good = Repository::ring_bytes(&(store as Arc<dyn Store>)).unwrap();
         let unlock = keys(encryption).unlock;
         let open = |bytes: &[u8]| match repo.master() {
-            Some(m) => Keyring::open_with_master(bytes, m.clone()).map(drop),
+            Some(m) => Keyring::open_with_master(bytes, m).map(drop),
             None => Keyring::open(bytes, &unlock).map(drop),
         };
         open(&good).unwrap();

@@ -166,7 +166,7 @@ impl Story<'_> {
         let store = LocalStore::create(self.place.repository());
         let store = Arc::new(store.map_err(|e| engine_failure(e.into()))?);
         let unlock = Unlock::passphrase(passphrase.as_bytes());
-        let keys = NewKeys { encryption: Algorithm::Aes256Gcm, unlock, age_recipients: vec![] };
+        let keys = NewKeys { encryption: Algorithm::Aes256Gcm, unlock, age_recipients: vec![], key_commands: vec![] };
         let data = self.place.source();
         let identity = [Identity::Directory(&data), Identity::Server(&server.connect, CONNECT_TIMEOUT)];
         let done = register::init(store, &keys, &self.cluster, &identity, false, self.ctx).map_err(engine_failure)?;

@@ -1,8 +1,6 @@
 //! The SFTP store against a real OpenSSH server: what every store has to do, and what happens when the server, the
 //! network or the disk does not do its part.
 
-#![allow(clippy::unwrap_used)]
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

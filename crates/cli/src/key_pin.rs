@@ -1,0 +1,142 @@
+//! What this host has seen of a repository's keys, beside the key cache: a key ring that was set back to an earlier one,
+//! or exchanged for somebody else's, is noticed although a secret of ours opens it.
+//!
+//! Invariant: only a ring that carries on what was seen replaces it. Without a private directory, or after the file was
+//! removed, what is found first is believed.
+
+use std::path::{Path, PathBuf};
+
+use pgark_repo::Repository;
+use pgark_repo::crypto::{Key32, derive, hex};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Exit, Failure};
+use crate::key_cache::{private_dir, read_private, write_private};
+
+/// The largest of these files, in bytes.
+const BYTES_MAX: usize = 4096;
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    repository_id: String,
+    generation: u32,
+    /// Tells master keys apart and gives none away.
+    mark: String,
+}
+
+/// What a ring is, compared with what was seen before.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    /// It carries on: to be remembered.
+    Newer,
+    Older,
+    Other,
+}
+
+pub struct KeyPin {
+    path: PathBuf,
+}
+
+impl KeyPin {
+    /// None when there is no private directory to remember in.
+    pub fn find(cache_dir: Option<&Path>, url: &str) -> Option<Self> {
+        let name = blake3::hash(url.as_bytes()).to_hex();
+        Some(KeyPin { path: private_dir(cache_dir?, "seen")?.join(name.get(..32)?) })
+    }
+
+    /// # Errors
+    /// `E-KEY-OLDER` and `E-KEY-REPLACED`, exit code 12.
+    pub fn check(&self, repo: &Repository) -> Result<(), Failure> {
+        let masters = repo.keys().current().masters().to_vec();
+        let Some(seen) = self.seen() else {
+            self.remember(repo.id(), &masters);
+            return Ok(());
+        };
+        let hint = || {
+            format!(
+                "somebody may have exchanged it; if it was you (an older copy, a new repository in the old place), remove {}",
+                self.path.display()
+            )
+        };
+        let failed = |code, message: String| Err(Failure::new(code, Exit::WrongKey, message).hint(hint()));
+        let newest = masters.last().map_or(0, |(generation, _)| *generation);
+        match judge(&seen, repo.id(), &masters) {
+            Verdict::Same => Ok(()),
+            Verdict::Newer => {
+                self.remember(repo.id(), &masters);
+                Ok(())
+            }
+            Verdict::Older => {
+                let message = format!(
+                    "the key ring is of generation {newest} of the key, and this host has seen generation {}",
+                    seen.generation
+                );
+                failed("E-KEY-OLDER", message)
+            }
+            Verdict::Other => {
+                failed("E-KEY-REPLACED", "this is not the repository that this host has seen here before".into())
+            }
+        }
+    }
+
+    /// What was just made here replaces what was seen.
+    pub fn renew(&self, repo: &Repository) {
+        self.remember(repo.id(), repo.keys().current().masters());
+    }
+
+    /// A file that does not parse was not written by us, and says nothing.
+    fn seen(&self) -> Option<Seen> {
+        serde_json::from_slice(&read_private(&self.path, BYTES_MAX)?).ok()
+    }
+
+    /// Not being able to costs the protection; `check` of the next run tries again.
+    fn remember(&self, id: &str, masters: &[(u32, Key32)]) {
+        let Some((generation, master)) = masters.last() else { return };
+        let seen = Seen { repository_id: id.to_owned(), generation: *generation, mark: mark(master) };
+        let written = serde_json::to_vec(&seen).map_err(std::io::Error::other);
+        if let Err(error) = written.and_then(|bytes| write_private(&self.path, &bytes)) {
+            tracing::debug!(target: "pgark", %error, "what was seen of the key is not remembered");
+        }
+    }
+}
+
+fn mark(master: &Key32) -> String {
+    hex(&derive(&master.0, b"", &[b"pgark v1 seen key"]).0)
+}
+
+fn judge(seen: &Seen, id: &str, masters: &[(u32, Key32)]) -> Verdict {
+    let newest = masters.last().map_or(0, |(generation, _)| *generation);
+    let carried_on = masters.iter().any(|(g, k)| *g == seen.generation && mark(k) == seen.mark);
+    match (seen.repository_id == id, carried_on) {
+        (true, true) if newest == seen.generation => Verdict::Same,
+        (true, true) => Verdict::Newer,
+        (true, false) if newest < seen.generation => Verdict::Older,
+        _ => Verdict::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> Key32 {
+        Key32([n; 32])
+    }
+
+    #[test]
+    fn only_a_ring_that_carries_on_what_was_seen_is_accepted() {
+        let seen = Seen { repository_id: "a".into(), generation: 2, mark: mark(&key(2)) };
+        let (one, two, three) = ((1, key(1)), (2, key(2)), (3, key(3)));
+        let of =
+            |masters: &[&(u32, Key32)]| judge(&seen, "a", &masters.iter().map(|m| (*m).clone()).collect::<Vec<_>>());
+        assert_eq!(of(&[&one, &two]), Verdict::Same);
+        assert_eq!(of(&[&one, &two, &three]), Verdict::Newer);
+        assert_eq!(of(&[&one]), Verdict::Older);
+        assert_eq!(of(&[]), Verdict::Older);
+        assert_eq!(of(&[&one, &(2, key(9))]), Verdict::Other);
+        // A ring with a high number, made by somebody who knows an older key.
+        assert_eq!(of(&[&(9, key(1))]), Verdict::Other);
+        assert_eq!(judge(&seen, "b", &[one.clone(), two.clone()]), Verdict::Other);
+    }
+}

@@ -1,0 +1,240 @@
+//! Changes of a ring in memory: slots come and go, and the master key gets a successor.
+//!
+//! Invariant: whatever is changed, every master key stays in the ring, and no slot is lost that was not named to go.
+
+use zeroize::Zeroizing;
+
+use super::slot::{Attempt, Slot, SlotInfo, SlotKind, check_label, for_age, for_command, for_passphrase};
+use super::unlock::Unlock;
+use super::wrap::wrap;
+use super::{Keyring, Previous, Wrapped, content_key_data, now};
+use crate::crypto::{Key32, fill_random, hex};
+use crate::error::{RepoError, Result};
+use crate::limits::{KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
+
+/// Why slots or keys were not changed. Nothing was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    #[error("there is no slot {id}")]
+    None { id: String },
+    #[error("slot {id} is the last one")]
+    Last { id: String },
+    #[error("nothing that was given opens another slot than {id}")]
+    Unproven { id: String },
+    #[error("the secrets of these slots were not given: {slots}")]
+    Locked { slots: String },
+    #[error("the changed key ring would not open with what was given")]
+    LockedOut,
+    #[error("a key ring has at most {KEYRING_SLOTS_MAX} slots")]
+    TooMany,
+    #[error("the key was rotated {KEYRING_GENERATIONS_MAX} times; the ring holds no more generations")]
+    TooOften,
+    #[error("the repository is not encrypted: it has no keys")]
+    NotEncrypted,
+}
+
+/// What a rotation may use to wrap the new master key.
+#[derive(Clone, Copy)]
+pub struct Secrets<'a> {
+    pub unlock: &'a Unlock,
+    /// Passphrases of further slots.
+    pub passphrases: &'a [Zeroizing<Vec<u8>>],
+}
+
+/// What becomes of a slot in a rotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotFate {
+    pub slot: SlotInfo,
+    pub fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It gets the new key.
+    Rewrapped,
+    /// It was named to go.
+    Dropped,
+    /// Its secret was not given.
+    Locked,
+}
+
+impl Keyring {
+    /// The slot that a passphrase opens already.
+    pub fn slot_of_passphrase(&self, passphrase: &[u8]) -> Result<Option<SlotInfo>> {
+        for slot in &self.body.slots {
+            if slot.kind.open_with_passphrase(&self.body.repository_id, passphrase)?.is_some() {
+                return Ok(Some(slot.info()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every slot that something given opens. A key command that fails proves nothing.
+    pub fn proven(&self, unlock: &Unlock) -> Result<Vec<String>> {
+        let mut proven = vec![];
+        for slot in &self.body.slots {
+            match slot.kind.try_open(&self.body.repository_id, unlock) {
+                Ok(Attempt::Opened(master)) if Some(&master) == self.newest_key() => proven.push(slot.id.clone()),
+                Ok(_) | Err(RepoError::KeyCommand { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(proven)
+    }
+
+    pub fn add_passphrase(&mut self, passphrase: &[u8], label: Option<&str>) -> Result<SlotInfo> {
+        let kind = for_passphrase(&self.body.repository_id, self.newest()?, passphrase)?;
+        self.add_slot(kind, label)
+    }
+
+    pub fn add_age(&mut self, recipient: &str, label: Option<&str>) -> Result<SlotInfo> {
+        let kind = for_age(&self.body.repository_id, self.newest()?, recipient)?;
+        self.add_slot(kind, label)
+    }
+
+    pub fn add_command(&mut self, name: &str, unlock: &Unlock, label: Option<&str>) -> Result<SlotInfo> {
+        let commands = unlock.commands.as_deref().filter(|c| c.knows(name)).ok_or_else(|| unknown_command(name))?;
+        let kind = for_command(&self.body.repository_id, self.newest()?, name, commands)?;
+        self.add_slot(kind, label)
+    }
+
+    fn newest(&self) -> Result<&Key32> {
+        self.newest_key().ok_or(RepoError::Slot(SlotError::NotEncrypted))
+    }
+
+    fn add_slot(&mut self, kind: SlotKind, label: Option<&str>) -> Result<SlotInfo> {
+        if self.body.slots.len() >= KEYRING_SLOTS_MAX {
+            return Err(SlotError::TooMany.into());
+        }
+        label.map_or(Ok(()), check_label)?;
+        let mut id = [0u8; 4];
+        loop {
+            fill_random(&mut id)?;
+            if self.body.slots.iter().all(|s| s.id != hex(&id)) {
+                break;
+            }
+        }
+        let slot = Slot { id: hex(&id), created: now(), label: label.map(str::to_owned), kind };
+        let info = slot.info();
+        self.body.slots.push(slot);
+        Ok(info)
+    }
+
+    /// Takes a slot away. `proven` are the slots that something at hand opens: one of them must stay.
+    pub fn remove_slot(&mut self, id: &str, proven: &[String]) -> Result<SlotInfo> {
+        self.newest()?;
+        let at = self.body.slots.iter().position(|s| s.id == id);
+        let at = at.ok_or_else(|| SlotError::None { id: id.to_owned() })?;
+        if self.body.slots.len() == 1 {
+            return Err(SlotError::Last { id: id.to_owned() }.into());
+        }
+        if !proven.iter().any(|p| p != id && self.body.slots.iter().any(|s| s.id == *p)) {
+            return Err(SlotError::Unproven { id: id.to_owned() }.into());
+        }
+        Ok(self.body.slots.remove(at).info())
+    }
+
+    /// What a rotation with these secrets would make of each slot.
+    pub fn fates(&self, given: Secrets<'_>, drop: &[String]) -> Result<Vec<SlotFate>> {
+        self.newest()?;
+        if let Some(id) = drop.iter().find(|id| self.body.slots.iter().all(|s| s.id != **id)) {
+            return Err(SlotError::None { id: id.clone() }.into());
+        }
+        let fate = |slot: &Slot| -> Result<SlotFate> {
+            let fate = match &slot.kind {
+                _ if drop.contains(&slot.id) => Fate::Dropped,
+                SlotKind::Age { .. } => Fate::Rewrapped,
+                SlotKind::Passphrase { .. } if self.passphrase_of(slot, given)?.is_some() => Fate::Rewrapped,
+                SlotKind::Command { command, .. } if knows(given.unlock, command) => Fate::Rewrapped,
+                _ => Fate::Locked,
+            };
+            Ok(SlotFate { slot: slot.info(), fate })
+        };
+        let fates = self.body.slots.iter().map(fate).collect::<Result<Vec<_>>>()?;
+        if fates.iter().all(|f| f.fate == Fate::Dropped)
+            && let Some(last) = fates.last()
+        {
+            return Err(SlotError::Last { id: last.slot.id.clone() }.into());
+        }
+        Ok(fates)
+    }
+
+    fn passphrase_of<'a>(&self, slot: &Slot, given: Secrets<'a>) -> Result<Option<&'a Zeroizing<Vec<u8>>>> {
+        for passphrase in given.unlock.passphrase.iter().chain(given.passphrases) {
+            if slot.kind.open_with_passphrase(&self.body.repository_id, passphrase)?.is_some() {
+                return Ok(Some(passphrase));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a new master key for new data. Earlier ones stay, wrapped under it; each slot gets it or was named to go.
+    ///
+    /// # Errors
+    /// `SlotError::Locked` when that is impossible for a slot; `KeyCommand` when a program does not wrap it.
+    pub fn rotate(&mut self, given: Secrets<'_>, drop: &[String]) -> Result<Vec<SlotFate>> {
+        let fates = self.fates(given, drop)?;
+        let locked: Vec<String> = fates.iter().filter(|f| f.fate == Fate::Locked).map(|f| f.slot.describe()).collect();
+        if !locked.is_empty() {
+            return Err(SlotError::Locked { slots: locked.join(", ") }.into());
+        }
+        if self.masters.len() >= KEYRING_GENERATIONS_MAX {
+            return Err(SlotError::TooOften.into());
+        }
+        let id = self.body.repository_id.clone();
+        let master = Key32::random()?;
+        let mut slots = vec![];
+        for slot in self.body.slots.iter().filter(|s| !drop.contains(&s.id)) {
+            let kind = self.rewrap(slot, &master, given)?;
+            slots.push(Slot { kind, ..slot.clone() });
+        }
+        let previous = |(generation, old): &(u32, Key32)| {
+            Ok(Previous { generation: *generation, wrapped: wrap(&master, &id, old)? })
+        };
+        let previous = self.masters.iter().map(previous).collect::<Result<Vec<_>>>()?;
+        let content = self.content.as_ref().ok_or(SlotError::NotEncrypted)?;
+        let content_key = Wrapped(wrap(&master, &content_key_data(&id), content)?);
+        let generation = self.body.generation.checked_add(1).ok_or(SlotError::TooOften)?;
+        self.body.slots = slots;
+        self.body.previous = previous;
+        self.body.content_key = Some(content_key);
+        self.body.generation = generation;
+        self.body.rotated = Some(now());
+        self.masters.push((generation, master));
+        Ok(fates)
+    }
+
+    fn rewrap(&self, slot: &Slot, master: &Key32, given: Secrets<'_>) -> Result<SlotKind> {
+        let id = &self.body.repository_id;
+        let locked = || SlotError::Locked { slots: slot.info().describe() };
+        match &slot.kind {
+            SlotKind::Age { recipient, .. } => for_age(id, master, recipient),
+            SlotKind::Passphrase { .. } => {
+                let passphrase = self.passphrase_of(slot, given)?.ok_or_else(locked)?;
+                for_passphrase(id, master, passphrase)
+            }
+            SlotKind::Command { command, .. } => {
+                let commands = given.unlock.commands.as_deref().ok_or_else(locked)?;
+                for_command(id, master, command, commands)
+            }
+        }
+    }
+}
+
+impl SlotInfo {
+    pub fn describe(&self) -> String {
+        let more = self.label.as_ref().or(self.recipient.as_ref()).or(self.command.as_ref());
+        match more {
+            Some(more) => format!("{} ({}, {more})", self.id, self.kind),
+            None => format!("{} ({})", self.id, self.kind),
+        }
+    }
+}
+
+fn knows(unlock: &Unlock, command: &str) -> bool {
+    unlock.commands.as_deref().is_some_and(|c| c.knows(command))
+}
+
+fn unknown_command(name: &str) -> RepoError {
+    RepoError::KeyCommand { name: name.to_owned(), why: "no key command of this name is configured".into() }
+}

@@ -1,0 +1,402 @@
+//! The key ring: the one object that is readable without a key. It says what the repository is and holds the
+//! master key, wrapped once per slot. Losing it is losing the repository, so it exists twice.
+//!
+//! Invariant: after a slot opened, the ring's authentication code must match; what the ring says can raise
+//! what the client demands, never lower it. Every master key that ever sealed something stays in the ring.
+
+mod change;
+mod edit;
+mod slot;
+mod unlock;
+mod wrap;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::crypto::{Algorithm, Key32, KeySet, Keys, content_key, derive, fill_random, hex, hex_bytes};
+use crate::error::{RepoError, Result};
+use crate::limits::{KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
+use crate::names::KEYRING;
+use crate::register::Register;
+use crate::store::Store;
+use slot::{Attempt, Slot, SlotKind};
+use wrap::{unwrap, wrap};
+
+pub use change::{Change, edit, left_over, read, retire_older};
+pub use edit::{Fate, Secrets, SlotError, SlotFate};
+pub use slot::SlotInfo;
+pub use unlock::{KeyCommands, Unlock};
+
+const FORMAT: &str = "pgark-repository";
+const FORMAT_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Body {
+    format: String,
+    version: u32,
+    #[serde(with = "hex_bytes")]
+    repository_id: Vec<u8>,
+    created: jiff::Timestamp,
+    encryption: Algorithm,
+    /// Of the master key that seals new data.
+    generation: u32,
+    /// When that key was made, if it is not the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rotated: Option<jiff::Timestamp>,
+    slots: Vec<Slot>,
+    /// Master keys of earlier generations, wrapped under the newest.
+    previous: Vec<Previous>,
+    /// The key of content ids, wrapped under the newest master key. It is that of the first generation and stays, so that
+    /// equal content is still recognised. Absent: it follows from the only master key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content_key: Option<Wrapped>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Previous {
+    generation: u32,
+    #[serde(with = "hex_bytes")]
+    wrapped: Vec<u8>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Wrapped(#[serde(with = "hex_bytes")] Vec<u8>);
+
+/// A ring that was opened.
+pub struct Keyring {
+    body: Body,
+    /// By generation, ascending; empty without encryption.
+    masters: Vec<(u32, Key32)>,
+    content: Option<Key32>,
+    opened_by: Option<String>,
+}
+
+pub fn register(store: Arc<dyn Store>) -> Register {
+    Register::plain(store, KEYRING.to_owned())
+}
+
+/// What a new repository is protected with.
+#[derive(Clone, Debug)]
+pub struct NewKeys {
+    pub encryption: Algorithm,
+    pub unlock: Unlock,
+    /// Public keys (`age1…`) whose owners can open the repository too.
+    pub age_recipients: Vec<String>,
+    /// Names of key commands of `unlock` that get a slot.
+    pub key_commands: Vec<String>,
+}
+
+impl Keyring {
+    pub fn create(new: &NewKeys) -> Result<Self> {
+        let mut id = vec![0u8; 16];
+        fill_random(&mut id)?;
+        let body = Body {
+            format: FORMAT.into(),
+            version: FORMAT_VERSION,
+            repository_id: id,
+            created: now(),
+            encryption: new.encryption,
+            generation: 0,
+            rotated: None,
+            slots: vec![],
+            previous: vec![],
+            content_key: None,
+        };
+        let mut ring = Keyring { body, masters: vec![], content: None, opened_by: None };
+        if new.encryption == Algorithm::None {
+            return Ok(ring);
+        }
+        let master = Key32::random()?;
+        ring.body.generation = 1;
+        ring.content = Some(content_key(&master));
+        ring.masters = vec![(1, master)];
+        if let Some(p) = &new.unlock.passphrase {
+            ring.add_passphrase(p, None)?;
+        }
+        for r in &new.age_recipients {
+            ring.add_age(r, None)?;
+        }
+        for name in &new.key_commands {
+            ring.add_command(name, &new.unlock, None)?;
+        }
+        if ring.body.slots.is_empty() {
+            return Err(RepoError::KeyRequired);
+        }
+        Ok(ring)
+    }
+
+    /// Opens with whatever fits. A client that has a key configured refuses a ring that claims to need none.
+    pub fn open(bytes: &[u8], unlock: &Unlock) -> Result<Self> {
+        let (body, body_text, mac) = parse(bytes)?;
+        if body.encryption == Algorithm::None {
+            if !unlock.is_empty() {
+                return Err(RepoError::EncryptionStripped);
+            }
+            if mac != blake3::hash(body_text).to_hex().as_str() {
+                return Err(RepoError::corrupt(KEYRING, "its checksum does not match"));
+            }
+            return Ok(Keyring { body, masters: vec![], content: None, opened_by: None });
+        }
+        if unlock.is_empty() {
+            return Err(RepoError::KeyRequired);
+        }
+        let (slot, master) = open_slots(&body, unlock)?;
+        let mut ring = Self::with_master(body, body_text, &mac, master)?;
+        ring.opened_by = Some(slot);
+        Ok(ring)
+    }
+
+    /// Opens with a master key that was unwrapped before (a key cache).
+    pub fn open_with_master(bytes: &[u8], master: Key32) -> Result<Self> {
+        let (body, body_text, mac) = parse(bytes)?;
+        if body.encryption == Algorithm::None {
+            return Err(RepoError::EncryptionStripped);
+        }
+        Self::with_master(body, body_text, &mac, master)
+    }
+
+    /// Opens with that one of these master keys which was the newest when the ring was written.
+    pub fn open_with_masters(bytes: &[u8], masters: &[(u32, Key32)]) -> Result<Self> {
+        let (body, body_text, mac) = parse(bytes)?;
+        let held = masters.iter().find(|(generation, _)| *generation == body.generation);
+        let (_, master) = held.ok_or_else(|| {
+            let why = format!("it says that its key is of generation {}, which is not known", body.generation);
+            RepoError::corrupt(KEYRING, why)
+        })?;
+        Self::with_master(body, body_text, &mac, master.clone())
+    }
+
+    fn with_master(body: Body, body_text: &[u8], mac: &str, master: Key32) -> Result<Self> {
+        if mac != ring_mac(&master, body_text) {
+            return Err(RepoError::corrupt(KEYRING, "it was changed by somebody without the key"));
+        }
+        let bad = |what: &str| RepoError::corrupt(KEYRING, what);
+        let mut masters: Vec<(u32, Key32)> = vec![];
+        for p in &body.previous {
+            let old = unwrap(&master, &body.repository_id, &p.wrapped);
+            let old = old.ok_or_else(|| bad("an earlier key does not open"))?;
+            let ascending = masters.last().is_none_or(|(before, _)| *before < p.generation);
+            if !ascending || p.generation >= body.generation {
+                return Err(bad("its generations are not in order"));
+            }
+            masters.push((p.generation, old));
+        }
+        let content = match &body.content_key {
+            Some(Wrapped(wrapped)) => unwrap(&master, &content_key_data(&body.repository_id), wrapped)
+                .ok_or_else(|| bad("the key of content ids does not open"))?,
+            None if masters.is_empty() => content_key(&master),
+            None => return Err(bad("it has several generations and no key of content ids")),
+        };
+        masters.push((body.generation, master));
+        Ok(Keyring { body, masters, content: Some(content), opened_by: None })
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let text = serde_json::to_string(&self.body).expect("a ring is plain data");
+        let mac = match self.masters.last() {
+            Some((_, m)) => ring_mac(m, text.as_bytes()),
+            None => blake3::hash(text.as_bytes()).to_hex().to_string(),
+        };
+        format!("{text}\n{mac}\n").into_bytes()
+    }
+
+    pub fn keys(&self) -> KeySet {
+        self.current_keys().map_or_else(KeySet::unencrypted, KeySet::from)
+    }
+
+    /// None without encryption.
+    pub fn current_keys(&self) -> Option<Keys> {
+        let content = self.content.as_ref().filter(|_| self.body.encryption != Algorithm::None)?;
+        Some(Keys::from_masters(self.body.encryption, &self.masters, content))
+    }
+
+    pub fn newest_key(&self) -> Option<&Key32> {
+        self.masters.last().map(|(_, k)| k)
+    }
+
+    /// Every master key, by generation.
+    pub fn masters(&self) -> &[(u32, Key32)] {
+        &self.masters
+    }
+
+    pub fn repository_id(&self) -> String {
+        hex(&self.body.repository_id)
+    }
+
+    pub fn encryption(&self) -> Algorithm {
+        self.body.encryption
+    }
+
+    /// Of the newest master key; 0 without encryption.
+    pub fn generation(&self) -> u32 {
+        self.body.generation
+    }
+
+    /// When the newest master key was made.
+    pub fn newest_since(&self) -> jiff::Timestamp {
+        self.body.rotated.unwrap_or(self.body.created)
+    }
+
+    pub fn slots(&self) -> Vec<SlotInfo> {
+        self.body.slots.iter().map(Slot::info).collect()
+    }
+
+    /// The slot that opened this ring; none when a key cache did.
+    pub fn opened_by(&self) -> Option<&str> {
+        self.opened_by.as_deref()
+    }
+}
+
+/// So that a wrapped master key cannot stand for it, nor the other way round.
+fn content_key_data(repository_id: &[u8]) -> Vec<u8> {
+    [repository_id, b"content id"].concat()
+}
+
+/// A master key wrapped for a cache beside a passphrase file, so that not every call pays for the slow key
+/// derivation. Bound to this very ring: a changed ring makes the cache worthless. Whoever can read the cache and
+/// guess the passphrase can check a guess quickly, so it is made only where the passphrase itself lies in a file of
+/// the same owner.
+pub fn seal_for_cache(passphrase: &[u8], ring: &[u8], master: &Key32) -> Result<Vec<u8>> {
+    wrap(&cache_key(passphrase, ring), b"cache", master)
+}
+
+pub fn open_from_cache(passphrase: &[u8], ring: &[u8], cached: &[u8]) -> Option<Key32> {
+    unwrap(&cache_key(passphrase, ring), b"cache", cached)
+}
+
+/// What to call the cached key of this ring.
+pub fn ring_name(ring: &[u8]) -> String {
+    blake3::hash(ring).to_hex().as_str().chars().take(32).collect()
+}
+
+fn cache_key(passphrase: &[u8], ring: &[u8]) -> Key32 {
+    derive(passphrase, blake3::hash(ring).as_bytes(), &[b"pgark v1 key cache"])
+}
+
+/// What can be read of a ring before it is opened. Not authenticated.
+pub fn peek_repository_id(bytes: &[u8]) -> Result<String> {
+    Ok(hex(&parse(bytes)?.0.repository_id))
+}
+
+fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {
+    let bad = |what: &str| RepoError::corrupt(KEYRING, what);
+    let text = bytes.strip_suffix(b"\n").ok_or_else(|| bad("truncated"))?;
+    let cut = text.iter().position(|b| *b == b'\n').ok_or_else(|| bad("truncated"))?;
+    let (body_text, mac) = (&text[..cut], &text[cut + 1..]);
+    let mac = std::str::from_utf8(mac).map_err(|_| bad("its authentication code does not parse"))?;
+    #[derive(Deserialize)]
+    struct Head {
+        format: String,
+        version: u32,
+    }
+    let head: Head = serde_json::from_slice(body_text).map_err(|e| bad(&format!("does not parse: {e}")))?;
+    if head.format != FORMAT {
+        return Err(bad("not a pgark key ring"));
+    }
+    if head.version > FORMAT_VERSION {
+        let known = FORMAT_VERSION;
+        return Err(RepoError::Unsupported { object: KEYRING.into(), found: head.version, known });
+    }
+    let body: Body = serde_json::from_slice(body_text).map_err(|e| bad(&format!("does not parse: {e}")))?;
+    if body.slots.len() > KEYRING_SLOTS_MAX {
+        return Err(bad("it has more slots than any we write"));
+    }
+    if body.previous.len() >= KEYRING_GENERATIONS_MAX {
+        return Err(bad("it has more generations of keys than any we write"));
+    }
+    Ok((body, body_text, mac.to_owned()))
+}
+
+/// The slot that opens, and what it holds. What costs least is tried first.
+fn open_slots(body: &Body, unlock: &Unlock) -> Result<(String, Key32)> {
+    let mut why = String::from("no slot of the kind that was given");
+    let mut failed = None;
+    let rank = |kind: &SlotKind| match kind {
+        SlotKind::Age { .. } => 0,
+        SlotKind::Passphrase { .. } => 1,
+        SlotKind::Command { .. } => 2,
+    };
+    let mut slots: Vec<&Slot> = body.slots.iter().collect();
+    slots.sort_by_key(|s| rank(&s.kind));
+    for slot in slots {
+        match slot.kind.try_open(&body.repository_id, unlock) {
+            Ok(Attempt::Opened(master)) => return Ok((slot.id.clone(), master)),
+            Ok(Attempt::Wrong(reason)) => why = reason.into(),
+            Ok(Attempt::NothingGiven) => {}
+            // A vault that is away says nothing about the other slots.
+            Err(e @ RepoError::KeyCommand { .. }) => failed = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(failed.unwrap_or(RepoError::WrongKey { why }))
+}
+
+fn ring_mac(master: &Key32, body: &[u8]) -> String {
+    let key = derive(&master.0, b"", &[b"pgark v1 key ring"]);
+    blake3::keyed_hash(&key.0, body).to_hex().to_string()
+}
+
+fn now() -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_keys(passphrase: &[u8], age_recipients: Vec<String>) -> NewKeys {
+        let unlock = Unlock::passphrase(passphrase);
+        NewKeys { encryption: Algorithm::Aes256Gcm, unlock, age_recipients, key_commands: vec![] }
+    }
+
+    #[test]
+    fn each_slot_opens_the_same_key_and_a_wrong_one_does_not() {
+        let identity = age::x25519::Identity::generate();
+        let ring = Keyring::create(&new_keys(b"correct", vec![identity.to_public().to_string()])).unwrap();
+        let bytes = ring.to_bytes();
+        let by_pass = Keyring::open(&bytes, &Unlock::passphrase(b"correct")).unwrap();
+        use age::secrecy::ExposeSecret;
+        let secret = identity.to_string().expose_secret().to_owned();
+        let by_age = Keyring::open(&bytes, &Unlock::age_identities(&secret)).unwrap();
+        assert!(by_pass.newest_key() == by_age.newest_key() && by_pass.newest_key() == ring.newest_key());
+        assert!(matches!(Keyring::open(&bytes, &Unlock::passphrase(b"wrong")), Err(RepoError::WrongKey { .. })));
+        assert!(matches!(Keyring::open(&bytes, &Unlock::default()), Err(RepoError::KeyRequired)));
+    }
+
+    #[test]
+    fn a_cached_key_opens_with_its_passphrase_and_ring_only() {
+        let master = Key32([5; 32]);
+        let cached = seal_for_cache(b"p", b"ring", &master).unwrap();
+        assert!(open_from_cache(b"p", b"ring", &cached) == Some(master));
+        assert!(open_from_cache(b"q", b"ring", &cached).is_none());
+        assert!(open_from_cache(b"p", b"other ring", &cached).is_none());
+        assert!(open_from_cache(b"p", b"ring", &cached[..20]).is_none());
+    }
+
+    #[test]
+    fn a_changed_ring_is_refused() {
+        let bytes = Keyring::create(&new_keys(b"p", vec![])).unwrap().to_bytes();
+        let text = String::from_utf8(bytes).unwrap();
+        let changed = text.replace("\"generation\":1", "\"generation\":2");
+        assert_ne!(changed, text);
+        assert!(Keyring::open(changed.as_bytes(), &Unlock::passphrase(b"p")).is_err());
+        let weak = text.replace("\"memory_kib\":65536", "\"memory_kib\":8");
+        assert!(matches!(Keyring::open(weak.as_bytes(), &Unlock::passphrase(b"p")), Err(RepoError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_ring_without_encryption_is_refused_by_a_client_with_a_key() {
+        let none = NewKeys {
+            encryption: Algorithm::None,
+            unlock: Unlock::default(),
+            age_recipients: vec![],
+            key_commands: vec![],
+        };
+        let bytes = Keyring::create(&none).unwrap().to_bytes();
+        assert!(Keyring::open(&bytes, &Unlock::default()).is_ok());
+        assert!(matches!(Keyring::open(&bytes, &Unlock::passphrase(b"p")), Err(RepoError::EncryptionStripped)));
+    }
+}
