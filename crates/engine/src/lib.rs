@@ -15,6 +15,7 @@ pub mod info;
 pub mod keys;
 pub mod pace;
 pub mod register;
+pub mod replicate;
 pub mod restore;
 pub mod verify;
 

@@ -54,6 +54,43 @@ impl Repository {
         Ok(Self::from_ring(store, &ring, unlock))
     }
 
+    /// Opens a copy of this repository in another store. Where there is none it gets our key ring; one with an older key
+    /// gets the newer ring. What is there and of another key is left alone.
+    ///
+    /// # Errors
+    /// `WrongKey` for a repository that is not a copy of this one.
+    pub fn open_copy(&self, store: Arc<dyn Store>) -> Result<(Self, Created)> {
+        let keys = self.keys.current();
+        let open = |bytes: &[u8]| match keys.masters() {
+            [] => Keyring::open(bytes, &Unlock::default()),
+            masters => Keyring::open_with_masters(bytes, masters),
+        };
+        let (ring, ours) = keyring::register(self.store.clone())
+            .read_with(&mut |bytes| open(bytes))?
+            .ok_or_else(|| RepoError::NoRepository { url: self.store.url() })?;
+        let mut created = Created::Before;
+        keyring::register(store.clone()).update(|current| {
+            let is_older = match &current {
+                None => true,
+                Some(v) => {
+                    if keyring::peek_repository_id(&v.value)? != self.id {
+                        let why = format!(
+                            "{} is a repository of its own, and not a copy of {}",
+                            store.url(),
+                            self.store.url()
+                        );
+                        return Err(RepoError::WrongKey { why });
+                    }
+                    open(&v.value)?.generation() < ours.generation()
+                }
+            };
+            created = if current.is_none() { Created::Now } else { Created::Before };
+            Ok(is_older.then(|| ring.value.clone()))
+        })?;
+        let opened = Self::open_ring(&store, &mut |bytes| open(bytes))?;
+        Ok((Self::from_ring(store, &opened, &Unlock::default()), created))
+    }
+
     /// Only opening tells a whole copy of the ring from a damaged one.
     fn open_ring(store: &Arc<dyn Store>, open: &mut dyn FnMut(&[u8]) -> Result<Keyring>) -> Result<Keyring> {
         let found = keyring::register(store.clone()).read_with(open)?;

@@ -130,6 +130,27 @@ impl Context {
         }
     }
 
+    /// The same repository in another place, which is made when there is none and that is allowed.
+    pub fn open_copy(
+        &self,
+        of: &Repository,
+        settings: &RepoSettings,
+        missing: Missing,
+    ) -> Result<Option<Repository>, Failure> {
+        let store = match self.open_store(settings, missing) {
+            Err(e) if e.exit == Exit::NoRepository && missing == Missing::Refuse => return Ok(None),
+            opened => opened?,
+        };
+        if missing == Missing::Refuse {
+            match Repository::ring_bytes(&store) {
+                Err(pgark_repo::RepoError::NoRepository { .. }) => return Ok(None),
+                found => drop(found.map_err(|e| engine_failure(e.into()))?),
+            }
+        }
+        let (copy, _) = of.open_copy(store).map_err(|e| engine_failure(e.into()))?;
+        Ok(Some(copy))
+    }
+
     pub fn key_pin(&self, store: &dyn Store) -> Option<KeyPin> {
         KeyPin::find(self.cache_dir.as_deref(), &store.url())
     }

@@ -13,6 +13,7 @@ mod init;
 mod keep;
 mod key;
 mod misc;
+mod replicate;
 mod restore;
 mod verify;
 mod wal;
@@ -67,6 +68,8 @@ pub enum Command {
     Delete(delete::DeleteArgs),
     /// Who opens the repository: passphrases, age keys, key commands; and the master key behind them
     Key(key::KeyArgs),
+    /// Copy backups and WAL from one repository to another, without the database
+    Replicate(replicate::ReplicateArgs),
     /// Check the configuration, or explain where a value comes from
     Config(config::ConfigArgs),
     /// Print shell completions
@@ -92,6 +95,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Unkeep(a) => keep::unkeep(a, global),
         Command::Delete(a) => delete::run(a, global),
         Command::Key(a) => key::run(a, global),
+        Command::Replicate(a) => replicate::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),
         Command::Man(a) => misc::man(a),

@@ -20,6 +20,7 @@ mod object_store;
 mod pitr;
 mod power;
 mod refusals;
+mod replicate;
 mod sftp;
 mod tamper;
 mod timelines;

@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BackupEntry, Catalog, CatalogStore, Holder};
+use super::{BackupEntry, Catalog, CatalogStore, Holder, PacksOf};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
 
@@ -39,6 +39,26 @@ impl CatalogStore {
     /// Claims the right to run a job. A claim of a process that is gone, or that was not renewed in time, is
     /// taken over: its holder finds out before it commits. Returns the remains that are to be cleaned up too.
     pub fn claim(&self, kind: JobKind, backup: &BackupId, now: Timestamp) -> Result<Claim> {
+        self.claim_with(kind, backup, now, |c| c.has_remains(backup))
+    }
+
+    /// As for a new backup, to copy one of another repository under its own id. What lies in its place already, left by an
+    /// earlier try or needed by others, is its own from now on.
+    pub fn claim_copy(&self, backup: &BackupId, now: Timestamp) -> Result<Claim> {
+        self.claim_with(JobKind::Backup, backup, now, |c| {
+            c.interrupted.retain(|id| id != backup);
+            c.removing.retain(|id| id != backup);
+            false
+        })
+    }
+
+    fn claim_with(
+        &self,
+        kind: JobKind,
+        backup: &BackupId,
+        now: Timestamp,
+        is_taken: impl Fn(&mut Catalog) -> bool,
+    ) -> Result<Claim> {
         let holder = Holder::this_process()?;
         let fence = self.update(|c| {
             drop_dead_jobs(c, now);
@@ -48,7 +68,7 @@ impl CatalogStore {
             if kind != JobKind::Backup && c.backup(backup).is_none() && !c.has_remains(backup) {
                 return Err(RepoError::NoBackup { cluster: c.cluster.to_string(), id: backup.to_string() });
             }
-            if kind == JobKind::Backup && (c.backup(backup).is_some() || c.has_remains(backup)) {
+            if kind == JobKind::Backup && (c.backup(backup).is_some() || is_taken(c)) {
                 // Two backups under one name would share objects, and the remains of one take the other along.
                 return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
             }
@@ -169,6 +189,19 @@ impl Claim {
     pub fn check(&self) -> Result<()> {
         let held = self.catalog.read()?.jobs.iter().any(|j| j.fence == self.fence);
         if held { Ok(()) } else { Err(self.fenced()) }
+    }
+
+    /// Makes sure that packs in the places of other backups are removed when nobody needs them any more, although those
+    /// backups were never listed here. To be called before such packs are written.
+    pub fn house(&self, needs: &[PacksOf]) -> Result<()> {
+        self.change(|c| {
+            for of in needs {
+                if c.backup(&of.backup).is_none() && !c.has_remains(&of.backup) && of.backup != self.backup {
+                    c.removing.push(of.backup.clone());
+                }
+            }
+            Ok(())
+        })
     }
 
     /// The backup comes into existence, and the claim ends, in one step.

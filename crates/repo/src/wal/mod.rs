@@ -373,7 +373,15 @@ impl WalArchive {
 
     /// Opens any object that holds WAL (a segment, a `.partial`, the evidence of a conflict).
     pub fn open_object(&self, object: &ObjectName) -> Result<SegmentReader> {
-        let source = Source::object_with_read_ahead(self.store.clone(), object, INDEX_READ_AHEAD)?;
+        self.open_source(object, Source::object_with_read_ahead(self.store.clone(), object, INDEX_READ_AHEAD)?)
+    }
+
+    /// As `open_object`, from the object's bytes.
+    pub fn open_bytes(&self, object: &ObjectName, bytes: Vec<u8>) -> Result<SegmentReader> {
+        self.open_source(object, Source::memory(bytes))
+    }
+
+    fn open_source(&self, object: &ObjectName, source: Source) -> Result<SegmentReader> {
         let mut stream = StreamReader::new(&self.keys, ObjectKind::WalSegment, object, source)?;
         let block = stream.next_block()?.ok_or_else(|| RepoError::corrupt(object, "empty"))?;
         let index = WalIndex::from_bytes(block).map_err(|e| RepoError::corrupt(object, e))?;

@@ -1,0 +1,257 @@
+//! Copies what one repository of a cluster has and another lacks: WAL first, then backups, oldest first, object by object as
+//! they are. The database is not needed.
+//!
+//! Both repositories have the same key ring, so an object that opens in one opens in the other. Each has its own catalog and
+//! head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
+//! deletes stays in the other.
+
+mod objects;
+mod wal;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind, Lineage};
+use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
+use pgark_repo::names::{self, BackupId, ClusterName};
+use pgark_repo::record::BackupRecord;
+use pgark_repo::store::ObjectName;
+use pgark_repo::stream::Fingerprint;
+use pgark_repo::wal::WalArchive;
+use pgark_repo::{RepoError, Repository};
+
+use crate::backup::claim::KeptClaim;
+use crate::backup::job::remove_remains;
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+use wal::WalToCopy;
+
+pub struct ReplicateOptions {
+    pub cluster: ClusterName,
+    /// None: all that are missing.
+    pub only: Option<BackupId>,
+    pub jobs: usize,
+}
+
+/// What the copy lacks.
+pub struct ReplicatePlan {
+    pub lineages: Vec<Lineage>,
+    pub wal: Vec<WalToCopy>,
+    /// Oldest first.
+    pub backups: Vec<BackupEntry>,
+}
+
+impl ReplicatePlan {
+    pub fn segments(&self) -> u64 {
+        self.wal.iter().map(|w| w.segments.len() as u64).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.segments() == 0 && self.backups.is_empty() && self.wal.iter().all(|w| w.histories.is_empty())
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ReplicateReport {
+    pub backups: Vec<BackupId>,
+    pub segments: u64,
+    pub objects: u64,
+    pub bytes: u64,
+    /// What could not be copied, and why; everything else was.
+    pub failed: Vec<(String, String)>,
+}
+
+/// # Errors
+/// Repositories that are not copies of each other, and what cannot be read.
+/// Without `to`, everything is missing.
+pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptions) -> Result<ReplicatePlan> {
+    to.map_or(Ok(()), |to| check_same(from, to))?;
+    let source = CatalogStore::new(from, &options.cluster).read()?;
+    let target = match to {
+        Some(to) => CatalogStore::new(to, &options.cluster).try_read()?,
+        None => None,
+    };
+    let has = |e: &BackupEntry| -> Result<bool> {
+        match target.as_ref().and_then(|t| t.backup(&e.id)) {
+            None => Ok(false),
+            Some(there) if there.record == e.record => Ok(true),
+            Some(_) => Err(another(&e.id)),
+        }
+    };
+    let mut backups = vec![];
+    for entry in source.backups.iter().filter(|e| options.only.as_ref().is_none_or(|id| e.id == *id)) {
+        if !has(entry)? {
+            backups.push(entry.clone());
+        }
+    }
+    if let Some(id) = options.only.as_ref().filter(|id| source.backup(id).is_none()) {
+        return Err(RepoError::NoBackup { cluster: options.cluster.to_string(), id: id.to_string() }.into());
+    }
+    let mut wal = vec![];
+    for lineage in &source.lineages {
+        wal.push(wal::to_copy(from, to, &options.cluster, lineage)?);
+    }
+    Ok(ReplicatePlan { lineages: source.lineages, wal, backups })
+}
+
+fn check_same(from: &Repository, to: &Repository) -> Result<()> {
+    if from.store().url() == to.store().url() {
+        return Err(EngineError::refused("E-REPLICATE-SAME", "both are the same repository", "name two repositories"));
+    }
+    if from.id() == to.id() {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        "E-REPLICATE-OTHER",
+        format!("{} is not a copy of {}: it has a key of its own", to.store().url(), from.store().url()),
+        "replicate into an empty place, which then gets the same key ring",
+    ))
+}
+
+fn another(id: &BackupId) -> EngineError {
+    EngineError::refused(
+        "E-REPLICATE-CONFLICT",
+        format!("both repositories have a backup {id}, and it is not the same one"),
+        "they were written to independently of each other: delete the one that is not wanted",
+    )
+}
+
+/// Copies what the plan names. What one backup needs and cannot be copied leaves the others alone.
+pub fn run(
+    from: &Repository,
+    to: &Repository,
+    options: &ReplicateOptions,
+    plan: &ReplicatePlan,
+    ctx: &Ctx,
+) -> Result<ReplicateReport> {
+    let catalog = CatalogStore::new(to, &options.cluster);
+    // The one in force last comes last.
+    for lineage in &plan.lineages {
+        catalog.register(lineage, true)?;
+    }
+    remove_remains(&catalog)?;
+    let mut report = ReplicateReport::default();
+    for part in &plan.wal {
+        wal::copy(from, to, &options.cluster, part, options.jobs, ctx, &mut report)?;
+    }
+    for entry in &plan.backups {
+        ctx.check_cancelled()?;
+        match backup(from, to, options, entry, ctx, &mut report) {
+            Ok(()) => report.backups.push(entry.id.clone()),
+            Err(e) if is_about_one(&e) => report.failed.push((entry.id.to_string(), e.to_string())),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(report)
+}
+
+/// Damage or absence concerns one backup; a store that does not answer concerns all.
+fn is_about_one(e: &EngineError) -> bool {
+    match e {
+        EngineError::Repo(e) => e.is_damage() || e.is_not_found(),
+        EngineError::Cancelled => false,
+        e => e.code() == "E-REPLICATE-WAL",
+    }
+}
+
+fn backup(
+    from: &Repository,
+    to: &Repository,
+    options: &ReplicateOptions,
+    entry: &BackupEntry,
+    ctx: &Ctx,
+    report: &mut ReplicateReport,
+) -> Result<()> {
+    let (cluster, id) = (&options.cluster, &entry.id);
+    let (source, target) = (CatalogStore::new(from, cluster), CatalogStore::new(to, cluster));
+    // As a restore, so that nobody deletes it meanwhile.
+    let reading = source.claim(JobKind::Restore, id, ctx.now())?;
+    let outcome = (|| {
+        let known = target.read()?;
+        let writing = target.claim_copy(id, ctx.now())?;
+        writing.house(&entry.needs)?;
+        let (kept, kept_source) = (KeptClaim::new(writing.clone(), ctx), KeptClaim::new(reading.clone(), ctx));
+        let copied = objects_of(from, to, options, entry, &known, ctx, report)
+            .and_then(|()| check_wal(to, cluster, entry))
+            .and_then(|()| kept.check())
+            .and_then(|()| kept_source.check());
+        drop((kept, kept_source));
+        match copied {
+            Ok(()) => {
+                let entry = BackupEntry { evidence: Evidence::Stored, ..entry.clone() };
+                Ok(writing.commit_backup(&entry)?)
+            }
+            Err(e) => {
+                // The next run goes on from what was copied.
+                if let Err(again) = writing.abandon(true) {
+                    tracing::warn!(%again, "the claim in the copy ends by itself");
+                }
+                Err(e)
+            }
+        }
+    })();
+    if let Err(e) = reading.release() {
+        tracing::warn!(%e, "the claim in the source ends by itself");
+    }
+    outcome
+}
+
+/// Packs, then the manifest, then the record: the order in which a backup writes them.
+fn objects_of(
+    from: &Repository,
+    to: &Repository,
+    options: &ReplicateOptions,
+    entry: &BackupEntry,
+    known: &Catalog,
+    ctx: &Ctx,
+    report: &mut ReplicateReport,
+) -> Result<()> {
+    let (cluster, id) = (&options.cluster, &entry.id);
+    let record = BackupRecord::load(from, cluster, id, &entry.record)?;
+    let reader = ManifestReader::open(from.store().clone(), from.keys(), &names::manifest(cluster, id))?;
+    let (uses, print) = packs_of(reader)?;
+    if print != record.manifest {
+        return Err(RepoError::corrupt(names::manifest(cluster, id), "not the manifest that this backup wrote").into());
+    }
+    let there = packs_there(to, cluster, known)?;
+    let mut wanted: BTreeMap<ObjectName, Fingerprint> = BTreeMap::new();
+    for PackUse { id, fingerprint, .. } in uses.into_iter().filter(|u| !there.contains(&u.id)) {
+        wanted.insert(names::pack(cluster, &id.backup, id.number), fingerprint);
+    }
+    let total = wanted.values().map(|f| f.size).sum();
+    ctx.progress.begin(&format!("copy of {id}"), Some(total));
+    let copied =
+        objects::copy_all(from.store(), to.store(), &wanted.into_iter().collect::<Vec<_>>(), options.jobs, ctx);
+    ctx.progress.end();
+    let (objects, bytes) = copied?;
+    let rest = [(names::manifest(cluster, id), print), (names::record(cluster, id), entry.record.clone())];
+    for (name, print) in &rest {
+        objects::copy(from.store(), to.store(), name, print, ctx)?;
+        report.bytes += print.size;
+    }
+    report.objects += objects + rest.len() as u64;
+    report.bytes += bytes;
+    Ok(())
+}
+
+/// Packs that listed backups of the copy rest on: they were checked when those were committed.
+fn packs_there(to: &Repository, cluster: &ClusterName, known: &Catalog) -> Result<BTreeSet<PackId>> {
+    let mut there = BTreeSet::new();
+    for backup in &known.backups {
+        let reader = ManifestReader::open(to.store().clone(), to.keys(), &names::manifest(cluster, &backup.id))?;
+        there.extend(packs_of(reader)?.0.into_iter().map(|u| u.id));
+    }
+    Ok(there)
+}
+
+/// The backup's own WAL must be in the copy before it is listed.
+fn check_wal(to: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
+    let archive = WalArchive::new(to, cluster, entry.system_id);
+    match wal::missing(&archive, entry, to)? {
+        None => Ok(()),
+        Some(name) => Err(EngineError::failed(
+            "E-REPLICATE-WAL",
+            format!("the copy has no wal segment {name}, which {} needs", entry.id),
+            "'pgark verify' of the source shows whether it is there",
+        )),
+    }
+}

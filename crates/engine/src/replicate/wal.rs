@@ -1,0 +1,209 @@
+//! WAL from one archive to another: every segment is authenticated as a whole before it is written, and the copy's head
+//! names it only when it is durable there.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use pgark_pg::names::WalFileName;
+use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
+use pgark_repo::catalog::{BackupEntry, CatalogStore, Lineage};
+use pgark_repo::names::ClusterName;
+use pgark_repo::store::StoreError;
+use pgark_repo::wal::{WalArchive, WalHead};
+use pgark_repo::{RepoError, Repository};
+
+use super::ReplicateReport;
+use crate::archive::push::push_side_file;
+use crate::archive::{WalPath, history};
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+
+/// Segments that the head learns of together.
+const BATCH: usize = 64;
+/// Longer objects are not held in memory: they are read twice.
+const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// WAL of one system identifier that the copy lacks.
+pub struct WalToCopy {
+    pub system_id: SystemId,
+    pub segment_size: SegmentSize,
+    /// Ascending, with the number of the copy that counts.
+    pub segments: Vec<(SegmentName, u32)>,
+    pub histories: Vec<TimelineId>,
+}
+
+pub fn to_copy(
+    from: &Repository,
+    to: Option<&Repository>,
+    cluster: &ClusterName,
+    lineage: &Lineage,
+) -> Result<WalToCopy> {
+    let head = WalArchive::new(from, cluster, lineage.system_id).head()?;
+    let there = match to {
+        Some(to) => WalArchive::new(to, cluster, lineage.system_id).head()?,
+        None => WalHead::default(),
+    };
+    let (mut segments, mut histories) = (vec![], vec![]);
+    for span in head.timelines() {
+        let known = there.timeline(span.timeline);
+        if span.history && !known.is_some_and(|k| k.history) {
+            histories.push(span.timeline);
+        }
+        for number in span.ranges.iter().flat_map(|(first, last)| *first..=*last) {
+            let name = SegmentName { timeline: span.timeline, segment: pgark_pg::value::SegmentNo(number) };
+            let copy = head.copy_of(&name);
+            if !known.is_some_and(|k| k.contains(name.segment)) || there.copy_of(&name) < copy {
+                segments.push((name, copy));
+            }
+        }
+    }
+    Ok(WalToCopy { system_id: lineage.system_id, segment_size: lineage.segment_size, segments, histories })
+}
+
+pub fn copy(
+    from: &Repository,
+    to: &Repository,
+    cluster: &ClusterName,
+    part: &WalToCopy,
+    jobs: usize,
+    ctx: &Ctx,
+    report: &mut ReplicateReport,
+) -> Result<()> {
+    let (source, target) =
+        (WalArchive::new(from, cluster, part.system_id), WalArchive::new(to, cluster, part.system_id));
+    for timeline in &part.histories {
+        push_side_file(&target, &WalFileName::History(*timeline), &source.history(*timeline)?)?;
+        report.objects += 1;
+    }
+    let size = part.segment_size;
+    ctx.progress.begin("copy of WAL", Some(part.segments.len() as u64 * size.bytes()));
+    for batch in part.segments.chunks(BATCH) {
+        ctx.check_cancelled()?;
+        let copier = Copier { from, to, source: &source, target: &target, size };
+        let mut done = vec![];
+        for (segment, outcome) in batch.iter().zip(copier.copy_batch(batch, jobs, ctx)) {
+            match outcome {
+                Ok(bytes) => {
+                    done.push(*segment);
+                    report.segments += 1;
+                    report.objects += u64::from(bytes > 0);
+                    report.bytes += bytes;
+                }
+                // What is wrong with one segment is told, and the others go on.
+                Err(EngineError::Repo(e)) if e.is_damage() || e.is_not_found() || is_conflict(&e) => {
+                    report.failed.push((segment.0.format(size), e.to_string()));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        target.acknowledge(&done)?;
+    }
+    ctx.progress.end();
+    Ok(())
+}
+
+fn is_conflict(e: &RepoError) -> bool {
+    matches!(e, RepoError::Conflict { .. })
+}
+
+struct Copier<'a> {
+    from: &'a Repository,
+    to: &'a Repository,
+    source: &'a WalArchive,
+    target: &'a WalArchive,
+    size: SegmentSize,
+}
+
+impl Copier<'_> {
+    fn copy_batch(&self, batch: &[(SegmentName, u32)], jobs: usize, ctx: &Ctx) -> Vec<Result<u64>> {
+        let next = AtomicUsize::new(0);
+        let results: Mutex<Vec<Option<Result<u64>>>> = Mutex::new(batch.iter().map(|_| None).collect());
+        let work = || {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some((name, copy)) = batch.get(n) else { return };
+                let result = ctx.check_cancelled().and_then(|()| self.copy_one(name, *copy));
+                ctx.progress.advance(self.size.bytes());
+                if let Some(slot) = results.lock().expect("no thread panics with the lock").get_mut(n) {
+                    *slot = Some(result);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            (1..jobs.min(batch.len())).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+        let results = results.into_inner().expect("the threads are gone");
+        results.into_iter().map(|r| r.unwrap_or(Err(EngineError::Cancelled))).collect()
+    }
+
+    /// Returns the bytes written; none when the copy has the segment already.
+    fn copy_one(&self, name: &SegmentName, copy: u32) -> Result<u64> {
+        let object = self.source.place().segment(name, self.size, copy)?;
+        let store = self.from.store();
+        let stored = store.stat(&object).map_err(RepoError::from)?.size;
+        let wrong = || RepoError::corrupt(&object, "the index is of another segment");
+        if stored > MEMORY_BYTES_MAX {
+            let mut reader = self.source.open_object(&object)?;
+            if reader.index.segment_name() != *name {
+                return Err(wrong().into());
+            }
+            while reader.next()?.is_some() {}
+            return self.put_large(&object, stored);
+        }
+        let bytes = store.read(&object, MEMORY_BYTES_MAX).map_err(RepoError::from)?;
+        let mut reader = self.source.open_bytes(&object, bytes.clone())?;
+        if reader.index.segment_name() != *name {
+            return Err(wrong().into());
+        }
+        while reader.next()?.is_some() {}
+        match self.to.store().put_new(&object, &bytes) {
+            Ok(()) => Ok(bytes.len() as u64),
+            Err(StoreError::AlreadyExists { .. }) => self.compare(&object, &reader.index.content),
+            Err(e) => Err(RepoError::from(e).into()),
+        }
+    }
+
+    fn put_large(&self, object: &pgark_repo::store::ObjectName, stored: u64) -> Result<u64> {
+        let mut writer = self.to.store().create(object).map_err(RepoError::from)?;
+        let mut buffer = vec![0; 4 * 1024 * 1024];
+        let mut at = 0;
+        while at < stored {
+            let len = usize::try_from((stored - at).min(buffer.len() as u64)).expect("at most the buffer");
+            self.from.store().read_at(object, at, &mut buffer[..len]).map_err(RepoError::from)?;
+            writer.write(&buffer[..len]).map_err(RepoError::from)?;
+            at += len as u64;
+        }
+        match writer.finish() {
+            Ok(()) => Ok(stored),
+            Err(StoreError::AlreadyExists { .. }) => {
+                let content = self.source.open_object(object)?.index.content;
+                self.compare(object, &content)
+            }
+            Err(e) => Err(RepoError::from(e).into()),
+        }
+    }
+
+    /// The copy may have got the same segment from PostgreSQL itself, sealed on its own.
+    fn compare(&self, object: &pgark_repo::store::ObjectName, content: &str) -> Result<u64> {
+        let mut there = self.target.open_object(object)?;
+        while there.next()?.is_some() {}
+        if there.index.content == content {
+            Ok(0)
+        } else {
+            Err(RepoError::Conflict { object: object.to_string() }.into())
+        }
+    }
+}
+
+/// The first segment that a backup needs and the archive does not name.
+pub fn missing(archive: &WalArchive, entry: &BackupEntry, repo: &Repository) -> Result<Option<String>> {
+    let catalog = CatalogStore::new(repo, &archive.place().cluster).read()?;
+    let Some(lineage) = catalog.lineage_of(entry.system_id) else { return Ok(Some("(none at all)".into())) };
+    let path = WalPath::new(&history(archive, entry.timeline)?, lineage.segment_size);
+    let head = archive.head()?;
+    let names = path.segments(entry.lsn_start, entry.lsn_stop);
+    let missing = names.iter().find(|n| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment)));
+    Ok(missing.map(|n| n.format(lineage.segment_size)))
+}
