@@ -58,6 +58,8 @@ struct State {
     waiting: HashMap<u32, Sender<(u32, Answer)>>,
     /// When the server last sent something, or began to owe an answer.
     progress: Instant,
+    /// Since when ssh takes nothing of what is being sent.
+    sending: Option<Instant>,
     /// Why there is no connection any more.
     dead: Option<SftpFailure>,
     /// Since when it is to end, and why if not by our wish.
@@ -82,6 +84,7 @@ impl Connection {
         let state = State {
             waiting: HashMap::from([(wire::GREETING, greeted)]),
             progress: Instant::now(),
+            sending: None,
             dead: None,
             ending: None,
         };
@@ -102,17 +105,17 @@ impl Connection {
             write_piece: 0,
         };
         connection.transmit(&wire::init(), &[]);
-        connection.greet(&greeting)?;
+        connection.greet(&greeting, options.timeout * 2)?;
         Ok(Arc::new(connection))
     }
 
-    fn greet(&mut self, greeting: &Receiver<(u32, Answer)>) -> Result<(), SftpFailure> {
-        let answer = greeting.recv().map_err(|_| SftpFailure::lost("the connection ended"))?.1;
+    fn greet(&mut self, greeting: &Receiver<(u32, Answer)>, allowed: Duration) -> Result<(), SftpFailure> {
+        let deadline = Instant::now() + allowed;
         let failure = |fail| match fail {
             Fail::Connection(failure) => failure,
             Fail::Status(status) => SftpFailure::protocol(&status.to_string()),
         };
-        let packet = answer.map_err(failure)?;
+        let packet = receive(greeting, self, deadline, allowed).map_err(failure)?.1;
         let malformed = |m: Malformed| SftpFailure::protocol(m.0);
         let mut fields = packet.fields();
         if fields.u32().map_err(malformed)? < wire::VERSION {
@@ -120,7 +123,7 @@ impl Connection {
         }
         self.extensions = fields.extensions().map_err(malformed)?;
         let (read, write) = match self.offers("limits@openssh.com") {
-            true => self.limits().map_err(failure)?,
+            true => self.limits(deadline, allowed).map_err(failure)?,
             false => (0, 0),
         };
         let piece = |limit: u64| match limit {
@@ -132,11 +135,10 @@ impl Connection {
         Ok(())
     }
 
-    fn limits(&self) -> Result<(u64, u64), Fail> {
+    fn limits(&self, deadline: Instant, allowed: Duration) -> Result<(u64, u64), Fail> {
         let (answers, waiting) = channel();
         self.send(&Request::extended("limits@openssh.com"), &[], &answers)?;
-        // The thread behind us answers in time, whatever the server does.
-        let packet = waiting.recv().map_err(|_| SftpFailure::lost("the connection ended"))?.1?;
+        let packet = receive(&waiting, self, deadline, allowed)?.1;
         let mut fields = packet.fields();
         if packet.kind != kind::EXTENDED_REPLY {
             return Ok((0, 0));
@@ -184,10 +186,10 @@ impl Connection {
 
     fn transmit(&self, head: &[u8], body: &[u8]) {
         let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = match input.as_mut() {
-            Some(pipe) => pipe.write_all(head).and_then(|()| pipe.write_all(body)),
-            None => return,
-        };
+        let Some(pipe) = input.as_mut() else { return };
+        self.shared.state().sending = Some(Instant::now());
+        let written = pipe.write_all(head).and_then(|()| pipe.write_all(body));
+        self.shared.state().sending = None;
         if written.is_err() {
             // ssh has ended, or is being killed: the reader finds out why and tells everyone who waits.
             *input = None;
@@ -406,6 +408,10 @@ fn readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<Vec<bool>> {
 /// Why the connection has to end now, if it has to.
 fn overdue(state: &mut State, timeout: Duration) -> Option<SftpFailure> {
     if !state.waiting.is_empty() && state.progress.elapsed() > timeout {
+        return Some(SftpFailure::silent(timeout));
+    }
+    // It may answer a little now and then, and take nothing.
+    if state.sending.is_some_and(|since| since.elapsed() > timeout) {
         return Some(SftpFailure::silent(timeout));
     }
     match &state.ending {
