@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgark_pg::value::{SegmentName, SegmentNo};
 use pgark_repo::Repository;
-use pgark_repo::catalog::CatalogStore;
+use pgark_repo::catalog::{CatalogStore, Lineage};
 use pgark_repo::keyring::{self, SlotInfo};
 use pgark_repo::names::ClusterName;
 use pgark_repo::store::ObjectName;
@@ -16,6 +16,7 @@ use crate::archive::pressure::Pressure;
 use crate::archive::spool::Spool;
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
+use crate::several::Member;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -30,6 +31,8 @@ pub enum Verdict {
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub name: &'static str,
+    /// Which one, when there are several.
+    pub repository: Option<String>,
     pub verdict: Verdict,
     pub message: String,
 }
@@ -52,11 +55,25 @@ const WAITING_MANY: u64 = 10;
 const FULL_SOON: Duration = Duration::from_secs(3600);
 const FREE_BYTES_LOW: u64 = 1024 * 1024 * 1024;
 
-struct Findings(Vec<Finding>);
+#[derive(Default)]
+struct Findings {
+    all: Vec<Finding>,
+    /// The repository that is looked at, when there are several.
+    of: Option<String>,
+}
 
 impl Findings {
     fn add(&mut self, name: &'static str, verdict: Verdict, message: impl Into<String>) {
-        self.0.push(Finding { name, verdict, message: message.into() });
+        let repository = self.of.clone();
+        self.all.push(Finding { name, repository, verdict, message: message.into() });
+    }
+
+    fn each(&mut self, members: &[Member], mut look: impl FnMut(&Repository, &mut Findings)) {
+        for member in members {
+            self.of = (members.len() > 1).then(|| member.name.clone());
+            look(&member.repo, self);
+        }
+        self.of = None;
     }
 
     /// A yes-or-no question with its two answers.
@@ -66,9 +83,9 @@ impl Findings {
     }
 }
 
-pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Finding> {
-    let mut f = Findings(vec![]);
-    repository(repo, &mut f);
+pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Finding> {
+    let mut f = Findings::default();
+    f.each(members, |repo, f| repository(repo, f));
     if let Some(spool) = &options.spool {
         match spool.spooled() {
             Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),
@@ -87,7 +104,7 @@ pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Findin
             for name in ["version", "rights", "settings", "archiving", "clock"] {
                 f.add(name, Verdict::NotChecked, "no connection");
             }
-            return f.0;
+            return f.all;
         }
     };
     f.add("connection", Verdict::Ok, "connected");
@@ -95,12 +112,12 @@ pub fn check(options: &CheckOptions, repo: &Repository, ctx: &Ctx) -> Vec<Findin
     match inspect(&connection) {
         Ok(found) => {
             server(&found, options, &mut f);
-            archiving(&connection, &found, options, repo, ctx, &mut f);
+            archiving(&connection, &found, options, members, ctx, &mut f);
         }
         Err(e) => f.add("settings", Verdict::Failed, e.to_string()),
     }
     clock(&connection, ctx, &mut f);
-    f.0
+    f.all
 }
 
 /// How long the server could go on without archiving.
@@ -242,18 +259,30 @@ fn archiving(
     connection: &Connection,
     found: &Inspection,
     options: &CheckOptions,
-    repo: &Repository,
+    members: &[Member],
     ctx: &Ctx,
     f: &mut Findings,
 ) {
-    let catalog = match CatalogStore::new(repo, &options.cluster).read() {
-        Ok(c) => c,
-        Err(e) => return f.add("registration", Verdict::Failed, e.to_string()),
-    };
-    let Some(lineage) = catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) else {
-        return f.add("registration", Verdict::Failed, "the server is not the one registered under this name");
-    };
-    f.add("registration", Verdict::Ok, format!("'{}' is system {}", options.cluster, lineage.system_id));
+    let mut registered: Vec<(&Member, Lineage)> = vec![];
+    for member in members {
+        f.of = (members.len() > 1).then(|| member.name.clone());
+        match CatalogStore::new(&member.repo, &options.cluster).read() {
+            Ok(catalog) => match catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) {
+                Some(lineage) => {
+                    f.add(
+                        "registration",
+                        Verdict::Ok,
+                        format!("'{}' is system {}", options.cluster, lineage.system_id),
+                    );
+                    registered.push((member, lineage.clone()));
+                }
+                None => f.add("registration", Verdict::Failed, "the server is not the one registered under this name"),
+            },
+            Err(e) => f.add("registration", Verdict::Failed, e.to_string()),
+        }
+    }
+    f.of = None;
+    let Some((_, lineage)) = registered.first() else { return };
     if !options.switch {
         return f.add("archiving", Verdict::NotChecked, "not asked to switch WAL");
     }
@@ -268,25 +297,29 @@ fn archiving(
     };
     let segment = SegmentNo::containing(pgark_pg::Lsn(lsn.0.saturating_sub(1)), lineage.segment_size);
     let name = SegmentName { timeline, segment };
-    let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
     let began = Instant::now();
-    let mut describe = || crate::backup::source::describe_archiver(connection);
-    match crate::archive::wait_archived(
-        ctx,
-        &wal,
-        &[name],
-        lineage.segment_size,
-        options.archive_timeout,
-        options.pgdata.as_deref(),
-        &mut describe,
-    ) {
-        Ok(_) => f.add(
-            "archiving",
-            Verdict::Ok,
-            format!("{} arrived after {} ms", name.format(lineage.segment_size), began.elapsed().as_millis()),
-        ),
-        Err(e) => f.add("archiving", Verdict::Failed, e.to_string()),
+    for (member, lineage) in &registered {
+        f.of = (members.len() > 1).then(|| member.name.clone());
+        let wal = WalArchive::new(&member.repo, &options.cluster, lineage.system_id);
+        let mut describe = || crate::backup::source::describe_archiver(connection);
+        match crate::archive::wait_archived(
+            ctx,
+            &wal,
+            &[name],
+            lineage.segment_size,
+            options.archive_timeout.saturating_sub(began.elapsed()),
+            options.pgdata.as_deref(),
+            &mut describe,
+        ) {
+            Ok(_) => f.add(
+                "archiving",
+                Verdict::Ok,
+                format!("{} arrived after {} ms", name.format(lineage.segment_size), began.elapsed().as_millis()),
+            ),
+            Err(e) => f.add("archiving", Verdict::Failed, e.to_string()),
+        }
     }
+    f.of = None;
 }
 
 fn clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {

@@ -17,6 +17,7 @@ pub mod pace;
 pub mod register;
 pub mod replicate;
 pub mod restore;
+pub mod several;
 pub mod verify;
 
 pub use ctx::{Ctx, ProgressSink};

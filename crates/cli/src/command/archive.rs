@@ -7,15 +7,16 @@ use pgark_engine::archive::ahead::Ahead;
 use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
 use pgark_engine::archive::prefetch::Prefetch;
 use pgark_engine::archive::pressure::Pressure;
-use pgark_engine::archive::push::{Damaged, PushOptions, push as store_file};
+use pgark_engine::archive::push::{Damaged, PushOptions, push_to_all};
 use pgark_engine::archive::spool::Spool;
 use pgark_engine::restore::settings::RestoreFile;
+use pgark_engine::several::Member;
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
 use pgark_repo::wal::{Pushed, WalArchive};
 
 use super::Outcome;
-use super::context::{Context, engine_failure};
+use super::context::{Context, engine_failure, is_away};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
@@ -74,16 +75,6 @@ fn push_file(args: &PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
 }
 
-/// Whether the repository could not be reached, so that the same may succeed later. What it refuses, the spool must not
-/// take.
-fn is_away(failure: &Failure) -> bool {
-    AWAY.contains(&&*failure.code)
-}
-
-/// Codes of failures to reach, to open or to write the repository: a vault that is away comes back too.
-const AWAY: &[&str] =
-    &["E-KEY-COMMAND", "E-REPO-NONE", "E-REPO-IO", "E-REPO-SPACE", "E-REPO-READONLY", "E-REPO-DENIED"];
-
 /// The spool of the settings.
 pub fn spool_of(context: &Context) -> Result<Option<Spool>, Failure> {
     let settings = context.cluster_settings()?;
@@ -93,7 +84,7 @@ pub fn spool_of(context: &Context) -> Result<Option<Spool>, Failure> {
 
 /// Brings what waits in the spool into the repository: PostgreSQL does not ask for it again. That it fails is no
 /// failure of whoever called; what waits is told by `check`.
-pub fn drain_spool(context: &Context, repo: &Repository) -> Result<(), Failure> {
+pub fn drain_spool(context: &Context, members: &[Member]) -> Result<(), Failure> {
     let (Some(spool), cluster) = (spool_of(context)?, context.cluster()?) else { return Ok(()) };
     let mut push = |path: &std::path::Path| {
         let options = PushOptions {
@@ -103,7 +94,7 @@ pub fn drain_spool(context: &Context, repo: &Repository) -> Result<(), Failure> 
             jobs: context.jobs(),
             ahead: None,
         };
-        store_file(repo, &cluster, &options).map(drop)
+        push_to_all(members, &cluster, &options).map(drop)
     };
     if let Err(e) = spool.drain(&mut push) {
         output::warning(&format!("WAL stays in the spool: {e}"));
@@ -121,7 +112,7 @@ fn push_to_repository(
     context: &Context,
     spool: Option<&Spool>,
 ) -> Result<Outcome, Failure> {
-    let repo = context.open_repository(&context.one_repo_settings()?)?;
+    let members = context.open_members()?.members;
     let compression = super::backup::compression(&args.compress)?;
     let cluster = context.cluster()?;
     let ahead = !args.accept_damaged && !args.alone;
@@ -130,16 +121,19 @@ fn push_to_repository(
         compression,
         damaged: if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse },
         jobs: context.jobs(),
-        ahead: ahead.then(|| Ahead { memory: context.push_memory(repo.store().url(), &cluster) }),
+        ahead: ahead.then(|| Ahead { memory: context.push_memory(places(&members), &cluster) }),
     };
     if let Some(spool) = spool {
         // What waits there comes before this file.
         let mut push = |path: &std::path::Path| {
-            store_file(&repo, &cluster, &PushOptions { path, ahead: None, ..options }).map(drop)
+            push_to_all(&members, &cluster, &PushOptions { path, ahead: None, ..options }).map(drop)
         };
         spool.drain(&mut push).map_err(engine_failure)?;
     }
-    let report = store_file(&repo, &cluster, &options).map_err(engine_failure)?;
+    let report = push_to_all(&members, &cluster, &options).map_err(engine_failure)?;
+    for (name, why) in &report.away {
+        output::warning(&format!("repository {name} lacks {}: {why}", report.file));
+    }
     let outcome = match report.outcome {
         Pushed::Stored => "stored",
         Pushed::AlreadyThere => "already_there",
@@ -156,6 +150,11 @@ fn pushed(global: &GlobalArgs, file: &str, outcome: &str) -> Result<Outcome, Fai
         output::result(global.form(), &document, String::new)?;
     }
     Ok(Exit::Done)
+}
+
+/// What was pushed ahead is known for these repositories together.
+fn places(members: &[Member]) -> String {
+    members.iter().map(|m| m.repo.store().url()).collect::<Vec<_>>().join(" ")
 }
 
 /// PostgreSQL's log shows this with every attempt that fails.
@@ -196,7 +195,7 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         }
         None => {
             let context = Context::new(global)?;
-            let repo = context.open_repository(&context.repo_settings()?)?;
+            let (_, repo) = context.open_first()?;
             let cluster = context.cluster()?;
             let catalog = CatalogStore::new(&repo, &cluster).read().map_err(|e| engine_failure(e.into()))?;
             let lineage =

@@ -7,12 +7,15 @@ use clap::{Args, ValueEnum};
 use pgark_engine::backup::base::Wanted;
 use pgark_engine::backup::recheck::Rechecked;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
+use pgark_engine::replicate::{ReplicateOptions, Which};
+use pgark_engine::several;
 use pgark_repo::codec::Compression;
+use pgark_repo::names::BackupId;
 use pgark_repo::record::Base;
 
 use super::Outcome;
-use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
-use super::documents::{BackupDocument, type_name};
+use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
+use super::documents::{BackupDocument, RepoOutcome, type_name};
 use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes, human_duration};
@@ -73,9 +76,9 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
-    let repo_settings = context.one_repo_settings()?;
     let options = options(&args, &context)?;
-    let repo = context.open_repository(&repo_settings)?;
+    let opened = context.open_members()?;
+    let repo = opened.members.first().expect("there is at least one").repo.clone();
     if args.dry_run.dry_run {
         let plan = backup::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
         let document = serde_json::json!({
@@ -96,14 +99,16 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         })?;
         return Ok(Exit::Done);
     }
-    super::archive::drain_spool(&context, &repo)?;
+    super::archive::drain_spool(&context, &opened.members)?;
     let began = Instant::now();
     let report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
     for w in &report.warnings {
         output::warning(w);
     }
     let entry = &report.entry;
-    let document = BackupDocument::new(options.cluster.as_str(), &report, &repo_settings.name);
+    let (outcomes, required) = into_others(&context, &opened, &entry.id)?;
+    let all_have_it = outcomes.iter().all(|o| o.ok);
+    let document = BackupDocument::new(options.cluster.as_str(), &report, outcomes);
     output::result(global.form(), &document, || {
         format!(
             "{}\n  {}{} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
@@ -119,7 +124,38 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         ) + &resumed(&report)
             + &report.rechecked.as_ref().map(rechecked).unwrap_or_default()
     })?;
-    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+    match required {
+        Some(failure) => Err(failure),
+        None if report.warnings.is_empty() && all_have_it => Ok(Exit::Done),
+        None => Ok(Exit::Warnings),
+    }
+}
+
+/// Copies the new backup into the other repositories. Returns how each fared, and the failure when a required one lacks it.
+fn into_others(
+    context: &Context,
+    opened: &Opened,
+    id: &BackupId,
+) -> Result<(Vec<RepoOutcome>, Option<Failure>), Failure> {
+    let members = &opened.members;
+    let first = members.first().expect("there is at least one");
+    let mut outcomes = vec![RepoOutcome { name: first.name.clone(), ok: true }];
+    let mut required = None;
+    let options = ReplicateOptions { cluster: context.cluster()?, which: Which::Newer, jobs: context.jobs() };
+    for (name, why) in several::complete(members, &options, id, &context.ctx) {
+        let ok = why.is_none();
+        if let Some(why) = why {
+            let message = format!("backup {id} is in repository {}, and {name} lacks it: {why}", first.name);
+            output::warning(&message);
+            if members.iter().any(|m| m.name == name && m.required) {
+                let hint = format!("'pgark replicate --from {} --to {name}' completes it", first.name);
+                required = Some(Failure::failed("E-REPO-REQUIRED", message).hint(hint));
+            }
+        }
+        outcomes.push(RepoOutcome { name, ok });
+    }
+    outcomes.extend(opened.away.iter().map(|(name, _)| RepoOutcome { name: name.clone(), ok: false }));
+    Ok((outcomes, required))
 }
 
 fn resumed(report: &BackupReport) -> String {

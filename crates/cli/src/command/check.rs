@@ -25,9 +25,10 @@ pub struct CheckArgs {
 
 pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
-    let repo = context.open_repository(&context.repo_settings()?)?;
-    pgark_repo::catalog::CatalogStore::new(&repo, &context.cluster()?).read().map_err(|e| engine_failure(e.into()))?;
-    super::archive::drain_spool(&context, &repo)?;
+    let opened = context.open_members()?;
+    let first = &opened.members.first().expect("there is at least one").repo;
+    pgark_repo::catalog::CatalogStore::new(first, &context.cluster()?).read().map_err(|e| engine_failure(e.into()))?;
+    super::archive::drain_spool(&context, &opened.members)?;
     let options = CheckOptions {
         spool: super::archive::spool_of(&context)?,
         cluster: context.cluster()?,
@@ -37,7 +38,13 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         archive_timeout: args.archive_timeout.0,
         switch: !args.no_switch,
     };
-    let findings = check(&options, &repo, &context.ctx);
+    let mut findings = check(&options, &opened.members, &context.ctx);
+    findings.extend(opened.away.iter().map(|(name, failure)| Finding {
+        name: "repository",
+        repository: Some(name.clone()),
+        verdict: Verdict::Failed,
+        message: format!("{}: {}", failure.code, failure.message),
+    }));
     let worst = findings.iter().map(|f| f.verdict).max().unwrap_or(Verdict::NotChecked);
     if args.nagios {
         output::text(&nagios(&findings, worst))?;
@@ -51,7 +58,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let document = serde_json::json!({
         "schema": SCHEMA,
         "ok": worst == Verdict::Ok,
-        "checks": findings.iter().map(|f| serde_json::json!({"name": f.name, "verdict": word(f.verdict), "message": f.message})).collect::<Vec<_>>(),
+        "checks": findings.iter().map(|f| document(f)).collect::<Vec<_>>(),
     });
     output::result(global.form(), &document, || text(&findings))?;
     Ok(match worst {
@@ -70,8 +77,21 @@ fn word(v: Verdict) -> &'static str {
     }
 }
 
+fn document(f: &Finding) -> serde_json::Value {
+    let mut document = serde_json::json!({"name": f.name, "verdict": word(f.verdict), "message": f.message});
+    if let Some(repository) = &f.repository {
+        document["repository"] = repository.as_str().into();
+    }
+    document
+}
+
+/// Of several repositories, which one a finding is about.
+fn of(f: &Finding) -> String {
+    f.repository.as_ref().map(|name| format!("{name}: ")).unwrap_or_default()
+}
+
 fn text(findings: &[Finding]) -> String {
-    findings.iter().map(|f| format!("{:<12} {:<20} {}\n", word(f.verdict), f.name, f.message)).collect()
+    findings.iter().map(|f| format!("{:<12} {:<20} {}{}\n", word(f.verdict), f.name, of(f), f.message)).collect()
 }
 
 fn nagios(findings: &[Finding], worst: Verdict) -> String {
@@ -81,8 +101,11 @@ fn nagios(findings: &[Finding], worst: Verdict) -> String {
         Verdict::Failed => "CRITICAL",
         Verdict::NotChecked => "UNKNOWN",
     };
-    let bad: Vec<String> =
-        findings.iter().filter(|f| f.verdict != Verdict::Ok).map(|f| format!("{}: {}", f.name, f.message)).collect();
+    let bad: Vec<String> = findings
+        .iter()
+        .filter(|f| f.verdict != Verdict::Ok)
+        .map(|f| format!("{}: {}{}", f.name, of(f), f.message))
+        .collect();
     let what = if bad.is_empty() { format!("{} checks passed", findings.len()) } else { bad.join("; ") };
     format!("PGARK {state} - {what}\n")
 }

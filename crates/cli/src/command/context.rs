@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgark_engine::cluster::ConnectOptions;
+use pgark_engine::several::Member;
 use pgark_engine::{Ctx, EngineError, FailureClass};
 use pgark_repo::Repository;
 use pgark_repo::keyring::Unlock;
@@ -130,6 +131,67 @@ impl Context {
         }
     }
 
+    /// All selected repositories, opened; the first that can be is the one to read from. One that is away and not required
+    /// is passed over with a warning.
+    ///
+    /// # Errors
+    /// When none can be opened, or a required one cannot.
+    pub fn open_members(&self) -> Result<Opened, Failure> {
+        let mut opened = Opened { members: vec![], away: vec![] };
+        let all = self.settings.selected_repos()?;
+        for settings in &all {
+            let repo = match opened.members.first() {
+                None => self.open_repository(settings),
+                Some(first) => self.open_copy(&first.repo, settings, Missing::Refuse).and_then(|found| {
+                    let none = || pgark_repo::RepoError::NoRepository { url: settings.url.to_string() };
+                    found.ok_or_else(|| {
+                        engine_failure(none().into())
+                            .hint("'pgark init' or 'pgark replicate' makes it a copy of the first")
+                    })
+                }),
+            };
+            match repo {
+                Ok(repo) => {
+                    opened.members.push(Member { name: settings.name.clone(), repo, required: settings.required })
+                }
+                Err(failure) if is_away(&failure) && !settings.required && all.len() > 1 => {
+                    opened.away.push((settings.name.clone(), failure));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        if opened.members.is_empty() {
+            let none = || Failure::usage("E-REPO-CHOICE", "no repository is configured");
+            return Err(opened.away.into_iter().next().map_or_else(none, |(_, failure)| failure));
+        }
+        for (name, failure) in &opened.away {
+            output::warning(&format!("repository {name} is away: {}: {}", failure.code, failure.message));
+        }
+        Ok(opened)
+    }
+
+    /// The first repository that can be opened, to read from.
+    pub fn open_first(&self) -> Result<(RepoSettings, Repository), Failure> {
+        let all = self.settings.selected_repos()?;
+        let mut failed: Option<Failure> = None;
+        for settings in &all {
+            match self.open_repository(settings) {
+                Ok(repo) => {
+                    if let Some(failure) = &failed {
+                        output::warning(&format!(
+                            "{}: {}; reading from repository {}",
+                            failure.code, failure.message, settings.name
+                        ));
+                    }
+                    return Ok((settings.clone(), repo));
+                }
+                Err(failure) if is_away(&failure) => drop(failed.get_or_insert(failure)),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Failure::usage("E-REPO-CHOICE", "no repository is configured")))
+    }
+
     /// The same repository in another place, which is made when there is none and that is allowed.
     pub fn open_copy(
         &self,
@@ -216,6 +278,32 @@ impl Context {
         })
     }
 }
+
+/// Repositories of one command.
+pub struct Opened {
+    /// At least one.
+    pub members: Vec<Member>,
+    /// Those that could not be opened, and why.
+    pub away: Vec<(String, Failure)>,
+}
+
+/// Whether the repository could not be reached, so that the same may succeed later. What it refuses is another matter.
+pub fn is_away(failure: &Failure) -> bool {
+    AWAY.contains(&&*failure.code)
+}
+
+/// Codes of failures to reach, to open or to write the repository: a vault that is away comes back too.
+const AWAY: &[&str] = &[
+    "E-KEY-COMMAND",
+    "E-REPO-NONE",
+    "E-REPO-IO",
+    "E-REPO-SPACE",
+    "E-REPO-READONLY",
+    "E-REPO-DENIED",
+    "E-SFTP-UNREACHABLE",
+    "E-SFTP-LOST",
+    "E-SFTP-TIMEOUT",
+];
 
 /// The engine's verdict as exit code and message.
 pub fn engine_failure(e: EngineError) -> Failure {

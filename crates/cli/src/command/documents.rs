@@ -46,13 +46,13 @@ pub struct BackupDocument {
 }
 
 #[derive(Serialize)]
-struct RepoOutcome {
-    name: String,
-    ok: bool,
+pub struct RepoOutcome {
+    pub name: String,
+    pub ok: bool,
 }
 
 impl BackupDocument {
-    pub fn new(cluster: &str, report: &BackupReport, repo: &str) -> Self {
+    pub fn new(cluster: &str, report: &BackupReport, repos: Vec<RepoOutcome>) -> Self {
         let e = &report.entry;
         BackupDocument {
             schema: SCHEMA,
@@ -80,7 +80,7 @@ impl BackupDocument {
                 serde_json::json!({"pages": r.pages, "hints": r.hints, "changed_later": r.later, "wrong": r.wrong,
                     "examples": r.examples})
             }),
-            repos: vec![RepoOutcome { name: repo.into(), ok: true }],
+            repos,
             warnings: report.warnings.clone(),
         }
     }

@@ -31,7 +31,7 @@ enum OutputArg {
 
 pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
-    let repo = context.open_repository(&context.repo_settings()?)?;
+    let (_, repo) = context.open_first()?;
     let form = if args.output == OutputArg::Json { Form::Json } else { global.form() };
     // Without a name, what is there is what is of interest.
     let named = global.cluster.is_some() || std::env::var_os("PGARK_CLUSTER").is_some();

@@ -39,6 +39,9 @@ struct InitDocument {
     schema: u32,
     repository: String,
     repository_created: bool,
+    /// Further repositories, with the same key ring.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    copies: Vec<String>,
     encryption: Algorithm,
     cluster: String,
     cluster_registered: bool,
@@ -56,7 +59,8 @@ struct Setting {
 
 pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
-    let settings = context.one_repo_settings()?;
+    let settings = context.repo_settings()?;
+    let others = context.settings.selected_repos()?.split_off(1);
     let unlock = context.unlock(&settings)?;
     let encryption = encryption(&args, &settings);
     if encryption != Algorithm::None && unlock.is_empty() {
@@ -80,7 +84,9 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     sources.push(Identity::Server(&connect, CONNECT_TIMEOUT));
     if args.dry_run.dry_run {
-        output::text(&format!("would create or open {}, and register cluster '{cluster}' there\n", settings.url))?;
+        let urls = std::iter::once(&settings).chain(&others).map(|r| r.url.to_string());
+        let urls = urls.collect::<Vec<_>>().join(" and ");
+        output::text(&format!("would create or open {urls}, and register cluster '{cluster}' there\n"))?;
         return Ok(Exit::Done);
     }
     let store = context.open_store(&settings, Missing::Create)?;
@@ -95,7 +101,16 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if let Some(cache) = &cache {
         key_cache::remember(&done.repository, cache);
     }
+    let mut copies = vec![];
+    for other in &others {
+        // The first repository's key ring: what is in one can be copied into the other as it is.
+        let copy = context.open_copy(&done.repository, other, Missing::Create)?.expect("it is made when missing");
+        let catalog = pgark_repo::catalog::CatalogStore::new(&copy, &cluster);
+        catalog.register(&done.lineage, args.adopt).map_err(|e| engine_failure(e.into()))?;
+        copies.push(other.url.to_string());
+    }
     let document = InitDocument {
+        copies,
         schema: SCHEMA,
         repository: settings.url.to_string(),
         repository_created: done.repository_created,
@@ -103,7 +118,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         cluster: cluster.to_string(),
         cluster_registered: done.cluster_registered,
         system_id: done.lineage.system_id.to_string(),
-        settings: settings_to_add(&done, global, &settings)?,
+        settings: settings_to_add(&done, global, std::iter::once(&settings).chain(&others))?,
     };
     output::result(global.form(), &document, || text(&document))?;
     Ok(Exit::Done)
@@ -122,7 +137,11 @@ fn encryption(args: &InitArgs, settings: &RepoSettings) -> Algorithm {
 }
 
 /// The command line that PostgreSQL's archiver needs: this program with the settings that this call was given.
-fn settings_to_add(done: &Registered, global: &GlobalArgs, repo: &RepoSettings) -> Result<Vec<Setting>, Failure> {
+fn settings_to_add<'a>(
+    done: &Registered,
+    global: &GlobalArgs,
+    repos: impl Iterator<Item = &'a RepoSettings>,
+) -> Result<Vec<Setting>, Failure> {
     let program =
         std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
     let mut words = vec![program.to_string_lossy().into_owned(), "archive-push".to_owned()];
@@ -134,7 +153,7 @@ fn settings_to_add(done: &Registered, global: &GlobalArgs, repo: &RepoSettings) 
         add("--config", config.to_string_lossy().into_owned());
     }
     if !global.repo.is_empty() || std::env::var_os("PGARK_REPO").is_some() {
-        add("--repo", repo.url.to_string());
+        repos.for_each(|repo| add("--repo", repo.url.to_string()));
     }
     if let Some(file) =
         global.passphrase_file.clone().or_else(|| std::env::var_os("PGARK_PASSPHRASE_FILE").map(Into::into))
@@ -173,6 +192,9 @@ fn text(d: &InitDocument) -> String {
         d.system_id,
         if d.cluster_registered { "registered" } else { "was registered" },
     );
+    for copy in &d.copies {
+        out += &format!("repository {copy} has the same key ring\n");
+    }
     if d.encryption == Algorithm::None {
         out += "WARNING: the repository is not encrypted\n";
     } else if d.repository_created {

@@ -1,7 +1,7 @@
 //! `replicate`.
 
 use clap::Args;
-use pgark_engine::replicate::{self, ReplicateOptions, ReplicatePlan, ReplicateReport};
+use pgark_engine::replicate::{self, ReplicateOptions, ReplicatePlan, ReplicateReport, Which};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -41,11 +41,11 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let [from, to] = repos.as_slice() else {
         return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories"));
     };
-    let only = args.id.as_deref().map(parse_id).transpose()?;
+    let which = args.id.as_deref().map(parse_id).transpose()?.map_or(Which::Missing, Which::One);
     let source = context.open_repository(from)?;
     let missing = if args.dry_run.dry_run { Missing::Refuse } else { Missing::Create };
     let target = context.open_copy(&source, to, missing)?;
-    let options = ReplicateOptions { cluster: context.cluster()?, only, jobs: context.jobs() };
+    let options = ReplicateOptions { cluster: context.cluster()?, which, jobs: context.jobs() };
     let plan = replicate::plan(&source, target.as_ref(), &options).map_err(engine_failure)?;
     let Some(target) = target.filter(|_| !args.dry_run.dry_run) else {
         output::result(global.form(), &planned(&plan), || plan_text(&plan))?;

@@ -120,8 +120,9 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
-    let options = options(&args, &context)?;
-    let repo = context.open_repository(&context.repo_settings()?)?;
+    let mut options = options(&args, &context)?;
+    let (settings, repo) = context.open_first()?;
+    options.access = AccessVariables(context.access_to_keep(&settings)?);
     if args.dry_run.dry_run {
         let (plan, remains) = restoring::prepare(&options, &repo, &[]).map_err(engine_failure)?;
         output::result(global.form(), &RestoreDocument::new(&plan), || {
@@ -276,7 +277,7 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         delta: args.delta,
         jobs: context.jobs(),
         program,
-        access: AccessVariables(context.access_to_keep(&context.repo_settings()?)?),
+        access: AccessVariables::default(),
     })
 }
 

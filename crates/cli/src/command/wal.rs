@@ -87,7 +87,7 @@ struct Archive {
 pub fn run(args: WalArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     context.stop_on_signals()?;
-    let repo = context.open_repository(&context.repo_settings()?)?;
+    let (_, repo) = context.open_first()?;
     let archive = open(&repo, &context)?;
     match args.command {
         WalCommand::List(args) => list(&args, global, &context, &archive),

@@ -82,6 +82,8 @@ pub struct RepoSettings {
     pub url: RepoUrl,
     pub passphrase: SecretSource,
     pub encryption: Encryption,
+    /// Backups and archiving fail when this one of several does.
+    pub required: bool,
     pub key_commands: BTreeMap<String, KeyCommand>,
 }
 

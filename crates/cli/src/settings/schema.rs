@@ -88,6 +88,9 @@ pub struct RepoSection {
     pub passphrase_command: Option<CommandLine>,
     #[serde(default)]
     pub encryption: Encryption,
+    /// Backups and archiving fail when this one of several repositories does.
+    #[serde(default)]
+    pub required: bool,
     /// Programs that wrap the repository's key, by the name under which the key ring knows them.
     #[serde(default)]
     pub key_commands: BTreeMap<String, KeyCommand>,

@@ -21,6 +21,7 @@ mod pitr;
 mod power;
 mod refusals;
 mod replicate;
+mod several;
 mod sftp;
 mod tamper;
 mod timelines;

@@ -56,11 +56,14 @@ impl Identity {
     }
 }
 
-/// Makes the archive know of segments and their copies.
-pub type Acknowledge<'a> = dyn Fn(&[(SegmentName, u32)]) -> Result<()> + 'a;
+/// A segment, and the number of its copy in each repository.
+pub type Done = (SegmentName, Vec<Option<u32>>);
+
+/// Makes the archives know of segments and their copies.
+pub type Acknowledge<'a> = dyn Fn(&[Done]) -> Result<()> + 'a;
 
 /// Pushes one segment with so many threads; returns what to acknowledge.
-pub type PushOne<'a> = dyn Fn(&Path, &RawSegment, usize) -> Result<(Pushed, (SegmentName, u32))> + Sync + 'a;
+pub type PushOne<'a> = dyn Fn(&Path, &RawSegment, usize) -> Result<(Pushed, Done)> + Sync + 'a;
 
 impl Ahead {
     /// Whether an earlier call has pushed this very file.
@@ -128,7 +131,7 @@ fn push_all(
     batch: &[(PathBuf, RawSegment)],
     jobs: usize,
     push_one: &PushOne<'_>,
-) -> Vec<Option<Result<(Pushed, (SegmentName, u32))>>> {
+) -> Vec<Option<Result<(Pushed, Done)>>> {
     let began = Instant::now();
     let next = AtomicUsize::new(0);
     // Several segments share the threads; a single one has them for itself.

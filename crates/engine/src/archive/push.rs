@@ -5,23 +5,27 @@ use std::io::Read;
 use std::path::Path;
 
 use pgark_pg::names::{RawSegment, WalFileName};
-use pgark_pg::value::Lsn;
+use pgark_pg::value::{Lsn, SegmentName, SystemId};
 use pgark_repo::RepoError;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, CatalogStore};
 use pgark_repo::codec::Compression;
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::names::ClusterName;
-use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalIndex};
+use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalHead, WalIndex};
 
 use super::ahead::Ahead;
 use super::segment::{Prepared, not_wal, open, prepare, segment_name};
 use crate::error::{EngineError, Result};
+use crate::several::{HasMember, Member, Present};
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PushReport {
     pub file: String,
+    /// In the first repository that took it.
     pub outcome: Pushed,
+    /// Repositories that could not take it. They lack it until somebody completes them.
+    pub away: Vec<(String, EngineError)>,
 }
 
 /// Whether a segment with a damaged place in its middle is taken.
@@ -41,58 +45,137 @@ pub struct PushOptions<'a> {
     pub ahead: Option<Ahead>,
 }
 
+/// Into one repository.
 pub fn push(repo: &Repository, cluster: &ClusterName, options: &PushOptions<'_>) -> Result<PushReport> {
+    let one = Member { name: repo.store().url(), repo: repo.clone(), required: true };
+    push_to_all(&[one], cluster, options)
+}
+
+/// Reads the file once and stores it in every repository. One that cannot be reached or written to is passed over unless it
+/// is required; at least one must take the file. What a repository refuses is an error all the same.
+pub fn push_to_all(members: &[Member], cluster: &ClusterName, options: &PushOptions<'_>) -> Result<PushReport> {
     let path = options.path;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
     let parsed = super::parse_name(&name)?;
-    let catalog = CatalogStore::new(repo, cluster).read()?;
+    let present = Present::new(members);
+    let mut targets = vec![];
+    for (n, member) in members.iter().enumerate() {
+        let catalog = CatalogStore::new(&member.repo, cluster).read().map_err(EngineError::from);
+        if let Some(catalog) = present.keep(n, catalog)? {
+            targets.push(Target { member: n, repo: &member.repo, catalog });
+        }
+    }
     let outcome = match &parsed {
-        WalFileName::Segment(raw) => segment(repo, &catalog, raw, options)?,
-        WalFileName::Partial(raw) => {
-            let mut prepared = prepare(&catalog, path, raw, options.compression, 1)?;
-            let archive = archive(repo, &catalog, &prepared, options);
+        WalFileName::Segment(raw) => segment(&present, &targets, raw, options)?,
+        WalFileName::Partial(raw) => present.each(&targets, |target| {
+            let mut prepared = prepare(&target.catalog, path, raw, options.compression, 1)?;
+            let archive = target.archive(prepared.index.system_id, options);
             let Prepared { index, data, .. } = &mut prepared;
-            archive.push_partial(index, &mut data.borrow())?
+            Ok(archive.push_partial(index, &mut data.borrow())?)
+        })?,
+        WalFileName::History(_) | WalFileName::BackupHistory { .. } => {
+            present.each(&targets, |target| side_file(target.repo, &target.catalog, path, &parsed))?
         }
-        WalFileName::History(_) | WalFileName::BackupHistory { .. } => side_file(repo, &catalog, path, &parsed)?,
     };
-    Ok(PushReport { file: name, outcome })
+    Ok(PushReport { file: name, outcome, away: present.away() })
 }
 
-fn archive(repo: &Repository, catalog: &Catalog, of: &Prepared, options: &PushOptions<'_>) -> WalArchive {
-    WalArchive::new(repo, &catalog.cluster, of.index.system_id).with_compression(options.compression)
+/// A repository under its name in this operation.
+struct Target<'a> {
+    member: usize,
+    repo: &'a Repository,
+    catalog: Catalog,
 }
 
-fn segment(repo: &Repository, catalog: &Catalog, raw: &RawSegment, options: &PushOptions<'_>) -> Result<Pushed> {
-    let Some(ahead) = &options.ahead else {
-        let mut prepared = prepare(catalog, options.path, raw, options.compression, options.jobs)?;
-        let archive = archive(repo, catalog, &prepared, options);
-        if archive.is_archived(&archive.head()?, &prepared.index)? {
-            return Ok(Pushed::AlreadyThere);
-        }
-        let (pushed, copy) = store(&archive, options.path, &mut prepared, options.damaged)?;
-        archive.acknowledge(&[(prepared.index.segment_name(), copy)])?;
-        return Ok(pushed);
-    };
-    let lineage = catalog.lineage().ok_or_else(|| not_wal(options.path, "no cluster is registered"))?;
-    let archive = WalArchive::new(repo, &catalog.cluster, lineage.system_id).with_compression(options.compression);
-    let head = archive.head()?;
-    if ahead.has(options.path) {
-        let name = segment_name(raw, lineage, options.path)?;
-        if head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
-            return Ok(Pushed::AlreadyThere);
+impl Target<'_> {
+    fn archive(&self, system_id: SystemId, options: &PushOptions<'_>) -> WalArchive {
+        WalArchive::new(self.repo, &self.catalog.cluster, system_id).with_compression(options.compression)
+    }
+}
+
+impl HasMember for Target<'_> {
+    fn member(&self) -> usize {
+        self.member
+    }
+}
+
+/// The archive of a target, and its head as it was at the beginning.
+struct Place<'a> {
+    target: &'a Target<'a>,
+    archive: WalArchive,
+    head: WalHead,
+}
+
+/// What was pushed of a segment: the number of the copy in each place; none where the place is away.
+type Copies = Vec<Option<u32>>;
+
+fn segment(
+    present: &Present<'_>,
+    targets: &[Target<'_>],
+    raw: &RawSegment,
+    options: &PushOptions<'_>,
+) -> Result<Pushed> {
+    let first = targets.first().ok_or_else(|| present.nobody())?;
+    let mut places = vec![];
+    for target in targets {
+        let lineage = target.catalog.lineage().ok_or_else(|| not_wal(options.path, "no cluster is registered"))?;
+        let archive = target.archive(lineage.system_id, options);
+        if let Some(head) = present.keep(target.member, archive.head().map_err(EngineError::from))? {
+            places.push(Place { target, archive, head });
         }
     }
     let push_one = |path: &Path, raw: &RawSegment, threads: usize| {
-        let mut prepared = prepare(catalog, path, raw, options.compression, threads)?;
-        let name = prepared.index.segment_name();
-        if archive.is_archived(&head, &prepared.index)? {
-            return Ok((Pushed::AlreadyThere, (name, head.copy_of(&name))));
+        let mut prepared = prepare(&first.catalog, path, raw, options.compression, threads)?;
+        let mut outcome = None;
+        let mut copies: Copies = vec![];
+        for place in &places {
+            let stored = match present.is_here(place.target.member) {
+                true => present.keep(place.target.member, store_in(place, path, &mut prepared, options.damaged))?,
+                false => None,
+            };
+            copies.push(stored.as_ref().map(|(_, copy)| *copy));
+            outcome = outcome.or(stored.map(|(pushed, _)| pushed));
         }
-        let (pushed, copy) = store(&archive, path, &mut prepared, options.damaged)?;
-        Ok((pushed, (name, copy)))
+        Ok((outcome.ok_or_else(|| present.nobody())?, (prepared.index.segment_name(), copies)))
     };
-    ahead.push(options.path, raw, options.jobs, &push_one, &|done| Ok(archive.acknowledge(done)?))
+    let acknowledge = |done: &[(SegmentName, Copies)]| {
+        for (n, place) in places.iter().enumerate() {
+            // What failed in a place ends what it can acknowledge: no hole before what counts.
+            let own = done.iter().map_while(|(name, copies)| Some((*name, (*copies.get(n)?)?)));
+            let own: Vec<(SegmentName, u32)> = own.collect();
+            if own.len() < done.len() && present.is_here(place.target.member) {
+                return Err(present.nobody());
+            }
+            if !own.is_empty() {
+                present.keep(place.target.member, place.archive.acknowledge(&own).map_err(EngineError::from))?;
+            }
+        }
+        present.somebody()
+    };
+    let Some(ahead) = &options.ahead else {
+        let (pushed, done) = push_one(options.path, raw, options.jobs)?;
+        acknowledge(&[done])?;
+        return Ok(pushed);
+    };
+    if ahead.has(options.path) {
+        let lineage = first.catalog.lineage().ok_or_else(|| not_wal(options.path, "no cluster is registered"))?;
+        let name = segment_name(raw, lineage, options.path)?;
+        let there = |p: &Place<'_>| p.head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment));
+        if !places.is_empty() && places.iter().all(there) {
+            return Ok(Pushed::AlreadyThere);
+        }
+    }
+    ahead.push(options.path, raw, options.jobs, &push_one, &acknowledge)
+}
+
+fn store_in(place: &Place<'_>, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
+    if prepared.index.system_id != place.archive.place().system_id {
+        return Err(not_wal(path, "the repositories have different clusters under this name"));
+    }
+    if place.archive.is_archived(&place.head, &prepared.index)? {
+        return Ok((Pushed::AlreadyThere, place.head.copy_of(&prepared.index.segment_name())));
+    }
+    store(&place.archive, path, prepared, damaged)
 }
 
 /// Durable when it returns; not yet acknowledged.

@@ -27,9 +27,28 @@ use wal::WalToCopy;
 
 pub struct ReplicateOptions {
     pub cluster: ClusterName,
-    /// None: all that are missing.
-    pub only: Option<BackupId>,
+    pub which: Which,
     pub jobs: usize,
+}
+
+/// Backups that are copied.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// All that are missing.
+    Missing,
+    One(BackupId),
+    /// Later ones than the newest of the copy: older ones that it deleted do not come back.
+    Newer,
+}
+
+impl Which {
+    fn takes(&self, entry: &BackupEntry, target: Option<&Catalog>) -> bool {
+        match self {
+            Which::Missing => true,
+            Which::One(id) => entry.id == *id,
+            Which::Newer => target.and_then(|t| t.backups.last()).is_none_or(|last| entry.id > last.id),
+        }
+    }
 }
 
 /// What the copy lacks.
@@ -78,12 +97,14 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
         }
     };
     let mut backups = vec![];
-    for entry in source.backups.iter().filter(|e| options.only.as_ref().is_none_or(|id| e.id == *id)) {
+    for entry in source.backups.iter().filter(|e| options.which.takes(e, target.as_ref())) {
         if !has(entry)? {
             backups.push(entry.clone());
         }
     }
-    if let Some(id) = options.only.as_ref().filter(|id| source.backup(id).is_none()) {
+    if let Which::One(id) = &options.which
+        && source.backup(id).is_none()
+    {
         return Err(RepoError::NoBackup { cluster: options.cluster.to_string(), id: id.to_string() }.into());
     }
     let mut wal = vec![];

@@ -1,0 +1,173 @@
+//! Two repositories at once: each has its own success, one that is away costs a warning, and is completed later.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pgark_testkit::{Ledger, Outcome, Pgark, Scratch, Target, TestCluster};
+use serde_json::{Value, json};
+
+use crate::site::{BINARY, Site};
+
+/// A site whose repositories `a` and `b` are configured, `b` required or not.
+struct Two {
+    site: Site,
+    config: PathBuf,
+    a: PathBuf,
+    b: PathBuf,
+}
+
+impl Two {
+    fn new(label: &str, required: bool) -> Option<Two> {
+        let server = match pgark_testkit::Server::installed() {
+            Ok(server) => server,
+            Err(why) => {
+                assert!(!pgark_testkit::demanded(), "{why}");
+                return None;
+            }
+        };
+        let scratch = Scratch::new(label);
+        let (a, b) = (scratch.join("a"), scratch.join("b"));
+        let passphrase = scratch.file("passphrase", b"correct horse battery staple\n", 0o600);
+        let repo = |name: &str, path: &Path| {
+            format!("[repos.{name}]\nurl = \"{}\"\npassphrase_file = \"{}\"\n", path.display(), passphrase.display())
+        };
+        let text = format!(
+            "{}{}required = {required}\n[clusters.main]\nrepos = [\"a\", \"b\"]\n",
+            repo("a", &a),
+            repo("b", &b)
+        );
+        let config = scratch.file("pgark.toml", text.as_bytes(), 0o600);
+        let elsewhere = Pgark::new(BINARY, &scratch, &a)
+            .without_env("PGARK_REPO")
+            .without_env("PGARK_PASSPHRASE_FILE")
+            .env("PGARK_CONFIG", &config);
+        let command = format!("{} archive-push --config {} \"%p\"", elsewhere.binary().display(), config.display());
+        let builder = TestCluster::builder(&server).archive_command(command);
+        let cluster = builder.wal_segsize_mb(1).conf("autovacuum = off").start(&scratch, "c");
+        let pgark = elsewhere.on(&cluster);
+        pgark.run(["init"]).expect_code(0);
+        let ledger = Ledger::create(&cluster);
+        Some(Two { site: Site { cluster, ledger, pgark, elsewhere, server, scratch }, config, a, b })
+    }
+
+    fn backup(&self) -> Outcome {
+        self.site.pgark.run(["backup", "--json"])
+    }
+
+    /// Looks at one repository alone.
+    fn only(&self, name: &str) -> Pgark {
+        self.site.elsewhere.clone().env("PGARK_REPO", name)
+    }
+
+    fn assert_restores_from(&self, name: &str, to: &str, latest: &Target) {
+        let (path, outcome) = {
+            let to = self.site.scratch.join(to);
+            let words = self.site.restore_arguments(&to, latest, &[]);
+            (to, self.only(name).run(words))
+        };
+        outcome.expect_code(0);
+        let recovered = pgark_testkit::Recovered::start(&self.site.server, &self.site.scratch, &path)
+            .expect(pgark_testkit::Ending::Promoted);
+        self.site.ledger.assert_exact(&recovered, latest, 1);
+    }
+}
+
+fn ids(info: &Value) -> Vec<String> {
+    let backups = info["clusters"][0]["backups"].as_array().cloned().unwrap_or_default();
+    backups.iter().filter(|b| b["complete"] == true).map(|b| b["id"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_backup_and_its_wal_go_into_both_repositories() {
+    let Some(two) = Two::new("two", false) else { return };
+    let checked = two.site.pgark.run(["check", "--json"]);
+    assert!(matches!(checked.code, Some(0 | 3)), "{checked}");
+    let found = checked.json()["checks"].clone();
+    let arrived = |name: &str| {
+        let all = found.as_array().expect("checks").iter();
+        all.filter(|f| f["name"] == "archiving" && f["repository"] == name && f["verdict"] == "ok").count()
+    };
+    assert_eq!((arrived("a"), arrived("b")), (1, 1), "{checked}");
+
+    let first = two.backup().expect_code(0).json();
+    assert_eq!(first["repos"], json!([{"name": "a", "ok": true}, {"name": "b", "ok": true}]), "{first}");
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    let second = two.backup().expect_code(0).json();
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    let latest = two.site.archive_all();
+    for name in ["a", "b"] {
+        assert_eq!(ids(&two.only(name).json(["info"])).len(), 2, "{name}");
+        assert_eq!(two.only(name).json(["verify"])["ok"], true, "{name}");
+    }
+    // Packs are the same bytes.
+    let pack = |repo: &Path| {
+        let id = second["id"].as_str().expect("an id");
+        fs::read(repo.join(format!("clusters/main/backups/{id}/packs/000001"))).expect("a pack")
+    };
+    assert!(pack(&two.a) == pack(&two.b));
+    fs::remove_dir_all(&two.a).expect("the first is destroyed");
+    two.assert_restores_from("b", "r-b", &latest);
+}
+
+#[test]
+fn a_repository_that_is_away_is_completed_by_the_next_backup() {
+    let Some(two) = Two::new("two1", false) else { return };
+    two.backup().expect_code(0);
+    let parked = two.b.with_extension("parked");
+    fs::rename(&two.b, &parked).expect("b goes away");
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    two.site.archive_all();
+    let missed = two.backup().expect_code(3);
+    assert_eq!(missed.json()["repos"][1], json!({"name": "b", "ok": false}), "{missed}");
+    assert!(missed.stderr.contains("repository b is away"), "{missed}");
+    let checked = two.site.pgark.run(["check", "--json"]);
+    assert_eq!(checked.code, Some(1), "{checked}");
+
+    fs::rename(&parked, &two.b).expect("b comes back");
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    two.backup().expect_code(0);
+    let latest = two.site.archive_all();
+    assert_eq!(ids(&two.only("b").json(["info"])).len(), 3);
+    assert_eq!(two.only("b").json(["verify"])["ok"], true);
+    two.assert_restores_from("b", "r-b", &latest);
+    let nothing = two.site.elsewhere.json(["replicate", "--from", "a", "--to", "b"]);
+    assert_eq!(nothing["objects"], 0, "{nothing}");
+}
+
+#[test]
+fn work_goes_on_while_the_first_repository_is_away() {
+    let Some(two) = Two::new("two2", false) else { return };
+    two.backup().expect_code(0);
+    let parked = two.a.with_extension("parked");
+    fs::rename(&two.a, &parked).expect("a goes away");
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    two.site.archive_all();
+    two.backup().expect_code(3);
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    let latest = two.site.archive_all();
+    let info = two.site.elsewhere.run(["info", "--json"]).expect_code(0);
+    assert_eq!(ids(&info.json()).len(), 2, "{info}");
+    assert!(info.stderr.contains("reading from repository b"), "{info}");
+    two.assert_restores_from("b", "r-b", &latest);
+
+    fs::rename(&parked, &two.a).expect("a comes back");
+    let done = two.site.elsewhere.json(["replicate", "--from", "b", "--to", "a"]);
+    assert_eq!(done["backups"].as_array().map(Vec::len), Some(1), "{done}");
+    assert_eq!(two.only("a").json(["verify"])["ok"], true);
+    two.assert_restores_from("a", "r-a", &latest);
+    two.backup().expect_code(0);
+}
+
+#[test]
+fn a_required_repository_that_is_away_fails_everything() {
+    let Some(two) = Two::new("two3", true) else { return };
+    two.backup().expect_code(0);
+    fs::rename(&two.b, two.b.with_extension("parked")).expect("b goes away");
+    let outcome = two.backup();
+    assert_eq!(outcome.code, Some(10), "{outcome}");
+    let segment = two.site.cluster.psql("select pg_walfile_name(pg_switch_wal())");
+    let file = two.site.cluster.data_dir().join("pg_wal").join(segment);
+    let config = two.config.display().to_string();
+    let pushed = two.site.elsewhere.run(["archive-push", "--config", &config, &file.display().to_string()]);
+    assert_eq!(pushed.code, Some(10), "{pushed}");
+}
