@@ -8,6 +8,7 @@ mod crash;
 mod expected;
 mod golden;
 mod hostile;
+mod key_commands;
 mod keys;
 mod meter;
 mod races;
