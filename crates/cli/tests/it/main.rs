@@ -13,6 +13,7 @@ mod cli_contract;
 mod crash;
 mod delta;
 mod incremental;
+mod key_commands;
 mod keys;
 mod names;
 mod never_short;

@@ -473,32 +473,6 @@ fn a_key_ring_cannot_ask_for_endless_work() {
 }
 
 #[test]
-fn a_key_command_is_not_fed_more_than_it_could_have_made() {
-    struct Fed;
-    impl pgark_repo::keyring::KeyCommands for Fed {
-        fn knows(&self, _: &str) -> bool {
-            true
-        }
-        fn wrap(&self, _: &str, plain: &[u8]) -> pgark_repo::Result<Vec<u8>> {
-            Ok(plain.to_vec())
-        }
-        fn unwrap(&self, _: &str, wrapped: &[u8]) -> pgark_repo::Result<zeroize::Zeroizing<Vec<u8>>> {
-            assert!(wrapped.len() <= pgark_repo::limits::WRAPPED_KEY_BYTES_MAX, "{} bytes", wrapped.len());
-            Ok(wrapped.to_vec().into())
-        }
-    }
-    let unlock = Unlock { commands: Some(Arc::new(Fed)), ..Unlock::default() };
-    let mut new = sample::new_keys(Algorithm::Aes256Gcm, None, crate::common::identity());
-    (new.unlock, new.key_commands) = (unlock.clone(), vec!["fed".into()]);
-    let text = String::from_utf8(Keyring::create(&new).unwrap().to_bytes()).unwrap();
-    Keyring::open(text.as_bytes(), &unlock).unwrap();
-    let at = text.find("\"command\":\"fed\",\"wrapped\":\"").unwrap() + "\"command\":\"fed\",\"wrapped\":\"".len();
-    let more = format!("{}{}{}", &text[..at], "ab".repeat(100_000), &text[at..]);
-    let opened = Keyring::open(more.as_bytes(), &unlock);
-    assert!(matches!(opened, Err(pgark_repo::RepoError::Corrupt { .. })));
-}
-
-#[test]
 fn a_register_of_the_last_number_is_an_error_when_changed() {
     let (store, repo) = memory_repository(Algorithm::None);
     let object = name(&format!("{}/{:016x}", names::catalog_dir(&cluster()), u64::MAX));

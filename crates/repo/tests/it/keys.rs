@@ -6,7 +6,7 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
 use pgark_repo::crypto::{Algorithm, KeySet};
 use pgark_repo::error::{RepoError, Result};
-use pgark_repo::keyring::{self, Change, Fate, KeyCommands, Keyring, NewKeys, Secrets, SlotError, Unlock};
+use pgark_repo::keyring::{self, Change, Fate, Keyring, Secrets, SlotError, Unlock};
 use pgark_repo::names;
 use pgark_repo::store::fault::{Fault, Op, When};
 use pgark_repo::store::{FaultStore, MemoryStore, Store};
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::common::{self, fresh_identity, keys, memory_repository, name, objects};
 use crate::crash::{self, FAULTS, Scenario, backup, committed_backups_are_whole, memory, one_backup, open, push};
+use crate::key_commands::with_vault;
 use crate::sample::{self, archive, backup_id, cluster};
 
 fn recipient(identity: &str) -> String {
@@ -21,32 +22,8 @@ fn recipient(identity: &str) -> String {
 }
 
 /// What `common::keys` opens with.
-fn unlock() -> Unlock {
+pub fn unlock() -> Unlock {
     keys(Algorithm::Aes256Gcm).unlock
-}
-
-/// Turns every byte over; refuses what another one wrapped.
-struct Vault(u8);
-
-impl KeyCommands for Vault {
-    fn knows(&self, name: &str) -> bool {
-        name == "vault"
-    }
-
-    fn wrap(&self, _: &str, plain: &[u8]) -> Result<Vec<u8>> {
-        Ok([b"vault:", &plain.iter().map(|b| b ^ self.0).collect::<Vec<_>>()[..]].concat())
-    }
-
-    fn unwrap(&self, name: &str, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
-        let failed = || RepoError::KeyCommand { name: name.into(), why: "not wrapped by this vault".into() };
-        let wrapped = wrapped.strip_prefix(b"vault:").ok_or_else(failed)?;
-        Ok(wrapped.iter().map(|b| b ^ self.0).chain(*b"\n").collect::<Vec<_>>().into())
-    }
-}
-
-fn with_vault(mut unlock: Unlock, mask: u8) -> Unlock {
-    unlock.commands = Some(Arc::new(Vault(mask)));
-    unlock
 }
 
 /// A deletion that fails leaves an older ring, which the next run removes.
@@ -89,7 +66,7 @@ fn remove(store: &Arc<dyn Store>, identity: &str) -> Result<()> {
     gone(keyring::retire_older(store, &unlock())?)
 }
 
-fn ring(store: &Arc<dyn Store>) -> Keyring {
+pub fn ring(store: &Arc<dyn Store>) -> Keyring {
     keyring::read(store, &unlock()).unwrap()
 }
 
@@ -362,60 +339,6 @@ fn a_rotation_refuses_to_lock_out_a_slot_whose_secret_is_not_there() {
 }
 
 #[test]
-fn a_key_command_that_gives_nothing_back_or_is_away_makes_and_opens_no_slot() {
-    struct Liar;
-    impl KeyCommands for Liar {
-        fn knows(&self, _: &str) -> bool {
-            true
-        }
-        fn wrap(&self, _: &str, plain: &[u8]) -> Result<Vec<u8>> {
-            Ok(plain.to_vec())
-        }
-        fn unwrap(&self, _: &str, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
-            Ok(wrapped[1..].to_vec().into())
-        }
-    }
-    let (store, _) = memory_repository(Algorithm::Aes256Gcm);
-    let store: Arc<dyn Store> = store;
-    let mut lied = unlock();
-    lied.commands = Some(Arc::new(Liar));
-    let add = |unlock: &Unlock, name: &str| {
-        keyring::edit(&store, unlock, |ring| {
-            ring.add_command(name, unlock, None)?;
-            Ok(Change::Write(()))
-        })
-    };
-    assert!(matches!(add(&lied, "liar"), Err(RepoError::KeyCommand { .. })));
-    assert!(matches!(add(&lied, "a name; with a shell"), Err(RepoError::Invalid { .. })));
-    let mine = with_vault(unlock(), 1);
-    assert!(matches!(add(&mine, "unknown"), Err(RepoError::KeyCommand { .. })));
-    add(&mine, "vault").unwrap();
-    let alone = |mask| with_vault(Unlock::default(), mask);
-    assert!(keyring::read(&store, &alone(1)).is_ok());
-    assert!(matches!(keyring::read(&store, &alone(2)), Err(RepoError::WrongKey { .. })));
-    // A vault that fails is told, and keeps nobody else out.
-    let mut away = Unlock { commands: Some(Arc::new(Away)), ..Unlock::default() };
-    assert!(matches!(keyring::read(&store, &away), Err(RepoError::KeyCommand { .. })));
-    away.age_identities = unlock().age_identities;
-    assert!(keyring::read(&store, &away).is_ok());
-    assert_eq!(ring(&store).slots().len(), 2);
-}
-
-struct Away;
-
-impl KeyCommands for Away {
-    fn knows(&self, _: &str) -> bool {
-        true
-    }
-    fn wrap(&self, name: &str, _: &[u8]) -> Result<Vec<u8>> {
-        Err(RepoError::KeyCommand { name: name.into(), why: "away".into() })
-    }
-    fn unwrap(&self, name: &str, _: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
-        Err(RepoError::KeyCommand { name: name.into(), why: "away".into() })
-    }
-}
-
-#[test]
 fn a_store_that_keeps_old_rings_is_told_of() {
     let inner = memory();
     one_backup(&inner);
@@ -469,20 +392,6 @@ fn an_unencrypted_repository_has_no_keys_to_change() {
     assert!(refused(edit(&|r| r.add_passphrase(b"p", None).map(drop))));
     assert!(refused(edit(&|r| r.remove_slot("00000000", &[]).map(drop))));
     assert!(refused(edit(&|r| r.rotate(Secrets { unlock: &none, passphrases: &[] }, &[]).map(drop))));
-}
-
-#[test]
-fn a_repository_can_be_made_for_a_key_command_alone() {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let unlock = with_vault(Unlock::default(), 9);
-    let commands = vec!["vault".to_owned()];
-    let new = NewKeys { encryption: Algorithm::Aes256Gcm, unlock, age_recipients: vec![], key_commands: commands };
-    let (repo, _) = Repository::init(store.clone(), &new).unwrap();
-    sample::fill(&repo, 1).unwrap();
-    assert!(Repository::open(store.clone(), &new.unlock).is_ok());
-    assert!(matches!(Repository::open(store, &Unlock::default()), Err(RepoError::KeyRequired)));
-    let none = NewKeys { key_commands: vec![], ..new };
-    assert!(matches!(Keyring::create(&none), Err(RepoError::KeyRequired)));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod crash;
 mod expected;
 mod golden;
 mod hostile;
+mod key_commands;
 mod keys;
 mod meter;
 mod races;
