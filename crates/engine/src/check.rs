@@ -85,7 +85,7 @@ impl Findings {
 
 pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Finding> {
     let mut f = Findings::default();
-    f.each(members, |repo, f| repository(repo, f));
+    f.each(members, repository);
     if let Some(spool) = &options.spool {
         match spool.spooled() {
             Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),

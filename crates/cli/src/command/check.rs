@@ -58,7 +58,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let document = serde_json::json!({
         "schema": SCHEMA,
         "ok": worst == Verdict::Ok,
-        "checks": findings.iter().map(|f| document(f)).collect::<Vec<_>>(),
+        "checks": findings.iter().map(document).collect::<Vec<_>>(),
     });
     output::result(global.form(), &document, || text(&findings))?;
     Ok(match worst {
