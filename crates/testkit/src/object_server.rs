@@ -20,6 +20,8 @@ pub enum ObjectServerKind {
     /// S3 with signatures; no versions.
     S3s,
     Azurite,
+    /// Google's XML API, by a fake of ours: none of the emulators that can be installed speaks it whole.
+    Gcs,
 }
 
 /// A running server; ended when dropped.
@@ -52,6 +54,7 @@ impl ObjectServer {
                 .args(["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--blobHost", "127.0.0.1"])
                 .args(["--blobPort", &port.to_string(), "-l"])
                 .arg(&data),
+            ObjectServerKind::Gcs => command.arg(GCS_FAKE).args([&port.to_string(), BUCKET]),
         };
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(|e| e.to_string())?).stderr(log);
         let child = command.spawn().map_err(|e| format!("{}: {e}", program.display()))?;
@@ -73,6 +76,7 @@ impl ObjectServer {
             ObjectServerKind::Azurite => {
                 format!("az://{BUCKET}/{prefix}?emulator=true&endpoint=http://{address}/devstoreaccount1{more}")
             }
+            ObjectServerKind::Gcs => format!("gs://{BUCKET}/{prefix}?endpoint=http://{address}{more}"),
             _ => format!("s3://{BUCKET}/{prefix}?endpoint=http://{address}&region=us-east-1{more}"),
         }
     }
@@ -85,6 +89,7 @@ impl ObjectServer {
     pub fn environment(&self) -> Vec<(String, String)> {
         let pairs: &[(&str, &str)] = match self.kind {
             ObjectServerKind::Azurite => &[],
+            ObjectServerKind::Gcs => &[("GOOGLE_SERVICE_ACCOUNT_KEY", GCS_ACCOUNT)],
             _ => &[("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)],
         };
         pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
@@ -99,8 +104,8 @@ impl ObjectServer {
 
     fn make_bucket(&self) {
         match self.kind {
-            // A directory is a bucket.
-            ObjectServerKind::S3s => {}
+            // A directory is a bucket; the fake is told its name.
+            ObjectServerKind::S3s | ObjectServerKind::Gcs => {}
             ObjectServerKind::Moto => {
                 let answer = request(self.address, &format!("PUT /{BUCKET} HTTP/1.1"), "").expect("moto answers");
                 assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -140,14 +145,20 @@ request = urllib.request.Request("http://%s/%s/%s?restype=container" % (address,
 urllib.request.urlopen(request, timeout=20)
 "#;
 
+const GCS_FAKE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gcs_fake.py");
+/// A service account that asks nobody for tokens.
+const GCS_ACCOUNT: &str = r#"{"disable_oauth":true,"client_email":"","private_key":"","private_key_id":""}"#;
+
 fn program(kind: ObjectServerKind) -> Result<PathBuf, String> {
     let root = env::var_os("PGARK_TEST_SERVERS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-servers"), PathBuf::from);
-    let path = root.join(match kind {
+    let place = match kind {
         ObjectServerKind::Moto => "moto/bin/moto_server",
         ObjectServerKind::S3s => "s3s/bin/s3s-fs",
         ObjectServerKind::Azurite => "azurite/node_modules/.bin/azurite-blob",
-    });
+        ObjectServerKind::Gcs => return Ok("python3".into()),
+    };
+    let path = root.join(place);
     if path.exists() {
         Ok(path)
     } else {

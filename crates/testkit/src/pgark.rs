@@ -78,11 +78,14 @@ impl Pgark {
 
     /// An `archive_command` that needs nothing from the server's environment.
     pub fn archive_command(&self) -> String {
-        let of_a_cloud = |name: &OsStr| name.to_string_lossy().starts_with("AWS_");
+        let of_a_cloud = |name: &OsStr| {
+            let name = name.to_string_lossy();
+            name.starts_with("AWS_") || name.starts_with("GOOGLE_")
+        };
         let access = self.env.iter().filter(|(name, _)| of_a_cloud(name));
         let access: String = access.map(|(name, value)| format!("{}='{}' ", name.display(), value.display())).collect();
         format!(
-            "{access}{} archive-push --repo '{}' --passphrase-file {} --cluster main \"%p\"",
+            "{access}{} archive-push --repo \"{}\" --passphrase-file {} --cluster main \"%p\"",
             self.binary.display(),
             self.repo.display(),
             self.passphrase_file.display()

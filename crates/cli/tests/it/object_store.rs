@@ -72,6 +72,11 @@ fn a_cluster_survives_in_a_container_of_azurite() {
 }
 
 #[test]
+fn a_cluster_survives_in_a_bucket_of_google_cloud_storage() {
+    survives_on(ObjectServerKind::Gcs, "gcs");
+}
+
+#[test]
 fn a_wrong_key_is_told_as_such() {
     let store = match ObjectServer::start(ObjectServerKind::S3s) {
         Ok(store) => store,

@@ -22,6 +22,7 @@ pub fn store_at(
             let endpoint = format!("http://{address}/devstoreaccount1");
             (CloudKind::Azure, vec![("emulator", "true".into()), ("endpoint", endpoint)])
         }
+        ObjectServerKind::Gcs => (CloudKind::Gcs, vec![("endpoint", format!("http://{address}"))]),
         _ => (CloudKind::S3, vec![("endpoint", format!("http://{address}")), ("region", "us-east-1".into())]),
     };
     let more = more.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
@@ -66,4 +67,9 @@ fn a_bucket_of_s3s_fs_is_a_store() {
 #[test]
 fn a_container_of_azurite_is_a_store() {
     conforms(ObjectServerKind::Azurite);
+}
+
+#[test]
+fn a_bucket_of_google_cloud_storage_is_a_store() {
+    conforms(ObjectServerKind::Gcs);
 }

@@ -99,6 +99,11 @@ fn passing_faults_of_an_azure_store_are_outlived() {
 }
 
 #[test]
+fn passing_faults_of_a_google_store_are_outlived() {
+    passing_faults_are_outlived(ObjectServerKind::Gcs);
+}
+
+#[test]
 fn a_lost_answer_to_a_creation_that_lost_the_race_is_not_ours() {
     let rig = rig_or_skip!(ObjectServerKind::Moto);
     let object = name("race/x");
@@ -111,7 +116,16 @@ fn a_lost_answer_to_a_creation_that_lost_the_race_is_not_ours() {
 
 #[test]
 fn an_upload_in_parts_survives_faults_at_each_step() {
-    let rig = rig_or_skip!(ObjectServerKind::Moto);
+    upload_survives(ObjectServerKind::Moto);
+}
+
+#[test]
+fn an_upload_in_parts_to_google_survives_faults_at_each_step() {
+    upload_survives(ObjectServerKind::Gcs);
+}
+
+fn upload_survives(kind: ObjectServerKind) {
+    let rig = rig_or_skip!(kind);
     let content = bytes(20 << 20);
     let told = |code: &str| format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>oh</Message></Error>");
     let steps: [(&str, &str, HttpFault); 6] = [
