@@ -12,7 +12,7 @@ use pgark_repo::catalog::{Catalog, CatalogStore};
 use pgark_repo::codec::Compression;
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::names::ClusterName;
-use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalIndex};
+use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalHead, WalIndex};
 
 use super::ahead::Ahead;
 use super::segment::{Prepared, not_wal, open, prepare, segment_name};
@@ -67,10 +67,11 @@ fn segment(repo: &Repository, catalog: &Catalog, raw: &RawSegment, options: &Pus
     let Some(ahead) = &options.ahead else {
         let mut prepared = prepare(catalog, options.path, raw, options.compression, options.jobs)?;
         let archive = archive(repo, catalog, &prepared, options);
-        if archive.is_archived(&archive.head()?, &prepared.index)? {
+        let head = archive.head()?;
+        if archive.is_archived(&head, &prepared.index)? {
             return Ok(Pushed::AlreadyThere);
         }
-        let (pushed, copy) = store(&archive, options.path, &mut prepared, options.damaged)?;
+        let (pushed, copy) = store(&archive, &head, options.path, &mut prepared, options.damaged)?;
         archive.acknowledge(&[(prepared.index.segment_name(), copy)])?;
         return Ok(pushed);
     };
@@ -89,21 +90,27 @@ fn segment(repo: &Repository, catalog: &Catalog, raw: &RawSegment, options: &Pus
         if archive.is_archived(&head, &prepared.index)? {
             return Ok((Pushed::AlreadyThere, (name, head.copy_of(&name))));
         }
-        let (pushed, copy) = store(&archive, path, &mut prepared, options.damaged)?;
+        let (pushed, copy) = store(&archive, &head, path, &mut prepared, options.damaged)?;
         Ok((pushed, (name, copy)))
     };
     ahead.push(options.path, raw, options.jobs, &push_one, &|done| Ok(archive.acknowledge(done)?))
 }
 
 /// Durable when it returns; not yet acknowledged.
-fn store(archive: &WalArchive, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
+fn store(
+    archive: &WalArchive,
+    head: &WalHead,
+    path: &Path,
+    prepared: &mut Prepared,
+    damaged: Damaged,
+) -> Result<(Pushed, u32)> {
     let Prepared { index, changes, data } = prepared;
     if let Some(later) = index.wal_after_end
         && damaged == Damaged::Refuse
     {
         return Err(broken(path, index, later));
     }
-    match archive.push_segment(index, changes, &mut data.borrow()) {
+    match archive.push_segment_after(head, index, changes, &mut data.borrow()) {
         Err(e @ RepoError::Conflict { .. }) => Err(keep_evidence(archive, path, index, &mut data.borrow(), e)),
         other => Ok(other?),
     }
