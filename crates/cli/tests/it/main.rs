@@ -18,6 +18,7 @@ mod never_short;
 mod pitr;
 mod power;
 mod refusals;
+mod retention;
 mod tamper;
 mod timelines;
 mod wal;
