@@ -76,6 +76,8 @@ pub fn history(seed: u64) -> History {
     let step = r.pick(&[1, 3600, DAY / 2, DAY, DAY, 7 * DAY, 30 * DAY]);
     let upgraded = r.below(60) as usize;
     let (bad_one_in, marked_one_in) = (r.pick(&[2, 5, 1000]), r.pick(&[3, 10, 1000]));
+    // Ages that are exactly a limit are where a rule goes wrong.
+    let exact = r.one_in(3);
     let count = r.below(40) as usize;
     let mut candidates = vec![];
     for n in 0..count {
@@ -84,6 +86,7 @@ pub fn history(seed: u64) -> History {
             // The clock was set back, or the machine.
             1 => -(r.below(3 * step as u64 + 1) as i64),
             2 => 10 * step,
+            _ if exact => step,
             _ => step / 2 + r.below(step as u64 + 1) as i64,
         };
         let mut c = candidate(n, time);
