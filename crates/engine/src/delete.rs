@@ -25,13 +25,26 @@ pub enum LastBackup {
     Allow,
 }
 
-pub fn plan(repo: &Repository, cluster: &ClusterName, id: &BackupId, last: LastBackup) -> Result<DeletePlan> {
+pub fn plan(
+    repo: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+    last: LastBackup,
+    ctx: &Ctx,
+) -> Result<DeletePlan> {
     let catalog = CatalogStore::new(repo, cluster).read()?;
     let listed = catalog.backup(id);
-    if listed.is_none() && !catalog.has_remains(id) && !catalog.jobs.iter().any(|j| j.backup == *id) {
+    if listed.is_none() && !catalog.has_remains(id) && !catalog.jobs.iter().any(|j| j.backup.as_ref() == Some(id)) {
         return Err(pgark_repo::RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() }.into());
     }
-    if listed.is_some_and(|b| b.kept) {
+    if let Some(hold) = listed.and_then(|b| b.holds.first()) {
+        return Err(EngineError::refused(
+            "E-BACKUP-HELD",
+            format!("backup {id} is under a legal hold since {}: {}", hold.since, hold.reason),
+            format!("'pgark unkeep {id} --lift-hold REASON' lifts it"),
+        ));
+    }
+    if listed.is_some_and(|b| b.is_held(ctx.now())) {
         return Err(EngineError::refused(
             "E-BACKUP-KEPT",
             format!("backup {id} is marked to be kept"),
@@ -61,7 +74,7 @@ pub fn plan(repo: &Repository, cluster: &ClusterName, id: &BackupId, last: LastB
 }
 
 pub fn run(repo: &Repository, cluster: &ClusterName, plan: &DeletePlan, ctx: &Ctx) -> Result<()> {
-    let catalog = CatalogStore::new(repo, cluster);
+    let catalog = CatalogStore::new(repo, cluster).thrifty();
     if plan.listed {
         let claim = catalog.claim(JobKind::Delete, &plan.id, ctx.now())?;
         claim.unlist()?;

@@ -101,7 +101,7 @@ fn repo_class(e: &RepoError) -> FailureClass {
         | RepoError::NewerKey { .. }
         | RepoError::EncryptionStripped => FailureClass::WrongKey,
         RepoError::Slot(_) => FailureClass::Refused,
-        RepoError::Busy { .. } | RepoError::Fenced { .. } => FailureClass::Locked,
+        RepoError::Busy { .. } | RepoError::Fenced { .. } | RepoError::Expired { .. } => FailureClass::Locked,
         RepoError::Conflict { .. } => FailureClass::Refused,
         RepoError::NoCluster { .. } | RepoError::NoBackup { .. } => FailureClass::Refused,
         e if e.is_damage() => FailureClass::Damaged,
@@ -135,6 +135,7 @@ fn repo_code(e: &RepoError) -> &'static str {
         RepoError::Busy { .. } => "E-LOCKED",
         RepoError::Fenced { .. } => "E-LOCK-LOST",
         RepoError::Conflict { .. } => "E-WAL-CONFLICT",
+        RepoError::Expired { .. } => "E-WAL-EXPIRED",
         RepoError::NoBackup { .. } => "E-BACKUP-NONE",
         RepoError::Invalid { .. } => "E-INVALID",
         RepoError::System { .. } => "E-SYSTEM",
@@ -146,7 +147,7 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         RepoError::Store(e) if e.told().is_some() => return e.told().map(|told| told.hint),
         RepoError::Store(e) => match e.kind() {
             StoreErrorKind::NoSpace => {
-                "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one"
+                "free space in the repository: 'pgark expire --gc-grace 0s' removes what the policy gives up, at once"
             }
             StoreErrorKind::Denied => {
                 "check owner and permissions of the repository, or the credentials for the object store, and which user runs this"
@@ -171,7 +172,7 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         }
         RepoError::Unsupported { .. } => "use a newer pgark",
         RepoError::Busy { .. } => "wait for it to finish; a claim of a dead process is taken over by itself",
-        RepoError::Fenced { .. } => "run the command again",
+        RepoError::Fenced { .. } | RepoError::Expired { .. } => "run the command again",
         RepoError::Conflict { .. } => {
             "two servers may be writing the same timeline: find out which one is right before you go on"
         }

@@ -5,7 +5,7 @@ use pgark_pg::history::TimelineHistory;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
 use pgark_repo::catalog::{BackupEntry, CatalogStore, Job, JobKind, Lineage};
 use pgark_repo::names::{BackupId, ClusterName};
-use pgark_repo::wal::{WalArchive, WalHead};
+use pgark_repo::wal::{SegmentRange, WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
 
 use crate::archive::{self, WalPath};
@@ -23,6 +23,11 @@ pub struct ClusterInfo {
     pub windows: Vec<Window>,
     pub gaps: Vec<Gap>,
     pub backups: Vec<BackupEntry>,
+    /// What retention has given up and not yet removed: backups, and WAL segments.
+    pub expired_backups: u64,
+    pub expired_segments: u64,
+    /// When the last of that is due.
+    pub expired_due: Option<Timestamp>,
     /// Under way, or interrupted and not yet cleaned up.
     pub incomplete: Vec<Incomplete>,
     /// What could not be determined, and why.
@@ -75,7 +80,9 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
         .jobs
         .iter()
         .filter(|j| j.kind == JobKind::Backup)
-        .map(|j: &Job| Incomplete { id: j.backup.clone(), started: Some(j.started), running: !j.is_dead(now) })
+        .filter_map(|j: &Job| {
+            Some(Incomplete { id: j.backup.clone()?, started: Some(j.started), running: !j.is_dead(now) })
+        })
         .collect();
     let left = catalog.interrupted.iter().map(|id| Incomplete { id: id.clone(), started: None, running: false });
     incomplete.extend(left);
@@ -87,7 +94,12 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
             (vec![], vec![])
         }
     };
+    let due = catalog.expired.iter().map(|e| e.due).chain(catalog.wal_expiries.iter().map(|e| e.due));
+    let segments = catalog.wal_expiries.iter().flat_map(|e| &e.ranges).map(SegmentRange::count);
     Ok(ClusterInfo {
+        expired_backups: catalog.expired.len() as u64,
+        expired_segments: segments.sum(),
+        expired_due: due.max(),
         name: name.clone(),
         system_id: lineage.system_id,
         version_num: lineage.version_num,

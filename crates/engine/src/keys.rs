@@ -229,7 +229,8 @@ mod tests {
         let renewed = Timestamp::from_second(ctx.now().as_second() - silent_seconds).unwrap();
         let (kind, holder) = (JobKind::Restore, Holder::this_process().unwrap());
         let backup = BackupId::parse("20260822-031500F").unwrap();
-        let job = Job { kind, backup, fence: 1, holder, started: renewed, renewed };
+        let job =
+            Job { kind, backup: Some(backup), needs: Default::default(), fence: 1, holder, started: renewed, renewed };
         catalog
             .update(|c| {
                 c.jobs.push(job.clone());

@@ -35,6 +35,9 @@ pub enum RepoError {
     Busy { what: String, holder: String },
     #[error("lost the claim on {what}: {why}")]
     Fenced { what: String, why: String },
+    /// Retention took it away meanwhile.
+    #[error("{what} expired meanwhile")]
+    Expired { what: String },
     #[error("{object} already exists with different content")]
     Conflict { object: String },
     #[error("no backup '{id}' of cluster '{cluster}'")]
@@ -57,6 +60,10 @@ impl RepoError {
 
     pub fn is_already_exists(&self) -> bool {
         matches!(self, RepoError::Store(StoreError::AlreadyExists { .. }))
+    }
+
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, RepoError::Store(StoreError::NoSpace { .. }))
     }
 
     /// The bytes are there and wrong, or are gone: damage, as opposed to trouble on the way to them.

@@ -11,6 +11,7 @@ pub mod codec;
 pub mod crypto;
 pub mod direct;
 pub mod error;
+pub mod gc;
 pub mod keyring;
 pub mod limits;
 pub mod manifest;

@@ -35,6 +35,8 @@ pub struct Register {
     seal: Option<(KeySet, ObjectKind)>,
     dir: String,
     mirror: Mirror,
+    /// For changes that make room on a full disk.
+    thrifty: bool,
 }
 
 /// Random, so that no two versions have the same.
@@ -62,11 +64,17 @@ const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 impl Register {
     pub fn sealed(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, dir: String, mirror: Mirror) -> Self {
-        Register { store, seal: Some((keys.clone(), kind)), dir, mirror }
+        Register { store, seal: Some((keys.clone(), kind)), dir, mirror, thrifty: false }
     }
 
     pub fn plain(store: Arc<dyn Store>, dir: String) -> Self {
-        Register { store, seal: None, dir, mirror: Mirror::Yes }
+        Register { store, seal: None, dir, mirror: Mirror::Yes, thrifty: false }
+    }
+
+    /// For a change that makes room: on a full disk it is made at the expense of older versions, and with one copy. The
+    /// next change puts the other in place.
+    pub fn thrifty(self) -> Self {
+        Register { thrifty: true, ..self }
     }
 
     fn dirs(&self) -> Vec<String> {
@@ -188,7 +196,13 @@ impl Register {
             }
             let Some(value) = value else { return Ok(current) };
             let next = self.successor(current.as_ref(), value)?;
-            if self.create_version(&next)? {
+            let created = match self.create_version(&next) {
+                Err(e) if self.thrifty && e.is_no_space() && self.make_room(next.number - 1) => {
+                    self.create_version(&next)
+                }
+                other => other,
+            };
+            if created? {
                 return Ok(Some(next));
             }
             std::thread::sleep(Duration::from_millis(u64::from(attempt.min(50))));
@@ -239,6 +253,22 @@ impl Register {
             marks.extend(current.iter().flat_map(|v| &v.marks).take(REGISTER_MARKS_MAX - 1));
         }
         Ok(Version { number, value, marks })
+    }
+
+    /// On a full disk the versions before the one in force go, which are kept for people alone: otherwise nothing could be
+    /// put on record that makes room. (The one in force stays: it will be the one before the newest, whose absence
+    /// would look like a fall back.) Returns whether anything went.
+    fn make_room(&self, in_force: u64) -> bool {
+        let old = |n: &u64| *n < in_force;
+        let removed = |dir: &String| -> Result<bool> {
+            let mut any = false;
+            for number in self.numbers(dir)?.into_iter().filter(old) {
+                any |= self.store.discard(&Self::name(dir, number)?).is_ok();
+            }
+            Ok(any)
+        };
+        // What fails here shows again in the second attempt.
+        self.dirs().iter().map(|dir| removed(dir).unwrap_or(false)).fold(false, |any, one| any | one)
     }
 
     /// False when somebody else was faster.
@@ -310,6 +340,10 @@ impl Register {
         match self.store.put_new(&name, &self.encode(&name, version)?) {
             Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
             Err(e) if e.is_durability() => Err(e.into()),
+            Err(e @ StoreError::NoSpace { .. }) if self.thrifty => {
+                tracing::debug!(%e, "a register has one copy for now");
+                Ok(())
+            }
             Err(e) => match self.read_copy(&name, version.number) {
                 Ok(there) if there == *version => Ok(()),
                 _ => Err(e.into()),

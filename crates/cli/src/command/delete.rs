@@ -29,7 +29,7 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let repo = context.open_repository(&context.one_repo_settings()?)?;
     let cluster = context.cluster()?;
     let last = if args.last { LastBackup::Allow } else { LastBackup::Refuse };
-    let plan = delete::plan(&repo, &cluster, &id, last).map_err(engine_failure)?;
+    let plan = delete::plan(&repo, &cluster, &id, last, &context.ctx).map_err(engine_failure)?;
     let what = format!(
         "backup {id}: {} objects, {}; {} backups remain",
         plan.objects,

@@ -128,6 +128,8 @@ struct ClusterDocument {
     windows: Vec<WindowDocument>,
     gaps: Vec<GapDocument>,
     backups: Vec<BackupLine>,
+    /// What has expired and is still on the disk.
+    expired: serde_json::Value,
     problems: Vec<String>,
 }
 
@@ -166,8 +168,15 @@ struct BackupLine {
     bad_blocks: u64,
     from_standby: bool,
     kept: bool,
+    kept_until: Option<Timestamp>,
+    holds: Vec<serde_json::Value>,
+    damaged: Option<Timestamp>,
     evidence: Option<&'static str>,
     annotations: std::collections::BTreeMap<String, String>,
+}
+
+pub fn holds(b: &BackupEntry) -> Vec<serde_json::Value> {
+    b.holds.iter().map(|h| serde_json::json!({"reason": h.reason, "since": h.since})).collect()
 }
 
 pub fn evidence(e: Evidence) -> &'static str {
@@ -226,6 +235,9 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
         bad_blocks: 0,
         from_standby: false,
         kept: false,
+        kept_until: None,
+        holds: vec![],
+        damaged: None,
         evidence: None,
         annotations: Default::default(),
     }));
@@ -236,6 +248,8 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
         windows: c.windows.iter().map(WindowDocument::from).collect(),
         gaps: c.gaps.iter().map(gap).collect(),
         backups,
+        expired: serde_json::json!({"backups": c.expired_backups, "segments": c.expired_segments,
+            "due": c.expired_due}),
         problems: c.problems.clone(),
     }
 }
@@ -257,6 +271,9 @@ fn complete_line(b: &BackupEntry) -> BackupLine {
         bad_blocks: b.bad_blocks,
         from_standby: b.from_standby,
         kept: b.kept,
+        kept_until: b.kept_until,
+        holds: holds(b),
+        damaged: b.damaged,
         evidence: Some(evidence(b.evidence)),
         annotations: b.annotations.clone(),
     }

@@ -8,7 +8,7 @@ use pgark_repo::record::BackupRecord;
 use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
-use super::documents::{BaseDocument, InfoDocument, evidence, type_name, version_text};
+use super::documents::{BaseDocument, InfoDocument, evidence, holds, type_name, version_text};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Form, Table, human_bytes, timestamp};
@@ -54,6 +54,7 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             "packs": record.totals.packs, "bad_blocks": record.bad_blocks, "vanished_files": record.vanished_files,
             "tablespaces": record.tablespaces.iter().map(|t| serde_json::json!({"oid": t.oid,
                 "location": String::from_utf8_lossy(&t.location)})).collect::<Vec<_>>(),
+            "kept": entry.kept, "kept_until": entry.kept_until, "holds": holds(entry), "damaged": entry.damaged,
             "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
         });
         output::result(form, &document, || serde_json::to_string_pretty(&document).unwrap_or_default() + "\n")?;
@@ -83,6 +84,9 @@ fn text(c: &ClusterInfo) -> String {
         if b.kept {
             remarks.push("kept".to_owned());
         }
+        remarks.extend(b.kept_until.map(|until| format!("kept until {}", timestamp(until))));
+        remarks.extend(b.holds.iter().map(|h| format!("legal hold '{}'", h.reason.escape_debug())));
+        remarks.extend(b.damaged.map(|at| format!("DAMAGED, seen {}", timestamp(at))));
         if b.bad_blocks > 0 {
             remarks.push(format!("{} damaged pages in the source", b.bad_blocks));
         }
@@ -130,6 +134,14 @@ fn text(c: &ClusterInfo) -> String {
             "  WAL GAP on timeline {}: {first} to {last} ({} segments)\n",
             g.timeline,
             g.last.0 - g.first.0 + 1
+        );
+    }
+    if c.expired_backups + c.expired_segments > 0 {
+        out += &format!(
+            "  {} backups and {} WAL segments have expired and go after {}\n",
+            c.expired_backups,
+            c.expired_segments,
+            c.expired_due.map_or_else(String::new, timestamp)
         );
     }
     for p in &c.problems {

@@ -1,21 +1,27 @@
-//! `keep` and `unkeep`: a backup that nothing removes until somebody says otherwise.
+//! `keep` and `unkeep`: backups that nothing removes until somebody says otherwise, or until a moment.
 
 use clap::Args;
-use pgark_engine::EngineError;
-use pgark_repo::RepoError;
-use pgark_repo::catalog::CatalogStore;
+use jiff::Timestamp;
+use pgark_engine::keep::{Change, Mark, mark};
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
+use super::restore::parse_moment;
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
-use crate::output;
+use crate::output::{self, timestamp};
 
 #[derive(Debug, Args)]
 pub struct KeepArgs {
     /// The backup
     id: String,
+    /// Only until then
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Put it under a legal hold of this reason, which 'unkeep' alone does not lift
+    #[arg(long, value_name = "REASON", conflicts_with = "until", alias = "hold")]
+    legal_hold: Option<String>,
     #[command(flatten)]
     dry_run: DryRunArgs,
 }
@@ -24,42 +30,49 @@ pub struct KeepArgs {
 pub struct UnkeepArgs {
     /// The backup
     id: String,
+    /// Lift the legal hold of exactly this reason, and nothing else
+    #[arg(long, value_name = "REASON")]
+    lift_hold: Option<String>,
     #[command(flatten)]
     dry_run: DryRunArgs,
 }
 
 pub fn keep(args: KeepArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    mark(&args.id, true, args.dry_run, global)
+    let what = match (args.until, args.legal_hold) {
+        (_, Some(reason)) => Mark::Hold(reason),
+        (Some(until), None) => Mark::KeepUntil(whole_seconds(parse_moment(&until)?)),
+        (None, None) => Mark::Keep,
+    };
+    run(&args.id, &what, args.dry_run, global)
 }
 
 pub fn unkeep(args: UnkeepArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    mark(&args.id, false, args.dry_run, global)
+    let what = args.lift_hold.map_or(Mark::Unkeep, Mark::LiftHold);
+    run(&args.id, &what, args.dry_run, global)
 }
 
-fn mark(id: &str, kept: bool, dry_run: DryRunArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn run(id: &str, what: &Mark, dry_run: DryRunArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let id = parse_id(id)?;
     let repo = context.open_repository(&context.one_repo_settings()?)?;
-    let cluster = context.cluster()?;
-    let catalog = CatalogStore::new(&repo, &cluster);
-    let none = || RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() };
-    let failed = |e: RepoError| engine_failure(EngineError::from(e));
-    if dry_run.dry_run {
-        catalog.read().map_err(failed)?.backup(&id).ok_or_else(none).map_err(failed)?;
-    } else {
-        catalog
-            .update(|c| {
-                let entry = c.backups.iter_mut().find(|b| b.id == id).ok_or_else(none)?;
-                entry.kept = kept;
-                Ok(Some(()))
-            })
-            .map_err(failed)?;
-    }
-    let document =
-        serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "kept": kept, "dry_run": dry_run.dry_run});
+    let change = if dry_run.dry_run { Change::Try } else { Change::Make };
+    let entry = mark(&repo, &context.cluster()?, &id, what, change, &context.ctx).map_err(engine_failure)?;
+    let document = serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "kept": entry.kept,
+        "kept_until": entry.kept_until, "holds": super::documents::holds(&entry), "dry_run": dry_run.dry_run});
     output::result(global.form(), &document, || {
         let would = if dry_run.dry_run { "would be " } else { "is " };
-        format!("backup {id} {would}{}\n", if kept { "kept until 'pgark unkeep'" } else { "kept no longer" })
+        let mut marks = vec![];
+        if entry.kept {
+            marks.push("kept until 'pgark unkeep'".to_owned());
+        }
+        marks.extend(entry.kept_until.map(|until| format!("kept until {}", timestamp(until))));
+        marks.extend(entry.holds.iter().map(|h| format!("under a legal hold ({})", h.reason.escape_debug())));
+        let marks = if marks.is_empty() { "kept no longer".to_owned() } else { marks.join(", and ") };
+        format!("backup {id} {would}{marks}\n")
     })?;
     Ok(Exit::Done)
 }

@@ -8,6 +8,8 @@ pub mod context;
 mod delete;
 mod demo;
 mod documents;
+mod expire;
+mod expire_text;
 mod info;
 mod init;
 mod keep;
@@ -60,6 +62,8 @@ pub enum Command {
     Restore(Box<restore::RestoreArgs>),
     /// Read and authenticate everything that backups and WAL consist of
     Verify(verify::VerifyArgs),
+    /// Remove what the retention policy gives up: backups, and WAL that nothing kept needs
+    Expire(expire::ExpireArgs),
     /// Protect a backup from deletion and retention
     Keep(keep::KeepArgs),
     /// Take the protection away
@@ -91,6 +95,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Wal(a) => wal::run(a, global),
         Command::Restore(a) => restore::run(*a, global),
         Command::Verify(a) => verify::run(a, global),
+        Command::Expire(a) => expire::run(a, global),
         Command::Keep(a) => keep::keep(a, global),
         Command::Unkeep(a) => keep::unkeep(a, global),
         Command::Delete(a) => delete::run(a, global),

@@ -140,6 +140,8 @@ fn timeline_json(t: &TimelineListing, size: SegmentSize) -> Value {
         "parent": t.begins.as_ref().map(|b| b.parent), "switch_lsn": t.begins.as_ref().map(|b| b.lsn),
         "reason": t.begins.as_ref().map(|b| &b.reason), "history_missing": t.history_missing,
         "ranges": ranges.collect::<Vec<_>>(),
+        "expired": t.expired.iter().map(|(a, b)| json!({"first": name(*a), "last": name(*b),
+            "segments": b.0 - a.0 + 1})).collect::<Vec<_>>(),
         "gaps": t.gaps.iter().map(|g| gap_json(g, size)).collect::<Vec<_>>()})
 }
 
@@ -161,8 +163,15 @@ fn timeline_text(t: &TimelineListing, size: SegmentSize) -> String {
         None => format!("timeline {}\n", t.timeline),
     };
     let name = |segment: SegmentNo| SegmentName { timeline: t.timeline, segment }.format(size);
-    let mut gaps = t.gaps.iter();
+    for (a, b) in &t.expired {
+        out += &format!("  {} to {} ({} segments) have expired\n", name(*a), name(*b), b.0 - a.0 + 1);
+    }
+    let mut gaps = t.gaps.iter().peekable();
     for r in &t.ranges {
+        while let Some(g) = gaps.next_if(|g| g.first < r.first) {
+            let (first, last) = g.names(size);
+            out += &format!("  WAL GAP: {first} to {last} ({} segments)\n", g.last.0 - g.first.0 + 1);
+        }
         out += &format!(
             "  {} to {} ({} segments, {} to {}; transactions {})\n",
             name(r.first),
@@ -172,10 +181,6 @@ fn timeline_text(t: &TimelineListing, size: SegmentSize) -> String {
             r.to_lsn,
             span(r.from_time, r.to_time)
         );
-        if let Some(g) = gaps.next() {
-            let (first, last) = g.names(size);
-            out += &format!("  WAL GAP: {first} to {last} ({} segments)\n", g.last.0 - g.first.0 + 1);
-        }
     }
     out
 }

@@ -181,6 +181,7 @@ pub struct Retention {
     pub max_backups: Option<u32>,
     pub min_backups: Option<u32>,
     pub gc_grace: Option<Span>,
+    pub time_zone: Option<String>,
     pub physical: Option<RetentionRules>,
     pub logical: Option<RetentionRules>,
     pub files: Option<RetentionRules>,
@@ -201,11 +202,11 @@ pub struct RetentionRules {
     pub max_backups: Option<u32>,
     pub min_backups: Option<u32>,
     pub gc_grace: Option<Span>,
+    pub time_zone: Option<String>,
 }
 
 impl Retention {
     /// The rules that hold for one kind: its own where it has them, the general ones elsewhere.
-    #[allow(dead_code, reason = "read when its feature comes")]
     pub fn rules(&self, kind: Kind) -> RetentionRules {
         let own = match kind {
             Kind::Physical => &self.physical,
@@ -226,6 +227,7 @@ impl Retention {
             max_backups: own.max_backups.or(self.max_backups),
             min_backups: own.min_backups.or(self.min_backups),
             gc_grace: own.gc_grace.or(self.gc_grace),
+            time_zone: own.time_zone.or_else(|| self.time_zone.clone()),
         }
     }
 }

@@ -173,6 +173,14 @@ fn a_wrong_type_or_value_is_an_error_with_its_place_and_key() {
         ("[clusters.main]\nrpo = '1 fortnight'", ":2:7: key 'rpo': '1 fortnight' is not a duration"),
         ("[clusters.main]\nrepos = ['a', 5]", ":2:15: expected a string, found an integer"),
         ("[clusters.main.retention]\nkeep_daily = -1", ":2:14: key 'keep_daily': expected u32, found an integer"),
+        (
+            "[clusters.main.retention]\ntime_zone = 'Mars'",
+            ":2:13: clusters.main.retention.time_zone: no such time zone",
+        ),
+        (
+            "[clusters.main.retention.physical]\nmax_backups = 0",
+            ":2:15: clusters.main.retention.physical.max_backups: a",
+        ),
         ("[clusters.main]\nport = [1]", ":2:8: key 'port': expected a string or an integer"),
         ("[clusters]\nmain = 1", ":2:8: key 'main': expected"),
         ("[clusters.main]\njobs = 0", ":2:8: key 'jobs': expected a nonzero u32"),

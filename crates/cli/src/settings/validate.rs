@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::nearest::nearest;
-use super::schema::{ClusterSection, Document, Job, SECRET_KEYS, Schedule, ServiceControl};
+use super::schema::{ClusterSection, Document, Job, Retention, SECRET_KEYS, Schedule, ServiceControl};
 use super::tree::{Node, Table, Value};
 use crate::failure::Failure;
 
@@ -124,11 +124,40 @@ fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSectio
             )));
         }
     }
+    retention(tree, name, &section.retention)?;
     // libpq expands a connection string in `dbname`, where a password would be shown by everything that shows settings.
     let dbname = section.libpq.get("dbname").map_or("", |v| v.0.as_str());
     if dbname.contains("://") || dbname.contains("password") && dbname.contains('=') {
         let message = "a database name, not a connection string, belongs here";
         return Err(complaint(tree, &["clusters", name, "libpq", "dbname"], "E-CONFIG-VALUE", message));
+    }
+    Ok(())
+}
+
+fn retention(tree: &Node, name: &str, retention: &Retention) -> Result<(), Failure> {
+    let kinds = [
+        ("physical", &retention.physical),
+        ("logical", &retention.logical),
+        ("files", &retention.files),
+        ("system", &retention.system),
+    ];
+    let own = kinds.iter().filter_map(|(kind, rules)| {
+        let rules = rules.as_ref()?;
+        Some((Some(*kind), rules.time_zone.as_deref(), rules.max_backups))
+    });
+    for (kind, zone, max) in [(None, retention.time_zone.as_deref(), retention.max_backups)].into_iter().chain(own) {
+        let wrong = |key: &str, message: &str| {
+            let path: Vec<&str> = ["clusters", name, "retention"].into_iter().chain(kind).chain([key]).collect();
+            complaint(tree, &path, "E-CONFIG-VALUE", message)
+        };
+        if zone.is_some_and(|zone| jiff::tz::TimeZone::get(zone).is_err()) {
+            return Err(
+                wrong("time_zone", "no such time zone").hint("names are those of the IANA database, Europe/Berlin")
+            );
+        }
+        if max == Some(0) {
+            return Err(wrong("max_backups", "a maximum of 0 would keep none").hint("leave it out for no maximum"));
+        }
     }
     Ok(())
 }

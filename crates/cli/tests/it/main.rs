@@ -22,6 +22,7 @@ mod pitr;
 mod power;
 mod refusals;
 mod replicate;
+mod retention;
 mod several;
 mod sftp;
 mod tamper;

@@ -103,7 +103,14 @@ fn absent(archive: &WalArchive, name: &SegmentName, size: SegmentSize, missing: 
     if span.contains(name.segment) {
         return Err(missing);
     }
-    match span.last() {
+    if span.is_expired(name.segment) {
+        return Err(EngineError::failed(
+            "E-WAL-EXPIRED",
+            format!("wal segment {} has expired: retention has removed it", name.format(size)),
+            "'pgark info' shows what can still be recovered",
+        ));
+    }
+    match span.end() {
         Some(last) if name.segment < last => Err(EngineError::failed(
             "E-WAL-GAP",
             format!(

@@ -26,6 +26,8 @@ pub struct TimelineListing {
     pub history_missing: bool,
     pub ranges: Vec<RangeListing>,
     pub gaps: Vec<Gap>,
+    /// Stretches that retention has given up.
+    pub expired: Vec<(SegmentNo, SegmentNo)>,
 }
 
 /// Where a timeline left another one.
@@ -93,7 +95,9 @@ fn timeline(wal: &WalArchive, head: &WalHead, span: &TimelineSpan, size: Segment
         Ok(RangeListing { first: SegmentNo(first), last: SegmentNo(last), from_lsn, to_lsn, from_time, to_time })
     });
     let gaps = span.gaps().into_iter().map(|(first, last)| Gap { timeline, first, last }).collect();
-    Ok(TimelineListing { timeline, begins, history_missing: missing, ranges: ranges.collect::<Result<_>>()?, gaps })
+    let expired = span.expired.iter().map(|(a, b)| (SegmentNo(*a), SegmentNo(*b))).collect();
+    let ranges = ranges.collect::<Result<_>>()?;
+    Ok(TimelineListing { timeline, begins, history_missing: missing, ranges, gaps, expired })
 }
 
 /// Where `timeline` begins.

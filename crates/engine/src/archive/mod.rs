@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 
 use pgark_pg::history::TimelineHistory;
 use pgark_pg::names::WalFileName;
-use pgark_pg::value::{Lsn, SegmentName, SegmentSize, TimelineId};
+use pgark_pg::value::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
+use pgark_repo::catalog::CatalogStore;
+use pgark_repo::names::ClusterName;
 use pgark_repo::wal::{SegmentData, WalArchive, WalHead, WalIndex};
+use pgark_repo::{RepoError, Repository};
 
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -50,6 +53,28 @@ pub fn history(archive: &WalArchive, timeline: TimelineId) -> Result<TimelineHis
             ),
         )),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether retention has decided to give up none of these since they were looked at; to be asked once they are pinned.
+pub fn check_kept(
+    repo: &Repository,
+    cluster: &ClusterName,
+    system_id: SystemId,
+    names: &[SegmentName],
+    size: SegmentSize,
+) -> Result<()> {
+    let catalog = CatalogStore::new(repo, cluster).read()?;
+    let mut head = WalArchive::new(repo, cluster, system_id).head()?;
+    let mut pending: Vec<_> = catalog.wal_expiries.iter().filter(|e| e.system_id == system_id).collect();
+    pending.sort_by_key(|e| e.number);
+    for e in pending {
+        head.expire(e.number, &e.ranges);
+    }
+    let expired = |n: &&SegmentName| head.timeline(n.timeline).is_some_and(|t| t.is_expired(n.segment));
+    match names.iter().find(expired) {
+        Some(name) => Err(RepoError::Expired { what: format!("wal segment {}", name.format(size)) }.into()),
+        None => Ok(()),
     }
 }
 

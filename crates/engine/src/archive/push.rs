@@ -175,18 +175,24 @@ fn store_in(place: &Place<'_>, path: &Path, prepared: &mut Prepared, damaged: Da
     if place.archive.is_archived(&place.head, &prepared.index)? {
         return Ok((Pushed::AlreadyThere, place.head.copy_of(&prepared.index.segment_name())));
     }
-    store(&place.archive, path, prepared, damaged)
+    store(&place.archive, &place.head, path, prepared, damaged)
 }
 
 /// Durable when it returns; not yet acknowledged.
-fn store(archive: &WalArchive, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
+fn store(
+    archive: &WalArchive,
+    head: &WalHead,
+    path: &Path,
+    prepared: &mut Prepared,
+    damaged: Damaged,
+) -> Result<(Pushed, u32)> {
     let Prepared { index, changes, data } = prepared;
     if let Some(later) = index.wal_after_end
         && damaged == Damaged::Refuse
     {
         return Err(broken(path, index, later));
     }
-    match archive.push_segment(index, changes, &mut data.borrow()) {
+    match archive.push_segment_after(head, index, changes, &mut data.borrow()) {
         Err(e @ RepoError::Conflict { .. }) => Err(keep_evidence(archive, path, index, &mut data.borrow(), e)),
         other => Ok(other?),
     }

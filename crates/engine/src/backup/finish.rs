@@ -83,6 +83,8 @@ pub(super) fn write_record(
         from_standby: record.from_standby,
         kept: options.keep,
         kept_until: None,
+        holds: vec![],
+        damaged: None,
         evidence: Evidence::Stored,
         annotations: options.annotations.clone(),
         needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),

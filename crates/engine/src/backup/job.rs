@@ -14,7 +14,8 @@ pub(super) fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: Backup
     let given_out = listed
         .chain(&known.removing)
         .chain(&known.interrupted)
-        .chain(known.jobs.iter().map(|j| &j.backup))
+        .chain(known.expired.iter().map(|e| &e.backup))
+        .chain(known.jobs.iter().filter_map(|j| j.backup.as_ref()))
         .chain(&known.last_id);
     let last = given_out.filter_map(BackupId::time).map(|t| t.as_second().saturating_add(1)).max();
     let second = now.as_second().max(last.unwrap_or(i64::MIN));

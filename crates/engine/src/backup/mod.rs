@@ -27,7 +27,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind};
+use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind, Needs, WalNeed};
 use pgark_repo::codec::Compression;
 use pgark_repo::manifest::{Item, ManifestWriter};
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -172,7 +172,8 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let mut warnings = vec![];
     let ground = Ground::choose(options, repo, &source, &mut warnings)?;
     let id = new_id(&catalog, started, ground.backup_type())?;
-    let claim = catalog.claim(JobKind::Backup, &id, started)?;
+    let needs = Needs { base: ground.parent().map(|p| p.record.id.clone()), wal: None };
+    let claim = catalog.claim_with(JobKind::Backup, &id, needs, started)?;
     remove_remains(&catalog)?;
     repo.store().sweep_abandoned(ABANDONED_AFTER)?;
     let kept = KeptClaim::new(claim.clone(), ctx);
@@ -181,6 +182,10 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     match outcome {
         Ok(mut report) => {
             claim.commit_backup(&report.entry)?;
+            // The backup is there; what cannot be removed now waits for the next one.
+            if let Err(e) = crate::expire::remove_due(repo, &options.cluster, ctx) {
+                report.warnings.push(format!("what has expired could not be removed: {e}"));
+            }
             if let Ground::Full(reason) = ground {
                 report.full_because = reason;
             }
@@ -215,6 +220,8 @@ fn under_claim(
     ctx.progress.note("starting: waiting for PostgreSQL's checkpoint");
     let label = format!("pgark {id}");
     let session = BackupSession::start(source.connection, &label, true, Deadline::after(START_DEADLINE))?;
+    let system_id = source.control.system_id;
+    claim.need_wal(WalNeed { system_id, timeline: session.timeline(), from: session.start_lsn(), to: None })?;
     let source = SourceFacts {
         pgdata: &options.pgdata,
         control: &source.control,

@@ -10,7 +10,7 @@ mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind, Lineage};
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind, Lineage, Needs, WalNeed};
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::BackupRecord;
@@ -44,7 +44,8 @@ pub enum Which {
 impl Which {
     fn takes(&self, entry: &BackupEntry, target: Option<&Catalog>) -> bool {
         match self {
-            Which::Missing => true,
+            // What the copy's own retention gave up does not come back unasked.
+            Which::Missing => target.is_none_or(|t| !t.expired.iter().any(|e| e.backup == entry.id)),
             Which::One(id) => entry.id == *id,
             Which::Newer => target.and_then(|t| t.backups.last()).is_none_or(|last| entry.id > last.id),
         }
@@ -185,7 +186,14 @@ fn backup(
     let (cluster, id) = (&options.cluster, &entry.id);
     let (source, target) = (CatalogStore::new(from, cluster), CatalogStore::new(to, cluster));
     // As a restore, so that nobody deletes it meanwhile.
-    let reading = source.claim(JobKind::Restore, id, ctx.now())?;
+    let wal = WalNeed {
+        system_id: entry.system_id,
+        timeline: entry.timeline,
+        from: entry.lsn_start,
+        to: Some(entry.lsn_stop),
+    };
+    let needs = Needs { base: None, wal: Some(wal) };
+    let reading = source.claim_with(JobKind::Restore, id, needs, ctx.now())?;
     let outcome = (|| {
         let known = target.read()?;
         let writing = target.claim_copy(id, ctx.now())?;

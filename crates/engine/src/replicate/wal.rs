@@ -53,6 +53,10 @@ pub fn to_copy(
         for number in span.ranges.iter().flat_map(|(first, last)| *first..=*last) {
             let name = SegmentName { timeline: span.timeline, segment: pgark_pg::value::SegmentNo(number) };
             let copy = head.copy_of(&name);
+            // What the copy's own retention gave up stays away.
+            if known.is_some_and(|k| k.is_expired(name.segment)) {
+                continue;
+            }
             if !known.is_some_and(|k| k.contains(name.segment)) || there.copy_of(&name) < copy {
                 segments.push((name, copy));
             }

@@ -100,8 +100,12 @@ fn immediate(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> R
 fn latest(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<StopAt> {
     let target = view.path.target();
     let target_begins = view.path.ranges().last().map_or(Lsn(0), |r| r.begin);
-    let beyond = view.head.timeline(target).and_then(|t| t.last()).filter(|l| *l > last);
+    // Also what has expired was archived: without it this is not the latest.
+    let beyond = view.head.timeline(target).and_then(|t| t.end()).filter(|l| *l > last);
     let found = end_of_archive(view, backup, last)?;
+    if beyond.is_some() {
+        refuse_expired(view, backup, last, &found)?;
+    }
     if beyond.is_some() || view.segment_of(target_begins) > last {
         let gap = view.path.name(last.next()).format(view.path.size());
         return Err(EngineError::refused(
@@ -143,6 +147,7 @@ fn time(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, at: Times
     if proof.is_some_and(|seconds| seconds > at.as_second()) {
         return Ok(StopAt::after(&end));
     }
+    refuse_expired(view, backup, last, &end)?;
     let known = last_commit.map_or_else(
         || "no transaction is in it".to_owned(),
         |t| format!("the last transaction in it ended at {}", to_timestamp(PgTimestamp(t))),
@@ -157,6 +162,7 @@ fn time(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, at: Times
 fn lsn_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, lsn: Lsn, bound: Bound) -> Result<StopAt> {
     let end = end_of_archive(view, backup, last)?;
     if lsn > end.end {
+        refuse_expired(view, backup, last, &end)?;
         return Err(EngineError::refused(
             "E-TARGET-BEYOND",
             format!("the archive ends at {}, before the target {lsn}", end.end),
@@ -218,6 +224,24 @@ fn name_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, na
         ));
     }
     Ok(StopAt::after(&first))
+}
+
+/// Says so when the WAL ends here because retention has given up what followed.
+fn refuse_expired(view: &WalView<'_>, backup: &BackupEntry, last: SegmentNo, end: &FoundRecord) -> Result<()> {
+    let next = view.path.name(last.next());
+    if !view.head.timeline(next.timeline).is_some_and(|t| t.is_expired(next.segment)) {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        "E-WAL-EXPIRED",
+        format!(
+            "the WAL from segment {} on has expired: from backup {} recovery reaches {} and no further",
+            next.format(view.path.size()),
+            backup.id,
+            end.end
+        ),
+        "to restore the backup as it was, give its id and --target-immediate; 'pgark info' shows what can be recovered",
+    ))
 }
 
 fn missing_wal(view: &WalView<'_>, backup: &BackupEntry, reachable: Option<SegmentNo>) -> EngineError {

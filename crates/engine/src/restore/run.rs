@@ -4,13 +4,14 @@ use std::path::Path;
 
 use pgark_repo::RepoError;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{CatalogStore, Claim, Evidence, JobKind};
+use pgark_repo::catalog::{CatalogStore, Claim, Evidence, JobKind, Needs, WalNeed};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::store::StoreErrorKind;
 
 use super::files::{self, empty_dir, unfinished};
 use super::space::{PlacedTablespace, check_target, running_postmaster};
 use super::{RestoreOptions, RestorePlan, RestoreReport, plan};
+use crate::archive;
 use crate::backup::claim::KeptClaim;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, FailureClass, Result};
@@ -107,9 +108,13 @@ fn write(
     repo: &Repository,
     ctx: &Ctx,
 ) -> Result<RestoreReport> {
-    let claim = pin(repo, &options.cluster, &plan.backup.id, ctx)?;
+    let claim = pin(repo, &options.cluster, plan, ctx)?;
     let kept = claim.clone().map(|c| KeptClaim::new(c, ctx));
-    let outcome = files::run(options, plan, places, repo, ctx);
+    // Between the plan and the pin something may have expired.
+    let names = plan.path.segments(plan.backup.lsn_start, plan.stop.read_to);
+    let still_there =
+        archive::check_kept(repo, &options.cluster, plan.backup.system_id, &names, plan.record.segment_size);
+    let outcome = still_there.and_then(|()| files::run(options, plan, places, repo, ctx));
     drop(kept);
     if let Some(claim) = claim {
         // The files are written either way; a claim that cannot be given back runs out by itself.
@@ -121,8 +126,15 @@ fn write(
 }
 
 /// Keeps the backup from being deleted meanwhile. A repository that is read-only needs no pin.
-fn pin(repo: &Repository, cluster: &ClusterName, id: &BackupId, ctx: &Ctx) -> Result<Option<Claim>> {
-    match CatalogStore::new(repo, cluster).claim(JobKind::Restore, id, ctx.now()) {
+fn pin(repo: &Repository, cluster: &ClusterName, plan: &RestorePlan, ctx: &Ctx) -> Result<Option<Claim>> {
+    let wal = WalNeed {
+        system_id: plan.backup.system_id,
+        timeline: plan.path.target(),
+        from: plan.backup.lsn_start,
+        to: Some(plan.stop.read_to),
+    };
+    let needs = Needs { base: None, wal: Some(wal) };
+    match CatalogStore::new(repo, cluster).claim_with(JobKind::Restore, &plan.backup.id, needs, ctx.now()) {
         Ok(c) => Ok(Some(c)),
         Err(RepoError::Store(e))
             if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) =>

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
+use jiff::Timestamp;
 use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence};
 use pgark_repo::keyring;
 use pgark_repo::manifest::{PackUse, packs_of};
@@ -42,7 +43,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     }
     let mut report = v.report;
     if options.depth == Depth::Full {
-        match raise_evidence(&catalog_store, &backups, &damaged, &report) {
+        match record_findings(&catalog_store, &backups, &damaged, &report, ctx.now()) {
             Err(EngineError::Repo(RepoError::Store(e)))
                 if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) =>
             {
@@ -244,9 +245,9 @@ impl<'a> Verify<'a> {
             let id = name.strip_prefix(&format!("{dir}/backups/")).and_then(|r| r.split('/').next());
             let id = id.and_then(|i| BackupId::parse(i).ok());
             // An interrupted or running backup is accounted for by its job; its remains go with the next one.
-            let known = id
-                .as_ref()
-                .is_some_and(|id| self.catalog.has_remains(id) || self.catalog.jobs.iter().any(|j| j.backup == *id));
+            let known = id.as_ref().is_some_and(|id| {
+                self.catalog.has_remains(id) || self.catalog.jobs.iter().any(|j| j.backup.as_ref() == Some(id))
+            });
             if known {
                 continue;
             }
@@ -262,22 +263,32 @@ fn kind_of(e: &RepoError) -> ProblemKind {
     if e.is_not_found() { ProblemKind::Missing } else { ProblemKind::Damaged }
 }
 
-/// Backups of which every byte was just compared have earned it.
-fn raise_evidence(
+/// Backups of which every byte was just compared have earned it; those that cannot be restored are not counted on by
+/// retention.
+fn record_findings(
     catalog: &CatalogStore,
     backups: &[&BackupEntry],
     damaged: &BTreeSet<BackupId>,
     report: &VerifyReport,
+    now: Timestamp,
 ) -> Result<()> {
     let hurt: BTreeSet<&BackupId> = report.problems.iter().flat_map(|p| &p.backups).chain(damaged).collect();
     let proven: Vec<&BackupId> = backups.iter().map(|b| &b.id).filter(|id| !hurt.contains(id)).collect();
-    let changes = |b: &BackupEntry| proven.contains(&&b.id) && b.evidence < Evidence::Authenticated;
+    let changes = |b: &BackupEntry| {
+        let proven = proven.contains(&&b.id) && (b.evidence < Evidence::Authenticated || b.damaged.is_some());
+        proven || (hurt.contains(&b.id) && b.damaged.is_none())
+    };
     catalog.update(|c| {
         if !c.backups.iter().any(changes) {
             return Ok(None);
         }
         for b in c.backups.iter_mut().filter(|b| changes(b)) {
-            b.evidence = Evidence::Authenticated;
+            if hurt.contains(&b.id) {
+                b.damaged = Some(now);
+            } else {
+                b.evidence = b.evidence.max(Evidence::Authenticated);
+                b.damaged = None;
+            }
         }
         Ok(Some(()))
     })?;

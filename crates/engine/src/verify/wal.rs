@@ -86,7 +86,7 @@ impl Verify<'_> {
                 self.effect(&wal, &head, name.timeline, name.segment, name.segment, lineage, backups, &good);
             self.problem(&object, kind, what, lost, windows);
         }
-        self.side_files(&wal)
+        self.side_files(&wal, &head, lineage)
     }
 
     /// When one backup is verified, its WAL from start to stop; otherwise all.
@@ -118,7 +118,7 @@ impl Verify<'_> {
         name: &SegmentName,
         lineage: &Lineage,
     ) -> Result<()> {
-        for copy in 0..head.copy_of(name) {
+        for copy in head.first_copy(name)..head.copy_of(name) {
             let object = wal.place().segment(name, lineage.segment_size, copy)?;
             self.claimed.insert(object.to_string());
             self.report.objects_checked += 1;
@@ -257,7 +257,7 @@ impl Verify<'_> {
     }
 
     /// Everything else below the WAL directory: whole segments, partial ones and small files must open.
-    fn side_files(&mut self, wal: &WalArchive) -> Result<()> {
+    fn side_files(&mut self, wal: &WalArchive, head: &WalHead, lineage: &Lineage) -> Result<()> {
         if self.options.only.is_some() {
             return Ok(());
         }
@@ -267,12 +267,18 @@ impl Verify<'_> {
             Ok(())
         })?;
         let conflicts = format!("{}/conflicts/", wal.place().dir());
+        let mut expired = 0;
         for object in found {
             let name = object.as_str();
             if self.claimed.contains(name) || wal.head_register().owns(name) {
                 continue;
             }
             self.claimed.insert(name.to_owned());
+            let segment = names::segment_copy(object.basename(), lineage.segment_size);
+            if segment.is_some_and(|(n, copy)| copy < head.expired_below(&n)) && !name.starts_with(&conflicts) {
+                expired += 1;
+                continue;
+            }
             self.report.objects_checked += 1;
             if name.starts_with(&conflicts) {
                 let outcome = self.read_through(wal, &object);
@@ -311,6 +317,11 @@ impl Verify<'_> {
                 Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),
             }
+        }
+        if expired > 0 {
+            self.report
+                .notes
+                .push(format!("{expired} WAL segments have expired and were not checked: 'pgark expire' removes them"));
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use pgark_pg::value::{Lsn, SystemId, TimelineId};
+
 use super::{BackupEntry, Catalog, CatalogStore, Holder, PacksOf};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
@@ -22,13 +24,41 @@ pub enum JobKind {
     Backup,
     Restore,
     Delete,
+    /// Takes off the list what retention gives up, and removes what is due.
+    Expire,
+    /// Copies a backup of another repository into this one.
+    Copy,
+}
+
+/// What a job relies on beside its own backup: retention keeps it meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// The backup that a new one takes over from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BackupId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal: Option<WalNeed>,
+}
+
+/// A stretch of WAL along the history of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalNeed {
+    pub system_id: SystemId,
+    pub timeline: TimelineId,
+    pub from: Lsn,
+    /// None: all there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Lsn>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
     pub kind: JobKind,
-    /// The backup being made, restored or deleted.
-    pub backup: BackupId,
+    /// The backup being made, restored or deleted; None for an expiry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    #[serde(default)]
+    pub needs: Needs,
     pub fence: u64,
     pub holder: Holder,
     pub started: Timestamp,
@@ -39,49 +69,69 @@ impl CatalogStore {
     /// Claims the right to run a job. A claim of a process that is gone, or that was not renewed in time, is
     /// taken over: its holder finds out before it commits. Returns the remains that are to be cleaned up too.
     pub fn claim(&self, kind: JobKind, backup: &BackupId, now: Timestamp) -> Result<Claim> {
-        self.claim_with(kind, backup, now, |c| c.has_remains(backup))
+        self.claim_with(kind, backup, Needs::default(), now)
     }
 
-    /// As for a new backup, to copy one of another repository under its own id. What lies in its place already, left by an
-    /// earlier try or needed by others, is its own from now on.
+    /// To copy a backup of another repository under its own id, alone but for restores. What lies in its place already, left
+    /// by an earlier try or needed by others, is its own from now on.
     pub fn claim_copy(&self, backup: &BackupId, now: Timestamp) -> Result<Claim> {
-        self.claim_with(JobKind::Backup, backup, now, |c| {
+        self.take(JobKind::Copy, Some(backup), Needs::default(), now, &|c| {
+            if c.backup(backup).is_some() {
+                return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
+            }
             c.interrupted.retain(|id| id != backup);
             c.removing.retain(|id| id != backup);
-            false
+            c.expired.retain(|e| e.backup != *backup);
+            Ok(())
         })
     }
 
-    fn claim_with(
+    /// As `claim`, and from the same moment on nobody takes away what the job needs.
+    pub fn claim_with(&self, kind: JobKind, backup: &BackupId, needs: Needs, now: Timestamp) -> Result<Claim> {
+        self.take(kind, Some(backup), needs, now, &|c| {
+            if kind != JobKind::Backup && c.backup(backup).is_none() && !c.has_remains(backup) {
+                return Err(RepoError::NoBackup { cluster: c.cluster.to_string(), id: backup.to_string() });
+            }
+            if kind == JobKind::Backup && (c.backup(backup).is_some() || c.has_remains(backup)) {
+                // Two backups under one name would share objects, and the remains of one take the other along.
+                return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
+            }
+            Ok(())
+        })
+    }
+
+    /// Claims the right to expire, beside running backups and restores. A claim that this very process was given
+    /// without hearing of it, on a full disk, is replaced.
+    pub fn claim_expiry(&self, now: Timestamp) -> Result<Claim> {
+        self.take(JobKind::Expire, None, Needs::default(), now, &|_| Ok(()))
+    }
+
+    fn take(
         &self,
         kind: JobKind,
-        backup: &BackupId,
+        backup: Option<&BackupId>,
+        needs: Needs,
         now: Timestamp,
-        is_taken: impl Fn(&mut Catalog) -> bool,
+        check: &dyn Fn(&mut Catalog) -> Result<()>,
     ) -> Result<Claim> {
         let holder = Holder::this_process()?;
         let fence = self.update(|c| {
             drop_dead_jobs(c, now);
+            c.jobs.retain(|j| !(kind == JobKind::Expire && j.kind == JobKind::Expire && j.holder == holder));
             if let Some(other) = c.jobs.iter().find(|j| excludes(j, kind, backup)) {
                 return Err(RepoError::Busy { what: format!("cluster '{}'", c.cluster), holder: other.describe() });
             }
-            if kind != JobKind::Backup && c.backup(backup).is_none() && !c.has_remains(backup) {
-                return Err(RepoError::NoBackup { cluster: c.cluster.to_string(), id: backup.to_string() });
-            }
-            if kind == JobKind::Backup && (c.backup(backup).is_some() || is_taken(c)) {
-                // Two backups under one name would share objects, and the remains of one take the other along.
-                return Err(RepoError::Conflict { object: crate::names::backup_dir(&c.cluster, backup) });
-            }
+            check(c)?;
             c.fence = c.fence.checked_add(1).ok_or_else(|| RepoError::corrupt(&c.cluster, "its fence is used up"))?;
-            if kind == JobKind::Backup {
-                c.last_id = c.last_id.take().max(Some(backup.clone()));
+            if kind.makes_a_backup() {
+                c.last_id = c.last_id.take().max(backup.cloned());
             }
-            let (fence, holder) = (c.fence, holder.clone());
-            c.jobs.push(Job { kind, backup: backup.clone(), fence, holder, started: now, renewed: now });
+            let (fence, holder, needs) = (c.fence, holder.clone(), needs.clone());
+            c.jobs.push(Job { kind, backup: backup.cloned(), needs, fence, holder, started: now, renewed: now });
             Ok(Some(fence))
         })?;
         let fence = fence.expect("the change always returns a value");
-        Ok(Claim { catalog: self.clone(), fence, kind, backup: backup.clone() })
+        Ok(Claim { catalog: self.clone(), fence, kind, backup: backup.cloned() })
     }
 }
 
@@ -89,10 +139,9 @@ impl CatalogStore {
 fn drop_dead_jobs(c: &mut Catalog, now: Timestamp) {
     let (dead, alive): (Vec<Job>, Vec<Job>) = std::mem::take(&mut c.jobs).into_iter().partition(|j| j.is_dead(now));
     c.jobs = alive;
-    for job in dead {
-        let remains = job.kind == JobKind::Backup && c.backup(&job.backup).is_none();
-        if remains {
-            c.interrupt(&job.backup);
+    for job in dead.into_iter().filter(|j| j.kind.makes_a_backup()) {
+        if let Some(id) = job.backup.filter(|id| c.backup(id).is_none()) {
+            c.interrupt(&id);
         }
     }
 }
@@ -109,7 +158,7 @@ impl Catalog {
         old.iter().for_each(|id| self.remove(id));
     }
 
-    fn remove(&mut self, id: &BackupId) {
+    pub(super) fn remove(&mut self, id: &BackupId) {
         self.interrupted.retain(|i| i != id);
         if !self.removing.contains(id) {
             self.removing.push(id.clone());
@@ -118,14 +167,22 @@ impl Catalog {
 
     /// Whether objects of a backup may be there although it is not listed.
     pub fn has_remains(&self, id: &BackupId) -> bool {
-        self.removing.contains(id) || self.interrupted.contains(id)
+        self.removing.contains(id) || self.interrupted.contains(id) || self.expired.iter().any(|e| e.backup == *id)
     }
 }
 
-fn excludes(running: &Job, kind: JobKind, backup: &BackupId) -> bool {
+impl JobKind {
+    fn makes_a_backup(self) -> bool {
+        matches!(self, JobKind::Backup | JobKind::Copy)
+    }
+}
+
+fn excludes(running: &Job, kind: JobKind, backup: Option<&BackupId>) -> bool {
     match (running.kind, kind) {
-        (JobKind::Restore, JobKind::Delete) | (JobKind::Delete, JobKind::Restore) => running.backup == *backup,
+        (JobKind::Restore, JobKind::Delete) | (JobKind::Delete, JobKind::Restore) => running.backup.as_ref() == backup,
         (JobKind::Restore, _) | (_, JobKind::Restore) => false,
+        // What either needs is in the catalog, and every change of it says whether it still holds.
+        (JobKind::Backup, JobKind::Expire) | (JobKind::Expire, JobKind::Backup) => false,
         _ => true,
     }
 }
@@ -137,12 +194,15 @@ impl Job {
     }
 
     pub fn describe(&self) -> String {
+        let id = self.backup.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
         let what = match self.kind {
             JobKind::Backup => "backup",
             JobKind::Restore => "restore of",
             JobKind::Delete => "deletion of",
+            JobKind::Expire => "expiry",
+            JobKind::Copy => "copy of",
         };
-        format!("{what} {} (process {} on {}, since {})", self.backup, self.holder.pid, self.holder.host, self.started)
+        format!("{what}{id} (process {} on {}, since {})", self.holder.pid, self.holder.host, self.started)
     }
 }
 
@@ -152,12 +212,29 @@ pub struct Claim {
     catalog: CatalogStore,
     fence: u64,
     kind: JobKind,
-    backup: BackupId,
+    backup: Option<BackupId>,
 }
 
 impl Claim {
+    /// The backup that the job is about; every job but an expiry has one.
     pub fn backup(&self) -> &BackupId {
-        &self.backup
+        self.backup.as_ref().expect("not asked of an expiry")
+    }
+
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    pub(super) fn kind(&self) -> JobKind {
+        self.kind
+    }
+
+    /// From now on retention leaves this WAL alone.
+    pub fn need_wal(&self, wal: WalNeed) -> Result<()> {
+        self.change(|c| {
+            c.jobs.iter_mut().filter(|j| j.fence == self.fence).for_each(|j| j.needs.wal = Some(wal));
+            Ok(())
+        })
     }
 
     fn fenced(&self) -> RepoError {
@@ -167,7 +244,7 @@ impl Claim {
         }
     }
 
-    fn change<T>(&self, mut f: impl FnMut(&mut Catalog) -> Result<T>) -> Result<T> {
+    pub(super) fn change<T>(&self, mut f: impl FnMut(&mut Catalog) -> Result<T>) -> Result<T> {
         let done = self.catalog.update(|c| {
             if !c.jobs.iter().any(|j| j.fence == self.fence) {
                 return Err(self.fenced());
@@ -196,7 +273,7 @@ impl Claim {
     pub fn house(&self, needs: &[PacksOf]) -> Result<()> {
         self.change(|c| {
             for of in needs {
-                if c.backup(&of.backup).is_none() && !c.has_remains(&of.backup) && of.backup != self.backup {
+                if c.backup(&of.backup).is_none() && !c.has_remains(&of.backup) && of.backup != *self.backup() {
                     c.removing.push(of.backup.clone());
                 }
             }
@@ -206,8 +283,9 @@ impl Claim {
 
     /// The backup comes into existence, and the claim ends, in one step.
     pub fn commit_backup(self, entry: &BackupEntry) -> Result<()> {
-        assert!(self.kind == JobKind::Backup && entry.id == self.backup, "one commits what one claimed");
+        assert!(self.kind.makes_a_backup() && entry.id == *self.backup(), "one commits what one claimed");
         self.change(|c| {
+            c.refuse_expired_wal(entry)?;
             c.jobs.retain(|j| j.fence != self.fence);
             c.backups.push(entry.clone());
             // What it needs of them, it says itself from now on.
@@ -223,13 +301,15 @@ impl Claim {
     pub fn abandon(self, keep: bool) -> Result<()> {
         self.change(|c| {
             c.jobs.retain(|j| j.fence != self.fence);
-            match (self.kind == JobKind::Backup && c.backup(&self.backup).is_none(), keep) {
-                (true, true) => c.interrupt(&self.backup),
-                (true, false) => {
-                    c.remove(&self.backup);
-                    c.interrupted.clone().iter().for_each(|id| c.remove(id));
-                }
-                (false, _) => {}
+            let Some(id) = self.backup.as_ref().filter(|id| self.kind.makes_a_backup() && c.backup(id).is_none())
+            else {
+                return Ok(());
+            };
+            if keep {
+                c.interrupt(id);
+            } else {
+                c.remove(id);
+                c.interrupted.clone().iter().for_each(|id| c.remove(id));
             }
             Ok(())
         })
@@ -239,8 +319,8 @@ impl Claim {
     pub fn unlist(&self) -> Result<()> {
         assert!(self.kind == JobKind::Delete, "one deletes under a claim to delete");
         self.change(|c| {
-            c.backups.retain(|b| b.id != self.backup);
-            c.remove(&self.backup);
+            c.backups.retain(|b| b.id != *self.backup());
+            c.remove(self.backup());
             Ok(())
         })
     }

@@ -6,6 +6,7 @@
 //! listing it.
 
 mod claims;
+mod expiry;
 pub mod holder;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,8 @@ use crate::repository::Repository;
 use crate::store::Store;
 use crate::stream::Fingerprint;
 
-pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind};
+pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind, Needs, WalNeed};
+pub use expiry::{ExpiredBackup, Expiry, Hold, WalExpiry};
 pub use holder::Holder;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +43,12 @@ pub struct Catalog {
     /// Interrupted backups whose packs the next one may use, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interrupted: Vec<BackupId>,
+    /// Backups that retention took off the list. Their objects are there until they are due, and then go to `removing`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expired: Vec<ExpiredBackup>,
+    /// Decisions to expire WAL of which something is still to be done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wal_expiries: Vec<WalExpiry>,
     /// The last id that was given out, also to a backup that never came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_id: Option<BackupId>,
@@ -116,7 +124,7 @@ pub enum Evidence {
     Replayed,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupEntry {
     pub id: BackupId,
     pub kind: BackupKind,
@@ -140,6 +148,12 @@ pub struct BackupEntry {
     pub from_standby: bool,
     pub kept: bool,
     pub kept_until: Option<Timestamp>,
+    /// Legal holds: each stays until it is lifted by its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<Hold>,
+    /// When a verification found that it cannot be restored; None again when one found it whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<Timestamp>,
     pub evidence: Evidence,
     pub annotations: BTreeMap<String, String>,
     /// What this one needs of others.
@@ -180,6 +194,11 @@ impl CatalogStore {
         let store = repo.store().clone();
         let register = Register::sealed(store.clone(), repo.keys(), ObjectKind::Catalog, dir, Mirror::Yes);
         CatalogStore { register, cluster: cluster.clone(), store }
+    }
+
+    /// For changes that make room, see `Register::thrifty`.
+    pub fn thrifty(self) -> Self {
+        CatalogStore { register: self.register.thrifty(), ..self }
     }
 
     pub fn cluster(&self) -> &ClusterName {
@@ -241,6 +260,8 @@ impl CatalogStore {
                     backups: vec![],
                     removing: vec![],
                     interrupted: vec![],
+                    expired: vec![],
+                    wal_expiries: vec![],
                 })));
             };
             let mut catalog = self.decode(&version.value)?;
@@ -273,39 +294,58 @@ impl CatalogStore {
     /// in `removing` as long as there are such. Every call is complete in itself: what a
     /// crash leaves is found again.
     pub fn sweep(&self) -> Result<Vec<BackupId>> {
+        self.sweep_while(&mut || Ok(())).map(|swept| swept.done)
+    }
+
+    /// As `sweep`; `still_ours` is asked before each deletion, and its error ends the sweep.
+    pub fn sweep_while(&self, still_ours: &mut dyn FnMut() -> Result<()>) -> Result<Swept> {
         let catalog = self.read()?;
-        let mut done = vec![];
+        let mut swept = Swept::default();
         for id in &catalog.removing {
             let dir = crate::names::backup_dir(&self.cluster, id);
             let mut objects = vec![];
             self.store.list(&dir, &mut |stat| {
-                objects.push(stat.name);
+                objects.push(stat);
                 Ok(())
             })?;
             // Who took over the claim of a paused writer sees objects appear after the listing: the entry
             // stays until a pass finds nothing.
             let empty = objects.is_empty();
-            for name in objects {
-                if crate::names::pack_of(&name).is_some_and(|number| catalog.is_needed(id, number)) {
+            for stat in objects {
+                if crate::names::pack_of(&stat.name).is_some_and(|number| catalog.is_needed(id, number)) {
                     continue;
                 }
-                match self.store.delete(&name) {
-                    Err(crate::store::StoreError::NotFound { .. }) | Ok(()) => {}
+                still_ours()?;
+                match self.store.delete(&stat.name) {
+                    Err(crate::store::StoreError::NotFound { .. }) => {}
+                    Ok(()) => {
+                        swept.objects += 1;
+                        swept.bytes += stat.size;
+                    }
                     Err(e) => return Err(e.into()),
                 }
             }
             if empty {
-                done.push(id.clone());
+                swept.done.push(id.clone());
             }
         }
-        if !done.is_empty() {
+        if !swept.done.is_empty() {
             self.update(|c| {
-                c.removing.retain(|id| !done.contains(id));
+                c.removing.retain(|id| !swept.done.contains(id));
                 Ok(Some(()))
             })?;
         }
-        Ok(done)
+        Ok(swept)
     }
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub objects: u64,
+    pub bytes: u64,
+    /// Nothing is left of these.
+    pub done: Vec<BackupId>,
 }
 
 #[cfg(test)]

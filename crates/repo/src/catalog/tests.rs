@@ -52,6 +52,8 @@ fn entry(id: &BackupId) -> BackupEntry {
         from_standby: false,
         kept: false,
         kept_until: None,
+        holds: vec![],
+        damaged: None,
         evidence: Evidence::Stored,
         annotations: BTreeMap::new(),
         needs: vec![],

@@ -25,7 +25,7 @@ use crate::repository::Repository;
 use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::{Sink, Source, StreamReader, StreamWriter, open_bytes, seal_bytes};
 
-pub use head::{TimelineSpan, WalHead};
+pub use head::{SegmentRange, TimelineSpan, WalHead};
 pub use index::{Ending, SegmentHasher, WalIndex};
 
 /// Enough for the index of nearly every segment in one small read.
@@ -171,6 +171,12 @@ impl WalArchive {
         self.place.segment(name, size, head.copy_of(name))
     }
 
+    /// When a segment was stored, by the store's clock; None where it does not say.
+    pub fn stored_at(&self, head: &WalHead, name: &SegmentName, size: SegmentSize) -> Result<Option<jiff::Timestamp>> {
+        let modified = self.store.stat(&self.object_of(head, name, size)?)?.modified;
+        Ok(modified.and_then(|time| jiff::Timestamp::try_from(time).ok()))
+    }
+
     /// Stores a whole segment; `data` yields exactly the bytes that `index` was made from. Returns which copy of the
     /// segment holds it, for `acknowledge`.
     pub fn push_segment(
@@ -179,9 +185,40 @@ impl WalArchive {
         changes: &Changes,
         data: &mut SegmentData<'_>,
     ) -> Result<(Pushed, u32)> {
+        self.push_segment_as(0, index, changes, data)
+    }
+
+    /// As `push_segment`, with what the head says about the segment: one that has expired gets a name that was never
+    /// used, because whoever removes the old one may be late.
+    pub fn push_segment_after(
+        &self,
+        head: &WalHead,
+        index: &WalIndex,
+        changes: &Changes,
+        data: &mut SegmentData<'_>,
+    ) -> Result<(Pushed, u32)> {
+        let name = index.segment_name();
+        let first = head.next_copy(&name);
+        if let Some(before) = first.checked_sub(1) {
+            match self.compare(&self.place.segment(&name, index.segment_size, before)?, index, data) {
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.push_segment_as(first, index, changes, data)
+    }
+
+    fn push_segment_as(
+        &self,
+        first: u32,
+        index: &WalIndex,
+        changes: &Changes,
+        data: &mut SegmentData<'_>,
+    ) -> Result<(Pushed, u32)> {
         let changes = changes::encode(changes);
         let mut outcome = Pushed::Stored;
-        for copy in 0..=SEGMENT_COPIES_MAX {
+        for copy in first..=first.saturating_add(SEGMENT_COPIES_MAX) {
             let object = self.place.segment(&index.segment_name(), index.segment_size, copy)?;
             match self.put_wal_file(&object, index, Some(&changes), data)? {
                 Pushed::Longer => outcome = Pushed::Longer,
@@ -416,6 +453,7 @@ impl WalArchive {
             if span.history {
                 seen.add_history(span.timeline);
             }
+            seen.copy_expired(span);
             let dir = self.place.timeline_dir(span.timeline);
             self.store.list(&dir, &mut |stat| {
                 if let Some((name, copy)) = names::segment_copy(stat.name.basename(), size)
@@ -431,8 +469,25 @@ impl WalArchive {
     }
 
     /// Records durably stored segments in the head, each with its copy. Only after this may PostgreSQL forget them.
+    /// `Expired` when one of these copies is being removed by now: it has to be pushed again.
     pub fn acknowledge(&self, segments: &[(SegmentName, u32)]) -> Result<()> {
-        self.change_head(|head| segments.iter().fold(false, |changed, (s, copy)| head.add_segment(s, *copy) | changed))
+        let mut late = None;
+        self.change_head(|head| {
+            let changed = segments.iter().fold(false, |changed, (s, copy)| head.add_segment(s, *copy) | changed);
+            let expired = |s: &SegmentName| head.timeline(s.timeline).is_some_and(|t| t.is_expired(s.segment));
+            late = segments.iter().map(|(s, _)| *s).find(expired);
+            changed
+        })?;
+        match late {
+            Some(name) => Err(RepoError::Expired { what: format!("wal segment {name:?}") }),
+            None => Ok(()),
+        }
+    }
+
+    /// Applies a decision of the catalog to expire WAL; one that was applied before, or one that a later one followed,
+    /// changes nothing.
+    pub fn expire(&self, number: u64, ranges: &[SegmentRange]) -> Result<()> {
+        WalArchive { head: self.head.clone().thrifty(), ..self.clone() }.change_head(|head| head.expire(number, ranges))
     }
 
     pub fn acknowledge_history(&self, timeline: TimelineId) -> Result<()> {

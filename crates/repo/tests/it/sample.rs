@@ -376,6 +376,8 @@ fn entry_of(r: &BackupRecord, record: Fingerprint) -> BackupEntry {
         from_standby: r.from_standby,
         kept: false,
         kept_until: None,
+        holds: vec![],
+        damaged: None,
         evidence: Evidence::Stored,
         annotations: BTreeMap::from([("ticket".to_owned(), "OPS-17".to_owned())]),
         needs: vec![],

@@ -1,0 +1,170 @@
+//! `expire`: what retention gives up, why the rest stays, and the removal.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use jiff::tz::TimeZone;
+use pgark_engine::expire::policy::Policy;
+use pgark_engine::expire::{self, ExpireOptions, ExpirePlan, ExpireReport, GRACE, Gap};
+
+use super::Outcome;
+use super::context::{Context, confirm, engine_failure};
+use super::expire_text::{self, document};
+use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs};
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::settings::schema::{Kind, RetentionRules};
+use crate::settings::units::Span;
+
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// Keep the last N backups
+    #[arg(long, value_name = "N", visible_alias = "keep-full")]
+    keep_last: Option<u32>,
+    /// Keep every backup of the last N days
+    #[arg(long, value_name = "N")]
+    keep_days: Option<u32>,
+    /// Keep the last backup of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Keep the last backup of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// Keep the last (with --keep-weekly: the last weekly) backup of each of the last N months that have one
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<u32>,
+    /// Keep the last (with --keep-monthly: the last monthly) backup of each of the last N years that have one
+    #[arg(long, value_name = "N")]
+    keep_yearly: Option<u32>,
+    /// Keep what recovery to every moment of this long needs, and every backup in it, such as 7d
+    #[arg(long, value_name = "TIME")]
+    window: Option<Span>,
+    /// Keep the WAL, and the backup, that recovery to every moment of this long needs, such as 7d
+    #[arg(long, value_name = "TIME")]
+    wal: Option<Span>,
+    /// Never more backups than this, oldest go first, but for what is protected
+    #[arg(long, value_name = "N")]
+    max_backups: Option<u32>,
+    /// Never fewer good backups than this
+    #[arg(long, value_name = "N")]
+    min_backups: Option<u32>,
+    /// Whose days, weeks, months and years count, such as Europe/Berlin [default: UTC]
+    #[arg(long, value_name = "ZONE")]
+    time_zone: Option<String>,
+    /// How long what has expired stays on the disk for recoveries under way [default: 1d]
+    #[arg(long, value_name = "TIME")]
+    gc_grace: Option<Span>,
+    /// Although there was no backup for far longer than usual just before the newest ones
+    #[arg(long)]
+    accept_gap: bool,
+    /// Backups of this kind
+    #[arg(long, value_name = "KIND", default_value = "physical")]
+    kind: KindArg,
+    /// Say of each backup why it stays, when it goes, and what is lost then; change nothing
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KindArg {
+    Physical,
+    Logical,
+    Files,
+    System,
+}
+
+pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    if args.kind != KindArg::Physical {
+        return Err(Failure::refused("E-KIND", "there are no backups of this kind yet").hint("leave --kind out"));
+    }
+    let context = Context::new(global)?;
+    context.stop_on_signals()?;
+    let repo = context.open_repository(&context.one_repo_settings()?)?;
+    let rules = args.rules(context.cluster_settings()?.retention.rules(Kind::Physical));
+    let options = ExpireOptions {
+        cluster: context.cluster()?,
+        policy: policy(&rules)?,
+        grace: rules.gc_grace.map_or(GRACE, |s| s.0),
+        gap: if args.accept_gap { Gap::Accept } else { Gap::Refuse },
+    };
+    let plan = expire::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let cluster = options.cluster.to_string();
+    let show = |report: Option<&ExpireReport>| {
+        output::result(global.form(), &document(&cluster, &plan, report), || {
+            expire_text::text(&cluster, &plan, report, args.explain)
+        })
+    };
+    if args.dry_run.dry_run || args.explain || !plan.changes() {
+        show(None)?;
+        return Ok(exit(&plan));
+    }
+    if !args.confirm.yes && !global.json {
+        // What is asked about is shown first.
+        eprint!("{}", expire_text::text(&cluster, &plan, None, false));
+    }
+    confirm(&args.confirm, &question(&plan))?;
+    let report = expire::run(&options, &plan, &repo, &context.ctx).map_err(engine_failure)?;
+    show(Some(&report))?;
+    Ok(exit(&plan))
+}
+
+fn question(plan: &ExpirePlan) -> String {
+    let earlier = plan.earlier.backups_due + plan.earlier.segments_due;
+    let also = if earlier > 0 { ", and remove what expired earlier" } else { "" };
+    format!("expire {} backups and {} WAL segments{also}", plan.going().count(), plan.segments_going())
+}
+
+fn exit(plan: &ExpirePlan) -> Exit {
+    if plan.notes.is_empty() { Exit::Done } else { Exit::Warnings }
+}
+
+impl ExpireArgs {
+    /// Each flag over the setting of the same name.
+    fn rules(&self, configured: RetentionRules) -> RetentionRules {
+        RetentionRules {
+            keep_last: self.keep_last.or(configured.keep_last),
+            keep_days: self.keep_days.or(configured.keep_days),
+            keep_daily: self.keep_daily.or(configured.keep_daily),
+            keep_weekly: self.keep_weekly.or(configured.keep_weekly),
+            keep_monthly: self.keep_monthly.or(configured.keep_monthly),
+            keep_yearly: self.keep_yearly.or(configured.keep_yearly),
+            window: self.window.or(configured.window),
+            wal: self.wal.or(configured.wal),
+            max_backups: self.max_backups.or(configured.max_backups),
+            min_backups: self.min_backups.or(configured.min_backups),
+            gc_grace: self.gc_grace.or(configured.gc_grace),
+            time_zone: self.time_zone.clone().or(configured.time_zone),
+        }
+    }
+}
+
+fn policy(rules: &RetentionRules) -> Result<Policy, Failure> {
+    if rules.max_backups == Some(0) {
+        return Err(Failure::usage("E-EXPIRE-MAX", "a maximum of 0 backups would keep none")
+            .hint("leave it out for no maximum"));
+    }
+    let zone = rules.time_zone.as_deref().unwrap_or("UTC");
+    let time_zone = TimeZone::get(zone).map_err(|_| {
+        Failure::usage("E-TIME-ZONE", format!("'{}' is no time zone", zone.escape_debug()))
+            .hint("names are those of the IANA database, Europe/Berlin")
+    })?;
+    // A span of nothing is no rule, as a number of 0 is none.
+    let span = |s: Option<Span>| s.map(|s| s.0).filter(|d| *d > Duration::ZERO);
+    Ok(Policy {
+        keep_last: rules.keep_last.unwrap_or(0),
+        keep_days: rules.keep_days.unwrap_or(0),
+        keep_daily: rules.keep_daily.unwrap_or(0),
+        keep_weekly: rules.keep_weekly.unwrap_or(0),
+        keep_monthly: rules.keep_monthly.unwrap_or(0),
+        keep_yearly: rules.keep_yearly.unwrap_or(0),
+        window: span(rules.window),
+        wal: span(rules.wal),
+        min_backups: rules.min_backups.unwrap_or(0),
+        max_backups: rules.max_backups,
+        time_zone,
+    })
+}

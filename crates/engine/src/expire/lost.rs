@@ -1,0 +1,54 @@
+//! What cannot be recovered any more once a backup is gone.
+
+use jiff::Timestamp;
+use pgark_pg::value::{Lsn, SegmentNo};
+use pgark_repo::catalog::BackupEntry;
+use pgark_repo::wal::WalHead;
+
+use super::wal::Archive;
+use crate::archive::WalPath;
+use crate::verify::LostWindow;
+
+/// The moments that this backup alone serves, beside those of `others`, which stay. `after`: the archive as it will be.
+pub fn lost(archive: &Archive, after: &WalHead, backup: &BackupEntry, others: &[&BackupEntry]) -> Vec<LostWindow> {
+    let mut out: Vec<LostWindow> = vec![];
+    for t in &archive.timelines {
+        let Some(path) = t.path.as_ref().filter(|p| p.contains(backup.timeline, backup.lsn_stop)) else { continue };
+        let on: Vec<&&BackupEntry> = others
+            .iter()
+            .filter(|b| b.id != backup.id && b.system_id == backup.system_id && path.contains(b.timeline, b.lsn_stop))
+            .collect();
+        let covers = |b: &&&BackupEntry| {
+            b.lsn_stop <= backup.lsn_stop && reach(path, after, b).is_some_and(|end| end >= backup.lsn_stop)
+        };
+        if on.iter().any(covers) {
+            continue;
+        }
+        let Some(end) = reach(path, &archive.head, backup) else { continue };
+        let next = on.iter().filter(|b| b.lsn_stop > backup.lsn_stop).min_by_key(|b| b.lsn_stop);
+        let (to_lsn, to_time): (Lsn, Option<Timestamp>) = match next {
+            Some(next) if next.lsn_stop <= end => (next.lsn_stop, Some(next.stopped)),
+            _ => (end, t.branch.last_time.filter(|t| *t > backup.stopped)),
+        };
+        // Only as far as this backup's own timeline, or the one that left it, goes.
+        let timeline = path.timeline_at(Lsn(to_lsn.0.saturating_sub(1)));
+        let window =
+            LostWindow { timeline, from_lsn: backup.lsn_stop, to_lsn, from_time: Some(backup.stopped), to_time };
+        if !out.contains(&window) {
+            out.push(window);
+        }
+    }
+    // On several timelines the common stretch is said once.
+    let longest =
+        |w: &LostWindow, all: &[LostWindow]| !all.iter().any(|o| o.timeline == w.timeline && o.to_lsn > w.to_lsn);
+    let all = out.clone();
+    out.retain(|w| longest(w, &all));
+    out
+}
+
+/// The end of the unbroken WAL from a backup on.
+fn reach(path: &WalPath, head: &WalHead, backup: &BackupEntry) -> Option<Lsn> {
+    let last = path.unbroken_to(head, SegmentNo::containing(backup.lsn_start, path.size()))?;
+    let end = last.end(path.size());
+    (end >= backup.lsn_stop).then_some(end)
+}

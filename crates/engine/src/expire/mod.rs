@@ -1,0 +1,382 @@
+//! Retention: which backups and which WAL stay, and the removal of what does not.
+//!
+//! Invariant: the run obeys the plan that was shown, or refuses because something changed. Whatever cannot be read, and
+//! whatever comes from the future, stops it before anything goes. Removal has two phases: first off the list, in one
+//! change that proves that nobody needs it; its objects later.
+
+pub mod forecast;
+mod lost;
+pub mod policy;
+mod presence;
+#[cfg(test)]
+mod tests;
+mod wal;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgark_pg::value::{SegmentSize, SystemId};
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Expiry, JobKind, WalNeed};
+use pgark_repo::gc::{self, Collected};
+use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::wal::SegmentRange;
+use pgark_repo::{RepoError, Repository};
+
+use crate::backup::claim::KeptClaim;
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+use crate::verify::LostWindow;
+use forecast::Goes;
+use policy::{Branch, Candidate, FromTheFuture, Policy, Reason, Verdicts};
+use presence::Look;
+use wal::{Archive, Kept};
+
+/// How long what has expired stays readable, for recoveries that are under way.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// A clock that is further ahead of everything in the catalog is not believed when a grace is to be over.
+const CREDIBLE: Duration = Duration::from_secs(32 * 24 * 3600);
+
+#[derive(Clone, Debug)]
+pub struct ExpireOptions {
+    pub cluster: ClusterName,
+    pub policy: Policy,
+    pub grace: Duration,
+    pub gap: Gap,
+}
+
+/// Whether a long time without a backup just before the newest ones is taken for what it seems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// It may be a clock that jumped while backups went on.
+    Refuse,
+    Accept,
+}
+
+#[derive(Clone, Debug)]
+pub struct ExpirePlan {
+    /// How late it is for the rules: the end of the newest good backup, or now.
+    pub at: Timestamp,
+    /// Oldest first.
+    pub backups: Vec<Fate>,
+    pub wal: Vec<WalFate>,
+    /// What expired before: to be removed now, or not due yet.
+    pub earlier: Earlier,
+    /// What the person should know.
+    pub notes: Vec<String>,
+    seen: Vec<BackupEntry>,
+    seen_fence: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Fate {
+    pub entry: BackupEntry,
+    /// Empty: it goes.
+    pub reasons: Vec<Reason>,
+    /// The rules would keep it, but there are more than the maximum.
+    pub over_maximum: bool,
+    pub goes: Goes,
+    /// What can be recovered only from it, and cannot when it is gone.
+    pub lost: Vec<LostWindow>,
+}
+
+impl Fate {
+    pub fn stays(&self) -> bool {
+        self.goes != Goes::Now
+    }
+}
+
+/// The WAL of one system identifier.
+#[derive(Clone, Debug)]
+pub struct WalFate {
+    pub system_id: SystemId,
+    pub size: SegmentSize,
+    pub going: Vec<SegmentRange>,
+    pub staying: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    pub backups_due: u64,
+    pub segments_due: u64,
+    pub backups_waiting: u64,
+    pub segments_waiting: u64,
+}
+
+impl ExpirePlan {
+    pub fn going(&self) -> impl Iterator<Item = &Fate> {
+        self.backups.iter().filter(|f| !f.stays())
+    }
+
+    pub fn segments_going(&self) -> u64 {
+        self.wal.iter().flat_map(|w| &w.going).map(SegmentRange::count).sum()
+    }
+
+    /// Whether a run would change anything.
+    pub fn changes(&self) -> bool {
+        self.going().next().is_some()
+            || self.segments_going() > 0
+            || self.earlier.backups_due + self.earlier.segments_due > 0
+    }
+}
+
+/// Looks at everything and changes nothing.
+pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<ExpirePlan> {
+    if options.policy.is_empty() {
+        return Err(EngineError::refused(
+            "E-EXPIRE-POLICY",
+            "no rule says what is to be kept, so nothing expires",
+            "set [clusters.NAME.retention], or give rules such as --keep-last 7 or --window 7d",
+        ));
+    }
+    let now = ctx.now();
+    let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+    let current = catalog
+        .lineage()
+        .ok_or_else(|| RepoError::NoCluster { url: repo.store().url(), cluster: options.cluster.to_string() })?
+        .system_id;
+    let lineages = catalog.lineages.iter();
+    let archives =
+        lineages.map(|l| Archive::load(repo, &options.cluster, &catalog, l)).collect::<Result<Vec<Archive>>>()?;
+    let branches: Vec<Branch> = archives.iter().flat_map(|a| &a.timelines).map(|t| t.branch.clone()).collect();
+    let mut notes: Vec<String> = archives.iter().flat_map(|a| a.notes.clone()).collect();
+    let candidates = candidates(options, repo, ctx, &catalog, &archives, &mut notes)?;
+    if options.gap == Gap::Refuse && options.policy.counts_time() {
+        refuse_jump(&candidates)?;
+    }
+    let verdicts = policy::decide(&candidates, &branches, current, &options.policy, now).map_err(future)?;
+    let goes = forecast::forecast(&candidates, &branches, current, &options.policy, &verdicts);
+    let wal = wal_fates(&archives, &catalog, &candidates, &verdicts, options);
+    let staying: Vec<&BackupEntry> = of(&catalog, &verdicts, true);
+    let mut backups = vec![];
+    for v in &verdicts.all {
+        let Some(entry) = catalog.backup(&v.id) else { continue };
+        let archive = archives.iter().zip(&wal).find(|(a, _)| a.system_id == entry.system_id);
+        let lost = archive.map_or_else(Vec::new, |(archive, fate)| {
+            let mut after = archive.head.clone();
+            after.expire(u64::MAX, &fate.going);
+            lost::lost(archive, &after, entry, &staying)
+        });
+        backups.push(Fate {
+            entry: entry.clone(),
+            reasons: v.reasons.clone(),
+            over_maximum: v.over_maximum,
+            goes: goes.get(&v.id).copied().unwrap_or(Goes::NotByItself),
+            lost,
+        });
+    }
+    let credible = is_credible(&catalog, now);
+    let waiting = !catalog.expired.is_empty() || !catalog.wal_expiries.is_empty();
+    if waiting && !credible && !options.grace.is_zero() {
+        notes.push(format!(
+            "the clock says {now}, far later than anything in the catalog: what expired before is not removed. If the \
+             clock is right, give --gc-grace 0s"
+        ));
+    }
+    Ok(ExpirePlan {
+        at: verdicts.at,
+        backups,
+        wal,
+        earlier: earlier(&catalog, &|since, _| is_due(options.grace, since, now, credible)),
+        notes,
+        seen_fence: catalog.fence,
+        seen: catalog.backups,
+    })
+}
+
+fn future(FromTheFuture(id, at): FromTheFuture) -> EngineError {
+    EngineError::refused(
+        "E-EXPIRE-CLOCK",
+        format!("backup {id} ended at {at}, which is in the future: a clock is wrong, and nothing expires"),
+        format!("set the clock of this machine right; if it is and that of the backup was not, 'pgark delete {id}'"),
+    )
+}
+
+/// A clock that jumped makes everything older than the policy at once, when a backup is taken by it.
+fn refuse_jump(candidates: &[Candidate]) -> Result<()> {
+    let Some((before, after)) = forecast::jump(candidates, CREDIBLE) else { return Ok(()) };
+    Err(EngineError::refused(
+        "E-EXPIRE-GAP",
+        format!("no good backup was made from {before} to {after}, far longer than usual: a clock may have jumped"),
+        "if that time really passed, give --accept-gap; otherwise set the clock right and delete what was backed up by it",
+    ))
+}
+
+/// What each listed backup is for the rules.
+fn candidates(
+    options: &ExpireOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    catalog: &Catalog,
+    archives: &[Archive],
+    notes: &mut Vec<String>,
+) -> Result<Vec<Candidate>> {
+    let now = ctx.now();
+    let mut look = Look::new(repo, &options.cluster, ctx);
+    let mut out = vec![];
+    for b in &catalog.backups {
+        let archive = archives.iter().find(|a| a.system_id == b.system_id);
+        let unseen = look.missing(b, archive)?;
+        if let Some(what) = &unseen {
+            notes.push(format!("backup {} is damaged and does not count: {what}; 'pgark verify' tells more", b.id));
+        }
+        let reads = |j: &&pgark_repo::catalog::Job| {
+            let its_own = j.kind != JobKind::Delete && j.backup.as_ref() == Some(&b.id);
+            (its_own || j.needs.base.as_ref() == Some(&b.id)) && !j.is_dead(now)
+        };
+        out.push(Candidate {
+            id: b.id.clone(),
+            system_id: b.system_id,
+            at: b.finished.max(b.stopped),
+            evidence: b.evidence,
+            good: b.bad_blocks == 0 && b.damaged.is_none() && unseen.is_none(),
+            kept: b.kept,
+            kept_until: b.kept_until,
+            holds: b.holds.iter().map(|h| h.reason.clone()).collect(),
+            in_use: catalog.jobs.iter().find(reads).map(pgark_repo::catalog::Job::describe),
+            unseen,
+        });
+    }
+    Ok(out)
+}
+
+fn of<'c>(catalog: &'c Catalog, verdicts: &Verdicts, stays: bool) -> Vec<&'c BackupEntry> {
+    let wanted = verdicts.all.iter().filter(|v| v.stays() == stays);
+    wanted.filter_map(|v| catalog.backup(&v.id)).collect()
+}
+
+fn wal_fates(
+    archives: &[Archive],
+    catalog: &Catalog,
+    candidates: &[Candidate],
+    verdicts: &Verdicts,
+    options: &ExpireOptions,
+) -> Vec<WalFate> {
+    let mut time = Timestamp::MIN;
+    let mut kept = vec![];
+    for (c, v) in candidates.iter().zip(&verdicts.all) {
+        time = time.max(c.at);
+        if let Some(entry) = catalog.backup(&c.id).filter(|_| v.stays()) {
+            kept.push(Kept { entry, time, good: c.good });
+        }
+    }
+    let needs: Vec<WalNeed> = catalog.jobs.iter().filter_map(|j| j.needs.wal).collect();
+    let none_good = !candidates.iter().any(|c| c.good);
+    let fate = |a: &Archive| {
+        let going = if none_good { vec![] } else { a.going(&kept, &needs, &options.policy, verdicts.at) };
+        let all: u64 = a.head.timelines().iter().flat_map(|t| &t.ranges).map(|(first, last)| last - first + 1).sum();
+        let staying = all - going.iter().map(SegmentRange::count).sum::<u64>();
+        WalFate { system_id: a.system_id, size: a.size, going, staying }
+    };
+    archives.iter().map(fate).collect()
+}
+
+fn earlier(catalog: &Catalog, due: &dyn Fn(Timestamp, Timestamp) -> bool) -> Earlier {
+    let mut out = Earlier::default();
+    for e in &catalog.expired {
+        *(if due(e.since, e.due) { &mut out.backups_due } else { &mut out.backups_waiting }) += 1;
+    }
+    for e in &catalog.wal_expiries {
+        let count: u64 = e.ranges.iter().map(SegmentRange::count).sum();
+        *(if due(e.since, e.due) { &mut out.segments_due } else { &mut out.segments_waiting }) += count;
+    }
+    out
+}
+
+/// Whether a clock is near enough to what others have put on record.
+fn is_credible(catalog: &Catalog, now: Timestamp) -> bool {
+    let backups = catalog.backups.iter().map(|b| b.finished);
+    let decided = catalog.expired.iter().map(|e| e.since).chain(catalog.wal_expiries.iter().map(|e| e.since));
+    // But not what this clock itself has just written.
+    let jobs = catalog.jobs.iter().filter(|j| j.kind != JobKind::Expire).map(|j| j.renewed);
+    let latest = backups.chain(decided).chain(jobs).filter(|t| *t <= now).max();
+    latest.is_some_and(|t| t >= policy::before(now, CREDIBLE))
+}
+
+fn is_due(grace: Duration, since: Timestamp, now: Timestamp, credible: bool) -> bool {
+    grace.is_zero() || (credible && since <= policy::before(now, grace))
+}
+
+#[derive(Clone, Debug)]
+pub struct ExpireReport {
+    pub collected: Collected,
+    /// The store had no room left, so nothing waited for its grace.
+    pub was_full: bool,
+}
+
+/// Obeys the plan, and removes what is due.
+pub fn run(options: &ExpireOptions, plan: &ExpirePlan, repo: &Repository, ctx: &Ctx) -> Result<ExpireReport> {
+    let catalog = CatalogStore::new(repo, &options.cluster).thrifty();
+    let mut was_full = false;
+    let claim = match catalog.claim_expiry(ctx.now()) {
+        Err(e) if e.is_no_space() => {
+            was_full = true;
+            ctx.progress.note("the repository is full: what is off all lists is removed first");
+            gc::make_room(repo, &options.cluster)?;
+            catalog.claim_expiry(ctx.now())?
+        }
+        other => other?,
+    };
+    was_full |= repo.store().free_bytes().map_err(RepoError::from)?.is_some_and(|free| free < FULL_BYTES);
+    let kept = KeptClaim::new(claim.clone(), ctx);
+    let outcome = under_claim(options, plan, repo, ctx, &claim, was_full);
+    drop(kept);
+    let released = claim.release();
+    let collected = outcome?;
+    match released {
+        // Whoever took over has seen everything.
+        Ok(()) | Err(RepoError::Fenced { .. }) => Ok(ExpireReport { collected, was_full }),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A store with less room than this is full: a segment does not fit any more.
+const FULL_BYTES: u64 = 16 * 1024 * 1024;
+
+fn under_claim(
+    options: &ExpireOptions,
+    plan: &ExpirePlan,
+    repo: &Repository,
+    ctx: &Ctx,
+    claim: &Claim,
+    was_full: bool,
+) -> Result<Collected> {
+    let catalog = CatalogStore::new(repo, &options.cluster);
+    gc::apply_pending(repo, &catalog)?;
+    let now = ctx.now();
+    let backups: Vec<BackupId> = plan.going().map(|f| f.entry.id.clone()).collect();
+    let wal: Vec<(SystemId, Vec<SegmentRange>)> = plan.wal.iter().map(|w| (w.system_id, w.going.clone())).collect();
+    if !backups.is_empty() || plan.segments_going() > 0 {
+        let seconds = i64::try_from(options.grace.as_secs()).unwrap_or(i64::MAX);
+        let due = Timestamp::from_second(now.as_second().saturating_add(seconds)).unwrap_or(Timestamp::MAX);
+        let (seen, seen_fence) = (plan.seen.clone(), plan.seen_fence);
+        claim.expire(&Expiry { backups, wal, since: now, due, seen, seen_fence })?;
+        gc::apply_pending(repo, &catalog)?;
+    }
+    let grace = if was_full { Duration::ZERO } else { options.grace };
+    let credible = is_credible(&catalog.read()?, now);
+    Ok(gc::collect(repo, &options.cluster, claim, &|since, _| is_due(grace, since, now, credible))?)
+}
+
+/// Removes what is due by what was decided when it expired; for whoever has just changed the catalog anyway. Does nothing
+/// while somebody else expires.
+pub fn remove_due(repo: &Repository, cluster: &ClusterName, ctx: &Ctx) -> Result<()> {
+    let catalog = CatalogStore::new(repo, cluster);
+    let now = ctx.now();
+    let before = catalog.read()?;
+    let credible = is_credible(&before, now);
+    let due = |_, due: Timestamp| credible && due <= now;
+    let waiting = earlier(&before, &due);
+    if waiting.backups_due + waiting.segments_due == 0 {
+        return Ok(());
+    }
+    let claim = match catalog.claim_expiry(now) {
+        Err(RepoError::Busy { .. }) => return Ok(()),
+        other => other?,
+    };
+    let kept = KeptClaim::new(claim.clone(), ctx);
+    let outcome = gc::collect(repo, cluster, &claim, &due);
+    drop(kept);
+    claim.release()?;
+    outcome?;
+    Ok(())
+}
