@@ -243,7 +243,8 @@ def context(s: Settings, results: Results, versions: list[str], server: str, dat
 def commands(tool_commands: list[list], work: Path) -> str:
     def shown(cmd: list) -> str:
         # A reader's paths are other ones than those of the machine that measured.
-        return " ".join(str(c) for c in cmd).replace(f"{ROOT}/", "").replace(str(work), "WORK")
+        words = [Path(cmd[0]).name, *map(str, cmd[1:])]
+        return " ".join(words).replace(f"{ROOT}/", "").replace(str(work), "WORK")
     return "\n".join(["```", *map(shown, tool_commands), "```"])
 
 
