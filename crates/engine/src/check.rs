@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pgark_pg::value::{SegmentName, SegmentNo};
+use pgark_pg::value::{SegmentName, SegmentNo, TimelineId};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Lineage};
 use pgark_repo::keyring::{self, SlotInfo};
@@ -274,6 +274,9 @@ fn archiving(
                         Verdict::Ok,
                         format!("'{}' is system {}", options.cluster, lineage.system_id),
                     );
+                    let newest =
+                        catalog.backups.last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
+                    gaps(member, options, lineage, found.timeline, newest, f);
                     registered.push((member, lineage.clone()));
                 }
                 None => f.add("registration", Verdict::Failed, "the server is not the one registered under this name"),
@@ -320,6 +323,35 @@ fn archiving(
         }
     }
     f.of = None;
+}
+
+/// WAL that this repository lacks after its newest backup, while it has later WAL: what lies behind cannot be reached.
+fn gaps(
+    member: &Member,
+    options: &CheckOptions,
+    lineage: &Lineage,
+    timeline: Option<TimelineId>,
+    newest: Option<SegmentNo>,
+    f: &mut Findings,
+) {
+    let head = match WalArchive::new(&member.repo, &options.cluster, lineage.system_id).head() {
+        Ok(head) => head,
+        Err(e) => return f.add("wal gaps", Verdict::NotChecked, e.to_string()),
+    };
+    let Some(span) = timeline.and_then(|t| head.timeline(t)) else {
+        return f.add("wal gaps", Verdict::NotChecked, "there is no WAL of the server's timeline yet");
+    };
+    let name = |segment| SegmentName { timeline: span.timeline, segment }.format(lineage.segment_size);
+    let mut found = span.gaps();
+    found.retain(|(_, last)| newest.is_some_and(|n| *last >= n));
+    match found.as_slice() {
+        [] => f.add("wal gaps", Verdict::Ok, "none after the newest backup"),
+        [.., (first, last)] => f.add(
+            "wal gaps",
+            Verdict::Warning,
+            format!("{} to {} never arrived; a backup or 'pgark replicate' may bring them", name(*first), name(*last)),
+        ),
+    }
 }
 
 fn clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {

@@ -1,5 +1,7 @@
 //! Marks that protect a backup: kept, kept until a moment, legal holds.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use pgark_repo::catalog::{BackupEntry, CatalogStore, Hold};
 use pgark_repo::names::{BackupId, ClusterName};
@@ -27,6 +29,52 @@ pub enum Change {
     Make,
     /// Only find out whether it could be made.
     Try,
+}
+
+/// Longest key and value of a note, and most notes on a backup.
+const NOTE_BYTES_MAX: usize = 1000;
+const NOTES_MAX: usize = 100;
+
+/// Sets notes; an empty value takes one away. Returns all notes as they are then.
+pub fn annotate(
+    repo: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+    notes: &[(String, String)],
+    change: Change,
+) -> Result<BTreeMap<String, String>> {
+    let catalog = CatalogStore::new(repo, cluster);
+    let none = || RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() };
+    let apply = |before: &BTreeMap<String, String>| {
+        let mut all = before.clone();
+        for (key, value) in notes {
+            match value.is_empty() {
+                true => drop(all.remove(key)),
+                false => drop(all.insert(key.clone(), value.clone())),
+            }
+        }
+        all
+    };
+    let now = apply(&catalog.read()?.backup(id).ok_or_else(none)?.annotations);
+    let long = notes.iter().any(|(k, v)| k.len() > NOTE_BYTES_MAX || v.len() > NOTE_BYTES_MAX);
+    if now.len() > NOTES_MAX || long {
+        return Err(EngineError::refused(
+            "E-ANNOTATION",
+            format!("a backup has at most {NOTES_MAX} notes, of at most {NOTE_BYTES_MAX} bytes"),
+            "keep longer texts elsewhere and note where",
+        ));
+    }
+    if change == Change::Try {
+        return Ok(now);
+    }
+    let written = catalog.update(|c| {
+        let entry = c.backups.iter_mut().find(|b| b.id == *id).ok_or_else(none)?;
+        let after = apply(&entry.annotations);
+        let changed = after != entry.annotations;
+        entry.annotations = after.clone();
+        Ok(changed.then_some(after))
+    })?;
+    Ok(written.unwrap_or(now))
 }
 
 /// The backup's entry as it is then.

@@ -17,6 +17,7 @@ pub mod keep;
 pub mod keys;
 pub mod pace;
 pub mod register;
+pub mod repair;
 pub mod replicate;
 pub mod restore;
 pub mod several;

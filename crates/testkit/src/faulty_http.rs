@@ -162,13 +162,34 @@ fn flip(bytes: &mut [u8]) {
 fn fault_for(head: &str, state: &Mutex<State>) -> Option<HttpFault> {
     let mut state = lock(state);
     let mut words = head.split_whitespace();
-    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (method, target) = (words.next().unwrap_or_default(), decoded(words.next().unwrap_or_default()));
     state.seen.push(format!("{method} {target}"));
     let fits =
         |r: &&mut Rule| r.times > 0 && (r.method.is_empty() || r.method == method) && target.contains(&r.path_part);
     let rule = state.rules.iter_mut().find(fits)?;
     rule.times -= 1;
     Some(rule.fault.clone())
+}
+
+/// Some clients write `/` and `-` as `%2F` and `%2D`.
+fn decoded(target: &str) -> String {
+    let mut out = String::new();
+    let mut rest = target;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let byte = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                out.push('%');
+                rest = after;
+            }
+        }
+    }
+    out + rest
 }
 
 /// Head and body; None when the client closed without a request.

@@ -44,6 +44,9 @@ pub struct PushArgs {
     spool_max: Option<ByteSize>,
 }
 
+/// So long `archive_command` waits for a second repository before it goes on without it.
+const OTHERS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Unless the setting says otherwise.
 const SPOOL_BYTES: u64 = 10_000_000_000;
 
@@ -112,7 +115,7 @@ fn push_to_repository(
     context: &Context,
     spool: Option<&Spool>,
 ) -> Result<Outcome, Failure> {
-    let members = context.open_members()?.members;
+    let members = context.open_members(Some(OTHERS_PATIENCE))?.members;
     let compression = super::backup::compression(&args.compress)?;
     let cluster = context.cluster()?;
     let ahead = !args.accept_damaged && !args.alone;

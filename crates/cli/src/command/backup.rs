@@ -77,7 +77,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let options = options(&args, &context)?;
-    let opened = context.open_members()?;
+    let opened = context.open_members(None)?;
     let repo = opened.members.first().expect("there is at least one").repo.clone();
     if args.dry_run.dry_run {
         let plan = backup::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
@@ -106,9 +106,9 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         output::warning(w);
     }
     let entry = &report.entry;
-    let (outcomes, required) = into_others(&context, &opened, &entry.id)?;
-    let all_have_it = outcomes.iter().all(|o| o.ok);
-    let document = BackupDocument::new(options.cluster.as_str(), &report, outcomes);
+    let others = into_others(&context, &opened, &entry.id)?;
+    let all_have_it = others.outcomes.iter().all(|o| o.ok);
+    let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking);
     output::result(global.form(), &document, || {
         format!(
             "{}\n  {}{} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
@@ -124,29 +124,39 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         ) + &resumed(&report)
             + &report.rechecked.as_ref().map(rechecked).unwrap_or_default()
     })?;
-    match required {
+    match others.required {
         Some(failure) => Err(failure),
         None if report.warnings.is_empty() && all_have_it => Ok(Exit::Done),
         None => Ok(Exit::Warnings),
     }
 }
 
+/// How the repositories beside the first fared.
+struct Others {
+    outcomes: Vec<RepoOutcome>,
+    /// The failure, when a required one lacks the backup.
+    required: Option<Failure>,
+    /// Which lack it, and why.
+    lacking: Vec<String>,
+}
+
 /// Copies the new backup into the other repositories. Returns how each fared, and the failure when a required one lacks it.
-fn into_others(
-    context: &Context,
-    opened: &Opened,
-    id: &BackupId,
-) -> Result<(Vec<RepoOutcome>, Option<Failure>), Failure> {
+fn into_others(context: &Context, opened: &Opened, id: &BackupId) -> Result<Others, Failure> {
     let members = &opened.members;
     let first = members.first().expect("there is at least one");
     let mut outcomes = vec![RepoOutcome { name: first.name.clone(), ok: true }];
     let mut required = None;
+    let away = |(name, failure): &(String, Failure)| {
+        format!("repository {name} is away: {}: {}", failure.code, failure.message)
+    };
+    let mut lacking: Vec<String> = opened.away.iter().map(away).collect();
     let options = ReplicateOptions { cluster: context.cluster()?, which: Which::Newer, jobs: context.jobs() };
     for (name, why) in several::complete(members, &options, id, &context.ctx) {
         let ok = why.is_none();
         if let Some(why) = why {
             let message = format!("backup {id} is in repository {}, and {name} lacks it: {why}", first.name);
             output::warning(&message);
+            lacking.push(message.clone());
             if members.iter().any(|m| m.name == name && m.required) {
                 let hint = format!("'pgark replicate --from {} --to {name}' completes it", first.name);
                 required = Some(Failure::failed("E-REPO-REQUIRED", message).hint(hint));
@@ -155,7 +165,7 @@ fn into_others(
         outcomes.push(RepoOutcome { name, ok });
     }
     outcomes.extend(opened.away.iter().map(|(name, _)| RepoOutcome { name: name.clone(), ok: false }));
-    Ok((outcomes, required))
+    Ok(Others { outcomes, required, lacking })
 }
 
 fn resumed(report: &BackupReport) -> String {

@@ -132,23 +132,17 @@ impl Context {
     }
 
     /// All selected repositories, opened; the first that can be is the one to read from. One that is away and not required
-    /// is passed over with a warning.
+    /// is passed over with a warning; so is one, but the first, that does not answer in time.
     ///
     /// # Errors
     /// When none can be opened, or a required one cannot.
-    pub fn open_members(&self) -> Result<Opened, Failure> {
+    pub fn open_members(&self, patience: Option<Duration>) -> Result<Opened, Failure> {
         let mut opened = Opened { members: vec![], away: vec![] };
         let all = self.settings.selected_repos()?;
         for settings in &all {
             let repo = match opened.members.first() {
                 None => self.open_repository(settings),
-                Some(first) => self.open_copy(&first.repo, settings, Missing::Refuse).and_then(|found| {
-                    let none = || pgark_repo::RepoError::NoRepository { url: settings.url.to_string() };
-                    found.ok_or_else(|| {
-                        engine_failure(none().into())
-                            .hint("'pgark init' or 'pgark replicate' makes it a copy of the first")
-                    })
-                }),
+                Some(first) => open_member(&first.repo, settings, &self.access, patience),
             };
             match repo {
                 Ok(repo) => {
@@ -168,6 +162,30 @@ impl Context {
             output::warning(&format!("repository {name} is away: {}: {}", failure.code, failure.message));
         }
         Ok(opened)
+    }
+
+    /// Other repositories that are copies of this one: the one that was named, or all others of the selection and of the
+    /// cluster that can be reached.
+    pub fn open_others(&self, repo: &Repository, named: Option<&str>) -> Result<Vec<Member>, Failure> {
+        let candidates = match named {
+            Some(text) => vec![self.settings.repo(text)?],
+            None => self.settings.repos_of_cluster(),
+        };
+        let mut others = vec![];
+        for settings in candidates {
+            let copy = self.open_copy(repo, &settings, Missing::Refuse);
+            match copy {
+                Ok(Some(copy)) if copy.store().url() != repo.store().url() => {
+                    others.push(Member { name: settings.name.clone(), repo: copy, required: false });
+                }
+                Ok(_) => {}
+                Err(failure) if named.is_none() => {
+                    output::warning(&format!("repository {}: {}: {}", settings.name, failure.code, failure.message));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(others)
     }
 
     /// The first repository that can be opened, to read from.
@@ -199,18 +217,7 @@ impl Context {
         settings: &RepoSettings,
         missing: Missing,
     ) -> Result<Option<Repository>, Failure> {
-        let store = match self.open_store(settings, missing) {
-            Err(e) if e.exit == Exit::NoRepository && missing == Missing::Refuse => return Ok(None),
-            opened => opened?,
-        };
-        if missing == Missing::Refuse {
-            match Repository::ring_bytes(&store) {
-                Err(pgark_repo::RepoError::NoRepository { .. }) => return Ok(None),
-                found => drop(found.map_err(|e| engine_failure(e.into()))?),
-            }
-        }
-        let (copy, _) = of.open_copy(store).map_err(|e| engine_failure(e.into()))?;
-        Ok(Some(copy))
+        open_copy(of, settings, &self.access, missing)
     }
 
     pub fn key_pin(&self, store: &dyn Store) -> Option<KeyPin> {
@@ -277,6 +284,56 @@ impl Context {
                 .hint("give --pgdata, set PGDATA, or set pgdata for the cluster in pgark.toml")
         })
     }
+}
+
+fn open_copy(
+    of: &Repository,
+    settings: &RepoSettings,
+    access: &Access,
+    missing: Missing,
+) -> Result<Option<Repository>, Failure> {
+    let store = match store::open(&settings.url, access, missing) {
+        Err(e) if e.exit == Exit::NoRepository && missing == Missing::Refuse => return Ok(None),
+        opened => opened?,
+    };
+    if missing == Missing::Refuse {
+        match Repository::ring_bytes(&store) {
+            Err(pgark_repo::RepoError::NoRepository { .. }) => return Ok(None),
+            found => drop(found.map_err(|e| engine_failure(e.into()))?),
+        }
+    }
+    let (copy, _) = of.open_copy(store).map_err(|e| engine_failure(e.into()))?;
+    Ok(Some(copy))
+}
+
+/// As `open_copy`, and an error when there is none, or no answer in time. A thread that is given up ends with the program.
+fn open_member(
+    of: &Repository,
+    settings: &RepoSettings,
+    access: &Access,
+    patience: Option<Duration>,
+) -> Result<Repository, Failure> {
+    let url = settings.url.to_string();
+    let open = {
+        let (of, settings, access) = (of.clone(), settings.clone(), access.clone());
+        move || open_copy(&of, &settings, &access, Missing::Refuse)
+    };
+    let found = match patience.filter(|_| !settings.required) {
+        None => open(),
+        Some(patience) => {
+            let (send, receive) = std::sync::mpsc::channel();
+            std::thread::spawn(move || send.send(open()));
+            let late = |_| {
+                let message = format!("{url} did not answer within {} s", patience.as_secs());
+                Err(Failure::failed("E-REPO-IO", message))
+            };
+            receive.recv_timeout(patience).unwrap_or_else(late)
+        }
+    };
+    let none = || pgark_repo::RepoError::NoRepository { url: settings.url.to_string() };
+    found?.ok_or_else(|| {
+        engine_failure(none().into()).hint("'pgark init' or 'pgark replicate' makes it a copy of the first")
+    })
 }
 
 /// Repositories of one command.

@@ -52,7 +52,7 @@ pub struct RepoOutcome {
 }
 
 impl BackupDocument {
-    pub fn new(cluster: &str, report: &BackupReport, repos: Vec<RepoOutcome>) -> Self {
+    pub fn new(cluster: &str, report: &BackupReport, repos: Vec<RepoOutcome>, lacking: Vec<String>) -> Self {
         let e = &report.entry;
         BackupDocument {
             schema: SCHEMA,
@@ -81,7 +81,7 @@ impl BackupDocument {
                     "examples": r.examples})
             }),
             repos,
-            warnings: report.warnings.clone(),
+            warnings: report.warnings.iter().cloned().chain(lacking).collect(),
         }
     }
 }
@@ -270,7 +270,8 @@ fn complete_line(b: &BackupEntry) -> BackupLine {
         stored_bytes: b.stored_bytes,
         bad_blocks: b.bad_blocks,
         from_standby: b.from_standby,
-        kept: b.kept,
+        // A hold keeps it too.
+        kept: b.kept || !b.holds.is_empty(),
         kept_until: b.kept_until,
         holds: holds(b),
         damaged: b.damaged,
@@ -352,6 +353,9 @@ pub struct VerifyDocument {
     objects_checked: u64,
     bytes_checked: u64,
     problems: Vec<ProblemDocument>,
+    /// Objects that were replaced by those of another repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    repaired: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -376,7 +380,7 @@ pub fn problem_kind(k: ProblemKind) -> &'static str {
 }
 
 impl VerifyDocument {
-    pub fn new(r: &VerifyReport, depth: Depth) -> Self {
+    pub fn new(r: &VerifyReport, depth: Depth, repaired: Vec<String>) -> Self {
         let problem = |p: &pgark_engine::verify::Problem| ProblemDocument {
             object: p.object.clone(),
             kind: problem_kind(p.kind),
@@ -402,6 +406,7 @@ impl VerifyDocument {
             objects_checked: r.objects_checked,
             bytes_checked: r.bytes_checked,
             problems: r.problems.iter().map(problem).collect(),
+            repaired,
             notes: r.notes.clone(),
         }
     }

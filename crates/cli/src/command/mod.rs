@@ -1,7 +1,9 @@
 //! The commands, one file each: arguments to options, a call, output.
 
+mod annotate;
 mod archive;
 mod backup;
+mod browse;
 mod check;
 mod config;
 pub mod context;
@@ -72,6 +74,12 @@ pub enum Command {
     Delete(delete::DeleteArgs),
     /// Who opens the repository: passphrases, age keys, key commands; and the master key behind them
     Key(key::KeyArgs),
+    /// Write notes on a backup
+    Annotate(annotate::AnnotateArgs),
+    /// List the objects of the repository
+    RepoLs(browse::ListArgs),
+    /// Print what an object of the repository holds
+    RepoGet(browse::GetArgs),
     /// Copy backups and WAL from one repository to another, without the database
     Replicate(replicate::ReplicateArgs),
     /// Check the configuration, or explain where a value comes from
@@ -100,6 +108,9 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Unkeep(a) => keep::unkeep(a, global),
         Command::Delete(a) => delete::run(a, global),
         Command::Key(a) => key::run(a, global),
+        Command::Annotate(a) => annotate::run(&a, global),
+        Command::RepoLs(a) => browse::list(&a, global),
+        Command::RepoGet(a) => browse::get(&a, global),
         Command::Replicate(a) => replicate::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),

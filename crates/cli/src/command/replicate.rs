@@ -61,7 +61,8 @@ fn ids<'a>(all: impl IntoIterator<Item = &'a pgark_repo::names::BackupId>) -> Ve
 }
 
 fn planned(plan: &ReplicatePlan) -> Value {
-    json!({"schema": SCHEMA, "dry_run": true, "backups": ids(plan.backups.iter().map(|b| &b.id)), "segments": plan.segments()})
+    json!({"schema": SCHEMA, "dry_run": true, "backups": ids(plan.backups.iter().map(|b| &b.id)), "incomplete": ids(plan.lost.iter().map(|(b, _)| &b.id)),
+        "segments": plan.segments()})
 }
 
 fn plan_text(plan: &ReplicatePlan) -> String {
@@ -69,6 +70,9 @@ fn plan_text(plan: &ReplicatePlan) -> String {
         return "nothing is missing\n".into();
     }
     let mut out = format!("would copy {} WAL segments and {} backups\n", plan.segments(), plan.backups.len());
+    for (b, objects) in &plan.lost {
+        out += &format!("  {}  has lost {} objects\n", b.id, objects.len());
+    }
     for b in &plan.backups {
         out += &format!("  {}  at most {}\n", b.id, human_bytes(b.stored_bytes));
     }
@@ -77,7 +81,7 @@ fn plan_text(plan: &ReplicatePlan) -> String {
 
 fn document(r: &ReplicateReport) -> Value {
     let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
-    json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "segments": r.segments, "objects": r.objects,
+    json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
         "bytes": r.bytes, "failed": failed})
 }
 
@@ -85,6 +89,9 @@ fn text(r: &ReplicateReport) -> String {
     let mut out = String::new();
     for (what, why) in &r.failed {
         out += &format!("NOT COPIED: {what}: {why}\n");
+    }
+    for id in &r.mended {
+        out += &format!("completed {id}, which had lost objects\n");
     }
     if r.objects == 0 && r.backups.is_empty() && r.failed.is_empty() {
         return "nothing was missing\n".into();

@@ -1,7 +1,12 @@
 //! `verify`.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
+use pgark_engine::repair;
 use pgark_engine::verify::{self, Depth, LostWindow, VerifyOptions, VerifyReport};
+
+use pgark_repo::Repository;
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
@@ -18,6 +23,12 @@ pub struct VerifyArgs {
     /// Presence and size only: says nothing about content
     #[arg(long)]
     quick: bool,
+    /// Replace what is missing or damaged by the same bytes of another repository
+    #[arg(long, conflicts_with = "quick")]
+    repair: bool,
+    /// Repository to repair from; otherwise the others of the cluster
+    #[arg(long, value_name = "NAME|URL", requires = "repair")]
+    from: Option<String>,
 }
 
 pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
@@ -27,9 +38,44 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let repo = context.open_repository(&context.repo_settings()?)?;
     let depth = if args.quick { Depth::Quick } else { Depth::Full };
     let options = VerifyOptions { cluster: context.cluster()?, only, depth, jobs: context.jobs() };
-    let report = verify::verify(&options, &repo, &context.ctx).map_err(engine_failure)?;
-    output::result(global.form(), &VerifyDocument::new(&report, depth), || text(&report, depth))?;
+    let mut report = verify::verify(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let repaired = match args.repair && !report.problems.is_empty() {
+        true => repaired(&args, &context, &repo, &options, &mut report)?,
+        false => vec![],
+    };
+    let document = VerifyDocument::new(&report, depth, repaired.clone());
+    output::result(global.form(), &document, || {
+        repaired.iter().map(|object| format!("REPAIRED: {object}\n")).collect::<String>() + &text(&report, depth)
+    })?;
     Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Damage })
+}
+
+/// Repairs, and looks again at everything that was affected. What is whole now leaves the report.
+fn repaired(
+    args: &VerifyArgs,
+    context: &Context,
+    repo: &Repository,
+    options: &VerifyOptions,
+    report: &mut VerifyReport,
+) -> Result<Vec<String>, Failure> {
+    let others = context.open_others(repo, args.from.as_deref())?;
+    if others.is_empty() {
+        return Err(Failure::usage("E-REPO-CHOICE", "there is no other repository to repair from")
+            .hint("name one with --from, or give the cluster several repositories"));
+    }
+    let done = repair::repair(repo, &others, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
+    for (object, why) in &done.left {
+        output::warning(&format!("{object} could not be repaired: {why}"));
+    }
+    let mut again: BTreeSet<String> = BTreeSet::new();
+    for id in &done.backups {
+        let one = VerifyOptions { only: Some(id.clone()), ..options.clone() };
+        let second = verify::verify(&one, repo, &context.ctx).map_err(engine_failure)?;
+        again.extend(second.problems.into_iter().map(|p| p.object));
+    }
+    let whole = |object: &String| done.repaired.contains(object) && !again.contains(object);
+    report.problems.retain(|p| !whole(&p.object));
+    Ok(done.repaired.into_iter().filter(|object| !again.contains(object)).collect())
 }
 
 fn text(r: &VerifyReport, depth: Depth) -> String {

@@ -159,6 +159,18 @@ impl Settings {
         })
     }
 
+    /// A repository by its configured name or URL.
+    pub fn repo(&self, text: &str) -> Result<RepoSettings, Failure> {
+        resolve::repo(&self.repos, text)
+    }
+
+    /// Those that the cluster's settings and this command name.
+    pub fn repos_of_cluster(&self) -> Vec<RepoSettings> {
+        let chosen = self.chosen_repos.iter().flat_map(|c| c.value.iter().cloned());
+        let of_cluster = self.clusters.get(&self.selected_cluster.value).map_or(&[][..], |c| &c.repos);
+        chosen.chain(of_cluster.iter().filter_map(|name| self.repos.get(name)).cloned()).collect()
+    }
+
     /// The repositories this command uses, never none: the first is read from, all are written to.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 mod site;
 
 mod archive;
+mod browse;
 mod cli_contract;
 mod crash;
 mod delta;

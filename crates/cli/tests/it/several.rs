@@ -159,6 +159,56 @@ fn work_goes_on_while_the_first_repository_is_away() {
 }
 
 #[test]
+fn what_is_damaged_in_one_repository_is_repaired_from_the_other() {
+    let Some(two) = Two::new("two4", false) else { return };
+    two.site.cluster.psql("create table t as select g, md5(g::text) m from generate_series(1, 20000) g");
+    let full = two.backup().expect_code(0).json();
+    two.site.ledger.write_rows(&two.site.cluster, 5);
+    let incr = two.backup().expect_code(0).json();
+    let latest = two.site.archive_all();
+    let place = |id: &Value, rest: &str| {
+        two.a.join(format!("clusters/main/backups/{}/{rest}", id["id"].as_str().unwrap_or("")))
+    };
+    let flip = |path: &Path| {
+        let mut bytes = fs::read(path).expect("an object");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 8;
+        fs::write(path, bytes).expect("damage");
+    };
+    let wal = |n: usize| {
+        let all = pgark_testkit::objects_under(&two.a.join("clusters/main/wal"));
+        let segments: Vec<_> = all.into_iter().filter(|p| p.file_name().is_some_and(|f| f.len() == 24)).collect();
+        segments.get(n).cloned().expect("a segment")
+    };
+    flip(&place(&full, "packs/000001"));
+    fs::remove_file(place(&incr, "packs/000001")).expect("remove");
+    fs::remove_file(place(&incr, "record")).expect("remove");
+    flip(&place(&full, "manifest"));
+    flip(&wal(1));
+    fs::remove_file(wal(2)).expect("remove");
+
+    let only = two.only("a");
+    let found = only.run(["verify", "--json"]).expect_code(20).json();
+    assert!(found["problems"].as_array().is_some_and(|p| p.len() >= 4), "{found}");
+    // Nobody to repair from: nothing is touched.
+    let alone = only.run(["verify", "--repair", "--from", "a", "--json"]);
+    assert_eq!(alone.code, Some(2), "{alone}");
+    let mut rounds = 0;
+    loop {
+        // A damaged record or manifest hides what lies behind it until it is whole.
+        let done = only.run(["verify", "--repair", "--json"]);
+        rounds += 1;
+        if done.code == Some(0) {
+            break;
+        }
+        assert!(rounds < 4, "{done}");
+    }
+    assert_eq!(only.json(["verify"])["ok"], true);
+    fs::remove_dir_all(&two.b).expect("the other is destroyed");
+    two.assert_restores_from("a", "r-a", &latest);
+}
+
+#[test]
 fn a_required_repository_that_is_away_fails_everything() {
     let Some(two) = Two::new("two3", true) else { return };
     two.backup().expect_code(0);

@@ -5,7 +5,7 @@
 //! head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
 //! deletes stays in the other.
 
-mod objects;
+pub(crate) mod objects;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind,
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::BackupRecord;
-use pgark_repo::store::ObjectName;
+use pgark_repo::store::{ObjectName, ObjectStat};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wal::WalArchive;
 use pgark_repo::{RepoError, Repository};
@@ -58,6 +58,8 @@ pub struct ReplicatePlan {
     pub wal: Vec<WalToCopy>,
     /// Oldest first.
     pub backups: Vec<BackupEntry>,
+    /// Backups that both list, and the objects that the copy has lost.
+    pub lost: Vec<(BackupEntry, Vec<(ObjectName, Fingerprint)>)>,
 }
 
 impl ReplicatePlan {
@@ -66,13 +68,18 @@ impl ReplicatePlan {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.segments() == 0 && self.backups.is_empty() && self.wal.iter().all(|w| w.histories.is_empty())
+        self.segments() == 0
+            && self.backups.is_empty()
+            && self.lost.is_empty()
+            && self.wal.iter().all(|w| w.histories.is_empty())
     }
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct ReplicateReport {
     pub backups: Vec<BackupId>,
+    /// Backups that were listed and had lost objects.
+    pub mended: Vec<BackupId>,
     pub segments: u64,
     pub objects: u64,
     pub bytes: u64,
@@ -98,9 +105,21 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
         }
     };
     let mut backups = vec![];
+    let mut both = vec![];
     for entry in source.backups.iter().filter(|e| options.which.takes(e, target.as_ref())) {
-        if !has(entry)? {
-            backups.push(entry.clone());
+        match has(entry)? {
+            true => both.push(entry),
+            false => backups.push(entry.clone()),
+        }
+    }
+    let mut incomplete = vec![];
+    if let (Some(to), Which::Missing | Which::One(_)) = (to, &options.which) {
+        let there = objects_there(to, &options.cluster)?;
+        for entry in both {
+            let objects = lost(from, &options.cluster, entry, &there)?;
+            if !objects.is_empty() {
+                incomplete.push((entry.clone(), objects));
+            }
         }
     }
     if let Which::One(id) = &options.which
@@ -112,7 +131,7 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
     for lineage in &source.lineages {
         wal.push(wal::to_copy(from, to, &options.cluster, lineage)?);
     }
-    Ok(ReplicatePlan { lineages: source.lineages, wal, backups })
+    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete })
 }
 
 fn check_same(from: &Repository, to: &Repository) -> Result<()> {
@@ -155,6 +174,18 @@ pub fn run(
     for part in &plan.wal {
         wal::copy(from, to, &options.cluster, part, options.jobs, ctx, &mut report)?;
     }
+    for (entry, objects) in &plan.lost {
+        ctx.check_cancelled()?;
+        match mend(from, to, options, entry, objects, ctx) {
+            Ok((count, bytes)) => {
+                report.objects += count;
+                report.bytes += bytes;
+                report.mended.push(entry.id.clone());
+            }
+            Err(e) if is_about_one(&e) => report.failed.push((entry.id.to_string(), e.to_string())),
+            Err(e) => return Err(e),
+        }
+    }
     for entry in &plan.backups {
         ctx.check_cancelled()?;
         match backup(from, to, options, entry, ctx, &mut report) {
@@ -164,6 +195,28 @@ pub fn run(
         }
     }
     Ok(report)
+}
+
+/// Brings back what a listed backup has lost; nobody deletes it meanwhile.
+fn mend(
+    from: &Repository,
+    to: &Repository,
+    options: &ReplicateOptions,
+    entry: &BackupEntry,
+    objects: &[(ObjectName, Fingerprint)],
+    ctx: &Ctx,
+) -> Result<(u64, u64)> {
+    let pin = CatalogStore::new(to, &options.cluster).claim(JobKind::Restore, &entry.id, ctx.now())?;
+    let kept = KeptClaim::new(pin.clone(), ctx);
+    let total = objects.iter().map(|(_, print)| print.size).sum();
+    ctx.progress.begin(&format!("lost objects of {}", entry.id), Some(total));
+    let copied = objects::copy_all(from.store(), to.store(), objects, options.jobs, ctx);
+    ctx.progress.end();
+    drop(kept);
+    if let Err(e) = pin.release() {
+        tracing::warn!(%e, "the claim in the copy ends by itself");
+    }
+    copied
 }
 
 /// Damage or absence concerns one backup; a store that does not answer concerns all.
@@ -241,7 +294,7 @@ fn objects_of(
     if print != record.manifest {
         return Err(RepoError::corrupt(names::manifest(cluster, id), "not the manifest that this backup wrote").into());
     }
-    let there = packs_there(to, cluster, known)?;
+    let there = packs_there(to, cluster, known, &objects_there(to, cluster)?)?;
     let mut wanted: BTreeMap<ObjectName, Fingerprint> = BTreeMap::new();
     for PackUse { id, fingerprint, .. } in uses.into_iter().filter(|u| !there.contains(&u.id)) {
         wanted.insert(names::pack(cluster, &id.backup, id.number), fingerprint);
@@ -262,14 +315,56 @@ fn objects_of(
     Ok(())
 }
 
-/// Packs that listed backups of the copy rest on: they were checked when those were committed.
-fn packs_there(to: &Repository, cluster: &ClusterName, known: &Catalog) -> Result<BTreeSet<PackId>> {
-    let mut there = BTreeSet::new();
-    for backup in &known.backups {
-        let reader = ManifestReader::open(to.store().clone(), to.keys(), &names::manifest(cluster, &backup.id))?;
-        there.extend(packs_of(reader)?.0.into_iter().map(|u| u.id));
-    }
+/// Objects of backups that the copy has by a listing, with their sizes.
+fn objects_there(to: &Repository, cluster: &ClusterName) -> Result<BTreeMap<ObjectName, u64>> {
+    let mut there = BTreeMap::new();
+    let mut visit = |stat: ObjectStat| {
+        there.insert(stat.name, stat.size);
+        Ok(())
+    };
+    to.store().list(&names::backups_dir(cluster), &mut visit).map_err(RepoError::from)?;
     Ok(there)
+}
+
+/// Packs that listed backups of the copy rest on, and that are there: their content was checked when those were committed.
+fn packs_there(
+    to: &Repository,
+    cluster: &ClusterName,
+    known: &Catalog,
+    there: &BTreeMap<ObjectName, u64>,
+) -> Result<BTreeSet<PackId>> {
+    let mut packs = BTreeSet::new();
+    for backup in &known.backups {
+        let reader = ManifestReader::open(to.store().clone(), to.keys(), &names::manifest(cluster, &backup.id));
+        // A damaged or lost manifest vouches for nothing.
+        let uses = match reader.and_then(packs_of) {
+            Ok((uses, _)) => uses,
+            Err(e) if e.is_damage() || e.is_not_found() => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let is_there =
+            |u: &PackUse| there.get(&names::pack(cluster, &u.id.backup, u.id.number)) == Some(&u.fingerprint.size);
+        packs.extend(uses.into_iter().filter(is_there).map(|u| u.id));
+    }
+    Ok(packs)
+}
+
+/// Objects of a backup that both list, which the copy has lost.
+fn lost(
+    from: &Repository,
+    cluster: &ClusterName,
+    entry: &BackupEntry,
+    there: &BTreeMap<ObjectName, u64>,
+) -> Result<Vec<(ObjectName, Fingerprint)>> {
+    let record = BackupRecord::load(from, cluster, &entry.id, &entry.record)?;
+    let reader = ManifestReader::open(from.store().clone(), from.keys(), &names::manifest(cluster, &entry.id))?;
+    let packs = packs_of(reader)?.0.into_iter();
+    let mut all: Vec<(ObjectName, Fingerprint)> =
+        packs.map(|u| (names::pack(cluster, &u.id.backup, u.id.number), u.fingerprint)).collect();
+    all.push((names::manifest(cluster, &entry.id), record.manifest));
+    all.push((names::record(cluster, &entry.id), entry.record.clone()));
+    all.retain(|(name, _)| !there.contains_key(name));
+    Ok(all)
 }
 
 /// The backup's own WAL must be in the copy before it is listed.

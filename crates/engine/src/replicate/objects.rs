@@ -72,6 +72,13 @@ pub fn copy(
     }
 }
 
+/// All of an object that has this fingerprint.
+pub fn read_exactly(store: &Arc<dyn Store>, name: &ObjectName, print: &Fingerprint) -> Result<Vec<u8>> {
+    let bytes = store.read(name, print.size).map_err(RepoError::from)?;
+    let same = bytes.len() as u64 == print.size && blake3::hash(&bytes).to_hex().as_str() == print.blake3;
+    if same { Ok(bytes) } else { Err(RepoError::corrupt(name, "not what was written").into()) }
+}
+
 fn compare(to: &Arc<dyn Store>, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {
     if each_piece(to, name, print.size, ctx, &mut |_| Ok(()))? == print.blake3 { Ok(0) } else { Err(taken(name)) }
 }

@@ -41,7 +41,11 @@ pub fn to_copy(
 ) -> Result<WalToCopy> {
     let head = WalArchive::new(from, cluster, lineage.system_id).head()?;
     let there = match to {
-        Some(to) => WalArchive::new(to, cluster, lineage.system_id).head()?,
+        // What the head names and the store has lost is copied too.
+        Some(to) => {
+            let archive = WalArchive::new(to, cluster, lineage.system_id);
+            archive.present(&archive.head()?, lineage.segment_size)?
+        }
         None => WalHead::default(),
     };
     let (mut segments, mut histories) = (vec![], vec![]);

@@ -289,7 +289,12 @@ impl WalArchive {
         if !head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
             return Ok(false);
         }
-        Ok(self.open_copy(&name, index.segment_size, head.copy_of(&name))?.index.content == index.content)
+        match self.open_copy(&name, index.segment_size, head.copy_of(&name)) {
+            Ok(reader) => Ok(reader.index.content == index.content),
+            // It was lost, and comes back.
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Whether the segment of this name that the head names holds our records. None: it is an unfinished beginning of ours.

@@ -158,9 +158,14 @@ impl Drop for CloudWriter {
     fn drop(&mut self) {
         let Some(upload) = self.upload.take() else { return };
         upload.waiting.iter().for_each(JoinHandle::abort);
-        let abort = || self.store.client.abort_multipart(&upload.path, &upload.id);
-        if let Err(e) = self.store.attempts.run(0, abort) {
-            tracing::warn!(name = %self.name, why = %e.why, "an unfinished upload could not be removed; a lifecycle rule of the bucket should");
+        // Once: whoever drops a writer has a failure to tell, and should not wait for a store that is away.
+        let attempts = &self.store.attempts;
+        let abort = async {
+            let aborted = self.store.client.abort_multipart(&upload.path, &upload.id);
+            tokio::time::timeout(attempts.limit_for(0), aborted).await
+        };
+        if !matches!(attempts.runtime().block_on(abort), Ok(Ok(()))) {
+            tracing::warn!(name = %self.name, "an unfinished upload could not be removed; a lifecycle rule of the bucket should");
         }
     }
 }
