@@ -441,9 +441,10 @@ mod tests {
 
     #[test]
     fn a_stderr_nobody_reads_drops_lines_instead_of_blocking() {
-        struct Stuck(Receiver<()>);
+        struct Stuck(Receiver<()>, mpsc::Sender<()>);
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let _ = self.1.send(());
                 // Blocks until the other side is gone.
                 let _ = self.0.recv();
                 Ok(bytes.len())
@@ -453,7 +454,11 @@ mod tests {
             }
         }
         let (release, stuck) = mpsc::channel();
-        let (mut writer, guard) = LossyWriter::start(Stuck(stuck)).expect("a thread");
+        let (begun, has_begun) = mpsc::channel();
+        let (mut writer, guard) = LossyWriter::start(Stuck(stuck, begun)).expect("a thread");
+        writer.write_all(b"first\n").expect("never fails");
+        // From here on the thread is stuck, and takes no line from the queue.
+        has_begun.recv().expect("the first line is written");
         for _ in 0..LINES_WAITING_MAX + 10 {
             writer.write_all(b"line\n").expect("never fails");
         }
