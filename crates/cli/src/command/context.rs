@@ -92,13 +92,13 @@ impl Context {
         Ok(all.remove(0))
     }
 
-    /// The repository to write to. Writing to several at once is not supported yet.
+    /// The one repository of a command that changes or removes what lies in it: each keeps what it keeps.
     pub fn one_repo_settings(&self) -> Result<RepoSettings, Failure> {
         let all = self.settings.selected_repos()?;
         if all.len() > 1 {
             return Err(Failure::refused(
                 "E-REPO-SEVERAL",
-                "writing to several repositories at once is not supported yet",
+                "this command works on one repository, and several are selected",
             )
             .hint("choose one with --repo"));
         }
