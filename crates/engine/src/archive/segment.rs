@@ -27,7 +27,7 @@ const LONG_HEADER_BYTES: usize = 40;
 /// Larger segments are read from their file each time they are needed.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Blocks that wait for compression: enough to keep its threads busy, few enough to stay in the processor's cache.
-const BLOCKS_WAITING: usize = 8;
+const BLOCKS_WAITING: usize = 4;
 
 /// A WAL file that is what its name says, with its index.
 pub struct Prepared {
@@ -89,6 +89,9 @@ pub fn prepare(
     Ok(Prepared { index: indexed.index, changes: indexed.changes, data: Held::Memory(encoded) })
 }
 
+/// An encoder and where it writes, one of each for all blocks of a thread: fresh memory for each costs more than copying.
+type Scratch = (Encoder, Vec<u8>);
+
 /// One thread reads and walks; it and the others compress. Buffers go round, so that few of them stay in the cache.
 fn read_and_encode(
     file: &mut File,
@@ -101,15 +104,13 @@ fn read_and_encode(
     let (to_encode, work) = bounded::<(usize, Vec<u8>)>(buffers);
     let (give_back, free) = bounded::<Vec<u8>>(buffers);
     let done: Mutex<Vec<(usize, EncodedBlock)>> = Mutex::new(Vec::with_capacity(blocks));
-    let encode = |encoder: &mut Encoder, n: usize, plain: &[u8]| -> Result<()> {
-        let mut encoded = vec![];
-        let codec = encoder.encode(plain, &mut encoded)?;
-        encoded.shrink_to_fit();
-        let block = EncodedBlock { plain_len: plain.len(), codec, encoded };
+    let encode = |(encoder, scratch): &mut Scratch, n: usize, plain: &[u8]| -> Result<()> {
+        let codec = encoder.encode(plain, scratch)?;
+        let block = EncodedBlock { plain_len: plain.len(), codec, encoded: scratch.as_slice().to_vec() };
         done.lock().expect("no thread panics with the lock").push((n, block));
         Ok(())
     };
-    let help = |encoder: &mut Encoder| -> Result<()> {
+    let help = |encoder: &mut Scratch| -> Result<()> {
         for (n, plain) in &work {
             let encoded = encode(encoder, n, &plain);
             give_back.send(plain).expect("the receiver outlives the threads");
@@ -117,10 +118,11 @@ fn read_and_encode(
         }
         Ok(())
     };
-    let mut encoder = Encoder::new(compression)?;
+    let scratch = || Encoder::new(compression).map(|encoder| (encoder, vec![]));
+    let mut encoder = scratch()?;
     let indexed = thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads)
-            .map(|_| scope.spawn(|| Encoder::new(compression).map_err(Into::into).and_then(|mut e| help(&mut e))))
+            .map(|_| scope.spawn(|| scratch().map_err(Into::into).and_then(|mut e| help(&mut e))))
             .collect();
         let mut read = || -> Result<()> {
             let mut made = 0;
