@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use pgark_engine::archive::ahead::Ahead;
+use pgark_engine::archive::ahead::{Ahead, is_backlog};
+use pgark_engine::archive::early::Early;
 use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
 use pgark_engine::archive::prefetch::Prefetch;
 use pgark_engine::archive::pressure::Pressure;
@@ -97,7 +98,7 @@ pub fn drain_spool(context: &Context, members: &[Member]) -> Result<(), Failure>
             jobs: context.jobs(),
             ahead: None,
         };
-        push_to_all(members, &cluster, &options).map(drop)
+        push_to_all(members, &cluster, &options, None).map(drop)
     };
     if let Err(e) = spool.drain(&mut push) {
         output::warning(&format!("WAL stays in the spool: {e}"));
@@ -115,8 +116,13 @@ fn push_to_repository(
     context: &Context,
     spool: Option<&Spool>,
 ) -> Result<Outcome, Failure> {
-    let members = context.open_members(Some(OTHERS_PATIENCE))?.members;
     let compression = super::backup::compression(&args.compress)?;
+    // In a backlog an earlier call may have pushed this segment.
+    let early = match args.alone || !is_backlog(&args.path) {
+        true => Early::start(&args.path, compression, context.jobs()),
+        false => None,
+    };
+    let members = context.open_members(Some(OTHERS_PATIENCE))?.members;
     let cluster = context.cluster()?;
     let ahead = !args.accept_damaged && !args.alone;
     let options = PushOptions {
@@ -129,11 +135,11 @@ fn push_to_repository(
     if let Some(spool) = spool {
         // What waits there comes before this file.
         let mut push = |path: &std::path::Path| {
-            push_to_all(&members, &cluster, &PushOptions { path, ahead: None, ..options }).map(drop)
+            push_to_all(&members, &cluster, &PushOptions { path, ahead: None, ..options }, None).map(drop)
         };
         spool.drain(&mut push).map_err(engine_failure)?;
     }
-    let report = push_to_all(&members, &cluster, &options).map_err(engine_failure)?;
+    let report = push_to_all(&members, &cluster, &options, early).map_err(engine_failure)?;
     for (name, why) in &report.away {
         output::warning(&format!("repository {name} lacks {}: {why}", report.file));
     }

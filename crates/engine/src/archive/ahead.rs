@@ -164,6 +164,14 @@ fn push_all(
     results.into_inner().expect("the threads are gone")
 }
 
+/// Whether PostgreSQL has more to archive behind this segment.
+pub fn is_backlog(path: &Path) -> bool {
+    match path.file_name().and_then(|n| n.to_str()).map(WalFileName::parse) {
+        Some(Ok(WalFileName::Segment(raw))) => !ready_after(path, &raw).is_empty(),
+        _ => false,
+    }
+}
+
 /// The segments that PostgreSQL will ask for next, in its order.
 fn ready_after(path: &Path, raw: &RawSegment) -> Vec<(PathBuf, RawSegment)> {
     let Some(dir) = path.parent() else { return vec![] };

@@ -1,6 +1,7 @@
 //! WAL archiving: pushing segments, fetching them, and knowing which ones a stretch of WAL consists of.
 
 pub mod ahead;
+pub mod early;
 pub mod events;
 pub mod get;
 pub mod listing;

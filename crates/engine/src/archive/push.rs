@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Mutex;
 
 use pgark_pg::names::{RawSegment, WalFileName};
 use pgark_pg::value::{Lsn, SegmentName, SystemId};
@@ -15,6 +16,7 @@ use pgark_repo::names::ClusterName;
 use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalHead, WalIndex};
 
 use super::ahead::Ahead;
+use super::early::Early;
 use super::segment::{Prepared, not_wal, open, prepare, segment_name};
 use crate::error::{EngineError, Result};
 use crate::several::{HasMember, Member, Present};
@@ -48,12 +50,18 @@ pub struct PushOptions<'a> {
 /// Into one repository.
 pub fn push(repo: &Repository, cluster: &ClusterName, options: &PushOptions<'_>) -> Result<PushReport> {
     let one = Member { name: repo.store().url(), repo: repo.clone(), required: true };
-    push_to_all(&[one], cluster, options)
+    push_to_all(&[one], cluster, options, None)
 }
 
 /// Reads the file once and stores it in every repository. One that cannot be reached or written to is passed over unless it
 /// is required; at least one must take the file. What a repository refuses is an error all the same.
-pub fn push_to_all(members: &[Member], cluster: &ClusterName, options: &PushOptions<'_>) -> Result<PushReport> {
+/// `early` may have begun to read it.
+pub fn push_to_all(
+    members: &[Member],
+    cluster: &ClusterName,
+    options: &PushOptions<'_>,
+    early: Option<Early>,
+) -> Result<PushReport> {
     let path = options.path;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
     let parsed = super::parse_name(&name)?;
@@ -66,7 +74,7 @@ pub fn push_to_all(members: &[Member], cluster: &ClusterName, options: &PushOpti
         }
     }
     let outcome = match &parsed {
-        WalFileName::Segment(raw) => segment(&present, &targets, raw, options)?,
+        WalFileName::Segment(raw) => segment(&present, &targets, raw, options, early)?,
         WalFileName::Partial(raw) => present.each(&targets, |target| {
             let mut prepared = prepare(&target.catalog, path, raw, options.compression, 1)?;
             let archive = target.archive(prepared.index.system_id, options);
@@ -114,6 +122,7 @@ fn segment(
     targets: &[Target<'_>],
     raw: &RawSegment,
     options: &PushOptions<'_>,
+    early: Option<Early>,
 ) -> Result<Pushed> {
     let first = targets.first().ok_or_else(|| present.nobody())?;
     let mut places = vec![];
@@ -124,8 +133,14 @@ fn segment(
             places.push(Place { target, archive, head });
         }
     }
+    let early = Mutex::new(early);
     let push_one = |path: &Path, raw: &RawSegment, threads: usize| {
-        let mut prepared = prepare(&first.catalog, path, raw, options.compression, threads)?;
+        let early = early.lock().expect("no thread panics with the lock").take_if(|early| early.is_of(path));
+        let read = early.zip(first.catalog.lineage()).and_then(|(early, lineage)| early.finish(lineage));
+        let mut prepared = match read {
+            Some(prepared) => prepared,
+            None => prepare(&first.catalog, path, raw, options.compression, threads)?,
+        };
         let mut outcome = None;
         let mut copies: Copies = vec![];
         for place in &places {

@@ -79,9 +79,31 @@ pub fn prepare(
         let (index, changes) = index_segment(&mut SegmentData::File(&mut file), indexer)?;
         return Ok(Prepared { index, changes, data: Held::File(file) });
     }
+    in_memory(file, indexer, compression, threads)
+}
+
+/// The same before any catalog is read, taking the file's word for its cluster and size: for whoever compares both with the
+/// catalog before the result is used. None for a segment that would not be kept in memory.
+pub fn prepare_unchecked(
+    path: &Path,
+    raw: &RawSegment,
+    compression: Compression,
+    threads: usize,
+) -> Result<Option<Prepared>> {
+    let mut file = open(path)?;
+    let bytes = file.metadata().map_err(|e| EngineError::file("looking at", path, e))?.len();
+    let system_id = read_system_id(&mut file, path)?;
+    let Some(size) = SegmentSize::new(bytes).ok().filter(|_| bytes <= MEMORY_BYTES_MAX) else { return Ok(None) };
+    let Ok(segment) = raw.number(size) else { return Ok(None) };
+    let indexer = Indexer::new(path, SegmentName { timeline: raw.timeline, segment }, size, system_id);
+    in_memory(file, indexer, compression, threads).map(Some)
+}
+
+fn in_memory(mut file: File, indexer: Indexer<'_>, compression: Compression, threads: usize) -> Result<Prepared> {
+    let (path, size) = (indexer.path, indexer.size.bytes());
     let found = file.metadata().map_err(|e| EngineError::file("looking at", path, e))?.len();
-    if found != lineage.segment_size.bytes() {
-        return Err(not_wal(path, &format!("it has {found} bytes instead of {}", lineage.segment_size.bytes())));
+    if found != size {
+        return Err(not_wal(path, &format!("it has {found} bytes instead of {size}")));
     }
     let blocks = usize::try_from(found).expect("compared with a limit") / BLOCK_BYTES;
     let (mut indexed, encoded) = read_and_encode(&mut file, blocks, indexer, compression, threads)?;
@@ -175,10 +197,7 @@ fn rewind(file: &mut File, path: &Path) -> Result<()> {
 
 /// The lineage a WAL file belongs to, by the system identifier in its first page.
 pub fn lineage_of<'a>(catalog: &'a Catalog, file: &mut File, path: &Path) -> Result<&'a Lineage> {
-    let mut header = [0u8; LONG_HEADER_BYTES];
-    file.read_exact(&mut header).map_err(|_| not_wal(path, "it is shorter than a page header"))?;
-    rewind(file, path)?;
-    let found = system_id(&header).ok_or_else(|| not_wal(path, "its first page has no system identifier"))?;
+    let found = read_system_id(file, path)?;
     let current = catalog.lineage().ok_or_else(|| not_wal(path, "no cluster is registered"))?;
     if found == current.system_id {
         return Ok(current);
@@ -193,6 +212,14 @@ pub fn lineage_of<'a>(catalog: &'a Catalog, file: &mut File, path: &Path) -> Res
         ),
         "is another server archiving under this name? after an upgrade, 'pgark init --adopt' registers the new cluster",
     ))
+}
+
+/// Leaves the file at its beginning.
+fn read_system_id(file: &mut File, path: &Path) -> Result<SystemId> {
+    let mut header = [0u8; LONG_HEADER_BYTES];
+    file.read_exact(&mut header).map_err(|_| not_wal(path, "it is shorter than a page header"))?;
+    rewind(file, path)?;
+    system_id(&header).ok_or_else(|| not_wal(path, "its first page has no system identifier"))
 }
 
 /// `xlp_sysid` of a long page header (XLogLongPageHeaderData in access/xlog_internal.h).

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 
 use super::root::{Root, Sys, file_type, fsync_dir};
 use super::system_error;
-use crate::direct::{AlignedBuffer, set_direct};
+use crate::direct::{ALIGNMENT, AlignedBuffer, set_direct};
 use crate::store::{ObjectName, ObjectWriter, StoreError};
 
 /// What marks a file as unfinished; object names cannot start with a dot.
@@ -93,10 +94,15 @@ impl LocalWriter {
             return Err(StoreError::io("finish", &self.name, why));
         }
         if self.direct == Direct::On {
-            // What is left is no multiple of a block.
+            // Only what is no multiple of a block has to go through the page cache.
+            let whole = self.buffered - self.buffered % ALIGNMENT;
+            self.write_buffered(0..whole)?;
             set_direct(&self.file, false).map_err(self.failed("write"))?;
+            self.direct = Direct::Off;
+            self.write_buffered(whole..self.buffered)?;
+        } else {
+            self.write_buffered(0..self.buffered)?;
         }
-        self.write_buffer()?;
         fs::fsync(&self.file).map_err(self.failed("fsync"))?;
         let named = self.link_or_rename();
         if !matches!(named, Ok(()) | Err(Errno::EXIST)) {
@@ -157,20 +163,20 @@ impl LocalWriter {
 }
 
 impl LocalWriter {
-    fn write_buffer(&mut self) -> Result<(), StoreError> {
-        let bytes = &self.buffer.bytes()[..self.buffered];
-        let mut written = self.file.write_all(bytes);
+    fn write_buffered(&mut self, part: Range<usize>) -> Result<(), StoreError> {
+        let bytes = &self.buffer.bytes()[part];
+        let mut written = write_from(&self.file, bytes);
         if self.direct == Direct::On
-            && let Err(e) = &written
+            && let Err((done, e)) = &written
             && Errno::from_io_error(e) == Some(Errno::INVAL)
         {
             // Offered and then refused, as some network file systems do.
+            let rest = &bytes[*done..];
             set_direct(&self.file, false).map_err(self.failed("write"))?;
             self.direct = Direct::Off;
-            written = self.file.write_all(bytes);
+            written = write_from(&self.file, rest);
         }
-        self.buffered = 0;
-        written.map_err(|e| {
+        written.map_err(|(_, e)| {
             self.state = State::Spoiled;
             match Errno::from_io_error(&e) {
                 Some(errno) => system_error("write", &self.name, errno),
@@ -178,6 +184,20 @@ impl LocalWriter {
             }
         })
     }
+}
+
+/// Writes all, or says how much was written before the error.
+fn write_from(mut file: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.write(&bytes[done..]) {
+            Ok(0) => return Err((done, io::ErrorKind::WriteZero.into())),
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((done, e)),
+        }
+    }
+    Ok(())
 }
 
 impl ObjectWriter for LocalWriter {
@@ -198,7 +218,8 @@ impl ObjectWriter for LocalWriter {
                     let on = set_direct(&self.file, true).map_err(self.failed("write"))?;
                     self.direct = if on { Direct::On } else { Direct::Off };
                 }
-                self.write_buffer()?;
+                self.write_buffered(0..BUFFER_BYTES)?;
+                self.buffered = 0;
                 self.state = State::Open;
             }
         }
