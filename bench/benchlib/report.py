@@ -27,7 +27,7 @@ GOALS = {("backup", "CPU seconds"): 0.70, ("backup", "wall seconds"): 0.65,
          ("incr pages1pct", "wall seconds"): 0.25, ("incr rows1pct", "wall seconds"): 0.60,
          ("delta", "CPU seconds"): 0.50, ("delta", "wall seconds"): 0.50}
 OWN_GOALS = {("incr nochange", "wall seconds"): 1.0, ("incr pages1pct", READ_SHARE): 3.0}
-OWN_TABLES = ("archive", "basebackup", "walker")
+OWN_TABLES = ("archive", "basebackup", "walker", "stores")
 WALKER_WORKS = {"read": "reading alone", "walk": "and checking every page, record and CRC",
                 "index": "and noting changed blocks and activity, as `archive-push` does"}
 ARCHIVERS = ("pgark", "pgbackrest", "pgbackrest-async", "cp")
@@ -185,6 +185,17 @@ def identity(differing: list[str]) -> str:
     if not differing:
         return "every table file restored is that of the cluster, byte by byte"
     return f"of the table files restored, {len(differing)} differ from the cluster, all of them visibility maps ({differing[0]})"
+
+
+def stores_table(results: Results, data_bytes: int) -> str:
+    """Throughput counts the bytes of the data directory, not those that were sent."""
+    lines = ["| stores, MB/s of the data directory | pgark | pgBackRest | ratio of the times |", "|---|---|---|---|"]
+    for operation in of_case(results, "stores"):
+        times = {tool: [x.wall for x in results.samples.get((operation, tool), [])] for tool in ("pgark", "pgbackrest")}
+        quotient = ratios(times["pgark"], times["pgbackrest"]) if all(times.values()) else None
+        speeds = [shown([data_bytes / MB / t for t in of], 0) for of in times.values()]
+        lines.append(f"| {operation.removeprefix('stores ')} | {' | '.join(speeds)} | {shown(quotient, 2)} |")
+    return "\n".join(lines)
 
 
 def walker_section(walked: Walked, archive_cpu: list[float]) -> str:

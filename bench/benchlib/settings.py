@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_SCALE, REFERENCE_DOCS_MB, REFERENCE_SEGMENTS = 200, 1000, 200
 SUPPORTED_MAJORS = range(13, 19)
-CASES = ("backup", "restore", "incr", "basebackup", "delta", "archive", "push", "walker")
+CASES = ("backup", "restore", "incr", "basebackup", "delta", "archive", "push", "walker", "stores")
 TOOLS = ("pgark", "pgbackrest")
 
 
@@ -39,6 +39,7 @@ class Settings:
     action: str
     write: bool
     data: Path | None = None  # a data directory other than the reference cluster's
+    access: tuple[tuple[str, str], ...] = ()  # further environment of the measured commands
 
     @property
     def is_reference(self) -> bool:
@@ -78,7 +79,7 @@ class Settings:
             "PATH": f"{self.server_bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.work), "LC_ALL": "C.UTF-8",
             "PGHOST": str(self.work / "sock"), "PGPORT": str(self.port), "PGUSER": "postgres", "PGDATABASE": "postgres",
-        }
+        } | dict(self.access)
 
 
 def parse(argv: list[str]) -> Settings:

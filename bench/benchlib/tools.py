@@ -4,6 +4,7 @@ Both keep encrypted repositories, compress with zstd level 1 and use the same nu
 """
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -50,8 +51,11 @@ class Pgark(Shown):
         self.s, self.repository, self.passphrase = s, s.work / "repo-pgark", s.work / "pgark.passphrase"
         self.backups = self.repository / "clusters" / CLUSTER / "backups"
 
+    def _place(self) -> str | Path:
+        return self.repository
+
     def _common(self) -> list:
-        return ["--repo", self.repository, "--cluster", CLUSTER, "--passphrase-file", self.passphrase]
+        return ["--repo", self._place(), "--cluster", CLUSTER, "--passphrase-file", self.passphrase]
 
     def create(self) -> None:
         private_file(self.s, self.passphrase, PASSPHRASE + "\n")
@@ -91,7 +95,7 @@ class PgBackRest(Shown):
 
     def _configuration(self) -> str:
         lines = [
-            "[global]", f"repo1-path={self.repository}", f"lock-path={self.s.work / 'lock-pgbackrest'}",
+            "[global]", *self._place(), f"lock-path={self.s.work / 'lock-pgbackrest'}",
             "log-level-console=info", "log-level-file=off", "start-fast=y", f"process-max={self.s.jobs}",
             "compress-type=zst", "compress-level=1", "repo1-bundle=y", "repo1-block=y", "repo1-retention-full=9",
             "repo1-cipher-type=aes-256-cbc", f"repo1-cipher-pass={PASSPHRASE}", *self._options(),
@@ -99,6 +103,9 @@ class PgBackRest(Shown):
             f"pg1-socket-path={self.s.work / 'sock'}", "pg1-user=postgres",
         ]
         return "\n".join(lines) + "\n"
+
+    def _place(self) -> list[str]:
+        return [f"repo1-path={self.repository}"]
 
     def _options(self) -> list[str]:
         return []
@@ -201,7 +208,7 @@ def make_tools(s: Settings) -> list[Tool]:
 
 
 def archive_command(tool: Tool | Copy) -> str:
-    return " ".join(map(str, tool.push("%p")))
+    return " ".join(str(word) if word == "%p" else shlex.quote(str(word)) for word in tool.push("%p"))
 
 
 def empty_dir(s: Settings, path: Path) -> None:
