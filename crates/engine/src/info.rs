@@ -34,7 +34,7 @@ pub struct ClusterInfo {
     pub problems: Vec<String>,
 }
 
-/// Every moment from the first backup's end to the end of unbroken WAL can be restored.
+/// Every moment from the first backup's end to the end of unbroken WAL can be restored, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     pub timeline: TimelineId,
@@ -127,7 +127,8 @@ fn windows(
         let history = archive::history(&wal, span.timeline)?;
         let mut on_path: Vec<&BackupEntry> = backups
             .iter()
-            .filter(|b| b.system_id == lineage.system_id)
+            // What is known to be damaged is no promise.
+            .filter(|b| b.system_id == lineage.system_id && b.damaged.is_none())
             .filter(|b| WalPath::new(&history, lineage.segment_size).contains(b.timeline, b.lsn_stop))
             .collect();
         on_path.sort_by_key(|b| b.lsn_stop);

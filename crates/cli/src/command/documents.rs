@@ -140,6 +140,9 @@ pub struct WindowDocument {
     to_time: Option<Timestamp>,
     from_lsn: String,
     to_lsn: String,
+    /// Those it can be restored from, oldest first. What `verify` found lost names none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    backups: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -196,6 +199,7 @@ impl From<&Window> for WindowDocument {
             to_time: w.to_time,
             from_lsn: w.from_lsn.to_string(),
             to_lsn: w.to_lsn.to_string(),
+            backups: w.backups.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -395,6 +399,7 @@ impl VerifyDocument {
                     to_time: w.to_time,
                     from_lsn: w.from_lsn.to_string(),
                     to_lsn: w.to_lsn.to_string(),
+                    backups: vec![],
                 })
                 .collect(),
         };

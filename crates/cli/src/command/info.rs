@@ -1,6 +1,7 @@
 //! `info`: what there is, and what can be restored from it.
 
 use clap::{Args, ValueEnum};
+use jiff::Timestamp;
 use pgark_engine::info::{self, ClusterInfo};
 use pgark_repo::catalog::BackupEntry;
 use pgark_repo::record::BackupRecord;
@@ -118,11 +119,9 @@ fn text(c: &ClusterInfo) -> String {
         out += &indent(&table.to_text());
     }
     for w in &c.windows {
-        let time = |t: Option<jiff::Timestamp>| t.map_or("?".into(), timestamp);
         out += &format!(
-            "  can be restored to any moment from {} to {} (timeline {}, {} to {})\n",
-            time(w.from_time),
-            time(w.to_time),
+            "  can be restored to any moment from {} (timeline {}, {} to {})\n",
+            moments(w.from_time, w.to_time),
             w.timeline,
             w.from_lsn,
             w.to_lsn
@@ -148,6 +147,20 @@ fn text(c: &ClusterInfo) -> String {
         out += &format!("  PROBLEM: {p}\n");
     }
     out
+}
+
+/// Both ends can be given to `restore --target-time` as they are: seconds within the window, or its exact ends where it
+/// holds no two of them.
+fn moments(from: Option<Timestamp>, to: Option<Timestamp>) -> String {
+    let (Some(from), Some(to)) = (from, to) else { return "? to ?".into() };
+    let second = |s: i64| Timestamp::from_second(s).unwrap_or(from);
+    let first = second(from.as_second() + i64::from(from.subsec_nanosecond() > 0));
+    let last = second(to.as_second());
+    if first < last {
+        return format!("{} to {}", timestamp(first), timestamp(last));
+    }
+    let exact = |t: Timestamp| t.strftime("%Y-%m-%dT%H:%M:%S%.fZ").to_string();
+    format!("{} to {}", exact(from), exact(to))
 }
 
 fn indent(text: &str) -> String {

@@ -243,6 +243,7 @@ fn a_lost_segment_between_backups_costs_a_window_but_no_backup() {
     let cluster = &info["clusters"][0];
     assert!(cluster["gaps"].as_array().is_some_and(|gaps| !gaps.is_empty()), "no gap is shown: {info}");
     assert!(cluster["windows"].as_array().is_some_and(|list| list.len() == 2), "the window is not split: {info}");
+    assert_ends_are_planned(&vault.site, cluster);
     // Both backups stand, and the newest state is reached from the second one.
     assert!(vault.lost("a segment between the backups").is_empty());
     let recovered = vault.site.restore("newest", &vault.latest, &[]);
@@ -271,6 +272,48 @@ fn a_damaged_newest_backup_falls_back_to_the_older_one_for_the_same_target() {
     assert!(outcome.stderr.contains(newest.as_str()), "the fallback is not mentioned: {outcome}");
     let recovered = Recovered::start(&vault.site.server, &vault.site.scratch, &to).expect(Ending::Promoted);
     vault.site.ledger.assert_exact(&recovered, &vault.latest, 1);
+    drop(damaged);
+}
+
+/// What `info` calls the ends of a window, `restore` takes as targets.
+fn assert_ends_are_planned(site: &Site, cluster: &Value) {
+    let to = site.scratch.path().join("window");
+    for window in cluster["windows"].as_array().expect("windows") {
+        for end in ["from_time", "to_time"] {
+            let moment = window[end].as_str().unwrap_or_else(|| panic!("no {end}: {window}"));
+            let timeline = window["timeline"].to_string();
+            let to = to.to_str().expect("a readable path");
+            let plan = ["restore", "--to", to, "--target-time", moment, "--target-timeline", &timeline, "--dry-run"];
+            let outcome = site.elsewhere.run(plan);
+            assert_eq!(outcome.code, Some(0), "{end} of {window}: {outcome}");
+        }
+    }
+}
+
+#[test]
+fn a_backup_that_is_known_to_be_damaged_is_neither_promised_nor_planned_with() {
+    let server = installed_or_skip!();
+    let vault = Vault::new(&server);
+    let [older, newest] = vault.backups.as_slice() else { panic!("not two backups: {:?}", vault.backups) };
+    let cluster = |when: &str| {
+        let info = vault.site.elsewhere.json(["info"]);
+        let cluster = info["clusters"][0].clone();
+        assert_eq!(cluster["windows"].as_array().map(Vec::len), Some(1), "{when}: {info}");
+        assert_ends_are_planned(&vault.site, &cluster);
+        cluster["windows"][0].clone()
+    };
+    let window_of = |window: &Value| strings(&window["backups"]);
+    assert_eq!(window_of(&cluster("whole")), [older.clone(), newest.clone()]);
+    let mut own = objects_under(vault.site.elsewhere.repo());
+    own.retain(|path| path.to_string_lossy().contains(newest.as_str()));
+    let damaged: Vec<Damaged> = own.iter().map(|o| Damaged::apply(o, &Damage::FlipBit { per_mille: 500 })).collect();
+    vault.site.elsewhere.run(["verify"]).expect_code(20);
+    assert_eq!(window_of(&cluster("damaged")), std::slice::from_ref(older));
+    let to = vault.site.scratch.path().join("planned");
+    let arguments = vault.site.restore_arguments(&to, &vault.latest, &["--dry-run"]);
+    let planned = vault.site.elsewhere.run(&arguments);
+    assert!(matches!(planned.code, Some(0 | 3)), "{planned}");
+    assert_eq!(planned.json()["backup"], older.as_str(), "{planned}");
     drop(damaged);
 }
 

@@ -31,12 +31,40 @@ pub struct RestorePlan {
 /// `avoid`: backups that turned out to be damaged.
 pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<RestorePlan> {
     let catalog = CatalogStore::new(repo, &options.cluster).read()?;
-    let candidates = candidates(&catalog, options, avoid)?;
-    let lineage = lineage(&catalog, &candidates[0])?;
+    let known = |id: &BackupId| catalog.backup(id).and_then(|b| b.damaged);
+    if let Some((id, at)) = options.backup.as_ref().and_then(|id| Some((id, known(id)?))) {
+        let note = format!("DEGRADED: backup {id} was found damaged at {at}");
+        return plan_from(&catalog, options, repo, avoid, vec![note]);
+    }
+    let damaged = catalog.backups.iter().filter(|b| b.damaged.is_some() && !avoid.contains(&b.id));
+    let damaged: Vec<BackupId> = damaged.map(|b| b.id.clone()).collect();
+    if damaged.is_empty() {
+        return plan_from(&catalog, options, repo, avoid, vec![]);
+    }
+    let others: Vec<BackupId> = avoid.iter().chain(&damaged).cloned().collect();
+    match plan_from(&catalog, options, repo, &others, vec![]) {
+        // Better tried than refused: much of it may be whole.
+        Err(EngineError::Refused { .. }) => {
+            let note =
+                |id: &BackupId| format!("DEGRADED: backup {id} was found damaged, and no other reaches the target");
+            plan_from(&catalog, options, repo, avoid, damaged.iter().map(note).collect())
+        }
+        planned => planned,
+    }
+}
+
+fn plan_from(
+    catalog: &Catalog,
+    options: &RestoreOptions,
+    repo: &Repository,
+    avoid: &[BackupId],
+    mut notes: Vec<String>,
+) -> Result<RestorePlan> {
+    let candidates = candidates(catalog, options, avoid)?;
+    let lineage = lineage(catalog, &candidates[0])?;
     let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
     let head = wal.head()?;
-    let mut notes: Vec<String> =
-        avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")).collect();
+    notes.extend(avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")));
     for timeline in timelines(options.timeline, &head, &candidates) {
         let history = archive::history(&wal, timeline)?;
         let path = WalPath::new(&history, lineage.segment_size);
@@ -54,7 +82,7 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
         let record = match BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record) {
             Err(e) if e.is_damage() && options.backup.is_none() => {
                 let avoid: Vec<BackupId> = avoid.iter().cloned().chain([backup.id.clone()]).collect();
-                return plan(options, repo, &avoid);
+                return plan_from(catalog, options, repo, &avoid, vec![]);
             }
             other => other?,
         };

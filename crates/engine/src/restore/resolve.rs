@@ -144,7 +144,9 @@ fn time(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, at: Times
         }
     }
     let end = end_of_archive(view, backup, last)?;
-    if proof.is_some_and(|seconds| seconds > at.as_second()) {
+    // A transaction of that very moment, or the end of the backup: all that was asked for is there.
+    let reaches = at <= backup.stopped || last_commit.is_some_and(|t| PgTimestamp(t) >= limit);
+    if reaches || proof.is_some_and(|seconds| seconds > at.as_second()) {
         return Ok(StopAt::after(&end));
     }
     refuse_expired(view, backup, last, &end)?;

@@ -5,7 +5,7 @@
 mod report;
 mod wal;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -31,7 +31,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     let catalog_store = CatalogStore::new(repo, &options.cluster);
     let catalog = catalog_store.read()?;
     let mut v =
-        Verify { options, repo, ctx, catalog: &catalog, claimed: BTreeSet::new(), report: VerifyReport::default() };
+        Verify { options, repo, ctx, catalog: &catalog, claimed: Claimed::default(), report: VerifyReport::default() };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
     let damaged = v.backups(&backups)?;
@@ -61,9 +61,28 @@ struct Verify<'a> {
     repo: &'a Repository,
     ctx: &'a Ctx,
     catalog: &'a Catalog,
-    /// Names of objects that something listed needs, or that belong to the books.
-    claimed: BTreeSet<String>,
+    claimed: Claimed,
     report: VerifyReport,
+}
+
+/// Names of objects that something listed needs, or that belong to the books. There may be millions: only their hashes
+/// are kept.
+#[derive(Default)]
+struct Claimed(HashSet<[u8; 16]>);
+
+impl Claimed {
+    fn key(name: &str) -> [u8; 16] {
+        let hash = blake3::hash(name.as_bytes());
+        *hash.as_bytes().first_chunk().expect("a hash is longer")
+    }
+
+    fn insert(&mut self, name: impl AsRef<str>) {
+        self.0.insert(Self::key(name.as_ref()));
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains(&Self::key(name))
+    }
 }
 
 /// One object to be read in full.
@@ -119,8 +138,8 @@ impl<'a> Verify<'a> {
             self.report.backups_checked.push(entry.id.clone());
             let (cluster, id) = (&self.options.cluster, &entry.id);
             let (record_name, manifest_name) = (names::record(cluster, id), names::manifest(cluster, id));
-            self.claimed.insert(record_name.to_string());
-            self.claimed.insert(manifest_name.to_string());
+            self.claimed.insert(&record_name);
+            self.claimed.insert(&manifest_name);
             let record = BackupRecord::load(self.repo, cluster, id, &entry.record);
             let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
                 continue;
@@ -136,7 +155,7 @@ impl<'a> Verify<'a> {
             }
             for object in uses {
                 let name = names::pack(cluster, &object.id.backup, object.id.number).to_string();
-                self.claimed.insert(name.clone());
+                self.claimed.insert(&name);
                 let Check::Pack { users, .. } = packs.entry(name).or_insert(Check::Pack { object, users: vec![] });
                 users.push(id.clone());
             }
@@ -229,19 +248,18 @@ impl<'a> Verify<'a> {
             keyring::register(self.repo.store().clone()),
             CatalogStore::new(self.repo, &self.options.cluster).register_of_books(),
         ];
-        let mut found = vec![];
+        let (own, wal, claimed) = (format!("{dir}/"), format!("{dir}/wal/"), &self.claimed);
+        let mut found: Vec<String> = vec![];
         self.repo.store().list("", &mut |stat| {
-            found.push(stat.name.to_string());
+            let name = stat.name.as_str();
+            let ours = name.starts_with(&own) || !name.starts_with("clusters/");
+            let known = claimed.contains(name) || name.starts_with(&wal) || books.iter().any(|b| b.owns(name));
+            if ours && !known {
+                found.push(name.to_owned());
+            }
             Ok(())
         })?;
         for name in found {
-            let ours = name.starts_with(&format!("{dir}/")) || !name.starts_with("clusters/");
-            if !ours || self.claimed.contains(&name) || books.iter().any(|b| b.owns(&name)) {
-                continue;
-            }
-            if name.starts_with(&format!("{dir}/wal/")) {
-                continue;
-            }
             let id = name.strip_prefix(&format!("{dir}/backups/")).and_then(|r| r.split('/').next());
             let id = id.and_then(|i| BackupId::parse(i).ok());
             // An interrupted or running backup is accounted for by its job; its remains go with the next one.

@@ -15,30 +15,31 @@ use super::{Depth, LostWindow, ProblemKind, Verify, kind_of};
 use crate::archive::{self, WalPath};
 use crate::error::Result;
 
-/// What is kept of each segment's index: little, for there may be very many.
-#[derive(Default)]
-struct Facts {
+/// The last transaction time of each segment that is whole: all that is kept of them, for there may be millions.
+type Whole = BTreeMap<SegmentName, Option<i64>>;
+
+/// What tells whether the next segment continues this one.
+struct Ends {
+    name: SegmentName,
     has_records: bool,
-    first_prev: Lsn,
     last_starts: [Option<Lsn>; 2],
-    last_time: Option<i64>,
 }
 
-impl Facts {
-    fn of(index: &WalIndex) -> Self {
-        Facts {
-            has_records: index.first_record.is_some(),
-            first_prev: index.first_prev,
-            last_starts: index.last_starts(),
-            last_time: index.last_time,
-        }
+impl Ends {
+    fn of(name: SegmentName, index: &WalIndex) -> Self {
+        Ends { name, has_records: index.first_record.is_some(), last_starts: index.last_starts() }
     }
 
-    fn is_followed_by(&self, after: &Facts) -> bool {
+    fn are_followed_by(&self, name: &SegmentName, after: &WalIndex) -> bool {
+        let next = (self.name.timeline, self.name.segment.next()) == (name.timeline, name.segment);
         let known: Vec<&Lsn> = self.last_starts.iter().flatten().collect();
-        !after.has_records || known.is_empty() || known.contains(&&after.first_prev)
+        let says_something = next && self.has_records && after.first_record.is_some();
+        !says_something || known.is_empty() || known.contains(&&after.first_prev)
     }
 }
+
+/// Notes of one kind; more of them are counted.
+const UNACKNOWLEDGED_NAMED: u64 = 100;
 
 impl Verify<'_> {
     pub(super) fn wal(&mut self, lineage: &Lineage, backups: &[&BackupEntry]) -> Result<()> {
@@ -49,7 +50,8 @@ impl Verify<'_> {
             Err(e) if e.is_damage() => WalHead::default(),
             Err(e) => return Err(e.into()),
         };
-        let mut good: BTreeMap<SegmentName, Facts> = BTreeMap::new();
+        let mut good = Whole::new();
+        let mut before: Option<Ends> = None;
         let mut bad: Vec<(SegmentName, ProblemKind, String)> = vec![];
         let total: u64 = head.timelines().iter().flat_map(|t| &t.ranges).map(|(a, b)| b - a + 1).sum();
         self.ctx.progress.begin("verify WAL", Some(total.saturating_mul(lineage.segment_size.bytes())));
@@ -64,11 +66,20 @@ impl Verify<'_> {
                 }
                 self.ctx.check_cancelled()?;
                 let object = wal.object_of(&head, &name, lineage.segment_size)?;
-                self.claimed.insert(object.to_string());
+                self.claimed.insert(&object);
                 self.report.objects_checked += 1;
                 self.replaced_copies(&wal, &head, &name, lineage)?;
                 match self.segment(&wal, &name, lineage) {
-                    Ok(index) => drop(good.insert(name, Facts::of(&index))),
+                    Ok(index) => {
+                        match before.as_ref().filter(|b| !b.are_followed_by(&name, &index)) {
+                            Some(b) => {
+                                let what = format!("does not continue {}", b.name.format(lineage.segment_size));
+                                bad.push((name, ProblemKind::Broken, what));
+                            }
+                            None => drop(good.insert(name, index.last_time)),
+                        }
+                        before = Some(Ends::of(name, &index));
+                    }
                     Err(e) if e.is_damage() => bad.push((name, kind_of(&e), e.to_string())),
                     Err(e) => return Err(e.into()),
                 }
@@ -79,7 +90,6 @@ impl Verify<'_> {
             }
         }
         self.ctx.progress.end();
-        self.continuity(&mut good, &mut bad, lineage);
         for (name, kind, what) in bad {
             let object = wal.object_of(&head, &name, lineage.segment_size)?.to_string();
             let (lost, windows) =
@@ -120,7 +130,7 @@ impl Verify<'_> {
     ) -> Result<()> {
         for copy in head.first_copy(name)..head.copy_of(name) {
             let object = wal.place().segment(name, lineage.segment_size, copy)?;
-            self.claimed.insert(object.to_string());
+            self.claimed.insert(&object);
             self.report.objects_checked += 1;
             match self.read_through(wal, &object) {
                 Ok(()) => {}
@@ -129,29 +139,6 @@ impl Verify<'_> {
             }
         }
         Ok(())
-    }
-
-    fn continuity(
-        &mut self,
-        good: &mut BTreeMap<SegmentName, Facts>,
-        bad: &mut Vec<(SegmentName, ProblemKind, String)>,
-        lineage: &Lineage,
-    ) {
-        let mut breaks = vec![];
-        for (name, index) in good.iter() {
-            let Some(before) = name.segment.0.checked_sub(1) else { continue };
-            let before = SegmentName { timeline: name.timeline, segment: SegmentNo(before) };
-            if let Some(b) = good.get(&before)
-                && b.has_records
-                && !b.is_followed_by(index)
-            {
-                breaks.push((*name, format!("does not continue {}", before.format(lineage.segment_size))));
-            }
-        }
-        for (name, what) in breaks {
-            good.remove(&name);
-            bad.push((name, ProblemKind::Broken, what));
-        }
     }
 
     fn history_file(
@@ -163,7 +150,7 @@ impl Verify<'_> {
         head: &WalHead,
     ) -> Result<()> {
         let object = wal.place().history(timeline).to_string();
-        self.claimed.insert(object.clone());
+        self.claimed.insert(&object);
         self.report.objects_checked += 1;
         match wal.history(timeline) {
             Ok(bytes) => {
@@ -197,7 +184,7 @@ impl Verify<'_> {
         head: &WalHead,
     ) {
         let name = |segment| SegmentName { timeline, segment }.format(lineage.segment_size);
-        let (ids, windows) = self.effect(wal, head, timeline, first, last, lineage, backups, &BTreeMap::new());
+        let (ids, windows) = self.effect(wal, head, timeline, first, last, lineage, backups, &Whole::new());
         if ids.is_empty() && windows.is_empty() {
             return;
         }
@@ -217,7 +204,7 @@ impl Verify<'_> {
         last: SegmentNo,
         lineage: &Lineage,
         backups: &[&BackupEntry],
-        good: &BTreeMap<SegmentName, Facts>,
+        good: &Whole,
     ) -> (Vec<BackupId>, Vec<LostWindow>) {
         let size = lineage.segment_size;
         let (start, end) = (first.start(size), last.end(size));
@@ -261,24 +248,22 @@ impl Verify<'_> {
         if self.options.only.is_some() {
             return Ok(());
         }
-        let mut found = vec![];
+        let (mut found, mut expired, claimed) = (vec![], 0u64, &self.claimed);
+        let (conflicts, books) = (format!("{}/conflicts/", wal.place().dir()), wal.head_register());
         self.repo.store().list(&wal.place().dir(), &mut |stat| {
-            found.push(stat.name);
+            let name = stat.name.as_str();
+            let segment = names::segment_copy(stat.name.basename(), lineage.segment_size);
+            if claimed.contains(name) || books.owns(name) {
+            } else if segment.is_some_and(|(n, copy)| copy < head.expired_below(&n)) && !name.starts_with(&conflicts) {
+                expired += 1;
+            } else {
+                found.push(stat.name);
+            }
             Ok(())
         })?;
-        let conflicts = format!("{}/conflicts/", wal.place().dir());
-        let mut expired = 0;
+        let mut unacknowledged = 0u64;
         for object in found {
             let name = object.as_str();
-            if self.claimed.contains(name) || wal.head_register().owns(name) {
-                continue;
-            }
-            self.claimed.insert(name.to_owned());
-            let segment = names::segment_copy(object.basename(), lineage.segment_size);
-            if segment.is_some_and(|(n, copy)| copy < head.expired_below(&n)) && !name.starts_with(&conflicts) {
-                expired += 1;
-                continue;
-            }
             self.report.objects_checked += 1;
             if name.starts_with(&conflicts) {
                 let outcome = self.read_through(wal, &object);
@@ -295,15 +280,11 @@ impl Verify<'_> {
                 Ok(f @ WalFileName::BackupHistory { .. }) => wal.side_file(f).map(drop),
                 // A push that was interrupted before PostgreSQL had its answer: it will push the file again.
                 Ok(WalFileName::Segment(_)) => {
-                    self.report
-                        .notes
-                        .push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    self.unacknowledged(&mut unacknowledged, name);
                     self.read_through(wal, &object)
                 }
                 Ok(f @ WalFileName::History(_)) => {
-                    self.report
-                        .notes
-                        .push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+                    self.unacknowledged(&mut unacknowledged, name);
                     wal.side_file(f).map(drop)
                 }
                 _ => {
@@ -318,12 +299,23 @@ impl Verify<'_> {
                 Err(e) => return Err(e.into()),
             }
         }
+        if unacknowledged > UNACKNOWLEDGED_NAMED {
+            let more = unacknowledged - UNACKNOWLEDGED_NAMED;
+            self.report.notes.push(format!("{more} more WAL files are stored and were not acknowledged"));
+        }
         if expired > 0 {
             self.report
                 .notes
                 .push(format!("{expired} WAL segments have expired and were not checked: 'pgark expire' removes them"));
         }
         Ok(())
+    }
+
+    fn unacknowledged(&mut self, count: &mut u64, name: &str) {
+        *count += 1;
+        if *count <= UNACKNOWLEDGED_NAMED {
+            self.report.notes.push(format!("{name} is stored and was not acknowledged: a push was interrupted"));
+        }
     }
 
     fn read_through(&self, wal: &WalArchive, object: &pgark_repo::store::ObjectName) -> Result<(), RepoError> {
@@ -336,9 +328,9 @@ impl Verify<'_> {
 }
 
 /// The last commit that is still reachable before this segment.
-fn times_before(good: &BTreeMap<SegmentName, Facts>, timeline: TimelineId, first: SegmentNo) -> Option<Timestamp> {
+fn times_before(good: &Whole, timeline: TimelineId, first: SegmentNo) -> Option<Timestamp> {
     let before = good.range(..SegmentName { timeline, segment: first }).rev();
-    let last = before.filter(|(n, _)| n.timeline == timeline).find_map(|(_, i)| i.last_time)?;
+    let last = before.filter(|(n, _)| n.timeline == timeline).find_map(|(_, time)| *time)?;
     Some(crate::restore::resolve::to_timestamp(pgark_pg::value::PgTimestamp(last)))
 }
 
