@@ -26,13 +26,14 @@ enum Form {
 
 /// Hands out the object's bytes as stored.
 pub fn stored(repo: &Repository, name: &ObjectName, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let size = repo.store().stat(name)?.size;
+    let found = repo.store().find(name)?;
+    let size = found.size;
     let mut buffer = vec![];
     let mut at = 0;
     while at < size {
         let len = usize::try_from((size - at).min(PIECE_BYTES as u64)).expect("at most a piece");
         buffer.resize(len, 0);
-        repo.store().read_at(name, at, &mut buffer)?;
+        repo.store().read_at(&found.name, at, &mut buffer)?;
         take(&buffer)?;
         at += len as u64;
     }

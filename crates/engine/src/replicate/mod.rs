@@ -138,8 +138,16 @@ fn check_same(from: &Repository, to: &Repository) -> Result<()> {
     if from.store().url() == to.store().url() {
         return Err(EngineError::refused("E-REPLICATE-SAME", "both are the same repository", "name two repositories"));
     }
-    if from.id() == to.id() {
+    let (here, there) = (from.keys().generations(), to.keys().generations());
+    if from.id() == to.id() && here.iter().all(|g| there.contains(g)) {
         return Ok(());
+    }
+    if from.id() == to.id() {
+        return Err(EngineError::refused(
+            "E-REPLICATE-KEYS",
+            format!("{} has given up a key that {} still holds", to.store().url(), from.store().url()),
+            format!("run 'pgark key reencrypt', then 'pgark key retire' with --repo {}", from.store().url()),
+        ));
     }
     Err(EngineError::refused(
         "E-REPLICATE-OTHER",
@@ -210,7 +218,7 @@ fn mend(
     let kept = KeptClaim::new(pin.clone(), ctx);
     let total = objects.iter().map(|(_, print)| print.size).sum();
     ctx.progress.begin(&format!("lost objects of {}", entry.id), Some(total));
-    let copied = objects::copy_all(from.store(), to.store(), objects, options.jobs, ctx);
+    let copied = objects::copy_all(from, to, objects, options.jobs, ctx);
     ctx.progress.end();
     drop(kept);
     if let Err(e) = pin.release() {
@@ -301,13 +309,12 @@ fn objects_of(
     }
     let total = wanted.values().map(|f| f.size).sum();
     ctx.progress.begin(&format!("copy of {id}"), Some(total));
-    let copied =
-        objects::copy_all(from.store(), to.store(), &wanted.into_iter().collect::<Vec<_>>(), options.jobs, ctx);
+    let copied = objects::copy_all(from, to, &wanted.into_iter().collect::<Vec<_>>(), options.jobs, ctx);
     ctx.progress.end();
     let (objects, bytes) = copied?;
     let rest = [(names::manifest(cluster, id), print), (names::record(cluster, id), entry.record.clone())];
     for (name, print) in &rest {
-        objects::copy(from.store(), to.store(), name, print, ctx)?;
+        objects::copy(from, to, name, print, ctx)?;
         report.bytes += print.size;
     }
     report.objects += objects + rest.len() as u64;

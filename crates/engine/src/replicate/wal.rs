@@ -174,12 +174,13 @@ impl Copier<'_> {
     }
 
     fn put_large(&self, object: &pgark_repo::store::ObjectName, stored: u64) -> Result<u64> {
+        let found = self.from.store().find(object).map_err(RepoError::from)?;
         let mut writer = self.to.store().create(object).map_err(RepoError::from)?;
         let mut buffer = vec![0; 4 * 1024 * 1024];
         let mut at = 0;
         while at < stored {
             let len = usize::try_from((stored - at).min(buffer.len() as u64)).expect("at most the buffer");
-            self.from.store().read_at(object, at, &mut buffer[..len]).map_err(RepoError::from)?;
+            self.from.store().read_at(&found.name, at, &mut buffer[..len]).map_err(RepoError::from)?;
             writer.write(&buffer[..len]).map_err(RepoError::from)?;
             at += len as u64;
         }

@@ -2,7 +2,7 @@
 //! master key, wrapped once per slot. Losing it is losing the repository, so it exists twice.
 //!
 //! Invariant: after a slot opened, the ring's authentication code must match; what the ring says can raise
-//! what the client demands, never lower it. Every master key that ever sealed something stays in the ring.
+//! what the client demands, never lower it. Every master key that sealed something which is still there stays in the ring.
 
 mod change;
 mod edit;
@@ -278,6 +278,11 @@ fn cache_key(passphrase: &[u8], ring: &[u8]) -> Key32 {
 /// What can be read of a ring before it is opened. Not authenticated.
 pub fn peek_repository_id(bytes: &[u8]) -> Result<String> {
     Ok(hex(&parse(bytes)?.0.repository_id))
+}
+
+/// As `peek_repository_id`: of the newest master key.
+pub fn peek_generation(bytes: &[u8]) -> Result<u32> {
+    Ok(parse(bytes)?.0.generation)
 }
 
 fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {
