@@ -23,12 +23,22 @@ pub const TAIL_BYTES: usize = TAIL_MAGIC.len() + 8 + HASH_BYTES + TAG_BYTES;
 
 /// A store in which each object is found by its name, whichever of its seals are there.
 pub fn view(store: &Arc<dyn Store>, keys: &KeySet) -> Arc<dyn Store> {
-    Arc::new(View { inner: store.clone(), keys: keys.clone() })
+    Arc::new(View { inner: store.clone(), keys: keys.clone(), look: Look::Newest })
 }
 
 struct View {
     inner: Arc<dyn Store>,
     keys: KeySet,
+    look: Look,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// The newest seal of the object.
+    Newest,
+    /// The seal of this very name.
+    Exact,
 }
 
 impl View {
@@ -50,7 +60,7 @@ impl View {
         if names::split_seal(name).is_some() {
             return without_tail(self.inner.stat(name)?);
         }
-        if names::lasting_kind(name).is_none() {
+        if names::lasting_kind(name).is_none() || self.look == Look::Exact {
             return self.inner.stat(name);
         }
         for generation in self.later() {
@@ -134,7 +144,7 @@ impl Store for View {
         if names::lasting_kind(name).is_none() || self.later().is_empty() {
             return Ok(inner);
         }
-        let view = View { inner: self.inner.clone(), keys: self.keys.clone() };
+        let view = View { inner: self.inner.clone(), keys: self.keys.clone(), look: self.look };
         Ok(Box::new(Writer { inner, view, name: name.clone() }))
     }
 
@@ -326,8 +336,11 @@ pub fn seal_anew(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Re
     }
 }
 
-/// Reads the seal of this very name from front to back, authenticates every byte of it, and says which object it is.
-pub fn print_of(store: &Arc<dyn Store>, keys: &KeySet, seal: &ObjectName) -> Result<Fingerprint> {
+/// Reads the seal of this very name from front to back, authenticates every byte of it, and says which object it is. `bare`
+/// is no view.
+pub fn print_of(bare: &Arc<dyn Store>, keys: &KeySet, seal: &ObjectName) -> Result<Fingerprint> {
+    let store: &Arc<dyn Store> =
+        &(Arc::new(View { inner: bare.clone(), keys: keys.clone(), look: Look::Exact }) as Arc<dyn Store>);
     let name = names::split_seal(seal).map_or_else(|| seal.clone(), |(name, _)| name);
     match kind_of(&name)? {
         ObjectKind::Pack => Ok(crate::pack::read_whole_at(store, keys, &name, seal)?.0),

@@ -301,7 +301,7 @@ impl Work<'_> {
         older: &[(u32, u64)],
         still_ours: &Mutex<impl FnMut() -> Result<(), RepoError>>,
     ) -> Result<Result<(), RepoError>> {
-        let (store, keys) = (self.repo.store(), self.repo.keys());
+        let (store, keys) = (self.repo.bare_store(), self.repo.keys());
         let newest = seals.seal(generation)?;
         let wrong = match seals::print_of(store, keys, &newest) {
             Ok(_) => return Ok(Ok(())),

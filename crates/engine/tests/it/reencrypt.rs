@@ -8,7 +8,7 @@ use pgark_engine::keys::{self, Mode, RotateOptions, RunningRestores};
 use pgark_engine::reencrypt::retire::{RetireOptions, Retired, prove, retire};
 use pgark_engine::reencrypt::{self, ReencryptOptions, ReencryptReport};
 use pgark_engine::replicate::{self, ReplicateOptions, Which};
-use pgark_engine::verify::{Depth, VerifyOptions, verify};
+use pgark_engine::verify::{Depth, Problem, ProblemKind, VerifyOptions, verify};
 use pgark_engine::{Ctx, EngineError};
 use pgark_pg::wal::Changes;
 use pgark_repo::catalog::{CatalogStore, JobKind, PacksOf};
@@ -18,7 +18,7 @@ use pgark_repo::names::{self, BackupId};
 use pgark_repo::record::BackupRecord;
 use pgark_repo::seals;
 use pgark_repo::store::fault::{Fault, Op, When};
-use pgark_repo::store::{FaultStore, MemoryStore, ObjectName, Store};
+use pgark_repo::store::{FaultStore, LocalStore, MemoryStore, ObjectName, Store};
 use pgark_repo::wal::SegmentData;
 use pgark_repo::{RepoError, Repository};
 
@@ -81,7 +81,7 @@ fn template() -> &'static Template {
     static TEMPLATE: OnceLock<Template> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
         let memory = Arc::new(MemoryStore::new());
-        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let store: Arc<dyn Store> = memory.clone();
         let repo = sample::init(store.clone(), &secrets());
         let mut trees = sample::fill(&repo, 2).unwrap();
         let catalog = CatalogStore::new(&repo, &cluster());
@@ -154,6 +154,11 @@ fn generations(store: &dyn Store) -> BTreeMap<u32, Vec<String>> {
     found
 }
 
+/// The segments of the sample do not continue each other, and one was refused.
+fn is_of_the_sample(problem: &Problem) -> bool {
+    problem.kind == ProblemKind::Broken || problem.object.contains("/conflicts/")
+}
+
 /// Each listed backup, its packs in places of others, every acknowledged segment, every small file.
 fn everything_reads(store: &Arc<dyn Store>, place: &str) {
     let repo = open(store);
@@ -180,8 +185,7 @@ fn everything_reads(store: &Arc<dyn Store>, place: &str) {
     while partial.next().unwrap().is_some() {}
     let options = VerifyOptions { cluster: cluster(), only: None, depth: Depth::Quick, jobs: 2 };
     for problem in verify(&options, &repo, &on_day(0)).unwrap().problems {
-        let half_written = problem.object.contains("-mirror/");
-        assert!(half_written || problem.object.contains("/conflicts/"), "{place}: {problem:?}");
+        assert!(is_of_the_sample(&problem) || problem.object.contains("-mirror/"), "{place}: {problem:?}");
     }
 }
 
@@ -350,7 +354,7 @@ fn older_seals_wait_for_the_grace_and_for_jobs_that_began_before() {
 
 #[test]
 fn what_is_archived_and_backed_up_meanwhile_is_not_lost() {
-    for nth in [1, 8, 20, 45, 80, 130, 200, 300, 420] {
+    for nth in [1, 8, 20, 45, 80, 120, 160, 200, 250, 300, 340] {
         let store = fresh();
         let writer = open(&store);
         let meanwhile = move || {
@@ -452,7 +456,7 @@ fn a_seal_is_believed_under_its_own_name_alone() {
     let repo = open(&store);
     let print = |n: u32| {
         let name = names::later_seal(&names::pack(&cluster(), &backup_id(2), n), 2).unwrap();
-        (name.clone(), seals::print_of(repo.store(), repo.keys(), &name))
+        (name.clone(), seals::print_of(repo.bare_store(), repo.keys(), &name))
     };
     let (first, of_first) = print(0);
     let (second, of_second) = print(1);
@@ -528,9 +532,32 @@ fn a_process_that_opened_the_repository_long_ago_reads_and_writes_on() {
     everything_reads(&store, "long ago");
 }
 
+/// A directory that goes away with its owner.
+struct Directory(std::path::PathBuf);
+
+impl Directory {
+    fn new(label: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("pgark-reencrypt-{label}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Directory(path)
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(LocalStore::create(&self.0).unwrap())
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Whatever stays is in the system's directory for temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 #[test]
 fn copies_are_sealed_anew_by_themselves_and_still_complete_each_other() {
-    let (from, to): (Arc<dyn Store>, Arc<dyn Store>) = (fresh(), Arc::new(MemoryStore::new()));
+    let (second, third) = (Directory::new("second"), Directory::new("third"));
+    let (from, to) = (fresh(), second.store());
     let options = || ReplicateOptions { cluster: cluster(), which: Which::Missing, jobs: 2 };
     let replicate = |from: &Repository, to: &Repository| {
         let plan = replicate::plan(from, Some(to), &options())?;
@@ -546,7 +573,7 @@ fn copies_are_sealed_anew_by_themselves_and_still_complete_each_other() {
         let repo = open(store);
         let options = VerifyOptions { cluster: cluster(), only: None, depth: Depth::Full, jobs: 2 };
         let found = verify(&options, &repo, &on_day(0)).unwrap().problems;
-        assert!(found.iter().all(|p| p.object.contains("/conflicts/")), "{place}: {found:?}");
+        assert!(found.iter().all(is_of_the_sample), "{place}: {found:?}");
     };
     whole(&to, "a copy");
     reencrypt_now(&from).unwrap();
@@ -561,7 +588,7 @@ fn copies_are_sealed_anew_by_themselves_and_still_complete_each_other() {
     assert!(to.stat(&names::later_seal(&pack, 2).unwrap()).is_ok());
     whole(&to, "mended");
     // A new copy of what was sealed anew.
-    let third: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let third = third.store();
     let (other, _) = open(&from).open_copy(third.clone()).unwrap();
     replicate(&open(&from), &other).unwrap();
     whole(&third, "a copy of later seals");
@@ -605,7 +632,7 @@ fn it_says_how_much_room_it_needs_and_does_not_begin_without() {
     let store = fresh();
     let (repo, options) = (open(&store), ReencryptOptions { jobs: 1, grace: Duration::ZERO });
     let mut plan = reencrypt::plan(&repo, &options, &on_day(0)).unwrap();
-    assert!(plan.needed_bytes() > 100_000);
+    assert!(plan.needed_bytes() > 10_000, "{plan:?}");
     plan.free_bytes = Some(plan.needed_bytes());
     let before = objects(&*store);
     assert_eq!(reencrypt::run(&repo, &options, &plan, &on_day(0)).unwrap_err().code(), "E-REENCRYPT-SPACE");
