@@ -240,6 +240,15 @@ impl KeySet {
         self.current().generation
     }
 
+    /// Whether both call equal content by the same ids: only then can objects of one be objects of the other.
+    pub fn shares_content_ids(&self, other: &KeySet) -> bool {
+        self.current().content == other.current().content
+    }
+
+    pub(crate) fn content_key(&self) -> Option<Key32> {
+        self.current().content.clone()
+    }
+
     /// Of the keys that are held, ascending; empty without encryption.
     pub fn generations(&self) -> Vec<u32> {
         let mut all: Vec<u32> = self.current().domains.iter().map(|(generation, _, _)| *generation).collect();

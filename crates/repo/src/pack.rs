@@ -8,7 +8,7 @@ use crate::crypto::{ContentId, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purp
 use crate::error::{RepoError, Result};
 use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
 use crate::manifest::bytes::{Cursor, put_varint};
-use crate::seals::{Anew, AnewWriter, origin};
+use crate::seals::{AnewWriter, Place, origin};
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store};
 use crate::stream::{Fingerprint, Source};
 
@@ -268,11 +268,11 @@ fn read_through(
     }
 }
 
-/// See `seals::seal_anew`. Frames are not decompressed.
-pub(crate) fn seal_anew(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<Anew> {
-    let reader = PackReader::open(store.clone(), keys, name)?;
+/// See `seals::seal_into`. Frames are not decompressed.
+pub(crate) fn seal_into(from: &Place<'_>, to: &Place<'_>, name: &ObjectName) -> Result<(AnewWriter, Fingerprint)> {
+    let reader = PackReader::open(from.store.clone(), from.keys, name)?;
     let Table { entries, mut plain, footer, offset } = read_table(&reader)?;
-    let mut anew = AnewWriter::create(store, keys, ObjectKind::Pack, name)?;
+    let mut anew = AnewWriter::create(to, ObjectKind::Pack, name)?;
     let mut frame = vec![];
     let print = read_through(&reader, &entries, &mut |entry, stored| {
         let (at, aad) = (entry.at.offset, entry.at.aad());
@@ -284,7 +284,7 @@ pub(crate) fn seal_anew(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName
     })?;
     anew.seal(Purpose::TableOfContents, offset, &footer, &mut plain)?;
     anew.put(&footer)?;
-    anew.finish(&print)
+    Ok((anew, print))
 }
 
 struct Table {

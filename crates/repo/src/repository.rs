@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::{Algorithm, Key32, KeySet, Keys, Renew};
 use crate::error::{RepoError, Result};
-use crate::keyring::{self, Keyring, NewKeys, SlotInfo, Unlock};
+use crate::keyring::{self, Keyring, NewKeys, SlotError, SlotInfo, Unlock};
 use crate::names::{CLUSTERS, ClusterName, KEYRING};
 use crate::register::RegisterProblem;
 use crate::seals;
@@ -25,6 +25,13 @@ pub struct Repository {
 pub enum Created {
     Now,
     Before,
+}
+
+/// What to do where there is no re-keyed copy yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rekeyed {
+    Make,
+    Leave,
 }
 
 impl Repository {
@@ -108,6 +115,31 @@ impl Repository {
         RepoError::WrongKey {
             why: format!("{there} has objects under older keys, which the key ring of {here} has given up already"),
         }
+    }
+
+    /// Opens a copy of this repository that has keys of its own. Where there is none it is made, if `missing` says so;
+    /// nothing that opens this one opens it, but what `new` shares with it.
+    ///
+    /// # Errors
+    /// `WrongKey` for a repository that is no such copy.
+    pub fn open_rekeyed(&self, store: Arc<dyn Store>, new: &NewKeys, missing: Rekeyed) -> Result<Option<Self>> {
+        let content = self.keys.content_key().filter(|_| self.encryption() != Algorithm::None);
+        let content = content.ok_or(RepoError::Slot(SlotError::NotEncrypted))?;
+        if missing == Rekeyed::Make {
+            keyring::register(store.clone()).update(|current| match current {
+                Some(_) => Ok(None),
+                None => Ok(Some(Keyring::create_rekeyed(new, &content)?.to_bytes())),
+            })?;
+        }
+        let opened = match Self::open(store.clone(), &new.unlock) {
+            Err(RepoError::NoRepository { .. }) if missing == Rekeyed::Leave => return Ok(None),
+            other => other?,
+        };
+        if opened.id == self.id || !opened.keys.shares_content_ids(&self.keys) {
+            let why = format!("{} is no copy of {} with keys of its own", store.url(), self.store.url());
+            return Err(RepoError::WrongKey { why });
+        }
+        Ok(Some(opened))
     }
 
     /// Only opening tells a whole copy of the ring from a damaged one.

@@ -286,12 +286,12 @@ pub(crate) struct AnewWriter {
 }
 
 impl AnewWriter {
-    /// `store` is a view; nothing under the object's own name is touched.
-    pub(crate) fn create(store: &Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
-        let (header, key) = keys.new_object(kind, name)?;
+    /// Nothing under the object's own name is touched.
+    pub(crate) fn create(to: &Place<'_>, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
+        let (header, key) = to.keys.new_object(kind, name)?;
         let generation = crate::crypto::generation_of(&header).filter(|g| *g > 1);
         let generation = generation.ok_or_else(|| RepoError::Invalid { what: "seal", value: name.to_string() })?;
-        let writer = store.create(&names::later_seal(name, generation)?)?;
+        let writer = to.store.create(&names::later_seal(name, generation)?)?;
         let mut anew = AnewWriter { writer, key, hasher: blake3::Hasher::new(), size: 0 };
         anew.put(&header)?;
         Ok(anew)
@@ -330,10 +330,26 @@ impl AnewWriter {
 /// # Errors
 /// Damage of the object as it is; nothing was written then.
 pub fn seal_anew(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<Anew> {
-    match kind_of(name)? {
-        ObjectKind::Pack => crate::pack::seal_anew(store, keys, name),
-        kind => crate::stream::seal_anew(store, keys, kind, name),
+    seal_into(&Place { store, keys }, &Place { store, keys }, name, None)
+}
+
+/// A repository as a place of seals; its store is a view.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub store: &'a Arc<dyn Store>,
+    pub keys: &'a KeySet,
+}
+
+/// As `seal_anew`, into another place and under the newest key there. `expected`: what the object must be.
+pub fn seal_into(from: &Place<'_>, to: &Place<'_>, name: &ObjectName, expected: Option<&Fingerprint>) -> Result<Anew> {
+    let (anew, origin) = match kind_of(name)? {
+        ObjectKind::Pack => crate::pack::seal_into(from, to, name)?,
+        kind => crate::stream::seal_into(from, to, kind, name)?,
+    };
+    if expected.is_some_and(|e| *e != origin) {
+        return Err(RepoError::corrupt(name, "not what was written"));
     }
+    anew.finish(&origin)
 }
 
 /// Reads the seal of this very name from front to back, authenticates every byte of it, and says which object it is. `bare`

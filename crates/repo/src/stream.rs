@@ -10,7 +10,7 @@ use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BY
 use crate::error::{RepoError, Result};
 use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
 use crate::names::split_seal;
-use crate::seals::{Anew, AnewWriter, TAIL_BYTES, origin};
+use crate::seals::{AnewWriter, Place, TAIL_BYTES, origin};
 use crate::store::{ObjectName, ObjectWriter, Store};
 
 const BLOCK_HEADER_BYTES: usize = 12;
@@ -399,16 +399,21 @@ impl StreamReader {
     }
 }
 
-/// See `seals::seal_anew`. Blocks are not decompressed.
-pub(crate) fn seal_anew(store: &Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, name: &ObjectName) -> Result<Anew> {
-    let mut reader = StreamReader::open(store.clone(), keys, kind, name)?;
-    let mut anew = AnewWriter::create(store, keys, kind, name)?;
+/// See `seals::seal_into`. Blocks are not decompressed.
+pub(crate) fn seal_into(
+    from: &Place<'_>,
+    to: &Place<'_>,
+    kind: ObjectKind,
+    name: &ObjectName,
+) -> Result<(AnewWriter, Fingerprint)> {
+    let mut reader = StreamReader::open(from.store.clone(), from.keys, kind, name)?;
+    let mut anew = AnewWriter::create(to, kind, name)?;
     let mut plain = vec![];
     while let Some((header, purpose, block)) = reader.next_opened(&mut plain)? {
         anew.put(&header)?;
         anew.seal(purpose, block, &header, &mut plain)?;
     }
-    anew.finish(&reader.fingerprint())
+    Ok((anew, reader.fingerprint()))
 }
 
 /// See `seals::print_of`.

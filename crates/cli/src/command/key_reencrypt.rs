@@ -43,6 +43,7 @@ pub struct RetireArgs {
 }
 
 pub fn reencrypt(args: &ReencryptArgs, global: &GlobalArgs, context: &Context) -> Result<Outcome, Failure> {
+    context.stop_on_signals()?;
     let repo = context.open_repository(&context.one_repo_settings()?)?;
     let options = ReencryptOptions { jobs: context.jobs(), grace: args.grace.map_or(GRACE, |s| s.0) };
     let plan = reencrypt::plan(&repo, &options, &context.ctx).map_err(engine_failure)?;

@@ -1,8 +1,8 @@
 //! Copies what one repository of a cluster has and another lacks: WAL first, then backups, oldest first, object by object as
 //! they are. The database is not needed.
 //!
-//! Both repositories have the same key ring, so an object that opens in one opens in the other. Each has its own catalog and
-//! head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
+//! Both repositories have the same key ring, so an object that opens in one opens in the other; or the copy has keys of its own,
+//! and what is copied is sealed anew on the way. Each has its own catalog and head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
 //! deletes stays in the other.
 
 pub(crate) mod objects;
@@ -11,6 +11,7 @@ mod wal;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind, Lineage, Needs, WalNeed};
+use pgark_repo::crypto::Algorithm;
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::BackupRecord;
@@ -140,6 +141,9 @@ fn check_same(from: &Repository, to: &Repository) -> Result<()> {
     }
     let (here, there) = (from.keys().generations(), to.keys().generations());
     if from.id() == to.id() && here.iter().all(|g| there.contains(g)) {
+        return Ok(());
+    }
+    if from.id() != to.id() && from.encryption() != Algorithm::None && from.keys().shares_content_ids(to.keys()) {
         return Ok(());
     }
     if from.id() == to.id() {

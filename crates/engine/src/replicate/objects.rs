@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use pgark_repo::seals::{origin_of, tail_of};
+use pgark_repo::seals::{Anew, Place, origin_of, seal_into, tail_of};
 use pgark_repo::store::{ObjectName, ObjectStat, StoreError};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::{RepoError, Repository};
@@ -46,7 +46,8 @@ pub fn copy_all(
     done.into_inner().expect("the threads are gone")
 }
 
-/// Returns the bytes that were written; none when the same object was there. It gets there under the seal that it has here.
+/// Returns the bytes that were written; none when the same object was there. It gets there under the seal that it has here,
+/// or, where the copy has keys of its own, under those.
 pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {
     // What an interrupted copy left has its whole content, or it would have no name.
     match to.store().stat(name).map(|s| s.size) {
@@ -54,6 +55,15 @@ pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Finge
         Ok(_) => return Err(taken(name)),
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(RepoError::from(e).into()),
+    }
+    if from.id() != to.id() {
+        return match seal_into(&place(from), &place(to), name, Some(print))? {
+            Anew::Sealed(bytes) => {
+                ctx.progress.advance(print.size);
+                Ok(bytes)
+            }
+            Anew::There => compare(to, name, print, ctx),
+        };
     }
     let found = from.store().find(name).map_err(RepoError::from)?;
     let mut writer = to.store().create(&found.name).map_err(RepoError::from)?;
@@ -69,6 +79,10 @@ pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Finge
         Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx),
         Err(e) => Err(RepoError::from(e).into()),
     }
+}
+
+pub fn place(of: &Repository) -> Place<'_> {
+    Place { store: of.store(), keys: of.keys() }
 }
 
 /// The bytes of an object that has this fingerprint, and the name of its seal, under which they belong.

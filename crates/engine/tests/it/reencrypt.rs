@@ -16,6 +16,7 @@ use pgark_repo::crypto::{Algorithm, HEADER_BYTES, KeySet, ObjectKind, generation
 use pgark_repo::keyring::{self, Keyring, NewKeys, Unlock};
 use pgark_repo::names::{self, BackupId};
 use pgark_repo::record::BackupRecord;
+use pgark_repo::repository::Rekeyed;
 use pgark_repo::seals;
 use pgark_repo::store::fault::{Fault, Op, When};
 use pgark_repo::store::{FaultStore, LocalStore, MemoryStore, ObjectName, Store};
@@ -649,4 +650,93 @@ fn a_repository_without_encryption_has_nothing_to_seal() {
     assert_eq!(plan.err().unwrap().code(), "E-KEY-UNENCRYPTED");
     let options = RetireOptions { unlock: &new.unlock, jobs: 1, grace: Duration::ZERO };
     assert_eq!(retire(&store, &options, Mode::Run, &Ctx::silent()).unwrap_err().code(), "E-KEY-UNENCRYPTED");
+}
+
+fn other_secrets() -> NewKeys {
+    static IDENTITY: OnceLock<String> = OnceLock::new();
+    let identity = IDENTITY.get_or_init(|| {
+        use age::secrecy::ExposeSecret;
+        age::x25519::Identity::generate().to_string().expose_secret().to_owned()
+    });
+    sample::new_keys(Algorithm::Aes256Gcm, None, identity)
+}
+
+#[test]
+fn a_copy_can_have_keys_of_its_own() {
+    let directory = Directory::new("rekeyed");
+    let (from, to) = (fresh(), directory.store());
+    let other = other_secrets();
+    let options = || ReplicateOptions { cluster: cluster(), which: Which::Missing, jobs: 2 };
+    let run = |from: &Repository, to: &Repository| -> Result<u64, EngineError> {
+        let plan = replicate::plan(from, Some(to), &options())?;
+        let report = replicate::run(from, to, &options(), &plan, &on_day(0))?;
+        assert_eq!(report.failed, vec![]);
+        Ok(report.objects)
+    };
+    let open_other = || Repository::open(to.clone(), &other.unlock).unwrap();
+    let whole = |place: &str| {
+        let options = VerifyOptions { cluster: cluster(), only: None, depth: Depth::Full, jobs: 2 };
+        let found = verify(&options, &open_other(), &on_day(0)).unwrap().problems;
+        assert!(found.iter().all(is_of_the_sample), "{place}: {found:?}");
+        let listed = CatalogStore::new(&open_other(), &cluster()).read().unwrap();
+        for (id, tree) in &template().trees {
+            assert!(
+                sample::read_backup(&open_other(), listed.backup(id).unwrap()).unwrap().1 == *tree,
+                "{place}: {id}"
+            );
+        }
+    };
+    let source = open(&from);
+    assert!(source.open_rekeyed(to.clone(), &other, Rekeyed::Leave).unwrap().is_none());
+    // Cut off at several places, it goes on where it was.
+    for nth in [3, 9, 15, 22, 40] {
+        let faulty = Arc::new(FaultStore::new(to.clone(), SEED));
+        faulty.inject(Op::ALL, When::Nth(nth), Fault::CrashAfter);
+        let store: Arc<dyn Store> = faulty.clone();
+        if let Ok(Some(copy)) = source.open_rekeyed(store, &other, Rekeyed::Make) {
+            assert!(run(&source, &copy).is_err(), "{nth}");
+        }
+        assert!(faulty.crashed(), "{nth}");
+    }
+    let copy = source.open_rekeyed(to.clone(), &other, Rekeyed::Make).unwrap().unwrap();
+    run(&source, &copy).unwrap();
+    whole("rekeyed");
+    assert!(replicate::plan(&source, Some(&copy), &options()).unwrap().is_empty());
+
+    // Neither the secrets nor the keys of the source open anything there, nor the other way round.
+    assert!(matches!(Repository::open(to.clone(), &unlock()), Err(RepoError::WrongKey { .. })));
+    assert!(matches!(Repository::open(from.clone(), &other.unlock), Err(RepoError::WrongKey { .. })));
+    let masters = keyring::read(&from, &unlock()).unwrap().masters().to_vec();
+    let content = pgark_repo::crypto::content_key(&masters[0].1);
+    let of_source = KeySet::from_masters(Algorithm::Aes256Gcm, &masters, &content);
+    assert_eq!(opened_by_the_old_key(&*to, &of_source), Vec::<String>::new());
+    assert!(copy.keys().shares_content_ids(source.keys()) && copy.id() != source.id());
+
+    // New backups and WAL follow, also when either has sealed its own anew since.
+    reencrypt_now(&from).unwrap();
+    retire_now(&from, Mode::Run).unwrap();
+    sample::push_wal(&open(&from), &[7]).unwrap();
+    assert_eq!(run(&open(&from), &open_other()).unwrap(), 1);
+    let running_restores = RunningRestores::Allow;
+    let rotation = RotateOptions { unlock: &other.unlock, passphrases: &[], drop: &[], running_restores };
+    keys::rotate(&to, &rotation, Mode::Run, &on_day(0)).unwrap();
+    reencrypt_as(&open_other(), 0, &on_day(0)).unwrap();
+    let retiring = RetireOptions { unlock: &other.unlock, jobs: 1, grace: Duration::ZERO };
+    assert_eq!(retire(&to, &retiring, Mode::Run, &Ctx::silent()).unwrap().generations, [2]);
+    whole("rotated");
+    assert!(replicate::plan(&open(&from), Some(&open_other()), &options()).unwrap().is_empty());
+    // What it lost comes under its own key.
+    let pack = names::pack(&cluster(), &backup_id(2), 1);
+    open_other().store().delete(&pack).unwrap();
+    run(&open(&from), &open_other()).unwrap();
+    whole("mended");
+    assert_eq!(opened_by_the_old_key(&*to, &of_source), Vec::<String>::new());
+
+    // A repository that is no copy at all.
+    let stranger = Directory::new("stranger");
+    sample::init(stranger.store(), &other);
+    let refused = open(&from).open_rekeyed(stranger.store(), &other, Rekeyed::Make).err().unwrap();
+    assert!(matches!(refused, RepoError::WrongKey { .. }), "{refused}");
+    let unrelated = Repository::open(stranger.store(), &other.unlock).unwrap();
+    assert_eq!(replicate::plan(&open(&from), Some(&unrelated), &options()).err().unwrap().code(), "E-REPLICATE-OTHER");
 }

@@ -90,6 +90,19 @@ pub struct NewKeys {
 
 impl Keyring {
     pub fn create(new: &NewKeys) -> Result<Self> {
+        Self::create_with(new, None)
+    }
+
+    /// For a copy of a repository under keys of its own. It has the content-id key of the other, and begins with the second
+    /// generation, because all that is copied becomes a later seal.
+    pub fn create_rekeyed(new: &NewKeys, content: &Key32) -> Result<Self> {
+        if new.encryption == Algorithm::None {
+            return Err(RepoError::Slot(SlotError::NotEncrypted));
+        }
+        Self::create_with(new, Some(content))
+    }
+
+    fn create_with(new: &NewKeys, content: Option<&Key32>) -> Result<Self> {
         let mut id = vec![0u8; 16];
         fill_random(&mut id)?;
         let body = Body {
@@ -109,9 +122,13 @@ impl Keyring {
             return Ok(ring);
         }
         let master = Key32::random()?;
-        ring.body.generation = 1;
-        ring.content = Some(content_key(&master));
-        ring.masters = vec![(1, master)];
+        ring.body.generation = if content.is_some() { 2 } else { 1 };
+        if let Some(content) = content {
+            let wrapped = wrap(&master, &content_key_data(&ring.body.repository_id), content)?;
+            ring.body.content_key = Some(Wrapped(wrapped));
+        }
+        ring.content = Some(content.cloned().unwrap_or_else(|| content_key(&master)));
+        ring.masters = vec![(ring.body.generation, master)];
         if let Some(p) = &new.unlock.passphrase {
             ring.add_passphrase(p, None)?;
         }
