@@ -21,7 +21,7 @@ pub const FIRST: &str = "correct horse battery staple";
 pub const SECOND: &str = "canary second passphrase";
 
 /// Opens with another passphrase than the site's.
-fn with_passphrase(pgark: &Pgark, scratch: &Scratch, name: &str, passphrase: &str) -> (Pgark, PathBuf) {
+pub fn with_passphrase(pgark: &Pgark, scratch: &Scratch, name: &str, passphrase: &str) -> (Pgark, PathBuf) {
     let file = scratch.file(name, format!("{passphrase}\n").as_bytes(), 0o600);
     (pgark.clone().env("PGARK_PASSPHRASE_FILE", &file), file)
 }

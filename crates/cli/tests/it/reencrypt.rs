@@ -5,13 +5,16 @@ use std::path::Path;
 use std::process::Stdio;
 
 use pgark_testkit::{
-    Fault, Target, as_postgres, assert_same_state, objects_under, points_of, skip, state_of, strace_works, traced,
+    Fault, Pgark, Target, as_postgres, assert_same_state, objects_under, points_of, skip, state_of, strace_works,
+    traced,
 };
 use serde_json::Value;
 
 use crate::crash::{Template, quiet_site, visited};
-use crate::keys::{assert_restores_by, generations, kill_anywhere, opened_by_age, refused, rotate, slot_of};
-use crate::site::Site;
+use crate::keys::{
+    SECOND, assert_restores_by, generations, kill_anywhere, opened_by_age, refused, rotate, slot_of, with_passphrase,
+};
+use crate::site::{BINARY, Site};
 
 const NOW: [&str; 5] = ["key", "reencrypt", "--yes", "--grace", "0s"];
 const RETIRE: [&str; 5] = ["key", "retire", "--yes", "--grace", "0s"];
@@ -162,4 +165,44 @@ fn reencryption_and_retirement_can_be_killed_anywhere() {
     kill_anywhere(&site, &by_age, &RETIRE);
     assert_eq!(by_age.json(["key", "list"])["older_generations"], serde_json::json!([]));
     by_age.run(["verify"]).expect_code(0);
+}
+
+#[test]
+fn a_copy_with_keys_of_its_own_restores_and_follows() {
+    let server = installed_or_skip!();
+    let (site, id, _) = quiet_site("rekey", &server);
+    let from = site.elsewhere.repo().to_str().expect("text").to_owned();
+    let to = site.scratch.join("rekeyed");
+    let (theirs, file) = with_passphrase(&Pgark::new(BINARY, &site.scratch, &to), &site.scratch, "theirs", SECOND);
+    let file = file.to_str().expect("text").to_owned();
+    let to = to.to_str().expect("text").to_owned();
+    let replicate = ["replicate", "--from", &from, "--to", &to, "--rekey"];
+    let with_file = [&replicate[..], &["--new-passphrase-file", &file]].concat();
+    refused(site.elsewhere.run(replicate), 2, "E-KEY-NEW");
+    refused(
+        site.elsewhere.run(["replicate", "--from", &from, "--to", &to, "--new-passphrase-file", &file]),
+        2,
+        "E-USAGE",
+    );
+    let plan = site.elsewhere.json([&with_file[..], &["--dry-run"]].concat());
+    assert_eq!(plan["backups"], serde_json::json!([id]), "{plan}");
+    assert!(!Path::new(&to).exists(), "a dry run made the copy");
+    let done = site.elsewhere.json(&with_file);
+    assert_eq!(done["failed"], serde_json::json!([]), "{done}");
+    // Its secret opens it, and ours does not; nor can it be taken for a plain copy.
+    let ours = site.elsewhere.run(["info", "--repo", &to]);
+    refused(ours, 12, "E-KEY-WRONG");
+    refused(site.elsewhere.run(["replicate", "--from", &from, "--to", &to]), 12, "E-KEY-WRONG");
+    theirs.run(["verify"]).expect_code(0);
+    // It follows: a backup and WAL from after.
+    site.ledger.write_rows(&site.cluster, 2);
+    let incr = site.pgark.backup("incr");
+    site.ledger.write_rows(&site.cluster, 2);
+    let latest = site.archive_all();
+    let more = site.elsewhere.json(&with_file);
+    assert_eq!((&more["backups"], &more["failed"]), (&serde_json::json!([incr]), &serde_json::json!([])), "{more}");
+    theirs.run(["verify"]).expect_code(0);
+    let other = Site { elsewhere: theirs, ..site };
+    other.assert_restores("old", &latest, 1, &[&id]);
+    other.assert_restores("new", &latest, 1, &[&incr]);
 }
