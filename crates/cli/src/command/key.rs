@@ -311,7 +311,12 @@ fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
     confirm(&args.confirm, &question)?;
     let done = keys::rotate(&ring.store, &options, Mode::Run, ctx).map_err(failed)?;
     output::result(global.form(), &document(&done, true), || {
-        format!("new data is sealed under generation {} of the key\n{}", done.generation, fates(&done))
+        format!(
+            "new data is sealed under generation {} of the key\n{}what is there stays under the older ones until 'pgark key \
+             reencrypt'\n",
+            done.generation,
+            fates(&done)
+        )
     })?;
     older_rings(done.older_rings_gone)
 }

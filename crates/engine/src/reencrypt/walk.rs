@@ -1,12 +1,12 @@
 //! What there is to be sealed anew: objects of backups and WAL, a directory at a time, so that memory does not grow with
 //! the archive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use pgark_repo::catalog::Catalog;
+use pgark_repo::catalog::{Catalog, PacksOf};
 use pgark_repo::crypto::{HEADER_BYTES, generation_of};
 use pgark_repo::names::{self, BackupId, ClusterName, WalPlace};
 use pgark_repo::store::{ObjectName, StoreErrorKind};
@@ -19,7 +19,7 @@ use crate::error::Result;
 pub struct Place {
     pub dir: String,
     /// Of a backup that is not listed: the packs that listed ones need. None: everything.
-    pub only: Option<BTreeSet<u32>>,
+    pub only: Option<Vec<PacksOf>>,
 }
 
 /// An object, and which seals of it are in the store.
@@ -92,7 +92,7 @@ pub fn places(repo: &Repository, cluster: &ClusterName, catalog: &Catalog) -> Re
             continue;
         }
         let needs = catalog.backups.iter().flat_map(|b| &b.needs).filter(|n| n.backup == id);
-        let only: BTreeSet<u32> = needs.flat_map(|n| &n.packs).flat_map(|(a, b)| *a..=*b).collect();
+        let only: Vec<PacksOf> = needs.cloned().collect();
         if catalog.has_remains(&id) {
             left.push(id);
         }
@@ -124,7 +124,7 @@ pub fn objects(repo: &Repository, place: &Place) -> Result<Vec<Seals>> {
         let (name, generation) = names::split_seal(&stat.name).unwrap_or((stat.name, 0));
         let wanted = match &place.only {
             None => names::lasting_kind(&name).is_some(),
-            Some(only) => names::pack_of(&name).is_some_and(|number| only.contains(&number)),
+            Some(only) => names::pack_of(&name).is_some_and(|number| only.iter().any(|n| n.contains(number))),
         };
         if wanted {
             let seals = found.entry(name.clone()).or_insert(Seals { name, sizes: BTreeMap::new() });
