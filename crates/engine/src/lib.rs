@@ -16,6 +16,7 @@ pub mod info;
 pub mod keep;
 pub mod keys;
 pub mod pace;
+pub mod reencrypt;
 pub mod register;
 pub mod repair;
 pub mod replicate;

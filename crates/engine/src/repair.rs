@@ -123,7 +123,7 @@ fn one(
             Some(print) => whole_object(&member.repo, &name, print),
             None => whole_segment(&member.repo, cluster, listed, &name),
         };
-        match bytes.and_then(|bytes| replace(repo, &name, &bytes)) {
+        match bytes.and_then(|(seal, bytes)| replace(repo, &name, &seal, &bytes)) {
             Ok(()) => return Ok(member.name.clone()),
             Err(e) => why.push(format!("{}: {e}", member.name)),
         }
@@ -131,15 +131,21 @@ fn one(
     Err(if why.is_empty() { "there is no other repository".to_owned() } else { why.join("; ") })
 }
 
-fn whole_object(repo: &Repository, name: &ObjectName, print: &Fingerprint) -> Result<Vec<u8>> {
+/// The bytes, and the name under which they belong: that of one of the object's seals.
+fn whole_object(repo: &Repository, name: &ObjectName, print: &Fingerprint) -> Result<(ObjectName, Vec<u8>)> {
     if print.size > OBJECT_BYTES_MAX {
         return Err(not_repairable("it is too large to be held in memory"));
     }
-    read_exactly(repo.store(), name, print)
+    read_exactly(repo, name, print)
 }
 
 /// A segment has no fingerprint elsewhere: it is authenticated by itself, as a whole, and under its own name.
-fn whole_segment(repo: &Repository, cluster: &ClusterName, listed: &Catalog, name: &ObjectName) -> Result<Vec<u8>> {
+fn whole_segment(
+    repo: &Repository,
+    cluster: &ClusterName,
+    listed: &Catalog,
+    name: &ObjectName,
+) -> Result<(ObjectName, Vec<u8>)> {
     for lineage in &listed.lineages {
         let archive = WalArchive::new(repo, cluster, lineage.system_id);
         let Some((segment, _)) = names::segment_copy(name.basename(), lineage.segment_size)
@@ -153,7 +159,7 @@ fn whole_segment(repo: &Repository, cluster: &ClusterName, listed: &Catalog, nam
             return Err(RepoError::corrupt(name, "the index is of another segment").into());
         }
         while reader.next()?.is_some() {}
-        return Ok(bytes);
+        return Ok((name.clone(), bytes));
     }
     Err(not_repairable("it is neither of a backup nor a wal segment"))
 }
@@ -163,15 +169,15 @@ fn not_repairable(why: &str) -> EngineError {
 }
 
 /// The bytes are in memory: between the removal and the creation nothing else is needed.
-fn replace(repo: &Repository, name: &ObjectName, bytes: &[u8]) -> Result<()> {
+fn replace(repo: &Repository, name: &ObjectName, seal: &ObjectName, bytes: &[u8]) -> Result<()> {
     let store = repo.store();
     match store.delete(name) {
         Ok(()) => {}
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(RepoError::from(e).into()),
     }
-    store.put_new(name, bytes).map_err(RepoError::from)?;
-    let stored = store.read(name, bytes.len() as u64).map_err(RepoError::from)?;
+    store.put_new(seal, bytes).map_err(RepoError::from)?;
+    let stored = repo.bare_store().read(seal, bytes.len() as u64).map_err(RepoError::from)?;
     if stored == bytes {
         Ok(())
     } else {

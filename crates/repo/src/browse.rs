@@ -4,7 +4,7 @@
 use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
 use crate::limits::REGISTER_MARKS_MAX;
-use crate::names::{ClusterName, KEYRING, WalPlace, without_copy};
+use crate::names::{ClusterName, KEYRING, WalPlace, split_seal, without_copy};
 use crate::repository::Repository;
 use crate::store::ObjectName;
 use crate::stream::{Source, StreamReader};
@@ -26,13 +26,16 @@ enum Form {
 
 /// Hands out the object's bytes as stored.
 pub fn stored(repo: &Repository, name: &ObjectName, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let size = repo.store().stat(name)?.size;
+    // A seal that is named is shown with all that lies there.
+    let store = if split_seal(name).is_some() { repo.bare_store() } else { repo.store() };
+    let found = store.find(name)?;
+    let size = found.size;
     let mut buffer = vec![];
     let mut at = 0;
     while at < size {
         let len = usize::try_from((size - at).min(PIECE_BYTES as u64)).expect("at most a piece");
         buffer.resize(len, 0);
-        repo.store().read_at(name, at, &mut buffer)?;
+        store.read_at(&found.name, at, &mut buffer)?;
         take(&buffer)?;
         at += len as u64;
     }
@@ -42,6 +45,9 @@ pub fn stored(repo: &Repository, name: &ObjectName, take: &mut dyn FnMut(&[u8]) 
 /// Hands out what the object holds: JSON of records, catalogs and heads, items of manifests, the bytes of WAL files. Packs
 /// and key rings come as they are stored. An error after the first bytes means that they must not be used.
 pub fn content(repo: &Repository, name: &ObjectName, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    // Any seal of an object shows the object.
+    let object = split_seal(name);
+    let name = object.as_ref().map_or(name, |(object, _)| object);
     match form(name) {
         Form::AsIs => stored(repo, name, take),
         Form::Stream(kind) => stream(repo, kind, name, take),

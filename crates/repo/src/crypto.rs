@@ -240,6 +240,23 @@ impl KeySet {
         self.current().generation
     }
 
+    /// Whether both call equal content by the same ids: only then can objects of one be objects of the other.
+    pub fn shares_content_ids(&self, other: &KeySet) -> bool {
+        self.current().content == other.current().content
+    }
+
+    pub(crate) fn content_key(&self) -> Option<Key32> {
+        self.current().content.clone()
+    }
+
+    /// Of the keys that are held, ascending; empty without encryption.
+    pub fn generations(&self) -> Vec<u32> {
+        let mut all: Vec<u32> = self.current().domains.iter().map(|(generation, _, _)| *generation).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     pub fn content_id(&self, plain: &[u8]) -> ContentId {
         let keys = self.current();
         let key = keys.content.as_ref().expect("content ids are asked for only by holders of the data key");
@@ -341,6 +358,12 @@ impl KeySet {
     }
 }
 
+/// The generation that an object's header names. Not authenticated; None for what is not an object of ours.
+pub fn generation_of(header: &[u8; HEADER_BYTES]) -> Option<u32> {
+    let field = [header[12], header[13], header[14], header[15]];
+    header.starts_with(MAGIC).then(|| u32::from_le_bytes(field))
+}
+
 /// A holder of other generations' keys should hold this one too, so it does not exist: the header lies.
 fn no_key(keys: &Keys, generation: u32, domain: Domain, name: &ObjectName) -> RepoError {
     let why = format!("it needs the {} key of generation {generation}, which the key ring lacks", domain.name());
@@ -363,6 +386,8 @@ pub enum Purpose {
     LastBlock = 3,
     /// Position: the table's offset in the pack.
     TableOfContents = 4,
+    /// Of an object that was sealed anew: which object it was. Position: its size without this part.
+    Origin = 5,
 }
 
 /// Seals and opens the parts of one object.

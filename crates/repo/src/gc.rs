@@ -89,8 +89,8 @@ pub fn make_room(repo: &Repository, cluster: &ClusterName) -> Result<Swept> {
     }
 }
 
-/// Says whether the claim still holds; by both clocks, as one of them stands still while a machine sleeps.
-fn guard(claim: &Claim) -> impl FnMut() -> Result<()> {
+/// To be asked before each deletion: says whether the claim still holds; by both clocks, as one of them stands still while a machine sleeps.
+pub fn guard(claim: &Claim) -> impl FnMut() -> Result<()> + use<> {
     let claim = claim.clone();
     let mut seen: Option<(Instant, SystemTime)> = None;
     move || {

@@ -21,6 +21,7 @@ pub mod pack;
 pub mod record;
 pub mod register;
 pub mod repository;
+pub mod seals;
 pub mod store;
 pub mod stream;
 pub mod wal;

@@ -5,6 +5,7 @@ use std::fmt;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
 use crate::store::ObjectName;
 
@@ -152,6 +153,36 @@ pub fn pack_of(name: &ObjectName) -> Option<u32> {
     dir.ends_with("/packs").then(|| pack_number(last))?
 }
 
+/// What an object is, by its name: objects of backups and of WAL, which are written once and stay. None for the
+/// versions of registers, which come and go, and for what is none of ours.
+pub fn lasting_kind(name: &ObjectName) -> Option<ObjectKind> {
+    let parts: Vec<&str> = name.as_str().split('/').collect();
+    match parts.as_slice() {
+        [CLUSTERS, _, "backups", _, "packs", _] => Some(ObjectKind::Pack),
+        [CLUSTERS, _, "backups", _, "manifest"] => Some(ObjectKind::Manifest),
+        [CLUSTERS, _, "backups", _, "record"] => Some(ObjectKind::BackupRecord),
+        [CLUSTERS, _, "wal", _, "head" | "head-mirror", _] => None,
+        [CLUSTERS, _, "wal", _, "history", _] => Some(ObjectKind::WalSideFile),
+        [CLUSTERS, _, "wal", _, "conflicts", _] => Some(ObjectKind::WalSegment),
+        [CLUSTERS, _, "wal", _, _, _, file] if file.ends_with(".backup") => Some(ObjectKind::WalSideFile),
+        [CLUSTERS, _, "wal", _, _, _, _] => Some(ObjectKind::WalSegment),
+        _ => None,
+    }
+}
+
+/// The name of a later seal of an object: the same content, sealed anew under a newer generation of the key.
+pub fn later_seal(name: &ObjectName, generation: u32) -> Result<ObjectName> {
+    Ok(ObjectName::parse(&format!("{name}.g{generation}"))?)
+}
+
+/// The object of which this names a later seal, and the generation of that.
+pub fn split_seal(name: &ObjectName) -> Option<(ObjectName, u32)> {
+    let (object, generation) = name.as_str().rsplit_once(".g")?;
+    let number = generation.parse().ok().filter(|g: &u32| *g > 1 && g.to_string() == generation)?;
+    let object = ObjectName::parse(object).ok()?;
+    lasting_kind(&object).map(|_| (object, number))
+}
+
 /// All WAL of one system identifier of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalPlace {
@@ -230,6 +261,35 @@ mod tests {
         assert!(ClusterName::parse("prod-1.eu_west").is_ok());
         for bad in ["", "20260101-000000", "20260101-000000X", "../../etc/passwdF", "20260101_000000F"] {
             assert!(BackupId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_later_seal_is_known_by_its_name() {
+        let dir = "clusters/main/backups/20260822-031500F";
+        let wal = "clusters/main/wal/7/00000001/00000000/000000010000000000000003";
+        let of = |name: &str| split_seal(&object(name.to_owned()));
+        for (name, kind) in [
+            (format!("{dir}/packs/000001"), ObjectKind::Pack),
+            (format!("{dir}/manifest"), ObjectKind::Manifest),
+            (format!("{dir}/record"), ObjectKind::BackupRecord),
+            (wal.to_owned(), ObjectKind::WalSegment),
+            (format!("{wal}.r2"), ObjectKind::WalSegment),
+            (format!("{wal}.partial"), ObjectKind::WalSegment),
+            (format!("{wal}.00000028.backup"), ObjectKind::WalSideFile),
+            ("clusters/main/wal/7/history/00000002.history".to_owned(), ObjectKind::WalSideFile),
+            ("clusters/main/wal/7/conflicts/000000010000000000000003-0123".to_owned(), ObjectKind::WalSegment),
+        ] {
+            let name = object(name);
+            assert_eq!((lasting_kind(&name), split_seal(&name)), (Some(kind), None), "{name}");
+            assert_eq!(split_seal(&later_seal(&name, 12).unwrap()), Some((name, 12)));
+        }
+        for other in [".g1", ".g0", ".g02", ".g+2", ".g", ".gx", ".g4294967296"] {
+            assert_eq!(of(&format!("{wal}{other}")), None, "{other}");
+        }
+        for register in ["keyring/0000000000000001", "clusters/main/catalog/1", "clusters/main/wal/7/head/1", "probe/1"]
+        {
+            assert_eq!((lasting_kind(&object(register.into())), of(&format!("{register}.g2"))), (None, None));
         }
     }
 

@@ -8,7 +8,8 @@ use crate::crypto::{ContentId, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purp
 use crate::error::{RepoError, Result};
 use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
 use crate::manifest::bytes::{Cursor, put_varint};
-use crate::store::{ObjectName, ObjectWriter, Store};
+use crate::seals::{AnewWriter, Place, origin};
+use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store};
 use crate::stream::{Fingerprint, Source};
 
 const FOOTER_BYTES: usize = 24;
@@ -123,15 +124,22 @@ impl SealedPack {
 pub struct PackReader {
     store: Arc<dyn Store>,
     name: ObjectName,
+    /// The seal that is read, and its size.
+    seal: ObjectStat,
     key: ObjectKey,
 }
 
 impl PackReader {
     pub fn open(store: Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<Self> {
+        let seal = store.find(name)?;
+        Self::open_at(store, keys, name, seal)
+    }
+
+    fn open_at(store: Arc<dyn Store>, keys: &KeySet, name: &ObjectName, seal: ObjectStat) -> Result<Self> {
         let mut header = [0u8; HEADER_BYTES];
-        store.read_at(name, 0, &mut header)?;
+        store.read_at(&seal.name, 0, &mut header)?;
         let key = keys.open_object(&header, ObjectKind::Pack, name)?;
-        Ok(PackReader { store, name: name.clone(), key })
+        Ok(PackReader { store, name: name.clone(), seal, key })
     }
 
     pub fn name(&self) -> &ObjectName {
@@ -141,7 +149,7 @@ impl PackReader {
     /// Fetches `len` stored bytes at `offset`: one or more neighbouring frames.
     pub fn fetch(&self, offset: u64, len: usize, buf: &mut Vec<u8>) -> Result<()> {
         buf.resize(len, 0);
-        Ok(self.store.read_at(&self.name, offset, buf)?)
+        Ok(self.store.read_at(&self.seal.name, offset, buf)?)
     }
 
     /// Opens and decodes one frame from its stored bytes (which are overwritten).
@@ -208,34 +216,89 @@ const READ_AHEAD: usize = 4 * 1024 * 1024;
 
 /// Reads a whole pack front to back: every byte is authenticated, every frame decoded and compared with its content id.
 pub fn read_whole(store: &Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<(Fingerprint, Vec<TableEntry>)> {
+    read_whole_at(store, keys, name, &store.find(name)?.name)
+}
+
+/// As `read_whole`, that seal of it.
+pub(crate) fn read_whole_at(
+    store: &Arc<dyn Store>,
+    keys: &KeySet,
+    name: &ObjectName,
+    seal: &ObjectName,
+) -> Result<(Fingerprint, Vec<TableEntry>)> {
     let bad = |what: &str| RepoError::corrupt(name, what);
-    let size = store.stat(name)?.size;
-    let reader = PackReader::open(store.clone(), keys, name)?;
-    let table = read_table(&reader, size)?;
-    let mut hasher = blake3::Hasher::new();
+    let reader = PackReader::open_at(store.clone(), keys, name, store.find(seal)?)?;
+    let table = read_table(&reader)?.entries;
     let (mut decoder, mut plain) = (Decoder::new()?, vec![]);
-    let mut source = Source::object_with_read_ahead(store.clone(), name, READ_AHEAD)?;
-    let short = || bad("it ends before its table says");
-    hasher.update(source.take(HEADER_BYTES)?.ok_or_else(short)?);
-    let mut at = HEADER_BYTES as u64;
-    for entry in &table {
-        let stored = source.take(entry.at.stored_len as usize)?.ok_or_else(short)?;
-        hasher.update(stored);
+    let print = read_through(&reader, &table, &mut |entry, stored| {
         plain.resize(entry.at.plain_len as usize, 0);
         reader.decode_into(&entry.at, stored, &mut decoder, &mut plain)?;
         if keys.content_id(&plain) != entry.id {
             return Err(bad(&format!("frame at {} is not what was read from the database", entry.at.offset)));
         }
-        at += u64::from(entry.at.stored_len);
-    }
-    let tail = usize::try_from(size - at).map_err(|_| bad("table too large"))?;
-    hasher.update(source.take(tail)?.ok_or_else(short)?);
-    Ok((Fingerprint { size, blake3: hasher.finalize().to_hex().to_string() }, table))
+        Ok(())
+    })?;
+    Ok((print, table))
 }
 
-fn read_table(reader: &PackReader, size: u64) -> Result<Vec<TableEntry>> {
+/// Hands out every frame as it is stored, in order. Returns the fingerprint of the pack as it was first written.
+fn read_through(
+    reader: &PackReader,
+    table: &[TableEntry],
+    take: &mut dyn FnMut(&TableEntry, &mut [u8]) -> Result<()>,
+) -> Result<Fingerprint> {
+    let (name, size) = (&reader.name, reader.seal.size);
+    let mut hasher = blake3::Hasher::new();
+    let mut source = Source::object_with_read_ahead(reader.store.clone(), &reader.seal.name, READ_AHEAD)?;
+    let short = || RepoError::corrupt(name, "it ends before its table says");
+    hasher.update(source.take(HEADER_BYTES)?.ok_or_else(short)?);
+    let mut at = HEADER_BYTES as u64;
+    for entry in table {
+        let stored = source.take(entry.at.stored_len as usize)?.ok_or_else(short)?;
+        hasher.update(stored);
+        take(entry, stored)?;
+        at += u64::from(entry.at.stored_len);
+    }
+    let tail = usize::try_from(size - at).map_err(|_| RepoError::corrupt(name, "table too large"))?;
+    hasher.update(source.take(tail)?.ok_or_else(short)?);
+    let stored = Fingerprint { size, blake3: hasher.finalize().to_hex().to_string() };
+    match source.tail()? {
+        Some(tail) => origin(&reader.key, name, &stored, &tail),
+        None => Ok(stored),
+    }
+}
+
+/// See `seals::seal_into`. Frames are not decompressed.
+pub(crate) fn seal_into(from: &Place<'_>, to: &Place<'_>, name: &ObjectName) -> Result<(AnewWriter, Fingerprint)> {
+    let reader = PackReader::open(from.store.clone(), from.keys, name)?;
+    let Table { entries, mut plain, footer, offset } = read_table(&reader)?;
+    let mut anew = AnewWriter::create(to, ObjectKind::Pack, name)?;
+    let mut frame = vec![];
+    let print = read_through(&reader, &entries, &mut |entry, stored| {
+        let (at, aad) = (entry.at.offset, entry.at.aad());
+        let opened = reader.key.open(Purpose::Frame, at, &aad, stored);
+        let n = opened.ok_or_else(|| RepoError::corrupt(name, format!("frame at {at}: fails its seal")))?;
+        frame.clear();
+        frame.extend_from_slice(&stored[..n]);
+        anew.seal(Purpose::Frame, at, &aad, &mut frame)
+    })?;
+    anew.seal(Purpose::TableOfContents, offset, &footer, &mut plain)?;
+    anew.put(&footer)?;
+    Ok((anew, print))
+}
+
+struct Table {
+    entries: Vec<TableEntry>,
+    plain: Vec<u8>,
+    footer: Vec<u8>,
+    offset: u64,
+}
+
+fn read_table(reader: &PackReader) -> Result<Table> {
     let bad = |what: &str| RepoError::corrupt(&reader.name, what);
-    let footer_at = size
+    let footer_at = reader
+        .seal
+        .size
         .checked_sub(FOOTER_BYTES as u64)
         .filter(|at| *at >= HEADER_BYTES as u64)
         .ok_or_else(|| bad("shorter than an empty pack"))?;
@@ -250,11 +313,13 @@ fn read_table(reader: &PackReader, size: u64) -> Result<Vec<TableEntry>> {
     if len as usize > PACK_TOC_BYTES_MAX || offset < HEADER_BYTES as u64 {
         return Err(bad("its table of contents is larger than any we write"));
     }
-    let mut table = vec![];
-    reader.fetch(offset, len as usize, &mut table)?;
+    let mut plain = vec![];
+    reader.fetch(offset, len as usize, &mut plain)?;
     let n = reader
         .key
-        .open(Purpose::TableOfContents, offset, &footer, &mut table)
+        .open(Purpose::TableOfContents, offset, &footer, &mut plain)
         .ok_or_else(|| bad("its table of contents fails its seal"))?;
-    parse_table(&reader.name, &table[..n], frames, offset)
+    plain.truncate(n);
+    let entries = parse_table(&reader.name, &plain, frames, offset)?;
+    Ok(Table { entries, plain, footer, offset })
 }

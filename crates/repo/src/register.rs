@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::crypto::{KeySet, ObjectKind, fill_random};
+use crate::crypto::{HEADER_BYTES, KeySet, ObjectKind, fill_random, generation_of};
 use crate::error::{RepoError, Result};
 use crate::limits::{
     KEYRING_BYTES_MAX, REGISTER_BYTES_MAX, REGISTER_MARKS_MAX, REGISTER_RETRIES, REGISTER_VALUE_BYTES_MAX,
@@ -75,6 +75,10 @@ impl Register {
     /// next change puts the other in place.
     pub fn thrifty(self) -> Self {
         Register { thrifty: true, ..self }
+    }
+
+    pub fn dir(&self) -> &str {
+        &self.dir
     }
 
     fn dirs(&self) -> Vec<String> {
@@ -220,6 +224,33 @@ impl Register {
         self.update_with(open, |current, _| Ok(current.map(|v| v.value.clone())))?;
         let newest = self.read_with(open)?.map(|(version, ())| version);
         Ok(!newest.map_or(Ok(false), |n| self.has_older_values(&n))?)
+    }
+
+    /// Makes every version that can still be read one of this generation of the key, by writing the value anew. False when
+    /// an older one is still there: the store keeps what is deleted, or denies it.
+    pub fn seal_anew(&self, generation: u32) -> Result<bool> {
+        // The first makes the newest version, the second the one before it.
+        for _ in 0..2 {
+            if self.newest_number()?.is_none() || self.is_sealed_under(generation)? {
+                return Ok(true);
+            }
+            self.update(|current| Ok(current.map(|v| v.value.clone())))?;
+        }
+        self.is_sealed_under(generation)
+    }
+
+    fn is_sealed_under(&self, generation: u32) -> Result<bool> {
+        for dir in self.dirs() {
+            for number in self.numbers(&dir)? {
+                let mut header = [0; HEADER_BYTES];
+                match self.store.read_at(&Self::name(&dir, number)?, 0, &mut header) {
+                    Ok(()) if generation_of(&header).is_some_and(|g| g < generation) => return Ok(false),
+                    Ok(()) | Err(StoreError::NotFound { .. } | StoreError::Truncated { .. }) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// The versions before this one that can still be read, damaged ones left out.

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use crate::crypto::{Algorithm, Key32, KeySet, Keys, Renew};
 use crate::error::{RepoError, Result};
-use crate::keyring::{self, Keyring, NewKeys, SlotInfo, Unlock};
+use crate::keyring::{self, Keyring, NewKeys, SlotError, SlotInfo, Unlock};
 use crate::names::{CLUSTERS, ClusterName, KEYRING};
 use crate::register::RegisterProblem;
+use crate::seals;
 use crate::store::Store;
 
 #[derive(Clone)]
 pub struct Repository {
     store: Arc<dyn Store>,
+    /// Without the view on seals.
+    bare: Arc<dyn Store>,
     keys: KeySet,
     id: String,
     slots: Vec<SlotInfo>,
@@ -22,6 +25,13 @@ pub struct Repository {
 pub enum Created {
     Now,
     Before,
+}
+
+/// What to do where there is no re-keyed copy yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rekeyed {
+    Make,
+    Leave,
 }
 
 impl Repository {
@@ -63,6 +73,9 @@ impl Repository {
         let keys = self.keys.current();
         let open = |bytes: &[u8]| match keys.masters() {
             [] => Keyring::open(bytes, &Unlock::default()),
+            masters if keyring::peek_generation(bytes)? < masters.first().map_or(0, |(oldest, _)| *oldest) => {
+                Err(self.retired_too_early(&*store))
+            }
             masters => Keyring::open_with_masters(bytes, masters),
         };
         let (ring, ours) = keyring::register(self.store.clone())
@@ -81,7 +94,13 @@ impl Repository {
                         );
                         return Err(RepoError::WrongKey { why });
                     }
-                    open(&v.value)?.generation() < ours.generation()
+                    let there = open(&v.value)?;
+                    let is_older = there.generation() < ours.generation();
+                    // A key that was retired here may be all that opens what is there.
+                    if is_older && there.masters().iter().any(|m| !ours.masters().contains(m)) {
+                        return Err(self.retired_too_early(&*store));
+                    }
+                    is_older
                 }
             };
             created = if current.is_none() { Created::Now } else { Created::Before };
@@ -89,6 +108,38 @@ impl Repository {
         })?;
         let opened = Self::open_ring(&store, &mut |bytes| open(bytes))?;
         Ok((Self::from_ring(store, &opened, &Unlock::default()), created))
+    }
+
+    fn retired_too_early(&self, store: &dyn Store) -> RepoError {
+        let (here, there) = (self.store.url(), store.url());
+        RepoError::WrongKey {
+            why: format!("{there} has objects under older keys, which the key ring of {here} has given up already"),
+        }
+    }
+
+    /// Opens a copy of this repository that has keys of its own. Where there is none it is made, if `missing` says so;
+    /// nothing that opens this one opens it, but what `new` shares with it.
+    ///
+    /// # Errors
+    /// `WrongKey` for a repository that is no such copy.
+    pub fn open_rekeyed(&self, store: Arc<dyn Store>, new: &NewKeys, missing: Rekeyed) -> Result<Option<Self>> {
+        let content = self.keys.content_key().filter(|_| self.encryption() != Algorithm::None);
+        let content = content.ok_or(RepoError::Slot(SlotError::NotEncrypted))?;
+        if missing == Rekeyed::Make {
+            keyring::register(store.clone()).update(|current| match current {
+                Some(_) => Ok(None),
+                None => Ok(Some(Keyring::create_rekeyed(new, &content)?.to_bytes())),
+            })?;
+        }
+        let opened = match Self::open(store.clone(), &new.unlock) {
+            Err(RepoError::NoRepository { .. }) if missing == Rekeyed::Leave => return Ok(None),
+            other => other?,
+        };
+        if opened.id == self.id || !opened.keys.shares_content_ids(&self.keys) {
+            let why = format!("{} is no copy of {} with keys of its own", store.url(), self.store.url());
+            return Err(RepoError::WrongKey { why });
+        }
+        Ok(Some(opened))
     }
 
     /// Only opening tells a whole copy of the ring from a damaged one.
@@ -99,7 +150,7 @@ impl Repository {
 
     /// Opens for fetching WAL only, with keys that a restore left beside a recovering server.
     pub fn open_for_wal(store: Arc<dyn Store>, keys: KeySet) -> Self {
-        Repository { store, keys, id: String::new(), slots: vec![] }
+        Repository { store: seals::view(&store, &keys), bare: store, keys, id: String::new(), slots: vec![] }
     }
 
     /// The key ring as stored, from the first copy that is there. Not authenticated.
@@ -113,11 +164,18 @@ impl Repository {
             None => ring.keys(),
             Some(_) => ring.keys().renewed_by(renewal(store.clone(), unlock.clone(), ring.repository_id())),
         };
-        Repository { store, keys, id: ring.repository_id(), slots: ring.slots() }
+        let (id, slots) = (ring.repository_id(), ring.slots());
+        Repository { store: seals::view(&store, &keys), bare: store, keys, id, slots }
     }
 
+    /// Objects by their names, each read from the newest of its seals.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// What lies in the store, each seal of an object by itself.
+    pub fn bare_store(&self) -> &Arc<dyn Store> {
+        &self.bare
     }
 
     pub fn keys(&self) -> &KeySet {
@@ -165,14 +223,22 @@ fn renewal(store: Arc<dyn Store>, unlock: Unlock, id: String) -> Box<Renew> {
                 Ok(ring) => Ok(ring),
                 Err(_) => Keyring::open(bytes, &unlock),
             })?;
-        let carried_on = ring.repository_id() == id && held.masters().iter().all(|m| ring.masters().contains(m));
+        // The newest that we hold was never given up while we run; older ones may have been, and then none before it is
+        // there.
+        let kept_from = ring.masters().first().map(|(generation, _)| *generation);
+        let retired = |m: &(u32, Key32)| kept_from.is_some_and(|first| m.0 < first);
+        let newest_held = held.masters().last().is_some_and(|m| ring.masters().contains(m));
+        let older_held = held.masters().iter().all(|m| retired(m) || ring.masters().contains(m));
+        let carried_on = ring.repository_id() == id && newest_held && older_held;
         if !carried_on {
             return Err(RepoError::corrupt(
                 KEYRING,
-                "it was replaced by that of another repository, or by an older one",
+                "it was replaced by that of another repository, or by an older one, or the key that this process began with \
+                 was retired meanwhile",
             ));
         }
-        let newer = ring.masters().len() > held.masters().len();
+        let newest = |masters: &[(u32, Key32)]| masters.last().map(|(generation, _)| *generation);
+        let newer = newest(ring.masters()) > newest(held.masters());
         Ok(newer.then(|| ring.current_keys()).flatten())
     })
 }

@@ -9,6 +9,8 @@ use crate::codec::{Codec, Compression, Decoder, Encoder};
 use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
 use crate::error::{RepoError, Result};
 use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
+use crate::names::split_seal;
+use crate::seals::{AnewWriter, Place, TAIL_BYTES, origin};
 use crate::store::{ObjectName, ObjectWriter, Store};
 
 const BLOCK_HEADER_BYTES: usize = 12;
@@ -200,11 +202,11 @@ impl Source {
 
     /// A small first read serves those who want the first block only.
     pub fn object_with_read_ahead(store: Arc<dyn Store>, name: &ObjectName, read_ahead: usize) -> Result<Self> {
-        let size = store.stat(name)?.size;
+        let found = store.find(name)?;
         Ok(Source {
             store: Some(store),
-            name: Some(name.clone()),
-            size,
+            name: Some(found.name),
+            size: found.size,
             fetched: 0,
             window: vec![],
             used: 0,
@@ -215,6 +217,17 @@ impl Source {
     pub fn memory(bytes: Vec<u8>) -> Self {
         let size = bytes.len() as u64;
         Source { store: None, name: None, size, fetched: size, window: bytes, used: 0, read_ahead: 0 }
+    }
+
+    /// What follows the object where it is a later seal.
+    pub(crate) fn tail(&self) -> Result<Option<[u8; TAIL_BYTES]>> {
+        let (Some(store), Some(name)) = (&self.store, &self.name) else { return Ok(None) };
+        if split_seal(name).is_none() {
+            return Ok(None);
+        }
+        let mut tail = [0; TAIL_BYTES];
+        store.read_at(name, self.size, &mut tail)?;
+        Ok(Some(tail))
     }
 
     fn remaining(&self) -> u64 {
@@ -263,7 +276,11 @@ pub struct StreamReader {
     hasher: blake3::Hasher,
     block: u64,
     done: bool,
+    /// A block, still compressed.
+    opened: Vec<u8>,
     plain: Vec<u8>,
+    /// What was first written, when this is a later seal of it that was read to its end.
+    origin: Option<Fingerprint>,
 }
 
 impl StreamReader {
@@ -273,7 +290,18 @@ impl StreamReader {
         let mut hasher = blake3::Hasher::new();
         hasher.update(header);
         let (object, decoder) = (name.to_string(), Decoder::new()?);
-        Ok(StreamReader { source, key, object, decoder, hasher, block: 0, done: false, plain: vec![] })
+        Ok(StreamReader {
+            source,
+            key,
+            object,
+            decoder,
+            hasher,
+            block: 0,
+            done: false,
+            opened: vec![],
+            plain: vec![],
+            origin: None,
+        })
     }
 
     pub fn open(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
@@ -282,6 +310,21 @@ impl StreamReader {
 
     /// The next block's plaintext, or None after the last one.
     pub fn next_block(&mut self) -> Result<Option<&[u8]>> {
+        let mut opened = std::mem::take(&mut self.opened);
+        let next = self.next_opened(&mut opened);
+        self.opened = opened;
+        let Some((header, _, _)) = next? else { return Ok(None) };
+        let object = &self.object;
+        let bad = |what: &str| RepoError::corrupt(object, what);
+        let [_, _, _, _, p0, p1, p2, p3, codec, ..] = header;
+        let plain_len = u32::from_le_bytes([p0, p1, p2, p3]) as usize;
+        let codec = Codec::from_byte(codec).ok_or_else(|| bad("unknown codec"))?;
+        self.decoder.decode(codec, &self.opened, plain_len, &mut self.plain).map_err(|e| bad(&e))?;
+        Ok(Some(&self.plain))
+    }
+
+    /// Replaces `opened` by the next block, authenticated and still compressed; its header, and what it was sealed with.
+    fn next_opened(&mut self, opened: &mut Vec<u8>) -> Result<Option<([u8; BLOCK_HEADER_BYTES], Purpose, u64)>> {
         if self.done {
             return Ok(None);
         }
@@ -291,7 +334,7 @@ impl StreamReader {
             Some(h) => (&*h).try_into().map_err(|_| bad("truncated"))?,
             None => return Err(bad("truncated")),
         };
-        let [s0, s1, s2, s3, p0, p1, p2, p3, codec, flags, ..] = header;
+        let [s0, s1, s2, s3, p0, p1, p2, p3, _, flags, ..] = header;
         let stored_len = u32::from_le_bytes([s0, s1, s2, s3]) as usize;
         let plain_len = u32::from_le_bytes([p0, p1, p2, p3]) as usize;
         let last = flags & FLAG_LAST != 0;
@@ -300,18 +343,21 @@ impl StreamReader {
         }
         let stored = self.source.take(stored_len)?.ok_or_else(|| bad("truncated"))?;
         self.hasher.update(&header).update(stored);
-        let purpose = if last { Purpose::LastBlock } else { Purpose::Block };
-        let n = self.key.open(purpose, self.block, &header, stored).ok_or_else(|| bad("a block fails its seal"))?;
-        let codec = Codec::from_byte(codec).ok_or_else(|| bad("unknown codec"))?;
-        self.decoder.decode(codec, &stored[..n], plain_len, &mut self.plain).map_err(|e| bad(&e))?;
+        let (purpose, block) = (if last { Purpose::LastBlock } else { Purpose::Block }, self.block);
+        let n = self.key.open(purpose, block, &header, stored).ok_or_else(|| bad("a block fails its seal"))?;
+        opened.clear();
+        opened.extend_from_slice(&stored[..n]);
         self.block += 1;
         if last {
             if self.source.remaining() != 0 {
                 return Err(bad("bytes after the end"));
             }
             self.done = true;
+            if let Some(tail) = self.source.tail()? {
+                self.origin = Some(origin(&self.key, &self.object, &self.stored(), &tail)?);
+            }
         }
-        Ok(Some(&self.plain))
+        Ok(Some((header, purpose, block)))
     }
 
     /// Whether the rest of the object has the length that its blocks declare. Opens nothing.
@@ -343,10 +389,44 @@ impl StreamReader {
         Ok(all)
     }
 
-    /// What was read so far; of the whole object once the last block was returned.
+    /// What was read so far; of the whole object, as it was first written, once the last block was returned.
     pub fn fingerprint(&self) -> Fingerprint {
+        self.origin.clone().unwrap_or_else(|| self.stored())
+    }
+
+    fn stored(&self) -> Fingerprint {
         Fingerprint { size: self.source.size, blake3: self.hasher.finalize().to_hex().to_string() }
     }
+}
+
+/// See `seals::seal_into`. Blocks are not decompressed.
+pub(crate) fn seal_into(
+    from: &Place<'_>,
+    to: &Place<'_>,
+    kind: ObjectKind,
+    name: &ObjectName,
+) -> Result<(AnewWriter, Fingerprint)> {
+    let mut reader = StreamReader::open(from.store.clone(), from.keys, kind, name)?;
+    let mut anew = AnewWriter::create(to, kind, name)?;
+    let mut plain = vec![];
+    while let Some((header, purpose, block)) = reader.next_opened(&mut plain)? {
+        anew.put(&header)?;
+        anew.seal(purpose, block, &header, &mut plain)?;
+    }
+    Ok((anew, reader.fingerprint()))
+}
+
+/// See `seals::print_of`.
+pub(crate) fn print_of(
+    store: &Arc<dyn Store>,
+    keys: &KeySet,
+    kind: ObjectKind,
+    name: &ObjectName,
+    seal: &ObjectName,
+) -> Result<Fingerprint> {
+    let mut reader = StreamReader::new(keys, kind, name, Source::object(store.clone(), seal)?)?;
+    while reader.next_block()?.is_some() {}
+    Ok(reader.fingerprint())
 }
 
 #[cfg(test)]

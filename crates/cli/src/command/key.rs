@@ -1,4 +1,4 @@
-//! `key list|add|remove|rotate|renew`: what opens the repository, and which key seals new data.
+//! `key list|add|remove|rotate|renew`, and the way to `reencrypt|retire`: what opens the repository, and which key seals new data.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
+use super::key_reencrypt::{self, ReencryptArgs, RetireArgs};
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, Align, Table, timestamp};
@@ -38,6 +39,10 @@ enum KeyCommand {
     Remove(RemoveArgs),
     /// Make a new master key for new data; what is there stays readable
     Rotate(RotateArgs),
+    /// Bring what is there under the newest key: every object is sealed anew, then the older seals go
+    Reencrypt(ReencryptArgs),
+    /// Give up the older keys, once no object in the repository is under one
+    Retire(RetireArgs),
     /// Give a server that recovers, restored before a rotation, the keys to the WAL as they are now
     Renew(RenewArgs),
 }
@@ -110,6 +115,11 @@ pub fn run(args: KeyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         KeyCommand::Add(args) => add(args, global, &Ring::of(context)?),
         KeyCommand::Remove(args) => remove(&args, global, &Ring::of(context)?),
         KeyCommand::Rotate(args) => rotate(&args, global, &Ring::of(context)?),
+        KeyCommand::Reencrypt(args) => key_reencrypt::reencrypt(&args, global, &context),
+        KeyCommand::Retire(args) => {
+            let ring = Ring::of(context)?;
+            key_reencrypt::retire(&args, global, &ring.context, &ring.store, &ring.unlock)
+        }
         KeyCommand::Renew(args) => renew(&args, global, &context),
     }
 }
@@ -255,7 +265,7 @@ fn remove(args: &RemoveArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
 }
 
 /// What was written is in force; what the store keeps is the administrator's to delete.
-fn older_rings(gone: bool) -> Result<Outcome, Failure> {
+pub fn older_rings(gone: bool) -> Result<Outcome, Failure> {
     if gone {
         return Ok(Exit::Done);
     }
@@ -301,7 +311,12 @@ fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
     confirm(&args.confirm, &question)?;
     let done = keys::rotate(&ring.store, &options, Mode::Run, ctx).map_err(failed)?;
     output::result(global.form(), &document(&done, true), || {
-        format!("new data is sealed under generation {} of the key\n{}", done.generation, fates(&done))
+        format!(
+            "new data is sealed under generation {} of the key\n{}what is there stays under the older ones until 'pgark key \
+             reencrypt'\n",
+            done.generation,
+            fates(&done)
+        )
     })?;
     older_rings(done.older_rings_gone)
 }

@@ -16,6 +16,7 @@ mod info;
 mod init;
 mod keep;
 mod key;
+mod key_reencrypt;
 mod misc;
 mod replicate;
 mod restore;

@@ -1,7 +1,12 @@
 //! `replicate`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use pgark_engine::replicate::{self, ReplicateOptions, ReplicatePlan, ReplicateReport, Which};
+use pgark_repo::Repository;
+use pgark_repo::keyring::{NewKeys, Unlock};
+use pgark_repo::repository::Rekeyed;
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -10,6 +15,8 @@ use super::delete::parse_id;
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes};
+use crate::secret::SecretSource;
+use crate::settings::RepoSettings;
 use crate::store::Missing;
 
 #[derive(Debug, Args)]
@@ -22,6 +29,12 @@ pub struct ReplicateArgs {
     /// Repository to complete; an empty place becomes a copy with the same key ring
     #[arg(long, value_name = "NAME|URL")]
     to: String,
+    /// The copy has keys of its own: everything is sealed anew on the way. Opened with --new-passphrase-file
+    #[arg(long)]
+    rekey: bool,
+    /// File with the passphrase of a re-keyed copy [env: PGARK_NEW_PASSPHRASE_FILE, PGARK_NEW_PASSPHRASE]
+    #[arg(long, value_name = "FILE", requires = "rekey")]
+    new_passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     dry_run: DryRunArgs,
 }
@@ -44,7 +57,10 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let which = args.id.as_deref().map(parse_id).transpose()?.map_or(Which::Missing, Which::One);
     let source = context.open_repository(from)?;
     let missing = if args.dry_run.dry_run { Missing::Refuse } else { Missing::Create };
-    let target = context.open_copy(&source, to, missing)?;
+    let target = match args.rekey {
+        false => context.open_copy(&source, to, missing)?,
+        true => rekeyed(&context, &source, to, args.new_passphrase_file, missing)?,
+    };
     let options = ReplicateOptions { cluster: context.cluster()?, which, jobs: context.jobs() };
     let plan = replicate::plan(&source, target.as_ref(), &options).map_err(engine_failure)?;
     let Some(target) = target.filter(|_| !args.dry_run.dry_run) else {
@@ -54,6 +70,40 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let report = replicate::run(&source, &target, &options, &plan, &context.ctx).map_err(engine_failure)?;
     output::result(global.form(), &document(&report), || text(&report))?;
     Ok(if report.failed.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+/// The copy with keys of its own, made when there is none and that is allowed.
+fn rekeyed(
+    context: &Context,
+    source: &Repository,
+    settings: &RepoSettings,
+    file: Option<PathBuf>,
+    missing: Missing,
+) -> Result<Option<Repository>, Failure> {
+    let passphrase = match file {
+        Some(path) => SecretSource::File(path),
+        None => context.new_passphrase()?,
+    };
+    let secret = passphrase.read()?.ok_or_else(|| {
+        Failure::usage("E-KEY-NEW", "nothing says what the re-keyed copy is opened with")
+            .hint("give --new-passphrase-file")
+    })?;
+    let store = match context.open_store(settings, missing) {
+        Err(e) if e.exit == Exit::NoRepository && missing == Missing::Refuse => return Ok(None),
+        opened => opened?,
+    };
+    let new = NewKeys {
+        encryption: source.encryption(),
+        unlock: Unlock::passphrase(secret.expose()),
+        age_recipients: vec![],
+        key_commands: vec![],
+    };
+    let make = if missing == Missing::Create { Rekeyed::Make } else { Rekeyed::Leave };
+    let repo = source.open_rekeyed(store.clone(), &new, make).map_err(|e| engine_failure(e.into()))?;
+    if let (Some(pin), Some(repo)) = (context.key_pin(&*store), &repo) {
+        pin.check(repo)?;
+    }
+    Ok(repo)
 }
 
 fn ids<'a>(all: impl IntoIterator<Item = &'a pgark_repo::names::BackupId>) -> Vec<String> {

@@ -21,7 +21,7 @@ pub const FIRST: &str = "correct horse battery staple";
 pub const SECOND: &str = "canary second passphrase";
 
 /// Opens with another passphrase than the site's.
-fn with_passphrase(pgark: &Pgark, scratch: &Scratch, name: &str, passphrase: &str) -> (Pgark, PathBuf) {
+pub fn with_passphrase(pgark: &Pgark, scratch: &Scratch, name: &str, passphrase: &str) -> (Pgark, PathBuf) {
     let file = scratch.file(name, format!("{passphrase}\n").as_bytes(), 0o600);
     (pgark.clone().env("PGARK_PASSPHRASE_FILE", &file), file)
 }
@@ -113,7 +113,7 @@ pub fn rotate(pgark: &Pgark, more: &[&str]) -> Value {
 }
 
 /// Generations in the headers of the objects below a directory of the repository.
-fn generations(pgark: &Pgark, below: &str) -> Vec<u32> {
+pub fn generations(pgark: &Pgark, below: &str) -> Vec<u32> {
     let mut found: Vec<u32> = objects_under(&pgark.repo().join(below))
         .into_iter()
         .filter_map(|path| fs::read(path).ok()?.get(12..16)?.try_into().ok().map(u32::from_le_bytes))
@@ -282,14 +282,14 @@ fn whole_but_for_the_mirror(verified: &Outcome, what: &str) {
 }
 
 /// The site's repository with an age slot, opened by it.
-fn opened_by_age(site: &Site) -> Pgark {
+pub fn opened_by_age(site: &Site) -> Pgark {
     site.elsewhere.json(["key", "add", "--age-recipient", RECIPIENT]);
     let identity = site.scratch.file("identity", IDENTITY.as_bytes(), 0o600);
     site.elsewhere.clone().without_env("PGARK_PASSPHRASE_FILE").env("PGARK_AGE_IDENTITY_FILE", identity)
 }
 
 /// Kills a command at its system calls: everything opens and is whole all the time, and the next run succeeds.
-fn kill_anywhere(site: &Site, pgark: &Pgark, arguments: &[&str]) {
+pub fn kill_anywhere(site: &Site, pgark: &Pgark, arguments: &[&str]) {
     let template = Template::of(site);
     let points = points_of(pgark, &site.scratch, arguments);
     assert!(points.iter().any(|p| matches!(p.syscall, "fsync" | "fdatasync" | "syncfs")), "{arguments:?}");
@@ -325,7 +325,7 @@ fn adding_and_rotating_keys_can_be_killed_anywhere() {
 }
 
 /// What was backed up is all there, as seen through one of the slots.
-fn assert_restores_by(pgark: &Pgark, site: &Site, latest: &Target, id: &str) {
+pub fn assert_restores_by(pgark: &Pgark, site: &Site, latest: &Target, id: &str) {
     let to = site.scratch.join("end");
     pgark.run(site.restore_arguments(&to, latest, &[id])).expect_code(0);
     let recovered = Recovered::start(&site.server, &site.scratch, &to).expect(Ending::Promoted);

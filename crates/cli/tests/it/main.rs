@@ -21,6 +21,7 @@ mod never_short;
 mod object_store;
 mod pitr;
 mod power;
+mod reencrypt;
 mod refusals;
 mod replicate;
 mod retention;

@@ -1,8 +1,8 @@
 //! Copies what one repository of a cluster has and another lacks: WAL first, then backups, oldest first, object by object as
 //! they are. The database is not needed.
 //!
-//! Both repositories have the same key ring, so an object that opens in one opens in the other. Each has its own catalog and
-//! head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
+//! Both repositories have the same key ring, so an object that opens in one opens in the other; or the copy has keys of its own,
+//! and what is copied is sealed anew on the way. Each has its own catalog and head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
 //! deletes stays in the other.
 
 pub(crate) mod objects;
@@ -11,6 +11,7 @@ mod wal;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind, Lineage, Needs, WalNeed};
+use pgark_repo::crypto::Algorithm;
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::BackupRecord;
@@ -138,8 +139,19 @@ fn check_same(from: &Repository, to: &Repository) -> Result<()> {
     if from.store().url() == to.store().url() {
         return Err(EngineError::refused("E-REPLICATE-SAME", "both are the same repository", "name two repositories"));
     }
-    if from.id() == to.id() {
+    let (here, there) = (from.keys().generations(), to.keys().generations());
+    if from.id() == to.id() && here.iter().all(|g| there.contains(g)) {
         return Ok(());
+    }
+    if from.id() != to.id() && from.encryption() != Algorithm::None && from.keys().shares_content_ids(to.keys()) {
+        return Ok(());
+    }
+    if from.id() == to.id() {
+        return Err(EngineError::refused(
+            "E-REPLICATE-KEYS",
+            format!("{} has given up a key that {} still holds", to.store().url(), from.store().url()),
+            format!("run 'pgark key reencrypt', then 'pgark key retire' with --repo {}", from.store().url()),
+        ));
     }
     Err(EngineError::refused(
         "E-REPLICATE-OTHER",
@@ -210,7 +222,7 @@ fn mend(
     let kept = KeptClaim::new(pin.clone(), ctx);
     let total = objects.iter().map(|(_, print)| print.size).sum();
     ctx.progress.begin(&format!("lost objects of {}", entry.id), Some(total));
-    let copied = objects::copy_all(from.store(), to.store(), objects, options.jobs, ctx);
+    let copied = objects::copy_all(from, to, objects, options.jobs, ctx);
     ctx.progress.end();
     drop(kept);
     if let Err(e) = pin.release() {
@@ -301,13 +313,12 @@ fn objects_of(
     }
     let total = wanted.values().map(|f| f.size).sum();
     ctx.progress.begin(&format!("copy of {id}"), Some(total));
-    let copied =
-        objects::copy_all(from.store(), to.store(), &wanted.into_iter().collect::<Vec<_>>(), options.jobs, ctx);
+    let copied = objects::copy_all(from, to, &wanted.into_iter().collect::<Vec<_>>(), options.jobs, ctx);
     ctx.progress.end();
     let (objects, bytes) = copied?;
     let rest = [(names::manifest(cluster, id), print), (names::record(cluster, id), entry.record.clone())];
     for (name, print) in &rest {
-        objects::copy(from.store(), to.store(), name, print, ctx)?;
+        objects::copy(from, to, name, print, ctx)?;
         report.bytes += print.size;
     }
     report.objects += objects + rest.len() as u64;

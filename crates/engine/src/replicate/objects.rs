@@ -1,23 +1,24 @@
 //! One object from store to store as it is, compared with its fingerprint before it gets its name.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
-use pgark_repo::RepoError;
-use pgark_repo::store::{ObjectName, Store, StoreError};
+use pgark_repo::seals::{Anew, Place, origin_of, seal_into, tail_of};
+use pgark_repo::store::{ObjectName, ObjectStat, StoreError};
 use pgark_repo::stream::Fingerprint;
+use pgark_repo::{RepoError, Repository};
 
 use crate::ctx::Ctx;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// Bytes read at once.
 const PIECE: usize = 4 * 1024 * 1024;
 
 /// Several at once; returns objects and bytes that were written. The first failure ends it.
 pub fn copy_all(
-    from: &Arc<dyn Store>,
-    to: &Arc<dyn Store>,
+    from: &Repository,
+    to: &Repository,
     objects: &[(ObjectName, Fingerprint)],
     jobs: usize,
     ctx: &Ctx,
@@ -45,26 +46,34 @@ pub fn copy_all(
     done.into_inner().expect("the threads are gone")
 }
 
-/// Returns the bytes that were written; none when the same object was there.
-pub fn copy(
-    from: &Arc<dyn Store>,
-    to: &Arc<dyn Store>,
-    name: &ObjectName,
-    print: &Fingerprint,
-    ctx: &Ctx,
-) -> Result<u64> {
+/// Returns the bytes that were written; none when the same object was there. It gets there under the seal that it has here,
+/// or, where the copy has keys of its own, under those.
+pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {
     // What an interrupted copy left has its whole content, or it would have no name.
-    match to.stat(name).map(|s| s.size) {
+    match to.store().stat(name).map(|s| s.size) {
         Ok(size) if size == print.size => return compare(to, name, print, ctx),
         Ok(_) => return Err(taken(name)),
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(RepoError::from(e).into()),
     }
-    let mut writer = to.create(name).map_err(RepoError::from)?;
-    let found = each_piece(from, name, print.size, ctx, &mut |piece| Ok(writer.write(piece)?))?;
-    if found != print.blake3 {
+    if from.id() != to.id() {
+        return match seal_into(&place(from), &place(to), name, Some(print))? {
+            Anew::Sealed(bytes) => {
+                ctx.progress.advance(print.size);
+                Ok(bytes)
+            }
+            Anew::There => compare(to, name, print, ctx),
+        };
+    }
+    let found = from.store().find(name).map_err(RepoError::from)?;
+    let mut writer = to.store().create(&found.name).map_err(RepoError::from)?;
+    let stored = print_at(from, &found, print.size, ctx, &mut |piece| Ok(writer.write(piece)?))?;
+    if stored != *print {
         return Err(RepoError::corrupt(name, "not what was written").into());
     }
+    let mut tail = vec![0; usize::try_from(tail_of(&found.name)).expect("a tail is short")];
+    from.store().read_at(&found.name, found.size, &mut tail).map_err(RepoError::from)?;
+    writer.write(&tail).map_err(RepoError::from)?;
     match writer.finish() {
         Ok(()) => Ok(print.size),
         Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx),
@@ -72,30 +81,48 @@ pub fn copy(
     }
 }
 
-/// All of an object that has this fingerprint.
-pub fn read_exactly(store: &Arc<dyn Store>, name: &ObjectName, print: &Fingerprint) -> Result<Vec<u8>> {
-    let bytes = store.read(name, print.size).map_err(RepoError::from)?;
-    let same = bytes.len() as u64 == print.size && blake3::hash(&bytes).to_hex().as_str() == print.blake3;
-    if same { Ok(bytes) } else { Err(RepoError::corrupt(name, "not what was written").into()) }
+pub fn place(of: &Repository) -> Place<'_> {
+    Place { store: of.store(), keys: of.keys() }
 }
 
-fn compare(to: &Arc<dyn Store>, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {
-    if each_piece(to, name, print.size, ctx, &mut |_| Ok(()))? == print.blake3 { Ok(0) } else { Err(taken(name)) }
+/// The bytes of an object that has this fingerprint, and the name of its seal, under which they belong.
+pub fn read_exactly(repo: &Repository, name: &ObjectName, print: &Fingerprint) -> Result<(ObjectName, Vec<u8>)> {
+    let store = repo.store();
+    let found = store.find(name).map_err(RepoError::from)?;
+    let wrong = || EngineError::from(RepoError::corrupt(name, "not what was written"));
+    if found.size != print.size {
+        return Err(wrong());
+    }
+    let size = usize::try_from(found.size).map_err(|_| wrong())?;
+    let mut bytes = vec![0; size.saturating_add(usize::try_from(tail_of(&found.name)).map_err(|_| wrong())?)];
+    store.read_at(&found.name, 0, &mut bytes).map_err(RepoError::from)?;
+    let hash = blake3::hash(bytes.get(..size).unwrap_or_default()).to_hex().to_string();
+    let actual = Fingerprint { size: found.size, blake3: hash };
+    if origin_of(store, repo.keys(), &found.name, actual)? != *print {
+        return Err(wrong());
+    }
+    Ok((found.name, bytes))
 }
 
-fn taken(name: &ObjectName) -> crate::error::EngineError {
+fn compare(to: &Repository, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {
+    let found = to.store().find(name).map_err(RepoError::from)?;
+    if print_at(to, &found, print.size, ctx, &mut |_| Ok(()))? == *print { Ok(0) } else { Err(taken(name)) }
+}
+
+fn taken(name: &ObjectName) -> EngineError {
     RepoError::Conflict { object: name.to_string() }.into()
 }
 
-/// Reads exactly so many bytes; returns their hash.
-fn each_piece(
-    store: &Arc<dyn Store>,
-    name: &ObjectName,
+/// Reads exactly so many bytes of a seal, without its tail; returns which object they are.
+fn print_at(
+    repo: &Repository,
+    found: &ObjectStat,
     size: u64,
     ctx: &Ctx,
     take: &mut dyn FnMut(&[u8]) -> std::result::Result<(), RepoError>,
-) -> Result<String> {
-    if store.stat(name).map_err(RepoError::from)?.size != size {
+) -> Result<Fingerprint> {
+    let (store, name) = (repo.store(), &found.name);
+    if found.size != size {
         return Err(RepoError::corrupt(name, "not the length that was written").into());
     }
     let mut hasher = blake3::Hasher::new();
@@ -111,5 +138,6 @@ fn each_piece(
         at += len as u64;
         ctx.progress.advance(len as u64);
     }
-    Ok(hasher.finalize().to_hex().to_string())
+    let actual = Fingerprint { size, blake3: hasher.finalize().to_hex().to_string() };
+    Ok(origin_of(store, repo.keys(), name, actual)?)
 }

@@ -9,11 +9,13 @@ use pgark_pg::names::WalFileName;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use pgark_repo::catalog::{BackupEntry, CatalogStore, Lineage};
 use pgark_repo::names::ClusterName;
+use pgark_repo::seals::{Anew, seal_into};
 use pgark_repo::store::StoreError;
 use pgark_repo::wal::{WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
 
 use super::ReplicateReport;
+use super::objects::place;
 use crate::archive::push::push_side_file;
 use crate::archive::{WalPath, history};
 use crate::ctx::Ctx;
@@ -152,6 +154,20 @@ impl Copier<'_> {
         let store = self.from.store();
         let stored = store.stat(&object).map_err(RepoError::from)?.size;
         let wrong = || RepoError::corrupt(&object, "the index is of another segment");
+        if self.from.id() != self.to.id() {
+            let mut reader = self.source.open_object(&object)?;
+            if reader.index.segment_name() != *name {
+                return Err(wrong().into());
+            }
+            while reader.next()?.is_some() {}
+            if self.to.store().stat(&object).is_ok() {
+                return self.compare(&object, &reader.index.content);
+            }
+            return match seal_into(&place(self.from), &place(self.to), &object, None)? {
+                Anew::Sealed(bytes) => Ok(bytes),
+                Anew::There => self.compare(&object, &reader.index.content),
+            };
+        }
         if stored > MEMORY_BYTES_MAX {
             let mut reader = self.source.open_object(&object)?;
             if reader.index.segment_name() != *name {
@@ -174,12 +190,13 @@ impl Copier<'_> {
     }
 
     fn put_large(&self, object: &pgark_repo::store::ObjectName, stored: u64) -> Result<u64> {
+        let found = self.from.store().find(object).map_err(RepoError::from)?;
         let mut writer = self.to.store().create(object).map_err(RepoError::from)?;
         let mut buffer = vec![0; 4 * 1024 * 1024];
         let mut at = 0;
         while at < stored {
             let len = usize::try_from((stored - at).min(buffer.len() as u64)).expect("at most the buffer");
-            self.from.store().read_at(object, at, &mut buffer[..len]).map_err(RepoError::from)?;
+            self.from.store().read_at(&found.name, at, &mut buffer[..len]).map_err(RepoError::from)?;
             writer.write(&buffer[..len]).map_err(RepoError::from)?;
             at += len as u64;
         }

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod expire;
+mod reencrypt;
 /// The small repository of the repository's own tests.
 #[allow(dead_code)]
 #[path = "../../../repo/tests/it/sample.rs"]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use pgark_pg::value::{Lsn, SystemId, TimelineId};
 
-use super::{BackupEntry, Catalog, CatalogStore, Holder, PacksOf};
+use super::{BackupEntry, Catalog, CatalogStore, Holder, PacksOf, Resealed};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
 
@@ -28,6 +28,8 @@ pub enum JobKind {
     Expire,
     /// Copies a backup of another repository into this one.
     Copy,
+    /// Seals anew what is under an older key.
+    Reencrypt,
 }
 
 /// What a job relies on beside its own backup: retention keeps it meanwhile.
@@ -106,6 +108,12 @@ impl CatalogStore {
         self.take(JobKind::Expire, None, Needs::default(), now, &|_| Ok(()))
     }
 
+    /// Claims the right to seal anew, beside running backups and restores: nothing is deleted meanwhile. As for an expiry,
+    /// a claim that this very process was given without hearing of it is replaced.
+    pub fn claim_reencryption(&self, now: Timestamp) -> Result<Claim> {
+        self.take(JobKind::Reencrypt, None, Needs::default(), now, &|_| Ok(()))
+    }
+
     fn take(
         &self,
         kind: JobKind,
@@ -117,7 +125,8 @@ impl CatalogStore {
         let holder = Holder::this_process()?;
         let fence = self.update(|c| {
             drop_dead_jobs(c, now);
-            c.jobs.retain(|j| !(kind == JobKind::Expire && j.kind == JobKind::Expire && j.holder == holder));
+            let alone = matches!(kind, JobKind::Expire | JobKind::Reencrypt);
+            c.jobs.retain(|j| !(alone && j.kind == kind && j.holder == holder));
             if let Some(other) = c.jobs.iter().find(|j| excludes(j, kind, backup)) {
                 return Err(RepoError::Busy { what: format!("cluster '{}'", c.cluster), holder: other.describe() });
             }
@@ -183,6 +192,8 @@ fn excludes(running: &Job, kind: JobKind, backup: Option<&BackupId>) -> bool {
         (JobKind::Restore, _) | (_, JobKind::Restore) => false,
         // What either needs is in the catalog, and every change of it says whether it still holds.
         (JobKind::Backup, JobKind::Expire) | (JobKind::Expire, JobKind::Backup) => false,
+        // Both only add objects; what a backup reads stays until it has ended.
+        (JobKind::Backup, JobKind::Reencrypt) | (JobKind::Reencrypt, JobKind::Backup) => false,
         _ => true,
     }
 }
@@ -201,6 +212,7 @@ impl Job {
             JobKind::Delete => "deletion of",
             JobKind::Expire => "expiry",
             JobKind::Copy => "copy of",
+            JobKind::Reencrypt => "reencryption",
         };
         format!("{what}{id} (process {} on {}, since {})", self.holder.pid, self.holder.host, self.started)
     }
@@ -322,6 +334,30 @@ impl Claim {
             c.backups.retain(|b| b.id != *self.backup());
             c.remove(self.backup());
             Ok(())
+        })
+    }
+
+    /// Gives up what interrupted backups have left, which nobody has sealed anew; not while a backup runs that may use it.
+    /// Returns whether nothing of the kind is left on record.
+    pub fn remove_interrupted(&self) -> Result<bool> {
+        self.change(|c| {
+            if c.jobs.iter().any(|j| j.kind.makes_a_backup()) {
+                return Ok(c.interrupted.is_empty());
+            }
+            for id in c.interrupted.clone() {
+                c.remove(&id);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Puts on record that all there is was sealed under this generation, the last of it now.
+    pub fn resealed(&self, generation: u32, now: Timestamp) -> Result<Resealed> {
+        assert!(self.kind == JobKind::Reencrypt, "one seals anew under a claim to do so");
+        self.change(|c| {
+            let done = Resealed { generation, since: now, fence: c.fence };
+            c.resealed = Some(done.clone());
+            Ok(done)
         })
     }
 

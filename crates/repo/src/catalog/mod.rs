@@ -49,9 +49,22 @@ pub struct Catalog {
     /// Decisions to expire WAL of which something is still to be done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wal_expiries: Vec<WalExpiry>,
+    /// When everything there was had been sealed under this generation of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resealed: Option<Resealed>,
     /// The last id that was given out, also to a backup that never came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_id: Option<BackupId>,
+}
+
+/// How far sealing anew has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resealed {
+    pub generation: u32,
+    /// When the last object was sealed anew. What it was made of may go some time after.
+    pub since: Timestamp,
+    /// The last claim by then: who holds an earlier one may still read what the later seals were made of.
+    pub fence: u64,
 }
 
 /// One system identifier that was backed up under the cluster's name.
@@ -262,6 +275,7 @@ impl CatalogStore {
                     interrupted: vec![],
                     expired: vec![],
                     wal_expiries: vec![],
+                    resealed: None,
                 })));
             };
             let mut catalog = self.decode(&version.value)?;

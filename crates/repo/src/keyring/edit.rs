@@ -1,6 +1,7 @@
 //! Changes of a ring in memory: slots come and go, and the master key gets a successor.
 //!
-//! Invariant: whatever is changed, every master key stays in the ring, and no slot is lost that was not named to go.
+//! Invariant: whatever is changed, no slot is lost that was not named to go, and every master key stays in the ring but
+//! those that are retired, which nothing may need any more.
 
 use zeroize::Zeroizing;
 
@@ -202,6 +203,30 @@ impl Keyring {
         self.body.rotated = Some(now());
         self.masters.push((generation, master));
         Ok(fates)
+    }
+
+    /// Gives up every master key but the newest, and returns them. Only for who has seen that nothing is sealed under them.
+    pub fn retire(&mut self) -> Result<Vec<(u32, Key32)>> {
+        let newest = self.masters.pop().ok_or(SlotError::NotEncrypted)?;
+        let retired = std::mem::replace(&mut self.masters, vec![newest]);
+        self.body.previous.clear();
+        Ok(retired)
+    }
+
+    /// Takes back master keys that were retired too early.
+    pub fn readmit(&mut self, retired: &[(u32, Key32)]) -> Result<()> {
+        let newest = self.newest()?.clone();
+        let known = |generation: u32| self.masters.iter().any(|(g, _)| *g == generation);
+        let mut all: Vec<(u32, Key32)> = retired.iter().filter(|(g, _)| !known(*g)).cloned().collect();
+        for (generation, old) in &all {
+            let wrapped = wrap(&newest, &self.body.repository_id, old)?;
+            self.body.previous.push(Previous { generation: *generation, wrapped });
+        }
+        self.body.previous.sort_by_key(|p| p.generation);
+        all.append(&mut self.masters);
+        all.sort_by_key(|(generation, _)| *generation);
+        self.masters = all;
+        Ok(())
     }
 
     fn rewrap(&self, slot: &Slot, master: &Key32, given: Secrets<'_>) -> Result<SlotKind> {

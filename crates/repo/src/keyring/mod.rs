@@ -2,7 +2,7 @@
 //! master key, wrapped once per slot. Losing it is losing the repository, so it exists twice.
 //!
 //! Invariant: after a slot opened, the ring's authentication code must match; what the ring says can raise
-//! what the client demands, never lower it. Every master key that ever sealed something stays in the ring.
+//! what the client demands, never lower it. Every master key that sealed something which is still there stays in the ring.
 
 mod change;
 mod edit;
@@ -90,6 +90,19 @@ pub struct NewKeys {
 
 impl Keyring {
     pub fn create(new: &NewKeys) -> Result<Self> {
+        Self::create_with(new, None)
+    }
+
+    /// For a copy of a repository under keys of its own. It has the content-id key of the other, and begins with the second
+    /// generation, because all that is copied becomes a later seal.
+    pub fn create_rekeyed(new: &NewKeys, content: &Key32) -> Result<Self> {
+        if new.encryption == Algorithm::None {
+            return Err(RepoError::Slot(SlotError::NotEncrypted));
+        }
+        Self::create_with(new, Some(content))
+    }
+
+    fn create_with(new: &NewKeys, content: Option<&Key32>) -> Result<Self> {
         let mut id = vec![0u8; 16];
         fill_random(&mut id)?;
         let body = Body {
@@ -109,9 +122,13 @@ impl Keyring {
             return Ok(ring);
         }
         let master = Key32::random()?;
-        ring.body.generation = 1;
-        ring.content = Some(content_key(&master));
-        ring.masters = vec![(1, master)];
+        ring.body.generation = if content.is_some() { 2 } else { 1 };
+        if let Some(content) = content {
+            let wrapped = wrap(&master, &content_key_data(&ring.body.repository_id), content)?;
+            ring.body.content_key = Some(Wrapped(wrapped));
+        }
+        ring.content = Some(content.cloned().unwrap_or_else(|| content_key(&master)));
+        ring.masters = vec![(ring.body.generation, master)];
         if let Some(p) = &new.unlock.passphrase {
             ring.add_passphrase(p, None)?;
         }
@@ -278,6 +295,11 @@ fn cache_key(passphrase: &[u8], ring: &[u8]) -> Key32 {
 /// What can be read of a ring before it is opened. Not authenticated.
 pub fn peek_repository_id(bytes: &[u8]) -> Result<String> {
     Ok(hex(&parse(bytes)?.0.repository_id))
+}
+
+/// As `peek_repository_id`: of the newest master key.
+pub fn peek_generation(bytes: &[u8]) -> Result<u32> {
+    Ok(parse(bytes)?.0.generation)
 }
 
 fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {

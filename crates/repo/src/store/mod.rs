@@ -44,10 +44,17 @@ pub trait Store: Send + Sync {
     /// The whole object. `TooLarge` when it has more than `max` bytes, decided before anything is allocated.
     fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError>;
 
-    /// Fills `buf` from `offset`, or fails: `Truncated` when the object ends before.
+    /// Fills `buf` from `offset`, or fails: `Truncated` when the object ends before. Reads exactly what has this name;
+    /// `find` says which that should be.
     fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
 
     fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError>;
+
+    /// Where an object is to be read with `read_at`: by the name in what is returned, which may be another one where
+    /// objects have several seals (`crate::seals`).
+    fn find(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
+        self.stat(name)
+    }
 
     /// Every object below the directory-like `prefix` (`""`: all), sorted by the bytes of the name. A missing
     /// prefix is an empty list; whatever else keeps us from seeing an object is an error.
