@@ -740,3 +740,49 @@ fn a_copy_can_have_keys_of_its_own() {
     let unrelated = Repository::open(stranger.store(), &other.unlock).unwrap();
     assert_eq!(replicate::plan(&open(&from), Some(&unrelated), &options()).err().unwrap().code(), "E-REPLICATE-OTHER");
 }
+
+#[test]
+fn a_key_that_something_came_under_meanwhile_is_put_back() {
+    let sealed = fresh();
+    let (_, old) = old_keys(&sealed);
+    reencrypt_now(&sealed).unwrap();
+    let name = archive(&open(&sealed)).place().history(sample::timeline(9));
+    // Whoever writes it began before the rotation and never met the new key.
+    let late = pgark_repo::stream::seal_bytes(&old, ObjectKind::WalSideFile, &name, b"late").unwrap();
+    let (mut put_back, mut refused_first, mut nth) = (0, 0, 0);
+    loop {
+        nth += 1;
+        let store: Arc<dyn Store> = Arc::new(copy_of(&*sealed));
+        let (inner, late, object) = (store.clone(), late.clone(), name.clone());
+        let pausing = Arc::new(PausingStore::new(store.clone(), nth, move || inner.put_new(&object, &late).unwrap()));
+        let slow: Arc<dyn Store> = pausing.clone();
+        let outcome = retire_now(&slow, Mode::Run);
+        if pausing.operations() < nth {
+            outcome.unwrap();
+            break;
+        }
+        let generations = keys::list(&store, &unlock()).unwrap().older_generations;
+        match outcome {
+            Err(e) => {
+                assert_eq!((e.code(), &generations[..]), ("E-KEY-IN-USE", &[1][..]), "{nth}");
+                assert_eq!(archive(&open(&store)).history(sample::timeline(9)).unwrap(), b"late", "{nth}");
+                if e.to_string().contains("put back") {
+                    put_back += 1
+                } else {
+                    refused_first += 1
+                }
+                // Sealed anew, it is in nobody's way.
+                reencrypt_now(&store).unwrap();
+                retire_now(&store, Mode::Run).unwrap();
+                assert_eq!(archive(&open(&store)).history(sample::timeline(9)).unwrap(), b"late", "{nth}");
+            }
+            // It came after the last look: nobody was told that it is stored, and nothing else is hurt.
+            Ok(_) => {
+                assert!(generations.is_empty(), "{nth}");
+                store.delete(&name).unwrap();
+            }
+        }
+        everything_reads(&store, &format!("{nth}"));
+    }
+    assert!(put_back > 10 && refused_first > 10, "{put_back} put back, {refused_first} refused before");
+}
