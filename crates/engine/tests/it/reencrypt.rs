@@ -667,9 +667,12 @@ fn a_copy_can_have_keys_of_its_own() {
     let (from, to) = (fresh(), directory.store());
     let other = other_secrets();
     let options = || ReplicateOptions { cluster: cluster(), which: Which::Missing, jobs: 2 };
+    // Each a day later, when the claims of what was cut off are dead.
+    let day = std::cell::Cell::new(0);
     let run = |from: &Repository, to: &Repository| -> Result<u64, EngineError> {
+        day.set(day.get() + 1);
         let plan = replicate::plan(from, Some(to), &options())?;
-        let report = replicate::run(from, to, &options(), &plan, &on_day(0))?;
+        let report = replicate::run(from, to, &options(), &plan, &on_day(day.get()))?;
         assert_eq!(report.failed, vec![]);
         Ok(report.objects)
     };
@@ -720,7 +723,7 @@ fn a_copy_can_have_keys_of_its_own() {
     let running_restores = RunningRestores::Allow;
     let rotation = RotateOptions { unlock: &other.unlock, passphrases: &[], drop: &[], running_restores };
     keys::rotate(&to, &rotation, Mode::Run, &on_day(0)).unwrap();
-    reencrypt_as(&open_other(), 0, &on_day(0)).unwrap();
+    reencrypt_as(&open_other(), 0, &on_day(20)).unwrap();
     let retiring = RetireOptions { unlock: &other.unlock, jobs: 1, grace: Duration::ZERO };
     assert_eq!(retire(&to, &retiring, Mode::Run, &Ctx::silent()).unwrap().generations, [2]);
     whole("rotated");
@@ -739,4 +742,50 @@ fn a_copy_can_have_keys_of_its_own() {
     assert!(matches!(refused, RepoError::WrongKey { .. }), "{refused}");
     let unrelated = Repository::open(stranger.store(), &other.unlock).unwrap();
     assert_eq!(replicate::plan(&open(&from), Some(&unrelated), &options()).err().unwrap().code(), "E-REPLICATE-OTHER");
+}
+
+#[test]
+fn a_key_that_something_came_under_meanwhile_is_put_back() {
+    let sealed = fresh();
+    let (_, old) = old_keys(&sealed);
+    reencrypt_now(&sealed).unwrap();
+    let name = archive(&open(&sealed)).place().history(sample::timeline(9));
+    // Whoever writes it began before the rotation and never met the new key.
+    let late = pgark_repo::stream::seal_bytes(&old, ObjectKind::WalSideFile, &name, b"late").unwrap();
+    let (mut put_back, mut refused_first, mut nth) = (0, 0, 0);
+    loop {
+        nth += 1;
+        let store: Arc<dyn Store> = Arc::new(copy_of(&*sealed));
+        let (inner, late, object) = (store.clone(), late.clone(), name.clone());
+        let pausing = Arc::new(PausingStore::new(store.clone(), nth, move || inner.put_new(&object, &late).unwrap()));
+        let slow: Arc<dyn Store> = pausing.clone();
+        let outcome = retire_now(&slow, Mode::Run);
+        if pausing.operations() < nth {
+            outcome.unwrap();
+            break;
+        }
+        let generations = keys::list(&store, &unlock()).unwrap().older_generations;
+        match outcome {
+            Err(e) => {
+                assert_eq!((e.code(), &generations[..]), ("E-KEY-IN-USE", &[1][..]), "{nth}");
+                assert_eq!(archive(&open(&store)).history(sample::timeline(9)).unwrap(), b"late", "{nth}");
+                if e.to_string().contains("put back") {
+                    put_back += 1
+                } else {
+                    refused_first += 1
+                }
+                // Sealed anew, it is in nobody's way.
+                reencrypt_now(&store).unwrap();
+                retire_now(&store, Mode::Run).unwrap();
+                assert_eq!(archive(&open(&store)).history(sample::timeline(9)).unwrap(), b"late", "{nth}");
+            }
+            // It came after the last look: nobody was told that it is stored, and nothing else is hurt.
+            Ok(_) => {
+                assert!(generations.is_empty(), "{nth}");
+                store.delete(&name).unwrap();
+            }
+        }
+        everything_reads(&store, &format!("{nth}"));
+    }
+    assert!(put_back > 10 && refused_first > 10, "{put_back} put back, {refused_first} refused before");
 }
