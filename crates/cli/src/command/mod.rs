@@ -16,9 +16,11 @@ mod info;
 mod init;
 mod keep;
 mod key;
+mod lifecycle;
 mod misc;
 mod replicate;
 mod restore;
+mod space;
 mod verify;
 mod wal;
 
@@ -80,6 +82,8 @@ pub enum Command {
     RepoLs(browse::ListArgs),
     /// Print what an object of the repository holds
     RepoGet(browse::GetArgs),
+    /// Print the rules by which a bucket moves packs into cheaper classes
+    RepoLifecycle(lifecycle::LifecycleArgs),
     /// Copy backups and WAL from one repository to another, without the database
     Replicate(replicate::ReplicateArgs),
     /// Check the configuration, or explain where a value comes from
@@ -111,6 +115,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Annotate(a) => annotate::run(&a, global),
         Command::RepoLs(a) => browse::list(&a, global),
         Command::RepoGet(a) => browse::get(&a, global),
+        Command::RepoLifecycle(a) => lifecycle::run(&a, global),
         Command::Replicate(a) => replicate::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),
