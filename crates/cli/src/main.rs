@@ -13,6 +13,7 @@ mod progress;
 mod prompt;
 mod secret;
 mod settings;
+mod space;
 mod store;
 
 use std::ffi::OsString;

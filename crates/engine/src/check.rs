@@ -1,6 +1,7 @@
 //! `check`: is this set-up able to bring the database back? Each question is asked of the real thing, and a
 //! question that could not be asked is never counted as answered.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use pgark_repo::wal::WalArchive;
 
 use crate::archive::pressure::Pressure;
 use crate::archive::spool::Spool;
+use crate::capacity::growth::Trend;
+use crate::capacity::{Grade, Measured, Room, SpaceRules};
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
 use crate::several::Member;
@@ -46,6 +49,14 @@ pub struct CheckOptions {
     pub archive_timeout: Duration,
     /// Whether WAL may be switched to see it arrive.
     pub switch: bool,
+    /// By the name of the repository.
+    pub space: BTreeMap<String, SpaceLook>,
+}
+
+/// How much room a repository has, or why that could not be found out.
+pub struct SpaceLook {
+    pub rules: SpaceRules,
+    pub measured: std::result::Result<Measured, String>,
 }
 
 /// A clock that differs by more makes times of recovery targets misleading.
@@ -53,7 +64,6 @@ const CLOCK_SECONDS_MAX: i64 = 60;
 /// So many segments that wait are a backlog.
 const WAITING_MANY: u64 = 10;
 const FULL_SOON: Duration = Duration::from_secs(3600);
-const FREE_BYTES_LOW: u64 = 1024 * 1024 * 1024;
 
 #[derive(Default)]
 struct Findings {
@@ -68,10 +78,10 @@ impl Findings {
         self.all.push(Finding { name, repository, verdict, message: message.into() });
     }
 
-    fn each(&mut self, members: &[Member], mut look: impl FnMut(&Repository, &mut Findings)) {
+    fn each(&mut self, members: &[Member], mut look: impl FnMut(&Member, &mut Findings)) {
         for member in members {
             self.of = (members.len() > 1).then(|| member.name.clone());
-            look(&member.repo, self);
+            look(member, self);
         }
         self.of = None;
     }
@@ -85,7 +95,8 @@ impl Findings {
 
 pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Finding> {
     let mut f = Findings::default();
-    f.each(members, repository);
+    f.each(members, |member, f| repository(&member.repo, f));
+    f.each(members, |member, f| space(options.space.get(&member.name), f));
     if let Some(spool) = &options.spool {
         match spool.spooled() {
             Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),
@@ -169,14 +180,33 @@ fn repository(repo: &Repository, f: &mut Findings) {
     for weakness in repo.store().weaknesses() {
         f.add("durability", Verdict::Warning, weakness);
     }
-    match repo.store().free_bytes() {
-        Ok(Some(free)) if free < FREE_BYTES_LOW => {
-            f.add("free space", Verdict::Warning, format!("only {free} bytes are free in the repository"));
-        }
-        Ok(Some(free)) => f.add("free space", Verdict::Ok, format!("{free} bytes free in the repository")),
-        Ok(None) => f.add("free space", Verdict::NotChecked, "the store does not tell"),
-        Err(e) => f.add("free space", Verdict::NotChecked, e.to_string()),
+}
+
+/// How much room is left, and for how long it will do.
+fn space(look: Option<&SpaceLook>, f: &mut Findings) {
+    let Some(SpaceLook { rules, measured }) = look else {
+        return f.add("free space", Verdict::NotChecked, "nobody looked");
+    };
+    let found = match measured {
+        Ok(found) => found,
+        Err(why) => return f.add("free space", Verdict::NotChecked, why.clone()),
+    };
+    let verdict = match found.room.grade(rules) {
+        Some(Grade::Fine) => Verdict::Ok,
+        Some(Grade::Low) => Verdict::Warning,
+        Some(Grade::Full) => Verdict::Failed,
+        None => Verdict::NotChecked,
+    };
+    if matches!(found.room, Room::Unknown(_) | Room::Unlimited) {
+        return f.add("free space", verdict, found.room.to_string());
     }
+    // A young repository has no growth to judge: said beside what was judged, not as a finding that nobody can mend today.
+    if let Trend::NotEnough(_) = found.trend {
+        return f.add("free space", verdict, format!("{}; {}", found.room, found.forecast));
+    }
+    f.add("free space", verdict, found.room.to_string());
+    let verdict = if found.forecast.is_within(rules.warn_days) { Verdict::Warning } else { Verdict::Ok };
+    f.add("growth", verdict, format!("{}; {}", found.forecast, found.trend));
 }
 
 /// The one thing everything rests on: creating a name that is taken must fail. Tried, not assumed.

@@ -116,6 +116,7 @@ fn repo_code(e: &RepoError) -> &'static str {
             StoreErrorKind::NotFound => "E-REPO-MISSING",
             StoreErrorKind::NoSpace => "E-REPO-SPACE",
             StoreErrorKind::Denied => "E-REPO-DENIED",
+            StoreErrorKind::Archived => "E-REPO-ARCHIVED",
             StoreErrorKind::ReadOnly => "E-REPO-READONLY",
             StoreErrorKind::Truncated | StoreErrorKind::TooLarge => "E-REPO-DAMAGED",
             StoreErrorKind::AlreadyExists => "E-REPO-EXISTS",
@@ -151,6 +152,9 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
             }
             StoreErrorKind::Denied => {
                 "check owner and permissions of the repository, or the credentials for the object store, and which user runs this"
+            }
+            StoreErrorKind::Archived => {
+                "thaw it with the store's own tools and wait until that is done: docs/capacity.md tells how"
             }
             StoreErrorKind::NotFound | StoreErrorKind::Truncated => "'pgark verify' tells what else is affected",
             _ => return None,

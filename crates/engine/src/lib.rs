@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod capacity;
 pub mod check;
 pub mod cluster;
 pub mod ctx;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use pgark_engine::backup::base::Wanted;
 use pgark_engine::backup::recheck::Rechecked;
+use pgark_engine::backup::room::RoomOptions;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
 use pgark_engine::replicate::{ReplicateOptions, Which};
 use pgark_engine::several;
@@ -44,6 +45,9 @@ pub struct BackupArgs {
     /// How long to wait for the last WAL segment
     #[arg(long, value_name = "TIME", default_value = "60s")]
     archive_timeout: Span,
+    /// Go on where the backup seems not to fit into the repository
+    #[arg(long)]
+    ignore_space: bool,
     #[command(flatten)]
     rate: RateArgs,
     #[command(flatten)]
@@ -76,25 +80,30 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
-    let options = options(&args, &context)?;
     let opened = context.open_members(None)?;
+    let options = options(&args, &context, &opened)?;
     let repo = opened.members.first().expect("there is at least one").repo.clone();
     if args.dry_run.dry_run {
         let plan = backup::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
         let document = serde_json::json!({
             "schema": SCHEMA, "id": plan.id.to_string(), "cluster": options.cluster.to_string(), "type": type_name(plan.backup_type),
             "base": plan.base.as_ref().map(ToString::to_string), "timeline": plan.timeline.get(), "size_bytes": plan.size_bytes, "files": plan.files,
-            "tablespaces": plan.tablespaces, "warnings": plan.warnings,
+            "tablespaces": plan.tablespaces, "estimated_stored_bytes": plan.need.as_ref().map(|n| n.bytes),
+            "estimated_by": plan.need.as_ref().map(|n| n.how.as_str()), "warnings": plan.warnings,
         });
         output::result(global.form(), &document, || {
             format!(
-                "would take the {} backup {} of '{}': {} in {} files, {} tablespaces\n",
+                "would take the {} backup {} of '{}': {} in {} files, {} tablespaces\n{}",
                 if plan.base.is_some() { "incremental" } else { "full" },
                 plan.id,
                 options.cluster,
                 human_bytes(plan.size_bytes),
                 plan.files,
-                plan.tablespaces
+                plan.tablespaces,
+                plan.need
+                    .as_ref()
+                    .map(|n| format!("  about {} to store: {}\n", human_bytes(n.bytes), n.how))
+                    .unwrap_or_default()
             )
         })?;
         return Ok(Exit::Done);
@@ -196,7 +205,16 @@ fn ground(report: &BackupReport) -> String {
     }
 }
 
-fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failure> {
+/// Rules of room by repository, in the order in which they were opened.
+fn room(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<RoomOptions, Failure> {
+    let selected = context.settings.selected_repos()?;
+    let rules = |name: &str| selected.iter().find(|s| s.name == name).map(|s| s.space.rules).unwrap_or_default();
+    let mut members = opened.members.iter().map(|m| (m.clone(), rules(&m.name)));
+    let first = members.next().map(|(_, rules)| rules).unwrap_or_default();
+    Ok(RoomOptions { rules: first, ignore: args.ignore_space, others: members.collect() })
+}
+
+fn options(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<BackupOptions, Failure> {
     let mut annotations = BTreeMap::new();
     for a in &args.annotate {
         let (k, v) = a
@@ -221,6 +239,7 @@ fn options(args: &BackupArgs, context: &Context) -> Result<BackupOptions, Failur
         keep: args.keep,
         annotations,
         archive_timeout: args.archive_timeout.0,
+        room: room(args, context, opened)?,
     })
 }
 

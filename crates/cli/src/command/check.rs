@@ -1,10 +1,12 @@
 //! `check`, also as a Nagios plug-in.
 
-use clap::Args;
-use pgark_engine::check::{CheckOptions, Finding, Verdict, check};
+use std::collections::BTreeMap;
 
-use super::Outcome;
-use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
+use clap::Args;
+use pgark_engine::check::{CheckOptions, Finding, SpaceLook, Verdict, check};
+
+use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
+use super::{Outcome, space};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
@@ -21,6 +23,9 @@ pub struct CheckArgs {
     /// Do not switch WAL to see it arrive
     #[arg(long)]
     no_switch: bool,
+    /// How long the objects of each repository may be counted
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    count_for: Span,
 }
 
 pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
@@ -37,6 +42,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         connect_timeout: CONNECT_TIMEOUT,
         archive_timeout: args.archive_timeout.0,
         switch: !args.no_switch,
+        space: looks(&context, &opened, args.count_for)?,
     };
     let mut findings = check(&options, &opened.members, &context.ctx);
     findings.extend(opened.away.iter().map(|(name, failure)| Finding {
@@ -59,6 +65,10 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         "schema": SCHEMA,
         "ok": worst == Verdict::Ok,
         "checks": findings.iter().map(document).collect::<Vec<_>>(),
+        "repositories": opened.members.iter().filter_map(|m| {
+            let found = options.space.get(&m.name)?.measured.as_ref().ok()?;
+            Some(space::document(&m.name, &m.repo.store().url(), found))
+        }).collect::<Vec<_>>(),
     });
     output::result(global.form(), &document, || text(&findings))?;
     Ok(match worst {
@@ -66,6 +76,18 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Verdict::Warning | Verdict::NotChecked => Exit::Warnings,
         Verdict::Failed => Exit::Failed,
     })
+}
+
+/// A repository that cannot be counted is told as such; the other checks go on.
+fn looks(context: &Context, opened: &Opened, count_for: Span) -> Result<BTreeMap<String, SpaceLook>, Failure> {
+    let selected = context.settings.selected_repos()?;
+    let look = |m: &pgark_engine::several::Member| {
+        let settings = selected.iter().find(|s| s.name == m.name)?;
+        let measured = crate::space::look(context, settings, &m.repo, count_for.0);
+        let measured = measured.map_err(|failure| format!("{}: {}", failure.code, failure.message));
+        Some((m.name.clone(), SpaceLook { rules: settings.space.rules, measured }))
+    };
+    Ok(opened.members.iter().filter_map(look).collect())
 }
 
 fn word(v: Verdict) -> &'static str {

@@ -220,6 +220,11 @@ impl Context {
         open_copy(of, settings, &self.access, missing)
     }
 
+    /// Where this user's host keeps what may be lost.
+    pub fn cache_dir(&self) -> Option<&Path> {
+        self.cache_dir.as_deref()
+    }
+
     pub fn key_pin(&self, store: &dyn Store) -> Option<KeyPin> {
         KeyPin::find(self.cache_dir.as_deref(), &store.url())
     }

@@ -118,6 +118,8 @@ pub fn type_name(backup_type: BackupType) -> &'static str {
 pub struct InfoDocument {
     schema: u32,
     clusters: Vec<ClusterDocument>,
+    /// Used and free space of the repository that was read, growth, forecast, cost.
+    repository: serde_json::Value,
 }
 
 #[derive(Serialize)]
@@ -205,8 +207,8 @@ impl From<&Window> for WindowDocument {
 }
 
 impl InfoDocument {
-    pub fn new(clusters: &[ClusterInfo]) -> Self {
-        InfoDocument { schema: SCHEMA, clusters: clusters.iter().map(cluster_document).collect() }
+    pub fn new(clusters: &[ClusterInfo], repository: serde_json::Value) -> Self {
+        InfoDocument { schema: SCHEMA, clusters: clusters.iter().map(cluster_document).collect(), repository }
     }
 }
 

@@ -2,17 +2,21 @@
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use pgark_engine::capacity::Measured;
+use pgark_engine::capacity::cost::Cost;
 use pgark_engine::info::{self, ClusterInfo};
+use pgark_repo::Repository;
 use pgark_repo::catalog::BackupEntry;
 use pgark_repo::record::BackupRecord;
 
-use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
 use super::documents::{BaseDocument, InfoDocument, evidence, holds, type_name, version_text};
+use super::{Outcome, space};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Form, Table, human_bytes, timestamp};
+use crate::settings::units::Span;
 
 #[derive(Debug, Args)]
 pub struct InfoArgs {
@@ -21,6 +25,12 @@ pub struct InfoArgs {
     /// The form; pgbackrest-json is for tools that read 'pgbackrest info --output=json'
     #[arg(long, value_name = "FORM", default_value = "text")]
     output: OutputArg,
+    /// Also what the repository costs in a month, by the prices in pgark.toml
+    #[arg(long, conflicts_with = "id")]
+    cost: bool,
+    /// How long the objects of the repository may be counted; 0s: not at all
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    count_for: Span,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,7 +42,7 @@ enum OutputArg {
 
 pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
-    let (_, repo) = context.open_first()?;
+    let (settings, repo) = context.open_first()?;
     let form = if args.output == OutputArg::Json { Form::Json } else { global.form() };
     // Without a name, what is there is what is of interest.
     let named = global.cluster.is_some() || std::env::var_os("PGARK_CLUSTER").is_some();
@@ -64,8 +74,43 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if args.output == OutputArg::PgbackrestJson {
         return pgbackrest(&clusters);
     }
-    output::result(form, &InfoDocument::new(&clusters), || clusters.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    let room = crate::space::look(&context, &settings, &repo, args.count_for.0);
+    let cost = match (&room, args.cost) {
+        (Ok(found), true) => Some(space::cost_of(&context.settings, &settings, found)?),
+        (Err(failure), true) => return Err(failure.clone()),
+        (_, false) => None,
+    };
+    let document = InfoDocument::new(&clusters, room_document(&settings.name, &repo, &room, cost.as_ref()));
+    output::result(form, &document, || {
+        let mut all = clusters.iter().map(text).collect::<Vec<_>>();
+        all.push(room_text(&repo, &room, cost.as_ref()));
+        all.join("\n")
+    })?;
     Ok(Exit::Done)
+}
+
+type Looked = Result<Measured, Failure>;
+
+/// That a repository cannot be counted hides nothing else of it.
+fn room_document(name: &str, repo: &Repository, room: &Looked, cost: Option<&Cost>) -> serde_json::Value {
+    let mut document = match room {
+        Ok(found) => space::document(name, &repo.store().url(), found),
+        Err(e) => {
+            serde_json::json!({"name": name, "url": repo.store().url(), "problem": format!("{}: {}", e.code, e.message)})
+        }
+    };
+    if let Some(cost) = cost {
+        document["cost"] = space::cost_document(cost);
+    }
+    document
+}
+
+fn room_text(repo: &Repository, room: &Looked, cost: Option<&Cost>) -> String {
+    let text = match room {
+        Ok(found) => space::text(found),
+        Err(e) => format!("  PROBLEM: its room is unknown: {}: {}\n", e.code, e.message),
+    };
+    format!("repository {}\n{text}{}", repo.store().url(), cost.map(space::cost_text).unwrap_or_default())
 }
 
 fn text(c: &ClusterInfo) -> String {

@@ -17,9 +17,11 @@ mod init;
 mod keep;
 mod key;
 mod key_reencrypt;
+mod lifecycle;
 mod misc;
 mod replicate;
 mod restore;
+mod space;
 mod verify;
 mod wal;
 
@@ -81,6 +83,8 @@ pub enum Command {
     RepoLs(browse::ListArgs),
     /// Print what an object of the repository holds
     RepoGet(browse::GetArgs),
+    /// Print the rules by which a bucket moves packs into cheaper classes
+    RepoLifecycle(lifecycle::LifecycleArgs),
     /// Copy backups and WAL from one repository to another, without the database
     Replicate(replicate::ReplicateArgs),
     /// Check the configuration, or explain where a value comes from
@@ -112,6 +116,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Annotate(a) => annotate::run(&a, global),
         Command::RepoLs(a) => browse::list(&a, global),
         Command::RepoGet(a) => browse::get(&a, global),
+        Command::RepoLifecycle(a) => lifecycle::run(&a, global),
         Command::Replicate(a) => replicate::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),

@@ -8,6 +8,7 @@ pub mod files;
 pub mod nearest;
 pub mod repo_url;
 pub mod schema;
+pub mod space;
 pub mod units;
 
 mod de;
@@ -32,6 +33,7 @@ use files::Environment;
 use nearest::nearest;
 use repo_url::RepoUrl;
 use schema::{Check, Drill, Encryption, KeyCommand, Logical, Recover, Retention, Schedule, Server, System};
+use space::{PriceSection, SpaceSettings};
 use tree::Location;
 
 pub const DEFAULT_CLUSTER: &str = "main";
@@ -75,7 +77,7 @@ pub struct Sourced<T> {
     pub origin: Origin,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RepoSettings {
     /// The configured name; the URL itself for a repository that is not configured.
     pub name: String,
@@ -85,6 +87,7 @@ pub struct RepoSettings {
     /// Backups and archiving fail when this one of several does.
     pub required: bool,
     pub key_commands: BTreeMap<String, KeyCommand>,
+    pub space: SpaceSettings,
 }
 
 #[derive(Debug, Clone)]
@@ -122,6 +125,8 @@ pub struct Settings {
     pub warnings: Vec<String>,
     pub repos: BTreeMap<String, RepoSettings>,
     pub clusters: BTreeMap<String, ClusterSettings>,
+    /// Price tables by name.
+    pub prices: BTreeMap<String, PriceSection>,
     pub schedules: Vec<Schedule>,
     pub server: Server,
     /// The name of the cluster this command is about.

@@ -10,6 +10,7 @@ use super::files::{self, Environment};
 use super::nearest::{distance, nearest};
 use super::repo_url::RepoUrl;
 use super::schema::{ClusterSection, CommandLine, Document, Encryption, RepoSection};
+use super::space::SpaceSettings;
 use super::tree::{self, Node, TableArrays};
 use super::validate::{self, gather_libpq, is_name};
 use super::{ClusterSettings, DEFAULT_CLUSTER, Origin, Overrides, RepoSettings, Settings, Sourced, de};
@@ -76,8 +77,20 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
         entries.push(Entry::new(&key, pgdata.value.display().to_string(), pgdata.origin.clone()));
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
-    let (schedules, server) = (document.schedules, document.server);
-    Ok(Settings { files, warnings, repos, clusters, schedules, server, selected_cluster, jobs, chosen_repos, entries })
+    let (prices, schedules, server) = (document.prices, document.schedules, document.server);
+    Ok(Settings {
+        files,
+        warnings,
+        repos,
+        clusters,
+        prices,
+        schedules,
+        server,
+        selected_cluster,
+        jobs,
+        chosen_repos,
+        entries,
+    })
 }
 
 /// A variable of ours that nobody reads is most likely a misspelt one. Only a warning, because container platforms
@@ -140,9 +153,10 @@ fn source(inline: Option<Secret>, file: Option<PathBuf>, command: Option<Command
 }
 
 fn repo_settings(name: String, section: RepoSection) -> RepoSettings {
+    let space = SpaceSettings::of(&section);
     let passphrase = source(section.passphrase, section.passphrase_file, section.passphrase_command);
     let RepoSection { url, encryption, required, key_commands, .. } = section;
-    RepoSettings { name, url, passphrase, encryption, required, key_commands }
+    RepoSettings { name, url, passphrase, encryption, required, key_commands, space }
 }
 
 fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
@@ -294,5 +308,6 @@ pub fn repo(configured: &BTreeMap<String, RepoSettings>, text: &str) -> Result<R
         encryption: Encryption::default(),
         required: false,
         key_commands: BTreeMap::new(),
+        space: SpaceSettings::default(),
     }))
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::repo_url::RepoUrl;
+use super::space::{Capacity, FreeSpace, PriceSection};
 use super::units::{ByteSize, Span};
 use crate::secret::{Secret, split_command};
 
@@ -75,6 +76,7 @@ pub struct Document {
     #[serde(skip_serializing)]
     pub defaults: ClusterSection,
     pub clusters: BTreeMap<String, ClusterSection>,
+    pub prices: BTreeMap<String, PriceSection>,
     pub schedules: Vec<Schedule>,
     pub server: Server,
 }
@@ -94,6 +96,21 @@ pub struct RepoSection {
     /// Programs that wrap the repository's key, by the name under which the key ring knows them.
     #[serde(default)]
     pub key_commands: BTreeMap<String, KeyCommand>,
+    /// What may be stored, where the store does not tell or less is allowed.
+    pub capacity: Option<Capacity>,
+    /// `check` warns when less is free, or when it is full within so many days.
+    pub warn_free: Option<FreeSpace>,
+    pub warn_days: Option<u32>,
+    /// What a backup leaves for WAL.
+    pub wal_reserve: Option<ByteSize>,
+    /// Class of packs from an age on, for `repo-lifecycle` and cost estimates.
+    #[serde(default)]
+    pub class_after: BTreeMap<Span, String>,
+    /// Classes that must be thawed before reading are accepted.
+    #[serde(default)]
+    pub allow_archive_classes: bool,
+    /// A table of `prices`.
+    pub prices: Option<String>,
 }
 
 /// Each gets what it is to wrap or unwrap on its standard input and gives the result on its standard output.

@@ -349,3 +349,41 @@ fn check_reports_what_was_read() {
     assert!(text.contains("repo       main: /var/lib/pgark, passphrase from file /etc/pgark/passphrase\n"), "{text}");
     assert!(text.ends_with("the configuration is correct\n"), "{text}");
 }
+
+#[test]
+fn classes_are_those_of_the_store_and_those_that_must_be_thawed_are_asked_for_twice() {
+    let repo = |url: &str, rest: &str| format!("[repos.a]\nurl = '{url}'\n{rest}");
+    let s3 = |rest: &str| repo("s3://b/p", rest);
+    let cases = [
+        (repo("/r", "class_after = { '30d' = 'STANDARD_IA' }"), "only object stores have classes"),
+        (s3("class_after = { '30d' = 'STANDRD_IA' }"), "did you mean 'STANDARD_IA'?"),
+        (s3("class_after = { '30d' = 'Cool' }"), "is no class of this store"),
+        (s3("class_after = { '12h' = 'STANDARD_IA' }"), "not a whole number of days"),
+        (s3("class_after = { '180d' = 'GLACIER' }"), "allow_archive_classes = true"),
+        (repo("az://b/p", "class_after = { '180d' = 'Archive' }"), "allow_archive_classes = true"),
+        (repo("s3://b/p?storage_class=GLACIER", ""), "cannot be read at once"),
+        (s3("capacity = '2 XB'"), "unlimited"),
+        (s3("warn_free = '110%'"), "10%"),
+        (s3("prices = 'aws'\n[prices.asw]\ncurrency = 'EUR'\nstorage.STANDARD = 1"), "did you mean 'asw'?"),
+        ("[prices.a]\ncurrency = 'EUR'\nstorage.STANDARD = -1.0".into(), "a price is a number from 0 on"),
+        ("[prices.a]\ncurrency = ''\nstorage.STANDARD = 1".into(), "a currency has 1 to 8 characters"),
+        ("[prices.a]\ncurrency = 'EUR'\nstorage = {}".into(), "there is no price of any class"),
+        ("[prices.a]\ncurrency = 'EUR'\nstorage.STANDARD = 1\negres = 1".into(), "did you mean 'egress'?"),
+    ];
+    for (text, expected) in cases {
+        let failure = failure(&text).to_text();
+        assert!(failure.contains(expected), "{text}\n{failure}");
+    }
+    let settings = plain(&s3(
+        "class_after = { '180d' = 'GLACIER', '30d' = 'STANDARD_IA' }\nallow_archive_classes = true\nprices = 'a'\n\
+         capacity = 'unlimited'\nwarn_free = '20%'\nwarn_days = 7\nwal_reserve = '1GB'\n\
+         [prices.a]\ncurrency = 'EUR'\nstorage = { STANDARD = 1, GLACIER = 0.5 }",
+    ));
+    let space = &settings.repos["a"].space;
+    assert_eq!(space.class_after, [(30, "STANDARD_IA".to_owned()), (180, "GLACIER".to_owned())]);
+    let rules = space.rules;
+    use pgark_engine::capacity::{Capacity, FreeLow};
+    assert_eq!((rules.capacity, rules.warn_free), (Capacity::Unlimited, FreeLow::Percent(20)));
+    assert_eq!((rules.warn_days, rules.wal_reserve), (7, Some(1_000_000_000)));
+    assert_eq!(settings.prices["a"].storage["GLACIER"], 0.5);
+}

@@ -2,6 +2,8 @@
 //!
 //! Every complaint carries the place of the value it is about.
 
+mod space;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +24,13 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
                 return Err(complaint(tree, &at, "E-CONFIG-VALUE", "the timeout is between 1ms and 10m"));
             }
         }
+    }
+    for (name, prices) in &document.prices {
+        self::name(tree, &["prices", name], "price table", name)?;
+        space::prices(tree, name, prices)?;
+    }
+    for (name, repo) in &document.repos {
+        space::repo(document, tree, name, repo)?;
     }
     for (name, section) in &document.clusters {
         self::name(tree, &["clusters", name], "cluster", name)?;

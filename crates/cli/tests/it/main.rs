@@ -10,6 +10,7 @@ mod site;
 
 mod archive;
 mod browse;
+mod capacity;
 mod cli_contract;
 mod crash;
 mod delta;

@@ -39,6 +39,13 @@ pub fn remove_remains(catalog: &CatalogStore) -> Result<()> {
 /// The backup failed; its error is what counts. What it has stored stays for the next one, unless the room is needed.
 /// What cannot be cleaned up now is cleaned up by the next one.
 pub(super) fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineError) {
+    // Refused for want of room before it wrote anything: there is nothing to keep and nothing to remove.
+    if matches!(because, EngineError::Refused { code: "E-REPO-SPACE", .. }) {
+        if let Err(e) = claim.release() {
+            tracing::warn!(%e, "the claim of the refused backup stays until it is taken for dead");
+        }
+        return;
+    }
     let keep = !is_full(because);
     let cleaned = claim.abandon(keep).map_err(EngineError::from).and_then(|()| remove_remains(catalog));
     if let Err(e) = cleaned {
@@ -47,6 +54,10 @@ pub(super) fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineErro
 }
 
 fn is_full(error: &EngineError) -> bool {
+    // Servers tell it in words of their own.
+    if matches!(error, EngineError::Repo(e) if e.is_no_space()) {
+        return true;
+    }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(e) = cause {
         let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);

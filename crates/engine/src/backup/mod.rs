@@ -16,6 +16,7 @@ pub(crate) mod job;
 pub mod plan;
 pub mod recheck;
 mod remains;
+pub mod room;
 pub mod scan;
 pub mod source;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
+use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind, Needs, WalNeed};
 use pgark_repo::codec::Compression;
@@ -48,6 +50,7 @@ use finish::write_record;
 use job::{give_up, new_id, remove_remains};
 use recheck::Rechecked;
 use remains::Remains;
+use room::{Need, Ratio, RoomOptions};
 use scan::Noticed;
 use source::SourceCluster;
 
@@ -72,6 +75,7 @@ pub struct BackupOptions {
     pub annotations: BTreeMap<String, String>,
     /// How long to wait at the end until the last WAL segment has arrived.
     pub archive_timeout: Duration,
+    pub room: RoomOptions,
 }
 
 /// What a backup would do.
@@ -85,6 +89,8 @@ pub struct BackupPlan {
     pub size_bytes: u64,
     pub files: u64,
     pub tablespaces: usize,
+    /// What it would add to the repository; of an incremental one that is known when its changes are.
+    pub need: Option<Need>,
     pub warnings: Vec<String>,
 }
 
@@ -153,7 +159,10 @@ pub fn plan(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Bac
     let source = SourceCluster::connect(options, repo)?;
     let (size_bytes, files, mut noticed) = source.measure()?;
     let ground = Ground::choose(options, repo, &source, &mut noticed.warnings)?;
+    let estimate = Estimate::make(options, repo, &source, &ground, size_bytes, ctx)?;
+    noticed.warnings.extend(estimate.check_before(options, repo, ctx)?);
     Ok(BackupPlan {
+        need: estimate.full,
         id: new_id(&CatalogStore::new(repo, &options.cluster), ctx.now(), ground.backup_type())?,
         backup_type: ground.backup_type(),
         base: ground.parent().map(|p| p.record.id.clone()),
@@ -171,13 +180,16 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let started = ctx.now();
     let mut warnings = vec![];
     let ground = Ground::choose(options, repo, &source, &mut warnings)?;
+    let (total, _, _) = source.measure()?;
+    let estimate = Estimate::make(options, repo, &source, &ground, total, ctx)?;
+    warnings.extend(estimate.check_before(options, repo, ctx)?);
     let id = new_id(&catalog, started, ground.backup_type())?;
     let needs = Needs { base: ground.parent().map(|p| p.record.id.clone()), wal: None };
     let claim = catalog.claim_with(JobKind::Backup, &id, needs, started)?;
     remove_remains(&catalog)?;
     repo.store().sweep_abandoned(ABANDONED_AFTER)?;
     let kept = KeptClaim::new(claim.clone(), ctx);
-    let outcome = under_claim(options, repo, ctx, source, &ground, &claim, &kept, started);
+    let outcome = under_claim(options, repo, ctx, source, &ground, &estimate, &claim, &kept, started);
     drop(kept);
     match outcome {
         Ok(mut report) => {
@@ -208,14 +220,13 @@ fn under_claim(
     ctx: &Ctx,
     source: SourceCluster,
     ground: &Ground,
+    estimate: &Estimate,
     claim: &Claim,
     kept: &KeptClaim,
     started: Timestamp,
 ) -> Result<BackupReport> {
     let id = claim.backup();
     check_still_listed(repo, options, ground)?;
-    let (total, _, _) = source.measure()?;
-    source.check_space(repo, total)?;
     let archiver = Connection::open(&options.connect, options.connect_timeout)?;
     ctx.progress.note("starting: waiting for PostgreSQL's checkpoint");
     let label = format!("pgark {id}");
@@ -233,11 +244,12 @@ fn under_claim(
     let (base, before) = match ground.parent() {
         Some(parent) => {
             let (base, before) = take_over(options, repo, ctx, parent, &session, &source)?;
+            estimate.check_changes(options, repo, &source, before.changes.as_ref(), ctx)?;
             (Some(base), Some(before))
         }
         None => (None, None),
     };
-    ctx.progress.begin("backup", Some(total));
+    ctx.progress.begin("backup", Some(estimate.total));
     let copied = copy_files(options, repo, ctx, id, session.start_lsn(), &source, before, ground, kept)?;
     ctx.progress.end();
     kept.check()?;
@@ -249,6 +261,58 @@ fn under_claim(
     let record = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, base)?;
     kept.check()?;
     Ok(record)
+}
+
+/// What the backup will take.
+struct Estimate {
+    /// Of the data directory.
+    total: u64,
+    ratio: Ratio,
+    /// None for an incremental one.
+    full: Option<Need>,
+}
+
+impl Estimate {
+    fn make(
+        options: &BackupOptions,
+        repo: &Repository,
+        source: &SourceCluster,
+        ground: &Ground,
+        total: u64,
+        ctx: &Ctx,
+    ) -> Result<Self> {
+        let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+        let ratio = room::ratio(source, &catalog, total, options.compression, ctx)?;
+        let full = match ground {
+            Ground::Full(_) => Some(room::full_need(repo, &catalog, total, &ratio, ctx)?),
+            Ground::On(_) => None,
+        };
+        Ok(Estimate { total, ratio, full })
+    }
+
+    /// Of an incremental backup only that there is room at all.
+    fn check_before(&self, options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Vec<String>> {
+        let none = || Need { bytes: 0, how: "its changes are not known yet".into() };
+        room::check(&self.full.clone().unwrap_or_else(none), &options.room, repo, &options.cluster, ctx)
+    }
+
+    /// What changed is known now, and nothing of the backup is written yet. Where everything is read and compared it stays
+    /// unknown.
+    fn check_changes(
+        &self,
+        options: &BackupOptions,
+        repo: &Repository,
+        source: &SourceFacts<'_>,
+        changes: Option<&Changes>,
+        ctx: &Ctx,
+    ) -> Result<()> {
+        let Some(changes) = changes else { return Ok(()) };
+        let need = room::incremental_need(source.pgdata, source.control, changes, &self.ratio)?;
+        for warning in room::check(&need, &options.room, repo, &options.cluster, ctx)? {
+            ctx.progress.note(&warning);
+        }
+        Ok(())
+    }
 }
 
 /// Between the choice and the claim the earlier backup may have been deleted.

@@ -72,20 +72,6 @@ impl SourceCluster {
         })?;
         Ok((bytes, files, noticed))
     }
-
-    /// A backup that certainly does not fit is refused before it starts. How well data compresses is not known
-    /// before, so the bar is low.
-    pub fn check_space(&self, repo: &Repository, total: u64) -> Result<()> {
-        const BEST_RATIO: u64 = 50;
-        match repo.store().free_bytes()? {
-            Some(free) if free < total / BEST_RATIO => Err(EngineError::refused(
-                "E-REPO-SPACE",
-                format!("{} has {free} bytes free, far too few for a cluster of {total} bytes", repo.store().url()),
-                "free space in the repository: 'pgark info' lists backups, 'pgark delete ID' removes one",
-            )),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// The file is written in one piece by PostgreSQL but may be read torn: again until its checksum is right.

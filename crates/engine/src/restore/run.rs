@@ -10,6 +10,7 @@ use pgark_repo::store::StoreErrorKind;
 
 use super::files::{self, empty_dir, unfinished};
 use super::space::{PlacedTablespace, check_target, running_postmaster};
+use super::thaw;
 use super::{RestoreOptions, RestorePlan, RestoreReport, plan};
 use crate::archive;
 use crate::backup::claim::KeptClaim;
@@ -19,6 +20,7 @@ use crate::error::{EngineError, FailureClass, Result};
 /// Plans and checks the target; writes nothing.
 pub fn prepare(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<(RestorePlan, Remains)> {
     let plan = plan(options, repo, avoid)?;
+    thaw::check(repo, &options.cluster, &plan.backup)?;
     let remains = if options.delta { Remains { found: None } } else { Remains::of(&options.to) };
     if remains.found.is_none() {
         check_target(options, &plan)?;

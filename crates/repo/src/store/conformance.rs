@@ -101,7 +101,12 @@ fn objects_come_back_exactly(store: &dyn Store) {
         assert_eq!((stat.name.as_str(), stat.size), (object, len as u64));
     }
     assert!(!store.url().is_empty());
-    store.free_bytes().expect("free_bytes");
+    let free = store.free_bytes().expect("free_bytes");
+    let space = store.space().expect("space");
+    assert_eq!(space.is_some(), free.is_some());
+    if let Some((free, total)) = space.and_then(|s| Some((s.free_bytes, s.total_bytes?))) {
+        assert!(free <= total, "{free} bytes are free of {total}");
+    }
 }
 
 fn a_taken_name_keeps_its_first_bytes(store: &dyn Store) {

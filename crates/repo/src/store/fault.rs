@@ -7,7 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use super::{ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
 
 /// An operation on a store or on a writer it gave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -343,8 +343,16 @@ impl Store for FaultStore {
         self.state.run_plain(Op::FreeBytes, "", || self.inner.free_bytes())
     }
 
+    fn space(&self) -> Result<Option<Space>, StoreError> {
+        self.state.run_plain(Op::FreeBytes, "", || self.inner.space())
+    }
+
     fn url(&self) -> String {
         self.inner.url()
+    }
+
+    fn may_archive(&self) -> bool {
+        self.inner.may_archive()
     }
 
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {

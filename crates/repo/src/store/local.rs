@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use self::root::{Root, Sys, file_type, fsync_dir};
 use self::writer::{LocalWriter, TEMP_PREFIX};
 use super::name::{below, check_prefix};
-use super::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use super::{ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
 
 mod root;
 #[cfg(test)]
@@ -203,9 +203,19 @@ impl Store for LocalStore {
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
+        Ok(self.space()?.map(|space| space.free_bytes))
+    }
+
+    fn space(&self) -> Result<Option<Space>, StoreError> {
         let root = self.root.dir("").map_err(|e| system_error("open", self.url(), e))?;
         let stat = fs::fstatvfs(&root).map_err(|e| system_error("stat", self.url(), e))?;
-        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+        // What is reserved for root counts as neither used nor free, as `df` reckons.
+        let usable = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_add(stat.f_bavail);
+        Ok(Some(Space {
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total_bytes: Some(usable.saturating_mul(stat.f_frsize)),
+            free_files: (stat.f_files > 0).then_some(stat.f_favail),
+        }))
     }
 
     fn url(&self) -> String {

@@ -30,6 +30,16 @@ pub struct ObjectStat {
     pub modified: Option<SystemTime>,
 }
 
+/// Of the file system behind a store, for whoever this process runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub free_bytes: u64,
+    /// What is used by anybody, and what is free.
+    pub total_bytes: Option<u64>,
+    /// Files that can still be made; None where they have no number of their own.
+    pub free_files: Option<u64>,
+}
+
 /// Called for each object by `Store::list`; its error ends the listing and is returned.
 pub type Visit<'a> = dyn FnMut(ObjectStat) -> Result<(), StoreError> + 'a;
 
@@ -75,11 +85,22 @@ pub trait Store: Send + Sync {
     /// Bytes that can still be written, where the store can tell.
     fn free_bytes(&self) -> Result<Option<u64>, StoreError>;
 
+    /// How large what is behind the store is, where the store can tell.
+    fn space(&self) -> Result<Option<Space>, StoreError> {
+        let known = |free_bytes| Space { free_bytes, total_bytes: None, free_files: None };
+        Ok(self.free_bytes()?.map(known))
+    }
+
     /// For messages; holds no secret.
     fn url(&self) -> String;
 
     /// Removes what writers that died have left behind, if it is at least that old; returns how many.
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError>;
+
+    /// Whether objects may lie in a class in which they cannot be read at once.
+    fn may_archive(&self) -> bool {
+        false
+    }
 
     /// Where this store cannot keep what the trait promises, in words for an administrator.
     fn weaknesses(&self) -> Vec<String> {
@@ -113,6 +134,9 @@ pub enum StoreError {
     NoSpace { object: String, source: io::Error },
     #[error("access to {object} is denied: {source}")]
     Denied { object: String, source: io::Error },
+    /// It is there, in a class that must be thawed before reading.
+    #[error("{object} is archived and cannot be read before it is thawed: {source}")]
+    Archived { object: String, source: io::Error },
     #[error("'{name}' is not a valid object name: {why}")]
     InvalidName { name: String, why: &'static str },
     #[error("the store is read-only")]
@@ -130,6 +154,7 @@ pub enum StoreErrorKind {
     Truncated,
     NoSpace,
     Denied,
+    Archived,
     InvalidName,
     ReadOnly,
     Io,
@@ -159,6 +184,7 @@ impl StoreError {
             | StoreError::Truncated { object, .. }
             | StoreError::NoSpace { object, .. }
             | StoreError::Denied { object, .. }
+            | StoreError::Archived { object, .. }
             | StoreError::Io { object, .. } => Some(object),
             StoreError::InvalidName { name, .. } => Some(name),
             StoreError::ReadOnly => None,
@@ -173,6 +199,7 @@ impl StoreError {
             StoreError::Truncated { .. } => StoreErrorKind::Truncated,
             StoreError::NoSpace { .. } => StoreErrorKind::NoSpace,
             StoreError::Denied { .. } => StoreErrorKind::Denied,
+            StoreError::Archived { .. } => StoreErrorKind::Archived,
             StoreError::InvalidName { .. } => StoreErrorKind::InvalidName,
             StoreError::ReadOnly => StoreErrorKind::ReadOnly,
             StoreError::Io { .. } => StoreErrorKind::Io,

@@ -212,3 +212,28 @@ fn refusals_are_not_repeated() {
     rig.proxy.fail("", "denied", 9, HttpFault::Answer(404, "<Error><Code>NoSuchBucket</Code></Error>".into()));
     assert_eq!(rig.store.read(&name("denied"), 10).unwrap_err().kind(), StoreErrorKind::Io);
 }
+
+/// An object that is there and cannot be read: neither damage, nor a matter of rights, nor worth another try.
+fn archived_objects_are_told_as_such(kind: ObjectServerKind, status: u16, code: &str) {
+    let rig = rig_or_skip!(kind);
+    let object = name("a/archived");
+    rig.truth.put_new(&object, &bytes(100)).unwrap();
+    let answer = HttpFault::Answer(status, format!("<Error><Code>{code}</Code><Message>not now</Message></Error>"));
+    rig.proxy.fail("GET", object.as_str(), 2, answer);
+    assert_eq!(rig.store.read(&object, 100).unwrap_err().kind(), StoreErrorKind::Archived);
+    let mut part = [0; 10];
+    let error = rig.store.read_at(&object, 0, &mut part).unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Archived && error.to_string().contains(code), "{error}");
+    // Each read asked once, so that the next one is answered by the store.
+    assert!(rig.store.read(&object, 100).unwrap() == bytes(100));
+}
+
+#[test]
+fn archived_objects_of_s3_are_told_as_such() {
+    archived_objects_are_told_as_such(ObjectServerKind::Moto, 403, "InvalidObjectState");
+}
+
+#[test]
+fn archived_blobs_of_azure_are_told_as_such() {
+    archived_objects_are_told_as_such(ObjectServerKind::Azurite, 409, "BlobArchived");
+}

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use pgark_engine::archive::{WalPath, wait_archived};
 use pgark_engine::backup::base::Wanted;
+use pgark_engine::backup::room::RoomOptions;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
+use pgark_engine::capacity::SpaceRules;
 use pgark_engine::cluster::{Connection, Deadline, switch_wal};
 use pgark_engine::register::{self, Identity};
 use pgark_engine::restore::start::start;
@@ -210,6 +212,7 @@ impl Story<'_> {
             keep: false,
             annotations: Default::default(),
             archive_timeout: ARCHIVE_WITHIN,
+            room: RoomOptions { rules: SpaceRules::default(), ignore: false, others: vec![] },
         };
         let (began, before) = (Instant::now(), writer.acknowledged());
         let report = backup::run(&options, &source.repo, &ctx).map_err(engine_failure)?;

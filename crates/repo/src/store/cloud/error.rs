@@ -23,6 +23,8 @@ const NO_BUCKET: &[&str] = &["NoSuchBucket", "ContainerNotFound", "bucket does n
 /// Conflicts with a request under way, as opposed to a name that is taken.
 const IN_FLIGHT: &[&str] = &["ConditionalRequestConflict", "OperationAborted"];
 const NO_SPACE: &[&str] = &["QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "StorageFull"];
+/// The object lies in a class that is not read at once: S3, and Azure's two.
+const ARCHIVED: &[&str] = &["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"];
 /// Refusals by credentials that are over or not yet valid.
 const CREDENTIALS: &[&str] = &["ExpiredToken", "TokenRefreshRequired", "InvalidToken", "RequestTimeTooSkewed"];
 
@@ -144,6 +146,7 @@ pub fn store_error(why: Why, operation: &'static str, object: String, of: Of) ->
                 io::Error::new(io::ErrorKind::NotFound, format!("the bucket or container is not there ({source})"));
             StoreError::Io { operation, object, source }
         }
+        _ if of == Of::Object && has(ARCHIVED) => StoreError::Archived { object, source },
         _ if has(NO_SPACE) || status == Some(507) => StoreError::NoSpace { object, source },
         _ if has(CREDENTIALS) || matches!(status, Some(401 | 403)) => StoreError::Denied { object, source },
         Error::NotFound { .. } if of == Of::Object => StoreError::NotFound { object },

@@ -368,6 +368,10 @@ impl Store for CloudStore {
         self.inner.url.clone()
     }
 
+    fn may_archive(&self) -> bool {
+        true
+    }
+
     /// Parts of unfinished uploads are invisible and are the bucket's to remove, by its lifecycle rule.
     fn sweep_abandoned(&self, _older_than: Duration) -> Result<u64, StoreError> {
         Ok(0)

@@ -20,7 +20,7 @@ use self::tree::{Tree, failed, is_passing, read_failed, shown, strange};
 use self::wire::{Attributes, Entry, FileKind, Request, Status, kind};
 use self::writer::SftpWriter;
 use super::name::{below, check_prefix};
-use super::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use super::{ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
 
 mod connection;
 mod failure;
@@ -207,11 +207,19 @@ impl Store for SftpStore {
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
+        Ok(self.space()?.map(|space| space.free_bytes))
+    }
+
+    fn space(&self) -> Result<Option<Space>, StoreError> {
         let url = self.inner.pool.options().place();
         let root = self.inner.tree.path("");
         self.inner.retry("stat", url, |session| {
             let space = session.space(&root).map_err(|fail| failed("stat", url, fail))?;
-            Ok(space.map(|space| space.free_bytes))
+            Ok(space.map(|space| Space {
+                free_bytes: space.free_bytes,
+                total_bytes: Some(space.total_bytes),
+                free_files: (space.files > 0).then_some(space.free_files),
+            }))
         })
     }
 

@@ -38,6 +38,8 @@ pub(super) struct Session {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Space {
     pub(super) free_bytes: u64,
+    /// What is used by anybody, and what is free.
+    pub(super) total_bytes: u64,
     pub(super) free_files: u64,
     pub(super) files: u64,
     pub(super) read_only: bool,
@@ -245,12 +247,13 @@ impl Session {
         let packet = self.call(&Request::extended("statvfs@openssh.com").text(path), kind::EXTENDED_REPLY)?;
         let mut fields = packet.fields();
         let mut number = || fields.u64();
-        let (_block, fragment, _blocks, _free) = (number()?, number()?, number()?, number()?);
+        let (_block, fragment, blocks, free) = (number()?, number()?, number()?, number()?);
         let available = number()?;
         let (files, _free_files, free_files) = (number()?, number()?, number()?);
         let (_id, flags) = (number()?, number()?);
         let free_bytes = available.saturating_mul(fragment);
-        Ok(Some(Space { free_bytes, free_files, files, read_only: flags & 1 != 0 }))
+        let total_bytes = blocks.saturating_sub(free).saturating_add(available).saturating_mul(fragment);
+        Ok(Some(Space { free_bytes, total_bytes, free_files, files, read_only: flags & 1 != 0 }))
     }
 }
 
