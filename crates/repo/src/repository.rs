@@ -6,6 +6,7 @@ use crate::crypto::{Algorithm, Key32, KeySet, Keys, Renew};
 use crate::error::{RepoError, Result};
 use crate::keyring::{self, Keyring, NewKeys, SlotInfo, Unlock};
 use crate::names::{CLUSTERS, ClusterName, KEYRING};
+use crate::parity::HealingStore;
 use crate::register::RegisterProblem;
 use crate::store::Store;
 
@@ -114,6 +115,12 @@ impl Repository {
             Some(_) => ring.keys().renewed_by(renewal(store.clone(), unlock.clone(), ring.repository_id())),
         };
         Repository { store, keys, id: ring.repository_id(), slots: ring.slots() }
+    }
+
+    /// To read from when something is to be had although it is damaged: what parity heals reads as it was written, and
+    /// the store's notices tell of it.
+    pub fn healing(&self) -> Self {
+        Repository { store: Arc::new(HealingStore::new(self.store.clone())), ..self.clone() }
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::{Codec, Compression, Decoder, Encoder};
 use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
-use crate::error::{RepoError, Result};
+use crate::error::{RepoError, Result, with_healing};
 use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
 use crate::store::{ObjectName, ObjectWriter, Store};
 
@@ -217,6 +217,23 @@ impl Source {
         Source { store: None, name: None, size, fetched: size, window: bytes, used: 0, read_ahead: 0 }
     }
 
+    /// Of the next byte that is taken.
+    fn position(&self) -> u64 {
+        self.size - self.remaining()
+    }
+
+    /// Begins again at `position`, when the store could heal the object.
+    fn heal(&mut self, position: u64) -> Result<bool> {
+        let (Some(store), Some(name)) = (&self.store, &self.name) else { return Ok(false) };
+        if !store.heal(name) {
+            return Ok(false);
+        }
+        self.size = store.stat(name)?.size;
+        (self.fetched, self.used) = (position.min(self.size), 0);
+        self.window.clear();
+        Ok(true)
+    }
+
     fn remaining(&self) -> u64 {
         (self.window.len() - self.used) as u64 + (self.size - self.fetched)
     }
@@ -277,7 +294,7 @@ impl StreamReader {
     }
 
     pub fn open(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
-        Self::new(keys, kind, name, Source::object(store, name)?)
+        with_healing(&*store, name, || Self::new(keys, kind, name, Source::object(store.clone(), name)?))
     }
 
     /// The next block's plaintext, or None after the last one.
@@ -285,6 +302,19 @@ impl StreamReader {
         if self.done {
             return Ok(None);
         }
+        let (position, hasher) = (self.source.position(), self.hasher.clone());
+        match self.open_block() {
+            Err(e) if e.is_damage() && self.source.heal(position)? => {
+                self.hasher = hasher;
+                self.open_block()?;
+            }
+            other => other?,
+        }
+        Ok(Some(&self.plain))
+    }
+
+    /// Into `plain`.
+    fn open_block(&mut self) -> Result<()> {
         let object = &self.object;
         let bad = |what: &str| RepoError::corrupt(object, what);
         let header: [u8; BLOCK_HEADER_BYTES] = match self.source.take(BLOCK_HEADER_BYTES)? {
@@ -304,14 +334,12 @@ impl StreamReader {
         let n = self.key.open(purpose, self.block, &header, stored).ok_or_else(|| bad("a block fails its seal"))?;
         let codec = Codec::from_byte(codec).ok_or_else(|| bad("unknown codec"))?;
         self.decoder.decode(codec, &stored[..n], plain_len, &mut self.plain).map_err(|e| bad(&e))?;
-        self.block += 1;
-        if last {
-            if self.source.remaining() != 0 {
-                return Err(bad("bytes after the end"));
-            }
-            self.done = true;
+        if last && self.source.remaining() != 0 {
+            return Err(bad("bytes after the end"));
         }
-        Ok(Some(&self.plain))
+        self.block += 1;
+        self.done = last;
+        Ok(())
     }
 
     /// Whether the rest of the object has the length that its blocks declare. Opens nothing.

@@ -2,6 +2,7 @@
 //! is read, authenticated, decoded and compared; what is damaged or gone is reported with the backups and the
 //! time windows it takes away. Objects that nobody claims are reported too.
 
+mod parity;
 mod report;
 mod wal;
 
@@ -25,13 +26,15 @@ use pgark_repo::{RepoError, Repository};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 
+use self::parity::ParityFindings;
 pub use report::{Depth, LostWindow, Problem, ProblemKind, VerifyOptions, VerifyReport};
 
 pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
     let catalog_store = CatalogStore::new(repo, &options.cluster);
     let catalog = catalog_store.read()?;
-    let mut v =
-        Verify { options, repo, ctx, catalog: &catalog, claimed: BTreeSet::new(), report: VerifyReport::default() };
+    let parity = ParityFindings::list(repo, &names::cluster_dir(&options.cluster), options.depth)?;
+    let report = VerifyReport::default();
+    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: BTreeSet::new(), parity, report };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
     let damaged = v.backups(&backups)?;
@@ -41,6 +44,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     if options.only.is_none() {
         v.strangers()?;
     }
+    v.report_parity();
     let mut report = v.report;
     if options.depth == Depth::Full {
         match record_findings(&catalog_store, &backups, &damaged, &report, ctx.now()) {
@@ -63,6 +67,7 @@ struct Verify<'a> {
     catalog: &'a Catalog,
     /// Names of objects that something listed needs, or that belong to the books.
     claimed: BTreeSet<String>,
+    parity: ParityFindings,
     report: VerifyReport,
 }
 
@@ -125,6 +130,7 @@ impl<'a> Verify<'a> {
             let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
                 continue;
             };
+            self.parity.check(&**self.repo.store(), &record_name)?;
             let uses = manifest_reader(self.repo, cluster, id).and_then(packs_of).map_err(EngineError::from);
             let Some((uses, print)) = self.sorted(uses, manifest_name.as_str(), id, &mut damaged)? else { continue };
             self.report.bytes_checked += print.size + entry.record.size;
@@ -134,6 +140,7 @@ impl<'a> Verify<'a> {
                 self.problem(manifest_name.as_str(), ProblemKind::Damaged, what, vec![id.clone()], vec![]);
                 continue;
             }
+            self.parity.check(&**self.repo.store(), &manifest_name)?;
             for object in uses {
                 let name = names::pack(cluster, &object.id.backup, object.id.number).to_string();
                 self.claimed.insert(name.clone());
@@ -209,17 +216,19 @@ impl<'a> Verify<'a> {
 
     fn check_pack(&self, object: &PackUse) -> Result<u64, RepoError> {
         let name = names::pack(&self.options.cluster, &object.id.backup, object.id.number);
-        match self.options.depth {
-            Depth::Full => pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint),
+        let read = match self.options.depth {
+            Depth::Full => pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint)?,
             Depth::Quick => {
                 let size = self.repo.store().stat(&name)?.size;
-                if size == object.fingerprint.size {
-                    Ok(0)
-                } else {
-                    Err(RepoError::corrupt(&name, format!("{size} bytes, {} were written", object.fingerprint.size)))
+                if size != object.fingerprint.size {
+                    let what = format!("{size} bytes, {} were written", object.fingerprint.size);
+                    return Err(RepoError::corrupt(&name, what));
                 }
+                0
             }
-        }
+        };
+        self.parity.check(&**self.repo.store(), &name)?;
+        Ok(read)
     }
 
     /// Objects of the cluster, and at the top of the repository, that nothing listed accounts for.
@@ -239,7 +248,7 @@ impl<'a> Verify<'a> {
             if !ours || self.claimed.contains(&name) || books.iter().any(|b| b.owns(&name)) {
                 continue;
             }
-            if name.starts_with(&format!("{dir}/wal/")) {
+            if name.starts_with(&format!("{dir}/wal/")) || self.is_companion(&name)? {
                 continue;
             }
             let id = name.strip_prefix(&format!("{dir}/backups/")).and_then(|r| r.split('/').next());
@@ -251,9 +260,7 @@ impl<'a> Verify<'a> {
             if known {
                 continue;
             }
-            let what =
-                "nothing that is listed accounts for this object: the catalog lost an entry, or somebody put it here";
-            self.problem(&name, ProblemKind::Unexpected, what, id.into_iter().collect(), vec![]);
+            self.problem(&name, ProblemKind::Unexpected, parity::stranger(&name), id.into_iter().collect(), vec![]);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::store::ObjectName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -52,6 +53,10 @@ pub struct VerifyReport {
     pub bytes_checked: u64,
     pub backups_checked: Vec<BackupId>,
     pub problems: Vec<Problem>,
+    /// Objects with sound parity.
+    pub parity_whole: u64,
+    /// Whole objects without parity, where it is to be written.
+    pub parity_missing: Vec<ObjectName>,
     /// What is no damage and worth knowing.
     pub notes: Vec<String>,
 }

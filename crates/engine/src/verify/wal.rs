@@ -11,6 +11,7 @@ use pgark_repo::catalog::{BackupEntry, Lineage};
 use pgark_repo::names::{self, BackupId};
 use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
 
+use super::parity::stranger;
 use super::{Depth, LostWindow, ProblemKind, Verify, kind_of};
 use crate::archive::{self, WalPath};
 use crate::error::Result;
@@ -67,7 +68,11 @@ impl Verify<'_> {
                 self.claimed.insert(object.to_string());
                 self.report.objects_checked += 1;
                 self.replaced_copies(&wal, &head, &name, lineage)?;
-                match self.segment(&wal, &name, lineage) {
+                let checked = self.segment(&wal, &name, lineage).and_then(|index| {
+                    self.parity.check(&**self.repo.store(), &object)?;
+                    Ok(index)
+                });
+                match checked {
                     Ok(index) => drop(good.insert(name, Facts::of(&index))),
                     Err(e) if e.is_damage() => bad.push((name, kind_of(&e), e.to_string())),
                     Err(e) => return Err(e.into()),
@@ -122,7 +127,8 @@ impl Verify<'_> {
             let object = wal.place().segment(name, lineage.segment_size, copy)?;
             self.claimed.insert(object.to_string());
             self.report.objects_checked += 1;
-            match self.read_through(wal, &object) {
+            let read = self.read_through(wal, &object);
+            match read.and_then(|()| self.parity.check(&**self.repo.store(), &object)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => self.problem(object.as_str(), kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),
@@ -168,6 +174,7 @@ impl Verify<'_> {
         match wal.history(timeline) {
             Ok(bytes) => {
                 self.report.bytes_checked += bytes.len() as u64;
+                self.parity.check(&**self.repo.store(), &wal.place().history(timeline))?;
                 Ok(())
             }
             Err(e) if e.is_damage() => {
@@ -274,9 +281,12 @@ impl Verify<'_> {
                 continue;
             }
             self.claimed.insert(name.to_owned());
-            let segment = names::segment_copy(object.basename(), lineage.segment_size);
+            let segment = names::segment_copy(names::principal(object.basename()), lineage.segment_size);
             if segment.is_some_and(|(n, copy)| copy < head.expired_below(&n)) && !name.starts_with(&conflicts) {
-                expired += 1;
+                expired += u64::from(names::principal(name) == name);
+                continue;
+            }
+            if self.is_companion(name)? {
                 continue;
             }
             self.report.objects_checked += 1;
@@ -307,12 +317,13 @@ impl Verify<'_> {
                     wal.side_file(f).map(drop)
                 }
                 _ => {
-                    let what = "no name that pgark gives to an object: somebody put it here";
+                    let no_name = "no name that pgark gives to an object: somebody put it here";
+                    let what = if names::principal(name) == name { no_name } else { stranger(name) };
                     self.problem(name, ProblemKind::Unexpected, what, vec![], vec![]);
                     continue;
                 }
             };
-            match outcome {
+            match outcome.and_then(|()| self.parity.check(&**self.repo.store(), &object)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),
