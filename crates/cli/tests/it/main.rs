@@ -19,6 +19,7 @@ mod keys;
 mod names;
 mod never_short;
 mod object_store;
+mod parity;
 mod pitr;
 mod power;
 mod refusals;

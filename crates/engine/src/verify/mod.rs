@@ -45,7 +45,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
         v.strangers()?;
     }
     v.report_parity();
-    let mut report = v.report;
+    let mut report = VerifyReport { accounted: v.claimed, ..v.report };
     if options.depth == Depth::Full {
         match record_findings(&catalog_store, &backups, &damaged, &report, ctx.now()) {
             Err(EngineError::Repo(RepoError::Store(e)))

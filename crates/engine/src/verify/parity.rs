@@ -96,12 +96,8 @@ impl Verify<'_> {
                 Err(e) => self.problem(name.as_str(), ProblemKind::Damaged, e, vec![], vec![]),
             }
         }
-        self.report.parity_whole = found.whole;
+        self.report.parity_present = found.whole;
         if store.parity().is_some() {
-            if !found.missing.is_empty() {
-                let (n, what) = (found.missing.len(), "have no parity: 'pgark verify --repair' writes it");
-                self.report.notes.push(format!("{n} whole objects {what}"));
-            }
             self.report.parity_missing = found.missing.into_iter().collect();
         }
     }

@@ -1,5 +1,7 @@
 //! What a verification was asked and what it found.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
@@ -53,10 +55,12 @@ pub struct VerifyReport {
     pub bytes_checked: u64,
     pub backups_checked: Vec<BackupId>,
     pub problems: Vec<Problem>,
-    /// Objects with sound parity.
-    pub parity_whole: u64,
+    /// Objects with parity; in a full verification, with sound parity.
+    pub parity_present: u64,
     /// Whole objects without parity, where it is to be written.
     pub parity_missing: Vec<ObjectName>,
+    /// Names of all objects that something listed needs, or that belong to the books.
+    pub accounted: BTreeSet<String>,
     /// What is no damage and worth knowing.
     pub notes: Vec<String>,
 }

@@ -51,12 +51,12 @@ pub enum HealError {
 
 /// What is wrong with an object by its parity, made again; the whole object or nothing.
 pub fn heal(store: &dyn Store, name: &ObjectName) -> Result<Healed, HealError> {
-    let object = Raw::open(store, name)?;
     let parity = names::parity(name).map_err(|_| HealError::NoParity)?;
     let parity = Raw::open(store, &parity)?;
     if parity.size == 0 {
         return Err(if parity.exists { HealError::ParityDamaged } else { HealError::NoParity });
     }
+    let object = Raw::open(store, name)?;
     let print = print_of_name(name);
     let mut healed = Healed::default();
     let mut section_at = 0;
@@ -169,30 +169,36 @@ impl IndexedSection {
     fn heal(&self, object: &Raw<'_>, parity: &Raw<'_>, healed: &mut Healed) -> Result<(), HealError> {
         let s = &self.section;
         let (data, all) = (s.data_shards(), s.shards());
-        let behind_end = s.data_at + s.data_len > object.size;
+        // Before anything is read by what the index says: what lies behind the object's end is lost.
+        let end = s.data_at + s.data_len;
+        let cut_off = end.saturating_sub(object.size.max(s.data_at)).div_ceil(u64::from(s.shard_bytes));
+        if cut_off > s.parity_shards() as u64 {
+            let damaged = usize::try_from(cut_off).unwrap_or(data);
+            return Err(HealError::TooMuch { damaged, shards: data, parity: s.parity_shards() });
+        }
         let mut wrong = vec![false; all];
         let mut unknown = vec![];
         self.check(object, s.data_at, s.data_len, 0..data, &mut wrong, &mut unknown)?;
-        if behind_end {
+        if cut_off > 0 {
             // A shard that ends in zeros reads the same without them.
             let first = object.size.saturating_sub(s.data_at) / u64::from(s.shard_bytes);
             wrong[usize::try_from(first).unwrap_or(data).min(data)..data].fill(true);
-            unknown.retain(|n| !wrong.get(*n).is_some_and(|w| *w));
         }
+        unknown.retain(|number| !wrong[*number]);
         let mut parity_unknown = vec![];
         let parity_len = s.parity_shards() as u64 * u64::from(s.shard_bytes);
         self.check(parity, s.parity_at(), parity_len, data..all, &mut wrong, &mut parity_unknown)?;
         // Nobody can say of these whether they are right: parity is not trusted then, data only for want of parity.
-        parity_unknown.iter().for_each(|n| wrong[*n] = true);
-        let sound_parity: Vec<usize> = (0..s.parity_shards()).filter(|n| !wrong[data + n]).collect();
-        let known_damage = wrong[..data].iter().filter(|w| **w).count();
-        if known_damage == 0 {
+        parity_unknown.iter().for_each(|number| wrong[*number] = true);
+        let sound_parity: Vec<usize> = (0..s.parity_shards()).filter(|number| !wrong[data + number]).collect();
+        let known_damage = wrong[..data].iter().filter(|wrong| **wrong).count();
+        if known_damage + unknown.len() <= sound_parity.len() {
+            unknown.iter().for_each(|number| wrong[*number] = true);
+        }
+        let missing: Vec<usize> = (0..data).filter(|number| wrong[*number]).collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        if known_damage + unknown.len() <= sound_parity.len() {
-            unknown.iter().for_each(|n| wrong[*n] = true);
-        }
-        let missing: Vec<usize> = (0..data).filter(|n| wrong[*n]).collect();
         if missing.len() > sound_parity.len() {
             let (damaged, parity) = (missing.len(), sound_parity.len());
             return Err(HealError::TooMuch { damaged, shards: data, parity });

@@ -12,7 +12,10 @@ use super::index::{PAGE_BYTES, parse_page, print_of_name};
 use super::*;
 use crate::limits::{PARITY_SECTION_SHARDS, PARITY_SHARD_BYTES};
 use crate::names;
-use crate::store::{MemoryStore, ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit, conformance};
+use crate::store::fault::{Fault, Op, When};
+use crate::store::{
+    FaultStore, MemoryStore, ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit, conformance,
+};
 
 const SHARD: usize = PARITY_SHARD_BYTES;
 const PACK: &str = "clusters/main/backups/20260101-000000F/packs/000001";
@@ -241,6 +244,36 @@ fn parity_that_was_left_behind_is_replaced_by_that_of_the_new_object() {
 }
 
 #[test]
+fn parity_that_cannot_be_written_is_said_and_the_object_stays() {
+    let bytes = content(50 * SHARD);
+    // Creating, writing or committing the parity fails; the object comes first in each.
+    for (op, nth) in [(Op::Create, 2), (Op::Write, 2), (Op::Finish, 2)] {
+        let inner = Arc::new(MemoryStore::new());
+        let faulty = Arc::new(FaultStore::new(inner.clone(), 1));
+        faulty.inject(&[op], When::Nth(nth), Fault::NoSpace);
+        let store = ParityStore::new(faulty, percent(5));
+        store.put_new(&name(), &bytes).unwrap();
+        let notices = store.notices();
+        assert!(notices.len() == 1 && notices[0].contains("has no parity"), "{op:?} {notices:?}");
+        assert!(store.notices().is_empty(), "told once");
+        assert!(inner.read(&name(), u64::MAX).unwrap() == bytes);
+        assert_eq!(check(&*inner, &name()).unwrap(), ParityState::Missing);
+    }
+    // When the object itself fails, nothing is left of either.
+    let inner = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultStore::new(inner.clone(), 1));
+    faulty.inject(&[Op::Finish], When::Nth(1), Fault::NoSpace);
+    assert!(ParityStore::new(faulty, percent(5)).put_new(&name(), &bytes).is_err());
+    let mut all = 0;
+    let mut count = |_| {
+        all += 1;
+        Ok(())
+    };
+    inner.list("", &mut count).unwrap();
+    assert_eq!(all, 0);
+}
+
+#[test]
 fn what_has_a_mirror_gets_no_parity() {
     let deserving = [
         PACK,
@@ -334,6 +367,20 @@ impl Store for BadDisk {
     fn sweep_abandoned(&self, older_than: std::time::Duration) -> Result<u64, StoreError> {
         self.inner.sweep_abandoned(older_than)
     }
+}
+
+/// Checksums of a page are lost in both copies, and one of the shards that they were of is damaged.
+#[test]
+fn shards_of_which_nobody_knows_the_checksum_are_made_again_as_far_as_parity_reaches() {
+    let (store, bytes) = stored(5000 * SHARD, 20);
+    let parity = store.read(&parity_name(), u64::MAX).unwrap();
+    let s = parse_page(&parity[..PAGE_BYTES], &print_of_name(&name())).unwrap().section;
+    for at in s.page_at(3) {
+        flip(&store, &parity_name(), usize::try_from(at).unwrap() + 100);
+    }
+    flip(&store, &name(), 1600 * SHARD);
+    flip(&store, &name(), 20 * SHARD);
+    assert!(read_healed(&store).unwrap() == bytes);
 }
 
 #[test]
