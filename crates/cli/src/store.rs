@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgark_repo::RepoError;
+use pgark_repo::parity::ParityStore;
 use pgark_repo::store::{
     CloudKind, CloudOptions, CloudStore, LocalStore, SftpOptions, SftpPlace, SftpStore, Store, StoreError,
     StoreErrorKind,
@@ -12,6 +13,7 @@ use pgark_repo::store::{
 use crate::aws_profile;
 use crate::command::context::engine_failure;
 use crate::failure::Failure;
+use crate::settings::RepoSettings;
 use crate::settings::files::Environment;
 use crate::settings::repo_url::{RepoUrl, Scheme};
 
@@ -53,6 +55,15 @@ impl Access {
         }
         Ok(variables)
     }
+}
+
+/// As the settings say that it is written to.
+pub fn open_as(settings: &RepoSettings, access: &Access, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+    let store = open(&settings.url, access, missing)?;
+    Ok(match settings.parity {
+        Some(percent) => Arc::new(ParityStore::new(store, percent)),
+        None => store,
+    })
 }
 
 pub fn open(url: &RepoUrl, access: &Access, missing: Missing) -> Result<Arc<dyn Store>, Failure> {

@@ -1,9 +1,17 @@
 //! What can go wrong with a repository, by what the caller can do about it.
 
 use crate::keyring::SlotError;
-use crate::store::StoreError;
+use crate::store::{ObjectName, Store, StoreError};
 
 pub type Result<T, E = RepoError> = std::result::Result<T, E>;
+
+/// Tries once more when the object was damaged and its store could heal it.
+pub(crate) fn with_healing<T>(store: &dyn Store, name: &ObjectName, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    match read() {
+        Err(e) if e.is_damage() && store.heal(name) => read(),
+        other => other,
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum RepoError {
@@ -66,12 +74,13 @@ impl RepoError {
         matches!(self, RepoError::Store(StoreError::NoSpace { .. }))
     }
 
-    /// The bytes are there and wrong, or are gone: damage, as opposed to trouble on the way to them.
+    /// The bytes are there and wrong, cannot be read from their medium, or are gone: damage, as opposed to trouble on the way to them.
     pub fn is_damage(&self) -> bool {
         match self {
             RepoError::Corrupt { .. } | RepoError::Unsupported { .. } | RepoError::NewerKey { .. } => true,
             RepoError::Store(e) => {
-                matches!(e, StoreError::NotFound { .. } | StoreError::Truncated { .. } | StoreError::TooLarge { .. })
+                let gone = StoreError::is_not_found(e);
+                gone || e.is_unreadable() || matches!(e, StoreError::Truncated { .. } | StoreError::TooLarge { .. })
             }
             _ => false,
         }

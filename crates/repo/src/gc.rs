@@ -155,6 +155,7 @@ impl WalRemoval<'_> {
     }
 
     fn is_expired(&self, range: &SegmentRange, file: &str) -> bool {
+        let file = names::principal(file);
         if let Some((name, copy)) = names::segment_copy(file, self.size) {
             return range.contains(&name) && copy < self.head.expired_below(&name);
         }

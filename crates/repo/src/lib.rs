@@ -18,6 +18,7 @@ pub mod limits;
 pub mod manifest;
 pub mod names;
 pub mod pack;
+pub mod parity;
 pub mod record;
 pub mod register;
 pub mod repository;

@@ -45,3 +45,14 @@ pub const SEGMENT_COPIES_MAX: u32 = 200;
 
 /// How often a lost race on a register is tried again.
 pub const REGISTER_RETRIES: u32 = 200;
+
+/// Bytes of a shard of parity as we write it: a sector of a disk.
+pub const PARITY_SHARD_BYTES: usize = 4096;
+/// Shards of an object that share their parity: 80 MiB, so that a pack is one section.
+pub const PARITY_SECTION_SHARDS: usize = 20480;
+/// Largest shard that a reader accepts, bytes.
+pub const PARITY_SHARD_BYTES_MAX: u64 = 64 * 1024;
+/// Most parity of one section that a reader accepts, bytes.
+pub const PARITY_SECTION_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Healed shards of one object that are held in memory.
+pub const HEALED_BYTES_MAX: usize = 128 * 1024 * 1024;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
-use crate::store::ObjectName;
+use crate::store::{ObjectName, StoreError};
 
 /// The name people give a cluster: letters, digits, `.`, `_`, `-`; 1 to 64 bytes; no leading dot or dash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -147,6 +147,12 @@ pub fn pack_number(last_part: &str) -> Option<u32> {
     (last_part.len() >= 6 && last_part.bytes().all(|b| b.is_ascii_digit())).then(|| last_part.parse().ok())?
 }
 
+/// The number of the pack that an object is or belongs to.
+pub fn principal_pack_of(name: &ObjectName) -> Option<u32> {
+    let (dir, last) = name.as_str().rsplit_once('/')?;
+    dir.ends_with("/packs").then(|| pack_number(principal(last)))?
+}
+
 /// The number of a pack from its whole name; None for objects that are no packs.
 pub fn pack_of(name: &ObjectName) -> Option<u32> {
     let (dir, last) = name.as_str().rsplit_once('/')?;
@@ -156,6 +162,9 @@ pub fn pack_of(name: &ObjectName) -> Option<u32> {
 /// What an object is, by its name: objects of backups and of WAL, which are written once and stay. None for the
 /// versions of registers, which come and go, and for what is none of ours.
 pub fn lasting_kind(name: &ObjectName) -> Option<ObjectKind> {
+    if principal(name.as_str()) != name.as_str() {
+        return None;
+    }
     let parts: Vec<&str> = name.as_str().split('/').collect();
     match parts.as_slice() {
         [CLUSTERS, _, "backups", _, "packs", _] => Some(ObjectKind::Pack),
@@ -177,10 +186,58 @@ pub fn later_seal(name: &ObjectName, generation: u32) -> Result<ObjectName> {
 
 /// The object of which this names a later seal, and the generation of that.
 pub fn split_seal(name: &ObjectName) -> Option<(ObjectName, u32)> {
-    let (object, generation) = name.as_str().rsplit_once(".g")?;
-    let number = generation.parse().ok().filter(|g: &u32| *g > 1 && g.to_string() == generation)?;
+    let (object, number) = seal_suffix(name.as_str())?;
     let object = ObjectName::parse(object).ok()?;
     lasting_kind(&object).map(|_| (object, number))
+}
+
+fn seal_suffix(name: &str) -> Option<(&str, u32)> {
+    let (object, generation) = name.rsplit_once(".g")?;
+    let number = generation.parse().ok().filter(|g: &u32| *g > 1 && g.to_string() == generation)?;
+    Some((object, number))
+}
+
+const PARITY: &str = ".parity";
+const HEALED: &str = ".healed";
+
+/// Where the parity of an object lies: beside it. `InvalidName` when there is no room for the longer name.
+pub fn parity(name: &ObjectName) -> std::result::Result<ObjectName, StoreError> {
+    ObjectName::parse(&format!("{name}{PARITY}"))
+}
+
+/// The name of the object whose parity this is.
+pub fn protected_by(name: &str) -> Option<&str> {
+    name.strip_suffix(PARITY).filter(|n| !n.ends_with('/'))
+}
+
+/// Where a repair keeps the healed bytes of an object while it takes the damaged ones away.
+pub fn healed(name: &ObjectName) -> std::result::Result<ObjectName, StoreError> {
+    ObjectName::parse(&format!("{name}{HEALED}"))
+}
+
+/// The name of the object of which these are healed bytes.
+pub fn healed_from(name: &str) -> Option<&str> {
+    name.strip_suffix(HEALED).filter(|n| !n.ends_with('/'))
+}
+
+/// The object that this one lies beside, or beside a seal of which, belongs to and goes with; itself where it is no
+/// companion.
+pub fn principal(name: &str) -> &str {
+    let Some(beside) = protected_by(name).or_else(|| healed_from(name)) else { return name };
+    seal_suffix(beside).map_or(beside, |(object, _)| object)
+}
+
+/// Whether an object gets parity: what backups and WAL consist of. Registers have their mirrors.
+pub fn deserves_parity(name: &ObjectName) -> bool {
+    let object = split_seal(name).map_or_else(|| name.clone(), |(object, _)| object);
+    let parts: Vec<&str> = object.as_str().split('/').collect();
+    match parts.as_slice() {
+        [CLUSTERS, _, "backups", _, file] => matches!(*file, "manifest" | "record"),
+        [CLUSTERS, _, "backups", _, "packs", file] => pack_number(file).is_some(),
+        [CLUSTERS, _, "wal", _, "history", file] => file.ends_with(".history"),
+        [CLUSTERS, _, "wal", _, timeline, _, file] => timeline.len() == 8 && principal(file) == *file,
+        _ => false,
+    }
 }
 
 /// All WAL of one system identifier of a cluster.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::codec::{Codec, Decoder};
 use crate::crypto::{ContentId, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
-use crate::error::{RepoError, Result};
+use crate::error::{RepoError, Result, with_healing};
 use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
 use crate::manifest::bytes::{Cursor, put_varint};
 use crate::seals::{AnewWriter, Place, origin};
@@ -131,8 +131,7 @@ pub struct PackReader {
 
 impl PackReader {
     pub fn open(store: Arc<dyn Store>, keys: &KeySet, name: &ObjectName) -> Result<Self> {
-        let seal = store.find(name)?;
-        Self::open_at(store, keys, name, seal)
+        with_healing(&*store, name, || Self::open_at(store.clone(), keys, name, store.find(name)?))
     }
 
     fn open_at(store: Arc<dyn Store>, keys: &KeySet, name: &ObjectName, seal: ObjectStat) -> Result<Self> {
@@ -149,7 +148,7 @@ impl PackReader {
     /// Fetches `len` stored bytes at `offset`: one or more neighbouring frames.
     pub fn fetch(&self, offset: u64, len: usize, buf: &mut Vec<u8>) -> Result<()> {
         buf.resize(len, 0);
-        Ok(self.store.read_at(&self.seal.name, offset, buf)?)
+        with_healing(&*self.store, &self.seal.name, || Ok(self.store.read_at(&self.seal.name, offset, buf)?))
     }
 
     /// Opens and decodes one frame from its stored bytes (which are overwritten).
@@ -162,6 +161,16 @@ impl PackReader {
 
     /// As `decode`, into memory of exactly the frame's length.
     pub fn decode_into(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut [u8]) -> Result<()> {
+        match self.decode_once(at, stored, decoder, plain) {
+            Err(e) if e.is_damage() && self.store.heal(&self.seal.name) => {
+                self.store.read_at(&self.seal.name, at.offset, stored)?;
+                self.decode_once(at, stored, decoder, plain)
+            }
+            other => other,
+        }
+    }
+
+    fn decode_once(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut [u8]) -> Result<()> {
         let bad = |what: String| RepoError::corrupt(&self.name, format!("frame at {}: {what}", at.offset));
         let fits = stored.len() == at.stored_len as usize && plain.len() == at.plain_len as usize;
         if !at.check_limits() || !fits {

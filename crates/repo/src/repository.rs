@@ -6,6 +6,7 @@ use crate::crypto::{Algorithm, Key32, KeySet, Keys, Renew};
 use crate::error::{RepoError, Result};
 use crate::keyring::{self, Keyring, NewKeys, SlotError, SlotInfo, Unlock};
 use crate::names::{CLUSTERS, ClusterName, KEYRING};
+use crate::parity::HealingStore;
 use crate::register::RegisterProblem;
 use crate::seals;
 use crate::store::Store;
@@ -166,6 +167,13 @@ impl Repository {
         };
         let (id, slots) = (ring.repository_id(), ring.slots());
         Repository { store: seals::view(&store, &keys), bare: store, keys, id, slots }
+    }
+
+    /// To read from when something is to be had although it is damaged: what parity heals reads as it was written, and
+    /// the store's notices tell of it.
+    pub fn healing(&self) -> Self {
+        let bare: Arc<dyn Store> = Arc::new(HealingStore::new(self.bare.clone()));
+        Repository { store: seals::view(&bare, &self.keys), bare, ..self.clone() }
     }
 
     /// Objects by their names, each read from the newest of its seals.

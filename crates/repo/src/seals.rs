@@ -13,6 +13,7 @@ use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BY
 use crate::error::{RepoError, Result};
 use crate::manifest::bytes::Cursor;
 use crate::names;
+use crate::parity::Percent;
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 use crate::stream::Fingerprint;
 
@@ -77,6 +78,16 @@ impl View {
             }
             other => other,
         }
+    }
+
+    /// The name of the newest seal, also of one that is damaged so that it cannot be read.
+    fn newest_name(&self, name: &ObjectName) -> ObjectName {
+        if names::lasting_kind(name).is_none() || names::split_seal(name).is_some() || self.look == Look::Exact {
+            return name.clone();
+        }
+        let seals = self.later().into_iter().filter_map(|generation| later_seal(name, generation).ok());
+        let there = seals.into_iter().find(|seal| self.inner.stat(seal).is_ok());
+        there.unwrap_or_else(|| name.clone())
     }
 
     fn is_sealed_anew(&self, name: &ObjectName) -> Result<bool, StoreError> {
@@ -214,6 +225,18 @@ impl Store for View {
 
     fn weaknesses(&self) -> Vec<String> {
         self.inner.weaknesses()
+    }
+
+    fn heal(&self, name: &ObjectName) -> bool {
+        self.inner.heal(&self.newest_name(name))
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.inner.notices()
+    }
+
+    fn parity(&self) -> Option<Percent> {
+        self.inner.parity()
     }
 }
 
@@ -370,6 +393,21 @@ fn kind_of(name: &ObjectName) -> Result<ObjectKind> {
         what: "name of an object that can be sealed anew",
         value: name.to_string(),
     })
+}
+
+/// Which object a seal is that has these bytes, its tail included: itself, when it is the first seal.
+///
+/// # Errors
+/// `Corrupt` for bytes that are no such seal.
+pub fn origin_of_bytes(keys: &KeySet, seal: &ObjectName, bytes: &[u8]) -> Result<Fingerprint> {
+    let hashed =
+        |bytes: &[u8]| Fingerprint { size: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() };
+    let Some((name, _)) = names::split_seal(seal) else { return Ok(hashed(bytes)) };
+    let short = || RepoError::corrupt(seal, "it is too short for a later seal");
+    let (header, (object, tail)) =
+        bytes.first_chunk::<HEADER_BYTES>().zip(bytes.split_last_chunk::<TAIL_BYTES>()).ok_or_else(short)?;
+    let key = keys.open_object(header, kind_of(&name)?, &name)?;
+    origin(&key, &name, &hashed(object), tail)
 }
 
 /// Which object a seal is that has these bytes, without its tail: itself, when it is the first seal. The bytes of a later

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::{Codec, Compression, Decoder, Encoder};
 use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
-use crate::error::{RepoError, Result};
+use crate::error::{RepoError, Result, with_healing};
 use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
 use crate::names::split_seal;
 use crate::seals::{AnewWriter, Place, TAIL_BYTES, origin};
@@ -230,6 +230,23 @@ impl Source {
         Ok(Some(tail))
     }
 
+    /// Of the next byte that is taken.
+    fn position(&self) -> u64 {
+        self.size - self.remaining()
+    }
+
+    /// Begins again at `position`, when the store could heal the object.
+    fn heal(&mut self, position: u64) -> Result<bool> {
+        let (Some(store), Some(name)) = (&self.store, &self.name) else { return Ok(false) };
+        if !store.heal(name) {
+            return Ok(false);
+        }
+        self.size = store.stat(name)?.size;
+        (self.fetched, self.used) = (position.min(self.size), 0);
+        self.window.clear();
+        Ok(true)
+    }
+
     fn remaining(&self) -> u64 {
         (self.window.len() - self.used) as u64 + (self.size - self.fetched)
     }
@@ -268,6 +285,9 @@ impl Source {
     }
 }
 
+/// A block's header, and what it was sealed with.
+type Opened = ([u8; BLOCK_HEADER_BYTES], Purpose, u64);
+
 pub struct StreamReader {
     source: Source,
     key: ObjectKey,
@@ -305,7 +325,7 @@ impl StreamReader {
     }
 
     pub fn open(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
-        Self::new(keys, kind, name, Source::object(store, name)?)
+        with_healing(&*store, name, || Self::new(keys, kind, name, Source::object(store.clone(), name)?))
     }
 
     /// The next block's plaintext, or None after the last one.
@@ -324,10 +344,21 @@ impl StreamReader {
     }
 
     /// Replaces `opened` by the next block, authenticated and still compressed; its header, and what it was sealed with.
-    fn next_opened(&mut self, opened: &mut Vec<u8>) -> Result<Option<([u8; BLOCK_HEADER_BYTES], Purpose, u64)>> {
+    fn next_opened(&mut self, opened: &mut Vec<u8>) -> Result<Option<Opened>> {
         if self.done {
             return Ok(None);
         }
+        let (position, hasher) = (self.source.position(), self.hasher.clone());
+        match self.open_block(opened) {
+            Err(e) if e.is_damage() && self.source.heal(position)? => {
+                self.hasher = hasher;
+                self.open_block(opened).map(Some)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    fn open_block(&mut self, opened: &mut Vec<u8>) -> Result<Opened> {
         let object = &self.object;
         let bad = |what: &str| RepoError::corrupt(object, what);
         let header: [u8; BLOCK_HEADER_BYTES] = match self.source.take(BLOCK_HEADER_BYTES)? {
@@ -347,17 +378,15 @@ impl StreamReader {
         let n = self.key.open(purpose, block, &header, stored).ok_or_else(|| bad("a block fails its seal"))?;
         opened.clear();
         opened.extend_from_slice(&stored[..n]);
-        self.block += 1;
-        if last {
-            if self.source.remaining() != 0 {
-                return Err(bad("bytes after the end"));
-            }
-            self.done = true;
-            if let Some(tail) = self.source.tail()? {
-                self.origin = Some(origin(&self.key, &self.object, &self.stored(), &tail)?);
-            }
+        if last && self.source.remaining() != 0 {
+            return Err(bad("bytes after the end"));
         }
-        Ok(Some((header, purpose, block)))
+        if last && let Some(tail) = self.source.tail()? {
+            self.origin = Some(origin(&self.key, &self.object, &self.stored(), &tail)?);
+        }
+        self.block += 1;
+        self.done = last;
+        Ok((header, purpose, block))
     }
 
     /// Whether the rest of the object has the length that its blocks declare. Opens nothing.

@@ -140,6 +140,7 @@ fn push_to_repository(
         spool.drain(&mut push).map_err(engine_failure)?;
     }
     let report = push_to_all(&members, &cluster, &options, early).map_err(engine_failure)?;
+    members.iter().flat_map(|m| m.repo.store().notices()).for_each(|notice| output::warning(&notice));
     for (name, why) in &report.away {
         output::warning(&format!("repository {name} lacks {}: {why}", report.file));
     }
@@ -194,26 +195,30 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let threads = global.jobs.map_or_else(cores, |n| n.get() as usize);
     let prefetch = if args.alone { None } else { Prefetch::beside(&args.dest, threads) };
-    let (archive, options) = match &args.restore_file {
+    let (repo, archive, options) = match &args.restore_file {
         Some(path) => {
             let file = RestoreFile::read(path).map_err(engine_failure)?;
             let store = store::by_url(&file.repository, &Access::kept(file.access.0.clone()))?;
-            let repo = Repository::open_for_wal(store, file.key_set().map_err(engine_failure)?);
+            let repo = Repository::open_for_wal(store, file.key_set().map_err(engine_failure)?).healing();
             let archive = WalArchive::new(&repo, &file.cluster, file.system_id);
-            (archive, GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end), prefetch })
+            let options = GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end), prefetch };
+            (repo, archive, options)
         }
         None => {
             let context = Context::new(global)?;
-            let (_, repo) = context.open_first()?;
+            let repo = context.open_first()?.1.healing();
             let cluster = context.cluster()?;
             let catalog = CatalogStore::new(&repo, &cluster).read().map_err(|e| engine_failure(e.into()))?;
             let lineage =
                 catalog.lineage().ok_or_else(|| Failure::failed("E-CLUSTER-NONE", "the cluster has no lineage"))?;
             let archive = WalArchive::new(&repo, &cluster, lineage.system_id);
-            (archive, GetOptions { segment_size: lineage.segment_size, planned_end: None, prefetch })
+            (repo, archive, GetOptions { segment_size: lineage.segment_size, planned_end: None, prefetch })
         }
     };
-    match fetch(&archive, &args.name, &args.dest, &options).map_err(engine_failure)? {
+    let fetched = fetch(&archive, &args.name, &args.dest, &options);
+    // In PostgreSQL's log: the exit code can only tell it whether it has the file.
+    repo.store().notices().iter().for_each(|notice| output::warning(notice));
+    match fetched.map_err(engine_failure)? {
         Fetched::Delivered => Ok(Exit::Done),
         Fetched::Absent => {
             tracing::info!(target: "pgark", file = args.name, "beyond the end of the archive");

@@ -110,12 +110,16 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     super::archive::drain_spool(&context, &opened.members)?;
     let began = Instant::now();
-    let report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let mut report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
     for w in &report.warnings {
         output::warning(w);
     }
+    let others = into_others(&context, &opened, &report.entry.id)?;
+    for notice in opened.members.iter().flat_map(|m| m.repo.store().notices()) {
+        output::warning(&notice);
+        report.warnings.push(notice);
+    }
     let entry = &report.entry;
-    let others = into_others(&context, &opened, &entry.id)?;
     let all_have_it = others.outcomes.iter().all(|o| o.ok);
     let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking);
     output::result(global.form(), &document, || {

@@ -359,10 +359,19 @@ pub struct VerifyDocument {
     objects_checked: u64,
     bytes_checked: u64,
     problems: Vec<ProblemDocument>,
-    /// Objects that were replaced by those of another repository.
+    /// Objects that were made right again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     repaired: Vec<String>,
+    parity: ParityDocument,
     notes: Vec<String>,
+}
+
+/// Objects by their parity: `present` was compared unless the depth is quick, `missing` is counted where parity is to be
+/// written.
+#[derive(Serialize)]
+struct ParityDocument {
+    present: u64,
+    missing: u64,
 }
 
 #[derive(Serialize)]
@@ -414,6 +423,7 @@ impl VerifyDocument {
             bytes_checked: r.bytes_checked,
             problems: r.problems.iter().map(problem).collect(),
             repaired,
+            parity: ParityDocument { present: r.parity_present, missing: r.parity_missing.len() as u64 },
             notes: r.notes.clone(),
         }
     }

@@ -174,6 +174,7 @@ mod tests {
             passphrase: crate::secret::SecretSource::None,
             encryption: Default::default(),
             required: false,
+            parity: None,
             key_commands: Default::default(),
             space: SpaceSettings::default(),
         }

@@ -68,8 +68,10 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
         return Ok(Exit::Done);
     };
     let report = replicate::run(&source, &target, &options, &plan, &context.ctx).map_err(engine_failure)?;
+    let notices = target.store().notices();
+    notices.iter().for_each(|notice| output::warning(notice));
     output::result(global.form(), &document(&report), || text(&report))?;
-    Ok(if report.failed.is_empty() { Exit::Done } else { Exit::Warnings })
+    Ok(if report.failed.is_empty() && notices.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
 /// The copy with keys of its own, made when there is none and that is allowed.

@@ -122,6 +122,7 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     context.stop_on_signals()?;
     let mut options = options(&args, &context)?;
     let (settings, repo) = context.open_first()?;
+    let repo = repo.healing();
     options.access = AccessVariables(context.access_to_keep(&settings)?);
     if args.dry_run.dry_run {
         let (plan, remains) = restoring::prepare(&options, &repo, &[]).map_err(engine_failure)?;
@@ -148,7 +149,10 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             describe(plan).lines().for_each(|line| context.ctx.progress.note(line));
         }
     };
-    let (plan, report) = restoring::run(&options, &repo, &context.ctx, &mut announce).map_err(engine_failure)?;
+    let restored = restoring::run(&options, &repo, &context.ctx, &mut announce);
+    let notices = repo.store().notices();
+    notices.iter().for_each(|notice| output::warning(notice));
+    let (plan, report) = restored.map_err(engine_failure)?;
     for warning in &report.warnings {
         output::warning(warning);
     }
@@ -161,7 +165,8 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let done = done_text(&options, &plan, report.bytes_restored, duration, started.as_ref());
     document.started = started;
     output::result(global.form(), &document, || done)?;
-    let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED")) || !report.warnings.is_empty();
+    let healed = !notices.is_empty();
+    let degraded = healed || plan.notes.iter().any(|n| n.starts_with("DEGRADED")) || !report.warnings.is_empty();
     Ok(if degraded { Exit::Warnings } else { Exit::Done })
 }
 

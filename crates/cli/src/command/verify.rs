@@ -1,12 +1,11 @@
 //! `verify`.
 
-use std::collections::BTreeSet;
-
 use clap::Args;
-use pgark_engine::repair;
-use pgark_engine::verify::{self, Depth, LostWindow, VerifyOptions, VerifyReport};
+use pgark_engine::repair::{self, RepairReport};
+use pgark_engine::verify::{self, Depth, LostWindow, ProblemKind, VerifyOptions, VerifyReport};
 
 use pgark_repo::Repository;
+use pgark_repo::names;
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
@@ -23,7 +22,7 @@ pub struct VerifyArgs {
     /// Presence and size only: says nothing about content
     #[arg(long)]
     quick: bool,
-    /// Replace what is missing or damaged by the same bytes of another repository
+    /// Make right what is missing or damaged, from parity or another repository, and write parity where it lacks
     #[arg(long, conflicts_with = "quick")]
     repair: bool,
     /// Repository to repair from; otherwise the others of the cluster
@@ -39,7 +38,8 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let depth = if args.quick { Depth::Quick } else { Depth::Full };
     let options = VerifyOptions { cluster: context.cluster()?, only, depth, jobs: context.jobs() };
     let mut report = verify::verify(&options, &repo, &context.ctx).map_err(engine_failure)?;
-    let repaired = match args.repair && !report.problems.is_empty() {
+    let something_to_do = !report.problems.is_empty() || !report.parity_missing.is_empty();
+    let repaired = match args.repair && something_to_do {
         true => repaired(&args, &context, &repo, &options, &mut report)?,
         false => vec![],
     };
@@ -50,7 +50,10 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Damage })
 }
 
-/// Repairs, and looks again at everything that was affected. What is whole now leaves the report.
+/// How often what a repair uncovers is repaired in turn: records hide manifests, and these hide packs.
+const ROUNDS: usize = 4;
+
+/// Repairs, and looks again at everything that was affected. What is whole now leaves the report, what comes to light joins it.
 fn repaired(
     args: &VerifyArgs,
     context: &Context,
@@ -58,24 +61,63 @@ fn repaired(
     options: &VerifyOptions,
     report: &mut VerifyReport,
 ) -> Result<Vec<String>, Failure> {
-    let others = context.open_others(repo, args.from.as_deref())?;
-    if others.is_empty() {
-        return Err(Failure::usage("E-REPO-CHOICE", "there is no other repository to repair from")
+    let others = match report.problems.is_empty() {
+        true => vec![],
+        false => context.open_others(repo, args.from.as_deref())?,
+    };
+    let mut all = vec![];
+    for round in 0..ROUNDS {
+        let done = repair::repair(repo, &others, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
+        if round == 0 && done.had_no_source() && others.is_empty() {
+            return Err(Failure::usage(
+                "E-REPO-CHOICE",
+                "there is neither parity nor another repository to repair from",
+            )
             .hint("name one with --from, or give the cluster several repositories"));
+        }
+        let left = done.left.iter().map(|(object, why)| format!("{object} could not be repaired: {why}"));
+        repo.store().notices().into_iter().chain(left).for_each(|line| output::warning(&line));
+        report.parity_missing.retain(|name| !done.protected.contains(name));
+        report.parity_present += done.protected.len() as u64;
+        let uncovered = look_again(context, repo, options, &done, report)?;
+        let whole = done.repaired.into_iter().filter(|object| !report.problems.iter().any(|p| p.object == *object));
+        all.extend(whole);
+        if !uncovered {
+            break;
+        }
     }
-    let done = repair::repair(repo, &others, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
-    for (object, why) in &done.left {
-        output::warning(&format!("{object} could not be repaired: {why}"));
-    }
-    let mut again: BTreeSet<String> = BTreeSet::new();
+    Ok(all)
+}
+
+/// Whether there is more to be repaired than before.
+fn look_again(
+    context: &Context,
+    repo: &Repository,
+    options: &VerifyOptions,
+    done: &RepairReport,
+    report: &mut VerifyReport,
+) -> Result<bool, Failure> {
+    report.problems.retain(|p| !done.repaired.contains(&p.object));
+    let mut uncovered = false;
     for id in &done.backups {
         let one = VerifyOptions { only: Some(id.clone()), ..options.clone() };
         let second = verify::verify(&one, repo, &context.ctx).map_err(engine_failure)?;
-        again.extend(second.problems.into_iter().map(|p| p.object));
+        // A manifest that can be read again says whose packs these are.
+        let is_known =
+            |object: &str| names::healed_from(object).is_none() && second.accounted.contains(names::principal(object));
+        report.problems.retain(|p| p.kind != ProblemKind::Unexpected || !is_known(&p.object));
+        for problem in second.problems {
+            if !report.problems.iter().any(|p| p.object == problem.object) {
+                uncovered = true;
+                report.problems.push(problem);
+            }
+        }
+        let missing = second.parity_missing.into_iter().filter(|name| !report.parity_missing.contains(name));
+        let missing: Vec<_> = missing.collect();
+        uncovered |= !missing.is_empty();
+        report.parity_missing.extend(missing);
     }
-    let whole = |object: &String| done.repaired.contains(object) && !again.contains(object);
-    report.problems.retain(|p| !whole(&p.object));
-    Ok(done.repaired.into_iter().filter(|object| !again.contains(object)).collect())
+    Ok(uncovered)
 }
 
 fn text(r: &VerifyReport, depth: Depth) -> String {
@@ -93,6 +135,13 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
     for note in &r.notes {
         out += &format!("note: {note}\n");
     }
+    out += &match (r.parity_present, r.parity_missing.len()) {
+        (0, 0) => String::new(),
+        (n, 0) => format!("parity: {n} objects have it\n"),
+        (n, missing) => {
+            format!("parity: {n} objects have it, {missing} have not: 'pgark verify --repair' writes it\n")
+        }
+    };
     let depth = match depth {
         Depth::Full => format!("every byte of {} read and authenticated", human_bytes(r.bytes_checked)),
         Depth::Quick => "presence and size only: contents were not checked".to_owned(),

@@ -26,6 +26,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgark_repo::parity::Percent;
+
 use crate::failure::Failure;
 use crate::secret::SecretSource;
 use explain::Entry;
@@ -86,6 +88,7 @@ pub struct RepoSettings {
     pub encryption: Encryption,
     /// Backups and archiving fail when this one of several does.
     pub required: bool,
+    pub parity: Option<Percent>,
     pub key_commands: BTreeMap<String, KeyCommand>,
     pub space: SpaceSettings,
 }

@@ -155,8 +155,8 @@ fn source(inline: Option<Secret>, file: Option<PathBuf>, command: Option<Command
 fn repo_settings(name: String, section: RepoSection) -> RepoSettings {
     let space = SpaceSettings::of(&section);
     let passphrase = source(section.passphrase, section.passphrase_file, section.passphrase_command);
-    let RepoSection { url, encryption, required, key_commands, .. } = section;
-    RepoSettings { name, url, passphrase, encryption, required, key_commands, space }
+    let RepoSection { url, encryption, required, parity, key_commands, .. } = section;
+    RepoSettings { name, url, passphrase, encryption, required, parity, key_commands, space }
 }
 
 fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
@@ -307,6 +307,7 @@ pub fn repo(configured: &BTreeMap<String, RepoSettings>, text: &str) -> Result<R
         passphrase: SecretSource::None,
         encryption: Encryption::default(),
         required: false,
+        parity: None,
         key_commands: BTreeMap::new(),
         space: SpaceSettings::default(),
     }))

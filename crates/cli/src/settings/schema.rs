@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use pgark_repo::parity::Percent;
 use serde::{Deserialize, Serialize};
 
 use super::repo_url::RepoUrl;
@@ -93,6 +94,8 @@ pub struct RepoSection {
     /// Backups and archiving fail when this one of several repositories does.
     #[serde(default)]
     pub required: bool,
+    /// Written beside backups and WAL, so that damaged sectors heal: "1%" to "20%" of their size.
+    pub parity: Option<Percent>,
     /// Programs that wrap the repository's key, by the name under which the key ring knows them.
     #[serde(default)]
     pub key_commands: BTreeMap<String, KeyCommand>,

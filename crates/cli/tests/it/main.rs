@@ -20,6 +20,7 @@ mod keys;
 mod names;
 mod never_short;
 mod object_store;
+mod parity;
 mod pitr;
 mod power;
 mod reencrypt;

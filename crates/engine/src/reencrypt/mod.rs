@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_repo::catalog::{Catalog, CatalogStore, Claim, Resealed};
 use pgark_repo::crypto::Algorithm;
-use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::seals::{self, Anew, TAIL_BYTES};
 use pgark_repo::store::ObjectName;
 use pgark_repo::wal::WalArchive;
@@ -323,11 +323,15 @@ impl Work<'_> {
         still_ours: &Mutex<impl FnMut() -> Result<(), RepoError>>,
     ) -> Result<(), RepoError> {
         (still_ours.lock().expect("no thread panics with the lock"))()?;
-        match self.repo.bare_store().delete(seal) {
-            Ok(()) => Ok(()),
-            Err(e) if e.is_not_found() => Ok(()),
-            Err(e) => Err(e.into()),
+        // Its parity goes after it.
+        for object in std::iter::once(seal.clone()).chain(names::parity(seal)) {
+            match self.repo.bare_store().delete(&object) {
+                Ok(()) => {}
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e.into()),
+            }
         }
+        Ok(())
     }
 }
 

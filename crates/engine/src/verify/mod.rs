@@ -2,10 +2,11 @@
 //! is read, authenticated, decoded and compared; what is damaged or gone is reported with the backups and the
 //! time windows it takes away. Objects that nobody claims are reported too.
 
+mod parity;
 mod report;
 mod wal;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -25,13 +26,15 @@ use pgark_repo::{RepoError, Repository};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 
-pub use report::{Depth, LostWindow, Problem, ProblemKind, VerifyOptions, VerifyReport};
+use self::parity::ParityFindings;
+pub use report::{Depth, LostWindow, Names, Problem, ProblemKind, VerifyOptions, VerifyReport};
 
 pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
     let catalog_store = CatalogStore::new(repo, &options.cluster);
     let catalog = catalog_store.read()?;
-    let mut v =
-        Verify { options, repo, ctx, catalog: &catalog, claimed: Claimed::default(), report: VerifyReport::default() };
+    let parity = ParityFindings::list(repo, &names::cluster_dir(&options.cluster), options.depth)?;
+    let report = VerifyReport::default();
+    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: Names::default(), parity, report };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
     let damaged = v.backups(&backups)?;
@@ -41,7 +44,8 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     if options.only.is_none() {
         v.strangers()?;
     }
-    let mut report = v.report;
+    v.report_parity();
+    let mut report = VerifyReport { accounted: v.claimed, ..v.report };
     if options.depth == Depth::Full {
         match record_findings(&catalog_store, &backups, &damaged, &report, ctx.now()) {
             Err(EngineError::Repo(RepoError::Store(e)))
@@ -61,28 +65,10 @@ struct Verify<'a> {
     repo: &'a Repository,
     ctx: &'a Ctx,
     catalog: &'a Catalog,
-    claimed: Claimed,
+    /// Objects that something listed needs, or that belong to the books.
+    claimed: Names,
+    parity: ParityFindings,
     report: VerifyReport,
-}
-
-/// Names of objects that something listed needs, or that belong to the books. There may be millions: only their hashes
-/// are kept.
-#[derive(Default)]
-struct Claimed(HashSet<[u8; 16]>);
-
-impl Claimed {
-    fn key(name: &str) -> [u8; 16] {
-        let hash = blake3::hash(name.as_bytes());
-        *hash.as_bytes().first_chunk().expect("a hash is longer")
-    }
-
-    fn insert(&mut self, name: impl AsRef<str>) {
-        self.0.insert(Self::key(name.as_ref()));
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.0.contains(&Self::key(name))
-    }
 }
 
 /// One object to be read in full.
@@ -144,6 +130,7 @@ impl<'a> Verify<'a> {
             let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
                 continue;
             };
+            self.parity.check(self.repo, &record_name)?;
             let uses = manifest_reader(self.repo, cluster, id).and_then(packs_of).map_err(EngineError::from);
             let Some((uses, print)) = self.sorted(uses, manifest_name.as_str(), id, &mut damaged)? else { continue };
             self.report.bytes_checked += print.size + entry.record.size;
@@ -153,6 +140,7 @@ impl<'a> Verify<'a> {
                 self.problem(manifest_name.as_str(), ProblemKind::Damaged, what, vec![id.clone()], vec![]);
                 continue;
             }
+            self.parity.check(self.repo, &manifest_name)?;
             for object in uses {
                 let name = names::pack(cluster, &object.id.backup, object.id.number).to_string();
                 self.claimed.insert(&name);
@@ -228,17 +216,19 @@ impl<'a> Verify<'a> {
 
     fn check_pack(&self, object: &PackUse) -> Result<u64, RepoError> {
         let name = names::pack(&self.options.cluster, &object.id.backup, object.id.number);
-        match self.options.depth {
-            Depth::Full => pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint),
+        let read = match self.options.depth {
+            Depth::Full => pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint)?,
             Depth::Quick => {
                 let size = self.repo.store().stat(&name)?.size;
-                if size == object.fingerprint.size {
-                    Ok(0)
-                } else {
-                    Err(RepoError::corrupt(&name, format!("{size} bytes, {} were written", object.fingerprint.size)))
+                if size != object.fingerprint.size {
+                    let what = format!("{size} bytes, {} were written", object.fingerprint.size);
+                    return Err(RepoError::corrupt(&name, what));
                 }
+                0
             }
-        }
+        };
+        self.parity.check(self.repo, &name)?;
+        Ok(read)
     }
 
     /// Objects of the cluster, and at the top of the repository, that nothing listed accounts for.
@@ -253,13 +243,18 @@ impl<'a> Verify<'a> {
         self.repo.store().list("", &mut |stat| {
             let name = stat.name.as_str();
             let ours = name.starts_with(&own) || !name.starts_with("clusters/");
-            let known = claimed.contains(name) || name.starts_with(&wal) || books.iter().any(|b| b.owns(name));
+            let is_parity = names::protected_by(name).is_some() && claimed.contains(names::principal(name));
+            let known =
+                claimed.contains(name) || is_parity || name.starts_with(&wal) || books.iter().any(|b| b.owns(name));
             if ours && !known {
                 found.push(name.to_owned());
             }
             Ok(())
         })?;
         for name in found {
+            if self.is_companion(&name)? {
+                continue;
+            }
             let id = name.strip_prefix(&format!("{dir}/backups/")).and_then(|r| r.split('/').next());
             let id = id.and_then(|i| BackupId::parse(i).ok());
             // An interrupted or running backup is accounted for by its job; its remains go with the next one.
@@ -269,9 +264,7 @@ impl<'a> Verify<'a> {
             if known {
                 continue;
             }
-            let what =
-                "nothing that is listed accounts for this object: the catalog lost an entry, or somebody put it here";
-            self.problem(&name, ProblemKind::Unexpected, what, id.into_iter().collect(), vec![]);
+            self.problem(&name, ProblemKind::Unexpected, parity::stranger(&name), id.into_iter().collect(), vec![]);
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! What a verification was asked and what it found.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::store::ObjectName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -46,12 +49,41 @@ pub struct LostWindow {
     pub to_time: Option<Timestamp>,
 }
 
+/// Names of objects, of which there may be millions: only their hashes are kept.
+#[derive(Clone, Debug, Default)]
+pub struct Names(HashSet<[u8; 16]>);
+
+impl Names {
+    fn key(name: &str) -> [u8; 16] {
+        let hash = blake3::hash(name.as_bytes());
+        *hash.as_bytes().first_chunk().expect("a hash is longer")
+    }
+
+    pub fn insert(&mut self, name: impl AsRef<str>) {
+        self.0.insert(Self::key(name.as_ref()));
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.contains(&Self::key(name))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct VerifyReport {
     pub objects_checked: u64,
     pub bytes_checked: u64,
     pub backups_checked: Vec<BackupId>,
     pub problems: Vec<Problem>,
+    /// Objects with parity; in a full verification, with sound parity.
+    pub parity_present: u64,
+    /// Whole objects without parity, where it is to be written.
+    pub parity_missing: Vec<ObjectName>,
+    /// Names of all objects that something listed needs, or that belong to the books.
+    pub accounted: Names,
     /// What is no damage and worth knowing.
     pub notes: Vec<String>,
 }

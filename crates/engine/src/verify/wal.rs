@@ -11,6 +11,7 @@ use pgark_repo::catalog::{BackupEntry, Lineage};
 use pgark_repo::names::{self, BackupId};
 use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
 
+use super::parity::stranger;
 use super::{Depth, LostWindow, ProblemKind, Verify, kind_of};
 use crate::archive::{self, WalPath};
 use crate::error::Result;
@@ -69,7 +70,11 @@ impl Verify<'_> {
                 self.claimed.insert(&object);
                 self.report.objects_checked += 1;
                 self.replaced_copies(&wal, &head, &name, lineage)?;
-                match self.segment(&wal, &name, lineage) {
+                let checked = self.segment(&wal, &name, lineage).and_then(|index| {
+                    self.parity.check(self.repo, &object)?;
+                    Ok(index)
+                });
+                match checked {
                     Ok(index) => {
                         match before.as_ref().filter(|b| !b.are_followed_by(&name, &index)) {
                             Some(b) => {
@@ -132,7 +137,8 @@ impl Verify<'_> {
             let object = wal.place().segment(name, lineage.segment_size, copy)?;
             self.claimed.insert(&object);
             self.report.objects_checked += 1;
-            match self.read_through(wal, &object) {
+            let read = self.read_through(wal, &object);
+            match read.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => self.problem(object.as_str(), kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),
@@ -155,6 +161,7 @@ impl Verify<'_> {
         match wal.history(timeline) {
             Ok(bytes) => {
                 self.report.bytes_checked += bytes.len() as u64;
+                self.parity.check(self.repo, &wal.place().history(timeline))?;
                 Ok(())
             }
             Err(e) if e.is_damage() => {
@@ -252,10 +259,12 @@ impl Verify<'_> {
         let (conflicts, books) = (format!("{}/conflicts/", wal.place().dir()), wal.head_register());
         self.repo.store().list(&wal.place().dir(), &mut |stat| {
             let name = stat.name.as_str();
-            let segment = names::segment_copy(stat.name.basename(), lineage.segment_size);
-            if claimed.contains(name) || books.owns(name) {
-            } else if segment.is_some_and(|(n, copy)| copy < head.expired_below(&n)) && !name.starts_with(&conflicts) {
-                expired += 1;
+            let segment = names::segment_copy(names::principal(stat.name.basename()), lineage.segment_size);
+            let has_expired = segment.is_some_and(|(n, copy)| copy < head.expired_below(&n));
+            let is_parity = names::protected_by(name).is_some() && claimed.contains(names::principal(name));
+            if claimed.contains(name) || is_parity || books.owns(name) {
+            } else if has_expired && !name.starts_with(&conflicts) {
+                expired += u64::from(names::principal(name) == name);
             } else {
                 found.push(stat.name);
             }
@@ -264,6 +273,9 @@ impl Verify<'_> {
         let mut unacknowledged = 0u64;
         for object in found {
             let name = object.as_str();
+            if self.is_companion(name)? {
+                continue;
+            }
             self.report.objects_checked += 1;
             if name.starts_with(&conflicts) {
                 let outcome = self.read_through(wal, &object);
@@ -288,12 +300,13 @@ impl Verify<'_> {
                     wal.side_file(f).map(drop)
                 }
                 _ => {
-                    let what = "no name that pgark gives to an object: somebody put it here";
+                    let no_name = "no name that pgark gives to an object: somebody put it here";
+                    let what = if names::principal(name) == name { no_name } else { stranger(name) };
                     self.problem(name, ProblemKind::Unexpected, what, vec![], vec![]);
                     continue;
                 }
             };
-            match outcome {
+            match outcome.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),

@@ -326,7 +326,8 @@ impl CatalogStore {
             // stays until a pass finds nothing.
             let empty = objects.is_empty();
             for stat in objects {
-                if crate::names::pack_of(&stat.name).is_some_and(|number| catalog.is_needed(id, number)) {
+                // In the order of the listing, so that parity goes after its object.
+                if crate::names::principal_pack_of(&stat.name).is_some_and(|number| catalog.is_needed(id, number)) {
                     continue;
                 }
                 still_ours()?;

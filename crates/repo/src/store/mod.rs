@@ -7,6 +7,10 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
+
+use crate::parity::Percent;
+
 pub mod cloud;
 pub mod conformance;
 pub mod fault;
@@ -106,6 +110,21 @@ pub trait Store: Send + Sync {
     fn weaknesses(&self) -> Vec<String> {
         vec![]
     }
+
+    /// Told by a reader for whom an object's seals do not open. True: it reads differently now, and is worth another try.
+    fn heal(&self, _name: &ObjectName) -> bool {
+        false
+    }
+
+    /// What somebody should know although nothing failed, since the last call.
+    fn notices(&self) -> Vec<String> {
+        vec![]
+    }
+
+    /// The parity that is written beside new objects.
+    fn parity(&self) -> Option<Percent> {
+        None
+    }
 }
 
 /// An object being written. Dropped without `finish`, it leaves nothing.
@@ -165,6 +184,14 @@ impl StoreError {
     /// asking again proves nothing.
     pub fn is_durability(&self) -> bool {
         matches!(self, StoreError::Io { operation, .. } if operation.starts_with("fsync"))
+    }
+
+    /// The medium does not give the bytes of an object that is there: sectors of it are damaged.
+    pub fn is_unreadable(&self) -> bool {
+        // What file systems answer for a bad sector, a failed checksum, and metadata that contradict each other.
+        const BAD: [Errno; 3] = [Errno::IO, Errno::BADMSG, Errno::UCLEAN];
+        let StoreError::Io { operation: "read", source, .. } = self else { return false };
+        Errno::from_io_error(source).is_some_and(|e| BAD.contains(&e))
     }
 
     /// Why the server behind the store cannot be used, where that is what failed.

@@ -17,7 +17,7 @@ use pgark_pg::wal::Changes;
 
 use crate::codec::{Codec, Compression, Decoder};
 use crate::crypto::{KeySet, ObjectKind};
-use crate::error::{RepoError, Result};
+use crate::error::{RepoError, Result, with_healing};
 use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SEGMENT_COPIES_MAX, SIDE_FILE_BYTES_MAX};
 use crate::names::{self, ClusterName, WalPlace};
 use crate::register::{Mirror, Register};
@@ -376,8 +376,10 @@ impl WalArchive {
 
     pub fn side_file(&self, file: &WalFileName) -> Result<Vec<u8>> {
         let name = self.side_file_object(file)?;
-        let sealed = self.store.read(&name, 2 * SIDE_FILE_BYTES_MAX as u64)?;
-        open_bytes(&self.keys, ObjectKind::WalSideFile, &name, sealed, SIDE_FILE_BYTES_MAX)
+        with_healing(&*self.store, &name, || {
+            let sealed = self.store.read(&name, 2 * SIDE_FILE_BYTES_MAX as u64)?;
+            open_bytes(&self.keys, ObjectKind::WalSideFile, &name, sealed, SIDE_FILE_BYTES_MAX)
+        })
     }
 
     pub fn history(&self, timeline: TimelineId) -> Result<Vec<u8>> {
@@ -415,7 +417,9 @@ impl WalArchive {
 
     /// Opens any object that holds WAL (a segment, a `.partial`, the evidence of a conflict).
     pub fn open_object(&self, object: &ObjectName) -> Result<SegmentReader> {
-        self.open_source(object, Source::object_with_read_ahead(self.store.clone(), object, INDEX_READ_AHEAD)?)
+        with_healing(&*self.store, object, || {
+            self.open_source(object, Source::object_with_read_ahead(self.store.clone(), object, INDEX_READ_AHEAD)?)
+        })
     }
 
     /// As `open_object`, from the object's bytes.
