@@ -24,6 +24,7 @@ use pgark_repo::{RepoError, Repository};
 
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::rescue;
 
 pub use report::{Depth, LostWindow, Problem, ProblemKind, VerifyOptions, VerifyReport};
 
@@ -234,6 +235,10 @@ impl<'a> Verify<'a> {
             found.push(stat.name.to_string());
             Ok(())
         })?;
+        let (rescue, found): (Vec<String>, Vec<String>) = found.into_iter().partition(|name| rescue::owns(name));
+        for (object, kind, what) in rescue::check(&**self.repo.store(), &rescue)? {
+            self.problem(&object, kind, what, vec![], vec![]);
+        }
         for name in found {
             let ours = name.starts_with(&format!("{dir}/")) || !name.starts_with("clusters/");
             if !ours || self.claimed.contains(&name) || books.iter().any(|b| b.owns(&name)) {
