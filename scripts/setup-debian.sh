@@ -41,6 +41,16 @@ need /usr/sbin/losetup mount
 need setpriv util-linux
 need python3 python3
 need tar tar
+# What extract.py, which lies in each repository, uses.
+python_packages() {
+    local pair
+    for pair in cryptography:python3-cryptography zstandard:python3-zstandard lz4.block:python3-lz4 argon2:python3-argon2; do
+        /usr/bin/python3 -c "import ${pair%%:*}" 2>/dev/null || missing+=("${pair#*:}")
+    done
+}
+need age age
+need b3sum b3sum
+python_packages
 need cc gcc libc6-dev
 need make make
 need perl perl

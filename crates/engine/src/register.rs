@@ -51,6 +51,7 @@ pub fn init(
         ),
         e => e.into(),
     })?;
+    crate::rescue::place(&**repository.store())?;
     let repository_created = created == Created::Now;
     Ok(Registered { repository, repository_created, cluster_registered, lineage, inspection })
 }

@@ -219,14 +219,7 @@ fn room(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<RoomOpt
 }
 
 fn options(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<BackupOptions, Failure> {
-    let mut annotations = BTreeMap::new();
-    for a in &args.annotate {
-        let (k, v) = a
-            .split_once('=')
-            .filter(|(k, _)| !k.is_empty())
-            .ok_or_else(|| Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")))?;
-        annotations.insert(k.to_owned(), v.to_owned());
-    }
+    let annotations = annotations(&args.annotate)?;
     Ok(BackupOptions {
         cluster: context.cluster()?,
         pgdata: context.pgdata()?,
@@ -245,6 +238,15 @@ fn options(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<Back
         archive_timeout: args.archive_timeout.0,
         room: room(args, context, opened)?,
     })
+}
+
+pub fn annotations(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let pair = |a: &String| {
+        let split = a.split_once('=').filter(|(k, _)| !k.is_empty());
+        let (k, v) = split.ok_or_else(|| Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")))?;
+        Ok((k.to_owned(), v.to_owned()))
+    };
+    given.iter().map(pair).collect()
 }
 
 pub fn compression(text: &str) -> Result<Compression, Failure> {

@@ -107,6 +107,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         let copy = context.open_copy(&done.repository, other, Missing::Create)?.expect("it is made when missing");
         let catalog = pgark_repo::catalog::CatalogStore::new(&copy, &cluster);
         catalog.register(&done.lineage, args.adopt).map_err(|e| engine_failure(e.into()))?;
+        pgark_engine::rescue::place(&**copy.store()).map_err(engine_failure)?;
         copies.push(other.url.to_string());
     }
     let document = InitDocument {

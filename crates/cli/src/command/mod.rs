@@ -12,6 +12,8 @@ mod demo;
 mod documents;
 mod expire;
 mod expire_text;
+mod export;
+mod import;
 mod info;
 mod init;
 mod keep;
@@ -79,6 +81,10 @@ pub enum Command {
     Key(key::KeyArgs),
     /// Write notes on a backup
     Annotate(annotate::AnnotateArgs),
+    /// Write a backup into a tar that starts with PostgreSQL's own means, without this program
+    Export(export::ExportArgs),
+    /// Take an unpacked export, or a backup by pg_basebackup, into the repository
+    Import(import::ImportArgs),
     /// List the objects of the repository
     RepoLs(browse::ListArgs),
     /// Print what an object of the repository holds
@@ -114,6 +120,8 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Delete(a) => delete::run(a, global),
         Command::Key(a) => key::run(a, global),
         Command::Annotate(a) => annotate::run(&a, global),
+        Command::Export(a) => export::run(a, global),
+        Command::Import(a) => import::run(a, global),
         Command::RepoLs(a) => browse::list(&a, global),
         Command::RepoGet(a) => browse::get(&a, global),
         Command::RepoLifecycle(a) => lifecycle::run(&a, global),

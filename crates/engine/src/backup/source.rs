@@ -163,7 +163,7 @@ pub fn other_lineage(cluster: &pgark_repo::names::ClusterName, control: &Control
     )
 }
 
-fn owner(pgdata: &Path) -> Result<Owner> {
+pub fn owner(pgdata: &Path) -> Result<Owner> {
     let meta = fs::metadata(pgdata).map_err(|e| EngineError::file("reading the attributes of", pgdata, e))?;
     Ok(Owner { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777 })
 }

@@ -89,7 +89,7 @@ pub fn empty_dir(path: &Path) -> Result<()> {
     marker.map_or(Ok(()), fs::remove_file).map_err(failed)
 }
 
-fn major(record: &BackupRecord) -> Result<pgark_pg::Major> {
+pub(crate) fn major(record: &BackupRecord) -> Result<pgark_pg::Major> {
     pgark_pg::Major::from_version_num(record.version_num).ok_or_else(|| {
         EngineError::failed(
             "E-PG-UNSUPPORTED",
@@ -126,7 +126,7 @@ const NAMES_FILES: [&str; 7] =
     ["data_directory", "hba_file", "ident_file", "external_pid_file", "include", "include_dir", "include_if_exists"];
 
 /// A configuration that lay elsewhere, for use inside the data directory: PostgreSQL's own places apply.
-fn local_config(name: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn local_config(name: &str, content: &[u8]) -> Vec<u8> {
     if name != "postgresql.conf" {
         return content.to_vec();
     }

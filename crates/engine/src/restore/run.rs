@@ -128,7 +128,7 @@ fn write(
 }
 
 /// Keeps the backup from being deleted meanwhile. A repository that is read-only needs no pin.
-fn pin(repo: &Repository, cluster: &ClusterName, plan: &RestorePlan, ctx: &Ctx) -> Result<Option<Claim>> {
+pub(crate) fn pin(repo: &Repository, cluster: &ClusterName, plan: &RestorePlan, ctx: &Ctx) -> Result<Option<Claim>> {
     let wal = WalNeed {
         system_id: plan.backup.system_id,
         timeline: plan.path.target(),

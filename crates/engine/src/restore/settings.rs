@@ -121,6 +121,19 @@ pub fn auto_conf(original: &[u8], options: &RestoreOptions, plan: &RestorePlan) 
     Ok(out)
 }
 
+/// The content of `postgresql.auto.conf` for a copy that starts by itself: no recovery settings, no archiving.
+pub fn without_recovery(original: &[u8]) -> Vec<u8> {
+    let removed = REMOVED.iter().chain(&["archive_mode", "archive_command", "archive_library"]);
+    let keep = |line: &&[u8]| !removed.clone().any(|name| sets(line, name));
+    let mut out: Vec<u8> = original.split_inclusive(|b| *b == b'\n').filter(keep).flatten().copied().collect();
+    if out.last().is_some_and(|b| *b != b'\n') {
+        out.push(b'\n');
+    }
+    out.extend_from_slice(b"# Written by pgark export: a copy must not archive into the history of the original.\n");
+    out.extend_from_slice(b"archive_mode = 'off'\n");
+    out
+}
+
 /// Whether a line of a configuration file sets this parameter (names are case-insensitive).
 pub fn sets(line: &[u8], name: &str) -> bool {
     let line = line.trim_ascii_start();

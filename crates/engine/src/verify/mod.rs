@@ -25,6 +25,7 @@ use pgark_repo::{RepoError, Repository};
 
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::rescue;
 
 use self::parity::ParityFindings;
 pub use report::{Depth, LostWindow, Names, Problem, ProblemKind, VerifyOptions, VerifyReport};
@@ -251,6 +252,10 @@ impl<'a> Verify<'a> {
             }
             Ok(())
         })?;
+        let (rescue, found): (Vec<String>, Vec<String>) = found.into_iter().partition(|name| rescue::owns(name));
+        for (object, kind, what) in rescue::check(&**self.repo.store(), &rescue)? {
+            self.problem(&object, kind, what, vec![], vec![]);
+        }
         for name in found {
             if self.is_companion(&name)? {
                 continue;

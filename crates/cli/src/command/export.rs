@@ -1,0 +1,186 @@
+//! `export`: a backup as a tar that needs PostgreSQL and nothing else.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use pgark_engine::export::{self, Destination, ExportOptions, ExportPlan, ExportReport, Packing};
+use serde::Serialize;
+
+use super::Outcome;
+use super::context::{Context, engine_failure};
+use super::delete::parse_id;
+use crate::args::{DryRunArgs, GlobalArgs};
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output::{self, human_bytes};
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A backup's id; 'latest' or nothing for the newest one
+    id: Option<String>,
+    /// The file to write: F.tar, F.tar.gz or F.tar.zst; '-' for standard output
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// How the tar is compressed; by default as the file's name says, and not at all on standard output
+    #[arg(long, value_name = "FORM")]
+    format: Option<FormatArg>,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatArg {
+    Tar,
+    TarGz,
+    TarZst,
+}
+
+#[derive(Serialize)]
+struct ExportDocument {
+    schema: u32,
+    backup: String,
+    to: String,
+    directory: String,
+    pg_version: u32,
+    timeline: u32,
+    lsn_start: String,
+    lsn_stop: String,
+    wal: Vec<String>,
+    tablespaces: Vec<u32>,
+    notes: Vec<String>,
+    /// Of the cluster, without WAL.
+    size_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written: Option<WrittenDocument>,
+}
+
+#[derive(Serialize)]
+struct WrittenDocument {
+    files: u64,
+    content_bytes: u64,
+    file_bytes: u64,
+    sha256: String,
+    warnings: Vec<String>,
+}
+
+pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let to_stdout = args.to == Path::new("-");
+    if to_stdout && global.json && !args.dry_run.dry_run {
+        return Err(Failure::usage("E-EXPORT-STDOUT", "standard output cannot hold both the export and a document")
+            .hint("give a file, or leave --json out"));
+    }
+    let packing = packing(&args, to_stdout)?;
+    let context = Context::new(global)?;
+    context.stop_on_signals()?;
+    let backup = match args.id.as_deref() {
+        None | Some("latest") => None,
+        Some(id) => Some(parse_id(id)?),
+    };
+    let dir = args.to.parent().filter(|d| !to_stdout && !d.as_os_str().is_empty());
+    let spool = match (to_stdout, dir) {
+        (true, _) => std::env::temp_dir(),
+        (false, dir) => dir.unwrap_or(Path::new(".")).to_owned(),
+    };
+    let options = ExportOptions { cluster: context.cluster()?, backup, packing, spool };
+    if !to_stdout {
+        export::check_free(&args.to).map_err(engine_failure)?;
+    }
+    let (_, repo) = context.open_first()?;
+    let plan = export::plan(&options, &repo).map_err(engine_failure)?;
+    let mut document = document(&plan, &args);
+    let degraded = plan.restore.notes.iter().any(|n| n.starts_with("DEGRADED"));
+    plan.restore.notes.iter().for_each(|note| output::warning(note));
+    if args.dry_run.dry_run {
+        output::result(global.form(), &document, || format!("would export to {}\n{}", document.to, describe(&plan)))?;
+        return Ok(Exit::Done);
+    }
+    if !global.quiet {
+        describe(&plan).lines().for_each(|line| context.ctx.progress.note(line));
+    }
+    output::warning("an export is not encrypted: whoever reads it reads the database");
+    let to = match to_stdout {
+        true => Destination::Stream(RefCell::new(Box::new(std::io::stdout().lock()))),
+        false => Destination::File(args.to.clone()),
+    };
+    let report = export::run(&options, &plan, &to, &repo, &context.ctx).map_err(engine_failure)?;
+    report.warnings.iter().for_each(|w| output::warning(w));
+    let left_out = !report.warnings.is_empty();
+    let done = done(&document, &report);
+    if to_stdout {
+        done.lines().for_each(|line| context.ctx.progress.note(line));
+    } else {
+        document.written = Some(WrittenDocument {
+            files: report.files,
+            content_bytes: report.bytes,
+            file_bytes: report.size,
+            sha256: report.sha256,
+            warnings: report.warnings,
+        });
+        output::result(global.form(), &document, || done)?;
+    }
+    Ok(if degraded || left_out { Exit::Warnings } else { Exit::Done })
+}
+
+fn packing(args: &ExportArgs, to_stdout: bool) -> Result<Packing, Failure> {
+    let given = args.format.map(|f| match f {
+        FormatArg::Tar => Packing::Tar,
+        FormatArg::TarGz => Packing::Gzip,
+        FormatArg::TarZst => Packing::Zstd,
+    });
+    let by_name = || match to_stdout {
+        true => Some(Packing::Tar),
+        false => args.to.file_name().and_then(|n| Packing::of_name(&n.to_string_lossy())),
+    };
+    given.or_else(by_name).ok_or_else(|| {
+        Failure::usage("E-EXPORT-FORMAT", format!("{} does not say what it is to be", args.to.display()))
+            .hint("let the name end in .tar, .tar.gz or .tar.zst, or give --format")
+    })
+}
+
+fn document(plan: &ExportPlan, args: &ExportArgs) -> ExportDocument {
+    let record = &plan.restore.record;
+    ExportDocument {
+        schema: SCHEMA,
+        backup: record.id.to_string(),
+        to: args.to.to_string_lossy().into_owned(),
+        directory: plan.top.clone(),
+        pg_version: record.version_num,
+        timeline: record.timeline.get(),
+        lsn_start: record.lsn_start.to_string(),
+        lsn_stop: record.lsn_stop.to_string(),
+        wal: plan.wal.iter().map(|n| n.format(record.segment_size)).collect(),
+        tablespaces: record.tablespaces.iter().filter(|t| !t.in_place).map(|t| t.oid).collect(),
+        notes: plan.restore.notes.clone(),
+        size_bytes: record.totals.size_bytes,
+        written: None,
+    }
+}
+
+fn describe(plan: &ExportPlan) -> String {
+    let record = &plan.restore.record;
+    format!(
+        "  backup    {} of PostgreSQL {} ({}, {} files)\n  state     consistent at {} on timeline {}, with {} wal segments\n  inside    {}/data and {} tablespaces\n",
+        record.id,
+        record.version_num / 10_000,
+        human_bytes(record.totals.size_bytes),
+        record.totals.files,
+        record.lsn_stop,
+        record.timeline,
+        plan.wal.len(),
+        plan.top,
+        record.tablespaces.iter().filter(|t| !t.in_place).count(),
+    )
+}
+
+fn done(document: &ExportDocument, report: &ExportReport) -> String {
+    format!(
+        "exported backup {} to {}: {} files, {}, in {}\n  sha256 {}\n  unpack it, then: pg_verifybackup {top}/data && pg_ctl -D {top}/data start\n",
+        document.backup,
+        document.to,
+        report.files,
+        human_bytes(report.bytes),
+        human_bytes(report.size),
+        report.sha256,
+        top = document.directory,
+    )
+}

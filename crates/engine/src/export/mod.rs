@@ -1,0 +1,115 @@
+//! A physical backup as a tar that starts with PostgreSQL's own means: data directory, tablespaces, the WAL that makes
+//! it consistent, and PostgreSQL's own list of checksums.
+//!
+//! Invariant: what comes out is compared with the manifest before it is written. `pg_control` is the last entry, so
+//! what was cut short does not start; the same backup gives the same bytes.
+
+mod content;
+pub(crate) mod facts;
+mod output;
+mod pack;
+mod pg_manifest;
+mod readme;
+mod stream;
+mod tar;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use pgark_pg::value::SegmentName;
+use pgark_repo::Repository;
+use pgark_repo::names::{BackupId, ClusterName};
+
+use crate::archive;
+use crate::backup::claim::KeptClaim;
+use crate::ctx::Ctx;
+use crate::error::Result;
+use crate::restore::{
+    AccessVariables, ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction, TimelineChoice, plan as restoring,
+    run::pin,
+};
+
+pub use output::Destination;
+pub use pack::Packing;
+
+pub struct ExportOptions {
+    pub cluster: ClusterName,
+    /// None: the newest.
+    pub backup: Option<BackupId>,
+    pub packing: Packing,
+    /// Where a file without a name may grow; it holds names and checksums, about 200 bytes for each file of the backup.
+    pub spool: PathBuf,
+}
+
+/// What is exported.
+pub struct ExportPlan {
+    pub restore: RestorePlan,
+    /// The WAL that goes along: from the backup's start to its end.
+    pub wal: Vec<SegmentName>,
+    /// The directory in which everything lies in the tar.
+    pub top: String,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ExportReport {
+    pub files: u64,
+    /// Content of all files, WAL included.
+    pub bytes: u64,
+    /// What was written, compressed.
+    pub size: u64,
+    pub sha256: String,
+    pub warnings: Vec<String>,
+}
+
+/// Finds the backup and its WAL, and checks that the WAL is whole; writes nothing.
+pub fn plan(options: &ExportOptions, repo: &Repository) -> Result<ExportPlan> {
+    // As a restore to the end of the backup, which is what somebody does with an export.
+    let restore = RestoreOptions {
+        cluster: options.cluster.clone(),
+        backup: options.backup.clone(),
+        to: PathBuf::new(),
+        target: Target::Immediate,
+        timeline: TimelineChoice::Current,
+        action: TargetAction::Promote,
+        tablespace_map: vec![],
+        archive_mode: ArchiveMode::Off,
+        delta: false,
+        jobs: 1,
+        program: PathBuf::new(),
+        access: AccessVariables::default(),
+    };
+    let restore = restoring(&restore, repo, &[])?;
+    let wal = restore.path.segments(restore.backup.lsn_start, restore.backup.lsn_stop);
+    let top = format!("{}-{}", options.cluster, restore.backup.id);
+    Ok(ExportPlan { restore, wal, top })
+}
+
+/// Writes the tar. A file appears under its name when it is whole and durable.
+pub fn run(
+    options: &ExportOptions,
+    plan: &ExportPlan,
+    to: &Destination,
+    repo: &Repository,
+    ctx: &Ctx,
+) -> Result<ExportReport> {
+    let claim = pin(repo, &options.cluster, &plan.restore, ctx)?;
+    let kept = claim.clone().map(|c| KeptClaim::new(c, ctx));
+    let outcome = (|| {
+        // Between the plan and the pin something may have expired.
+        let record = &plan.restore.record;
+        archive::check_kept(repo, &options.cluster, record.system_id, &plan.wal, record.segment_size)?;
+        to.write(&mut |out| write::write(options, plan, out, repo, ctx))
+    })();
+    drop(kept);
+    if let Some(claim) = claim
+        && let Err(e) = claim.release()
+    {
+        tracing::debug!(%e, "the claim on the backup was not released");
+    }
+    outcome
+}
+
+/// Whether there is something already; to be asked before anything is read.
+pub fn check_free(to: &Path) -> Result<()> {
+    output::check_free(to)
+}
