@@ -16,7 +16,7 @@ use pgark_repo::manifest::packs_of;
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::parity;
 use pgark_repo::record::{BackupRecord, manifest_reader};
-use pgark_repo::seals::origin_of_bytes;
+use pgark_repo::seals::{TAIL_BYTES, origin_of_bytes};
 use pgark_repo::store::ObjectName;
 use pgark_repo::stream::{Fingerprint, open_bytes};
 use pgark_repo::wal::WalArchive;
@@ -226,7 +226,7 @@ fn complete(repo: &Repository, name: &ObjectName, seal: &ObjectName, known: &Kno
     let bytes = repo.bare_store().read(&beside, OBJECT_BYTES_MAX).ok()?;
     match known.expected.get(name) {
         Some(print) => (origin_of_bytes(repo.keys(), seal, &bytes).ok()? == *print).then_some(())?,
-        None => authenticate_wal(repo, name, &bytes, known).ok()?,
+        None => authenticate_wal(repo, name, seal, &bytes, known).ok()?,
     }
     let removed = |()| Ok(repo.bare_store().delete(&beside).map_err(RepoError::from)?);
     Some(replace(repo, name, seal, &bytes).and_then(removed))
@@ -240,13 +240,22 @@ fn whole(from: &Repository, name: &ObjectName, known: &Known<'_>) -> Result<(Obj
         }
         return read_exactly(from, name, print);
     }
-    let bytes = from.store().read(name, OBJECT_BYTES_MAX).map_err(RepoError::from)?;
-    authenticate_wal(from, name, &bytes, known)?;
-    Ok((name.clone(), bytes))
+    let seal = from.store().find(name).map_err(RepoError::from)?.name;
+    let bytes = from.bare_store().read(&seal, OBJECT_BYTES_MAX).map_err(RepoError::from)?;
+    authenticate_wal(from, name, &seal, &bytes, known)?;
+    Ok((seal, bytes))
 }
 
 /// A file of the WAL archive has no fingerprint elsewhere: it is authenticated by itself, as a whole, and under its own name.
-fn authenticate_wal(repo: &Repository, name: &ObjectName, bytes: &[u8], known: &Known<'_>) -> Result<()> {
+fn authenticate_wal(
+    repo: &Repository,
+    name: &ObjectName,
+    seal: &ObjectName,
+    bytes: &[u8],
+    known: &Known<'_>,
+) -> Result<()> {
+    origin_of_bytes(repo.keys(), seal, bytes)?;
+    let bytes = if seal == name { bytes } else { bytes.split_last_chunk::<TAIL_BYTES>().map_or(bytes, |(b, _)| b) };
     for lineage in &known.listed.lineages {
         let archive = WalArchive::new(repo, known.cluster, lineage.system_id);
         if !name.as_str().starts_with(&format!("{}/", archive.place().dir())) {

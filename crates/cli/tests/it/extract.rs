@@ -161,6 +161,14 @@ fn what_the_program_extracts_is_what_is_restored() {
             let again = vault.extract_backup(id, &format!("ex{n}")).expect_err("it is not empty");
             assert!(again.contains("not an empty directory"), "{again}");
         }
+        if vault.encrypted {
+            // Everything under the newest key alone, as later seals.
+            vault.pgark.run(["key", "reencrypt", "--yes", "--grace", "0s"]).expect_code(0);
+            let sealed_anew = |p: &PathBuf| p.to_string_lossy().ends_with(".g2");
+            assert!(objects_under(vault.elsewhere.repo()).iter().any(sealed_anew));
+            let extracted = vault.extract_backup(&last, "anew").expect("later seals are read");
+            assert_same_files(&vault.scratch.join("re1"), &extracted, "later seals");
+        }
         let recovered = Recovered::start(&server, &vault.scratch, &vault.scratch.join("ex1")).expect(Ending::Promoted);
         assert_same_state(&state, &state_of(&recovered), encryption);
         assert_eq!(recovered.psql("show archive_mode"), "off");

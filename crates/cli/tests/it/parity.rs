@@ -192,6 +192,36 @@ fn bad_sectors_in_every_object_heal_without_another_repository() {
     disk.restore("after-repair", &latest, 0);
 }
 
+/// After a rotation everything lies under other names, and heals there as well.
+#[test]
+fn later_seals_have_parity_of_their_own() {
+    let server = installed_or_skip!();
+    let disk = Disk::new(&server, "parity-anew", &with_parity());
+    let (_, latest) = disk.fill();
+    crate::keys::rotate(&disk.site.pgark, &[]);
+    disk.site.pgark.run(["key", "reencrypt", "--yes", "--grace", "0s"]).expect_code(0);
+    let protected = disk.protected();
+    assert!(protected.iter().all(|p| p.to_string_lossy().ends_with(".g2")), "{protected:?}");
+    let parity = objects_under(&disk.repo).into_iter().filter(|p| p.to_string_lossy().ends_with(".parity"));
+    assert_eq!(parity.count(), protected.len(), "parity of the older seals went with them");
+    let whole = disk.verify(&[]).expect_code(0).json();
+    assert_eq!(whole["parity"]["present"], protected.len(), "{whole}");
+    let before: Vec<Vec<u8>> = protected.iter().map(|path| fs::read(path).expect("read")).collect();
+    for object in &protected {
+        damage(object, limit(fs::metadata(object).expect("stat").len()));
+    }
+    disk.restore("while-damaged", &latest, 3);
+    disk.verify(&[]).expect_code(20);
+    disk.verify(&["--repair"]).expect_code(0);
+    for (object, bytes) in protected.iter().zip(&before) {
+        assert!(fs::read(object).expect("read") == *bytes, "{}", object.display());
+    }
+    let again = disk.verify(&[]).expect_code(0).json();
+    assert_eq!(again["parity"], whole["parity"], "{again}");
+    disk.site.pgark.run(["key", "retire", "--yes", "--grace", "0s"]).expect_code(0);
+    disk.restore("after-retire", &latest, 0);
+}
+
 #[test]
 fn one_sector_too_many_is_said_and_changes_nothing() {
     let server = installed_or_skip!();

@@ -18,6 +18,7 @@ use super::{is_over, walk};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::keys::Mode;
+use crate::rescue;
 
 /// Names that a proof lists of each sort.
 const LISTED_MAX: usize = 100;
@@ -63,8 +64,9 @@ pub fn prove(repo: &Repository, jobs: usize, ctx: &Ctx) -> Result<Proof> {
     let mut all: Vec<ObjectName> = vec![];
     let ring = |name: &str| name.starts_with(&format!("{}/", names::KEYRING)) || name.starts_with("keyring-mirror/");
     let mut visit = |stat: pgark_repo::store::ObjectStat| {
-        // Parity is not sealed: it is made of sealed bytes.
-        if !ring(stat.name.as_str()) && names::protected_by(stat.name.as_str()).is_none() {
+        // Neither is sealed: what is for people without us, and parity, which is made of sealed bytes.
+        let unsealed = rescue::owns(stat.name.as_str()) || names::protected_by(stat.name.as_str()).is_some();
+        if !ring(stat.name.as_str()) && !unsealed {
             all.push(stat.name);
         }
         Ok(())
