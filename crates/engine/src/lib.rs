@@ -15,6 +15,7 @@ pub mod expire;
 pub mod info;
 pub mod keep;
 pub mod keys;
+pub mod lock;
 pub mod pace;
 pub mod register;
 pub mod repair;

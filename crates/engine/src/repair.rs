@@ -44,6 +44,7 @@ pub fn repair(
     found: &VerifyReport,
     ctx: &Ctx,
 ) -> Result<RepairReport> {
+    crate::error::refuse_append_only(repo)?;
     let catalog = CatalogStore::new(repo, cluster);
     let listed = catalog.read()?;
     let expected = expected(repo, others, cluster, &listed);

@@ -1,7 +1,9 @@
 //! `check`, also as a Nagios plug-in.
 
 use clap::Args;
-use pgark_engine::check::{CheckOptions, Finding, Verdict, check};
+use pgark_engine::check::{CheckOptions, Checked, Finding, Verdict, check};
+
+use pgark_repo::store::{Ability, Capability};
 
 use super::Outcome;
 use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
@@ -38,7 +40,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         archive_timeout: args.archive_timeout.0,
         switch: !args.no_switch,
     };
-    let mut findings = check(&options, &opened.members, &context.ctx);
+    let Checked { mut findings, capabilities } = check(&options, &opened.members, &context.ctx);
     findings.extend(opened.away.iter().map(|(name, failure)| Finding {
         name: "repository",
         repository: Some(name.clone()),
@@ -59,8 +61,9 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         "schema": SCHEMA,
         "ok": worst == Verdict::Ok,
         "checks": findings.iter().map(document).collect::<Vec<_>>(),
+        "capabilities": capabilities.iter().map(ability).collect::<Vec<_>>(),
     });
-    output::result(global.form(), &document, || text(&findings))?;
+    output::result(global.form(), &document, || text(&findings) + &abilities(&capabilities))?;
     Ok(match worst {
         Verdict::Ok => Exit::Done,
         Verdict::Warning | Verdict::NotChecked => Exit::Warnings,
@@ -83,6 +86,31 @@ fn document(f: &Finding) -> serde_json::Value {
         document["repository"] = repository.as_str().into();
     }
     document
+}
+
+fn state(ability: Ability) -> &'static str {
+    match ability {
+        Ability::Yes => "yes",
+        Ability::No => "no",
+        Ability::NotChecked => "not checked",
+    }
+}
+
+fn ability((repository, can): &(Option<String>, Capability)) -> serde_json::Value {
+    let mut document = serde_json::json!({"name": can.name, "state": state(can.state), "reason": can.reason});
+    if let Some(repository) = repository {
+        document["repository"] = repository.as_str().into();
+    }
+    document
+}
+
+fn abilities(all: &[(Option<String>, Capability)]) -> String {
+    let line = |(repository, can): &(Option<String>, Capability)| {
+        let of = repository.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
+        format!("{:<12} {:<20} {of}{}\n", state(can.state), can.name, can.reason)
+    };
+    let lines: String = all.iter().map(line).collect();
+    if lines.is_empty() { lines } else { format!("\nwhat the repository's store can do:\n{lines}") }
 }
 
 /// Of several repositories, which one a finding is about.

@@ -106,7 +106,7 @@ impl Context {
     }
 
     pub fn open_store(&self, settings: &RepoSettings, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
-        store::open(&settings.url, &self.access, missing)
+        store::open(&settings.url, settings.protection, &self.access, missing)
     }
 
     /// Variables that a recovering server needs to read from this repository.
@@ -292,7 +292,7 @@ fn open_copy(
     access: &Access,
     missing: Missing,
 ) -> Result<Option<Repository>, Failure> {
-    let store = match store::open(&settings.url, access, missing) {
+    let store = match store::open(&settings.url, settings.protection, access, missing) {
         Err(e) if e.exit == Exit::NoRepository && missing == Missing::Refuse => return Ok(None),
         opened => opened?,
     };

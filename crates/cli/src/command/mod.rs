@@ -16,6 +16,7 @@ mod info;
 mod init;
 mod keep;
 mod key;
+mod locks;
 mod misc;
 mod replicate;
 mod restore;

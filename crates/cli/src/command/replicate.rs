@@ -2,11 +2,13 @@
 
 use clap::Args;
 use pgark_engine::replicate::{self, ReplicateOptions, ReplicatePlan, ReplicateReport, Which};
+use pgark_engine::several::Member;
 use serde_json::{Value, json};
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
+use super::locks::{self, Locked};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes};
@@ -52,8 +54,11 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
         return Ok(Exit::Done);
     };
     let report = replicate::run(&source, &target, &options, &plan, &context.ctx).map_err(engine_failure)?;
-    output::result(global.form(), &document(&report), || text(&report))?;
-    Ok(if report.failed.is_empty() { Exit::Done } else { Exit::Warnings })
+    let member = Member { name: to.name.clone(), repo: target, required: false };
+    let locked = locks::extend_all(&[member], &options.cluster, &context.ctx);
+    let shown = || text(&report) + &locked.iter().map(Locked::text).collect::<String>();
+    output::result(global.form(), &document(&report, &locked), shown)?;
+    Ok(if report.failed.is_empty() && locked.iter().all(Locked::is_fine) { Exit::Done } else { Exit::Warnings })
 }
 
 fn ids<'a>(all: impl IntoIterator<Item = &'a pgark_repo::names::BackupId>) -> Vec<String> {
@@ -79,10 +84,10 @@ fn plan_text(plan: &ReplicatePlan) -> String {
     out
 }
 
-fn document(r: &ReplicateReport) -> Value {
+fn document(r: &ReplicateReport, locked: &[Locked]) -> Value {
     let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
     json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
-        "bytes": r.bytes, "failed": failed})
+        "bytes": r.bytes, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
 }
 
 fn text(r: &ReplicateReport) -> String {

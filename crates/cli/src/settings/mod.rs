@@ -25,6 +25,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use pgark_repo::store::LockPolicy;
+
 use crate::failure::Failure;
 use crate::secret::SecretSource;
 use explain::Entry;
@@ -46,6 +49,8 @@ pub struct Overrides {
     pub cluster: Option<String>,
     pub pgdata: Option<PathBuf>,
     pub jobs: Option<NonZeroU32>,
+    /// Repositories are read as they were then.
+    pub repo_target_time: Option<Timestamp>,
 }
 
 /// Where a value came from.
@@ -84,7 +89,16 @@ pub struct RepoSettings {
     pub encryption: Encryption,
     /// Backups and archiving fail when this one of several does.
     pub required: bool,
+    pub protection: Protection,
     pub key_commands: BTreeMap<String, KeyCommand>,
+}
+
+/// What a client does so that nobody can remove what it stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Protection {
+    pub lock: Option<LockPolicy>,
+    /// This client removes nothing.
+    pub append_only: bool,
 }
 
 #[derive(Debug, Clone)]

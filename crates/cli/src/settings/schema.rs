@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use pgark_repo::store::LockMode;
 use serde::{Deserialize, Serialize};
 
 use super::repo_url::RepoUrl;
@@ -91,6 +92,13 @@ pub struct RepoSection {
     /// Backups and archiving fail when this one of several repositories does.
     #[serde(default)]
     pub required: bool,
+    /// New objects are locked; S3 alone.
+    pub lock: Option<LockMode>,
+    /// What kept backups need stays locked for at least so long.
+    pub lock_days: Option<u32>,
+    /// This client removes nothing from the repository.
+    #[serde(default)]
+    pub append_only: bool,
     /// Programs that wrap the repository's key, by the name under which the key ring knows them.
     #[serde(default)]
     pub key_commands: BTreeMap<String, KeyCommand>,

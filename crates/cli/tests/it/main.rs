@@ -13,6 +13,7 @@ mod browse;
 mod cli_contract;
 mod crash;
 mod delta;
+mod immutability;
 mod incremental;
 mod key_commands;
 mod keys;
