@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use jiff::Timestamp;
 use pgark_engine::ctx::Ctx;
 use pgark_engine::pace::Pace;
 use tracing::level_filters::LevelFilter;
@@ -34,6 +35,10 @@ pub struct GlobalArgs {
     /// [env: PGARK_REPO]
     #[arg(long = "repo", value_name = "NAME|URL", global = true, action = ArgAction::Append)]
     pub repo: Vec<String>,
+
+    /// Read the repository as it was at this moment: in an S3 bucket that keeps versions, also what was deleted since
+    #[arg(long, value_name = "TIME", global = true)]
+    pub repo_target_time: Option<Timestamp>,
 
     /// File with the passphrase of the repository key [env: PGARK_PASSPHRASE_FILE]
     #[arg(long, value_name = "FILE", global = true)]
@@ -215,6 +220,7 @@ impl GlobalArgs {
             cluster: self.cluster.clone(),
             pgdata: self.pgdata.clone(),
             jobs: self.jobs,
+            repo_target_time: self.repo_target_time,
         })
     }
 

@@ -3,19 +3,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use pgark_repo::RepoError;
 use pgark_repo::parity::ParityStore;
 use pgark_repo::store::{
-    CloudKind, CloudOptions, CloudStore, LocalStore, SftpOptions, SftpPlace, SftpStore, Store, StoreError,
-    StoreErrorKind,
+    AppendOnlyStore, CloudKind, CloudOptions, CloudStore, LocalStore, PastStore, SftpOptions, SftpPlace, SftpStore,
+    Store, StoreError, StoreErrorKind,
 };
 
 use crate::aws_profile;
 use crate::command::context::engine_failure;
 use crate::failure::Failure;
-use crate::settings::RepoSettings;
 use crate::settings::files::Environment;
-use crate::settings::repo_url::{RepoUrl, Scheme};
+use crate::settings::repo_url::{AS_OF, RepoUrl, Scheme};
+use crate::settings::{Protection, RepoSettings};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
@@ -57,22 +58,37 @@ impl Access {
     }
 }
 
-/// As the settings say that it is written to.
+/// The store of a repository, as its settings have it.
 pub fn open_as(settings: &RepoSettings, access: &Access, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
-    let store = open(&settings.url, access, missing)?;
+    let store = open(&settings.url, settings.protection, access, missing)?;
     Ok(match settings.parity {
         Some(percent) => Arc::new(ParityStore::new(store, percent)),
         None => store,
     })
 }
 
-pub fn open(url: &RepoUrl, access: &Access, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+pub fn open(
+    url: &RepoUrl,
+    protection: Protection,
+    access: &Access,
+    missing: Missing,
+) -> Result<Arc<dyn Store>, Failure> {
+    let store = open_plain(url, protection, access, missing)?;
+    Ok(if protection.append_only { Arc::new(AppendOnlyStore::new(store)) } else { store })
+}
+
+fn open_plain(
+    url: &RepoUrl,
+    protection: Protection,
+    access: &Access,
+    missing: Missing,
+) -> Result<Arc<dyn Store>, Failure> {
     let kind = match url.scheme {
         Scheme::File => return local(Path::new(&url.path), missing),
         Scheme::S3 => CloudKind::S3,
         Scheme::Azure => CloudKind::Azure,
         Scheme::Gcs => CloudKind::Gcs,
-        Scheme::Sftp => return sftp(url, missing),
+        Scheme::Sftp => return sftp(url, protection, missing),
     };
     let options = CloudOptions {
         kind,
@@ -81,27 +97,46 @@ pub fn open(url: &RepoUrl, access: &Access, missing: Missing) -> Result<Arc<dyn 
         url: url.to_string(),
         options: url.options.clone(),
         environment: access.for_url(url)?,
+        lock: protection.lock,
     };
-    match CloudStore::open(options) {
-        Ok(store) => Ok(Arc::new(store)),
+    let opened: Result<Arc<dyn Store>, StoreError> = match as_of(url)? {
+        None => CloudStore::open(options).map(|store| Arc::new(store) as Arc<dyn Store>),
+        Some(at) => PastStore::open(options, at).map(|store| Arc::new(store) as Arc<dyn Store>),
+    };
+    match opened {
+        Ok(store) => Ok(store),
         Err(StoreError::Io { source, .. }) => Err(Failure::usage("E-REPO-OPTIONS", format!("{url}: {source}"))
             .hint("docs/storage.md lists the options of each kind of store and the variables that give access")),
         Err(e) => Err(engine_failure(RepoError::from(e).into())),
     }
 }
 
+/// The moment as of which the repository is read.
+fn as_of(url: &RepoUrl) -> Result<Option<Timestamp>, Failure> {
+    let Some(text) = url.option(AS_OF) else { return Ok(None) };
+    let wrong = |why: &str| Failure::usage("E-REPO-OPTIONS", format!("{AS_OF}={text}: {why}"));
+    let at: Timestamp = text
+        .parse()
+        .map_err(|_| wrong("this is no moment").hint("a date, a time and a zone, such as 2026-08-22T03:15:00Z"))?;
+    if at > Timestamp::now() {
+        return Err(wrong("this moment has not come yet"));
+    }
+    Ok(Some(at))
+}
+
 /// A store by the URL that a repository gave itself (`Store::url`).
 pub fn by_url(url: &str, access: &Access) -> Result<Arc<dyn Store>, Failure> {
     let parsed: RepoUrl =
         url.parse().map_err(|e| Failure::failed("E-RESTORE-FILE", format!("the repository's URL: {e}")))?;
-    open(&parsed, access, Missing::Refuse)
+    open(&parsed, Protection::default(), access, Missing::Refuse)
 }
 
-fn sftp(url: &RepoUrl, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
+fn sftp(url: &RepoUrl, protection: Protection, missing: Missing) -> Result<Arc<dyn Store>, Failure> {
     let text = url.to_string();
     let host = url.host.as_deref().unwrap_or_default();
     let place = SftpPlace { url: &text, user: url.user.as_deref(), host, port: url.port, path: &url.path };
     let options = SftpOptions::new(place, &url.options).map_err(|why| Failure::usage("E-REPO-URL", why))?;
+    let options = options.append_only(protection.append_only);
     let opened = match missing {
         Missing::Create => SftpStore::create(options),
         Missing::Refuse => SftpStore::open(options),

@@ -10,7 +10,7 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Lineage};
 use pgark_repo::keyring::{self, SlotInfo};
 use pgark_repo::names::ClusterName;
-use pgark_repo::store::ObjectName;
+use pgark_repo::store::Capability;
 use pgark_repo::wal::WalArchive;
 
 use crate::archive::pressure::Pressure;
@@ -20,6 +20,8 @@ use crate::capacity::{Grade, Measured, Room, SpaceRules};
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
 use crate::several::Member;
+
+mod store;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -65,9 +67,18 @@ const CLOCK_SECONDS_MAX: i64 = 60;
 const WAITING_MANY: u64 = 10;
 const FULL_SOON: Duration = Duration::from_secs(3600);
 
+/// What a check found.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    pub findings: Vec<Finding>,
+    /// What each repository's store can do, by the repository's name when there are several.
+    pub capabilities: Vec<(Option<String>, Capability)>,
+}
+
 #[derive(Default)]
 struct Findings {
     all: Vec<Finding>,
+    capabilities: Vec<(Option<String>, Capability)>,
     /// The repository that is looked at, when there are several.
     of: Option<String>,
 }
@@ -76,6 +87,14 @@ impl Findings {
     fn add(&mut self, name: &'static str, verdict: Verdict, message: impl Into<String>) {
         let repository = self.of.clone();
         self.all.push(Finding { name, repository, verdict, message: message.into() });
+    }
+
+    fn done(self) -> Checked {
+        Checked { findings: self.all, capabilities: self.capabilities }
+    }
+
+    fn can(&mut self, capability: Capability) {
+        self.capabilities.push((self.of.clone(), capability));
     }
 
     fn each(&mut self, members: &[Member], mut look: impl FnMut(&Member, &mut Findings)) {
@@ -93,9 +112,9 @@ impl Findings {
     }
 }
 
-pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Finding> {
+pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     let mut f = Findings::default();
-    f.each(members, |member, f| repository(&member.repo, f));
+    f.each(members, |member, f| repository(&member.repo, &options.cluster, ctx, f));
     f.each(members, |member, f| space(options.space.get(&member.name), f));
     if let Some(spool) = &options.spool {
         match spool.spooled() {
@@ -115,7 +134,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Findi
             for name in ["version", "rights", "settings", "archiving", "clock"] {
                 f.add(name, Verdict::NotChecked, "no connection");
             }
-            return f.all;
+            return f.done();
         }
     };
     f.add("connection", Verdict::Ok, "connected");
@@ -128,7 +147,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Findi
         Err(e) => f.add("settings", Verdict::Failed, e.to_string()),
     }
     clock(&connection, ctx, &mut f);
-    f.all
+    f.done()
 }
 
 /// How long the server could go on without archiving.
@@ -155,7 +174,7 @@ fn pressure(options: &CheckOptions, f: &mut Findings) {
     f.add("pg_wal", verdict, found.to_string());
 }
 
-fn repository(repo: &Repository, f: &mut Findings) {
+fn repository(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findings) {
     f.add("key", Verdict::Ok, format!("opens the repository ({:?}, {} slots)", repo.encryption(), repo.slots().len()));
     match repo.check_keyring() {
         Ok(problems) => {
@@ -176,7 +195,7 @@ fn repository(repo: &Repository, f: &mut Findings) {
         }
         Err(e) => f.add("removed keys", Verdict::NotChecked, e.to_string()),
     }
-    conditional_create(repo, f);
+    store::capabilities(repo, cluster, ctx, f);
     for weakness in repo.store().weaknesses() {
         f.add("durability", Verdict::Warning, weakness);
     }
@@ -207,38 +226,6 @@ fn space(look: Option<&SpaceLook>, f: &mut Findings) {
     f.add("free space", verdict, found.room.to_string());
     let verdict = if found.forecast.is_within(rules.warn_days) { Verdict::Warning } else { Verdict::Ok };
     f.add("growth", verdict, format!("{}; {}", found.forecast, found.trend));
-}
-
-/// The one thing everything rests on: creating a name that is taken must fail. Tried, not assumed.
-fn conditional_create(repo: &Repository, f: &mut Findings) {
-    let name = format!("probe/{}-{}", std::process::id(), repo.id());
-    let Ok(name) = ObjectName::parse(&name) else {
-        f.add("conditional create", Verdict::NotChecked, "the probe's name is invalid");
-        return;
-    };
-    let store = repo.store();
-    let first = store.put_new(&name, b"first");
-    let second = store.put_new(&name, b"second");
-    let kept = store.read(&name, 100);
-    let removed = store.delete(&name);
-    match (first, second, kept, removed) {
-        (Err(e), ..) => {
-            f.add("conditional create", Verdict::Failed, format!("the repository cannot be written to: {e}"))
-        }
-        (Ok(()), Err(second), Ok(kept), Ok(())) => f.expect(
-            "conditional create",
-            second.is_already_exists() && kept == b"first",
-            "a name that is taken is not overwritten",
-            format!("the second creation of a name ended with: {second}"),
-        ),
-        (Ok(()), Ok(()), ..) => {
-            f.add("conditional create", Verdict::Failed, "the store overwrites objects: only one writer may use it")
-        }
-        (Ok(()), Err(_), kept, removed) => {
-            let why = kept.err().or(removed.err()).map(|e| e.to_string()).unwrap_or_default();
-            f.add("conditional create", Verdict::Failed, format!("the probe could not be read and removed: {why}"));
-        }
-    }
 }
 
 fn server(found: &Inspection, options: &CheckOptions, f: &mut Findings) {

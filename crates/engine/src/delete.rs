@@ -74,6 +74,7 @@ pub fn plan(
 }
 
 pub fn run(repo: &Repository, cluster: &ClusterName, plan: &DeletePlan, ctx: &Ctx) -> Result<()> {
+    crate::error::refuse_append_only(repo)?;
     let catalog = CatalogStore::new(repo, cluster).thrifty();
     if plan.listed {
         let claim = catalog.claim(JobKind::Delete, &plan.id, ctx.now())?;

@@ -93,6 +93,19 @@ impl EngineError {
     }
 }
 
+/// For what removes or replaces: another host does that.
+pub(crate) fn refuse_append_only(repo: &pgark_repo::Repository) -> Result<()> {
+    if repo.store().may_delete() {
+        return Ok(());
+    }
+    let url = repo.store().url();
+    Err(EngineError::refused(
+        "E-REPO-APPEND-ONLY",
+        format!("nothing is removed from {url}: this client only appends to it, or looks at its past"),
+        "run this on the host that may remove, whose configuration has no append_only for this repository",
+    ))
+}
+
 fn repo_class(e: &RepoError) -> FailureClass {
     match e {
         RepoError::NoRepository { .. } => FailureClass::NoRepository,
@@ -118,6 +131,7 @@ fn repo_code(e: &RepoError) -> &'static str {
             StoreErrorKind::Denied => "E-REPO-DENIED",
             StoreErrorKind::Archived => "E-REPO-ARCHIVED",
             StoreErrorKind::ReadOnly => "E-REPO-READONLY",
+            StoreErrorKind::AppendOnly => "E-REPO-APPEND-ONLY",
             StoreErrorKind::Truncated | StoreErrorKind::TooLarge => "E-REPO-DAMAGED",
             StoreErrorKind::AlreadyExists => "E-REPO-EXISTS",
             StoreErrorKind::InvalidName => "E-REPO-NAME",

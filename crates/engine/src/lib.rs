@@ -17,6 +17,7 @@ pub mod export;
 pub mod info;
 pub mod keep;
 pub mod keys;
+pub mod lock;
 pub mod pace;
 pub mod reencrypt;
 pub mod register;

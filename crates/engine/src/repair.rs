@@ -59,6 +59,7 @@ pub fn repair(
     found: &VerifyReport,
     ctx: &Ctx,
 ) -> Result<RepairReport> {
+    crate::error::refuse_append_only(repo)?;
     let catalog = CatalogStore::new(repo, cluster);
     let listed = catalog.read()?;
     let sources = sources(repo, others);

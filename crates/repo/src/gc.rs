@@ -11,7 +11,7 @@ use pgark_pg::WalFileName;
 use pgark_pg::names::RawSegment;
 use pgark_pg::value::{SegmentName, SegmentSize};
 
-use crate::catalog::{CatalogStore, Claim, Swept, WalExpiry};
+use crate::catalog::{CatalogStore, Claim, Swept, WalExpiry, locked_until};
 use crate::error::Result;
 use crate::names::{self, ClusterName};
 use crate::repository::Repository;
@@ -26,6 +26,8 @@ const CLAIM_BELIEVED: Duration = Duration::from_secs(1);
 pub struct Collected {
     pub objects: u64,
     pub bytes: u64,
+    /// The store keeps versions of what was removed until then, by object lock.
+    pub locked_until: Option<Timestamp>,
     /// Backups and WAL segments that have expired and are not due yet.
     pub waiting_backups: u64,
     pub waiting_segments: u64,
@@ -120,11 +122,13 @@ impl WalRemoval<'_> {
         for range in &self.expiry.ranges {
             for object in self.objects(range)? {
                 still_ours()?;
+                let locked = locked_until(&**self.repo.store(), &object.name)?;
                 match self.repo.store().delete(&object.name) {
                     Err(StoreError::NotFound { .. }) => {}
                     Ok(()) => {
                         swept.objects += 1;
                         swept.bytes += object.size;
+                        swept.locked_until = swept.locked_until.max(locked);
                     }
                     Err(e) => return Err(e.into()),
                 }
@@ -182,5 +186,6 @@ impl Collected {
     fn add(&mut self, swept: &Swept) {
         self.objects += swept.objects;
         self.bytes += swept.bytes;
+        self.locked_until = self.locked_until.max(swept.locked_until);
     }
 }

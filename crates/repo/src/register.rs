@@ -81,7 +81,8 @@ impl Register {
         &self.dir
     }
 
-    fn dirs(&self) -> Vec<String> {
+    /// Where its copies are.
+    pub fn dirs(&self) -> Vec<String> {
         match self.mirror {
             Mirror::Yes => vec![self.dir.clone(), format!("{}-mirror", self.dir)],
             Mirror::No => vec![self.dir.clone()],
@@ -336,6 +337,9 @@ impl Register {
         if newest.is_none_or(|n| n > next.number) {
             return self.is_in_force(next);
         }
+        if !self.store.may_delete() {
+            return Ok(true);
+        }
         for (dir, numbers) in dirs.iter().zip(lists) {
             for old in numbers.into_iter().filter(|n| n.saturating_add(1) < next.number) {
                 match self.store.discard(&Self::name(dir, old)?) {
@@ -462,6 +466,23 @@ impl Register {
     fn is_unfinished(&self, newest: u64) -> Result<bool> {
         let Some(old) = newest.checked_sub(2).filter(|n| *n > 0) else { return Ok(false) };
         Ok(self.numbers(&self.dir)?.contains(&old))
+    }
+
+    /// Removes versions that are not needed any more, which a client that may not remove anything has left. Returns how
+    /// many.
+    pub fn prune(&self) -> Result<u64> {
+        let mut removed = 0;
+        let Some(newest) = self.newest_number()? else { return Ok(removed) };
+        for dir in self.dirs() {
+            for old in self.numbers(&dir)?.into_iter().filter(|n| n.saturating_add(1) < newest) {
+                match self.store.discard(&Self::name(&dir, old)?) {
+                    Ok(()) => removed += 1,
+                    Err(StoreError::NotFound { .. }) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        Ok(removed)
     }
 
     /// Names that belong to this register, for those who look for strangers.

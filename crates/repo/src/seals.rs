@@ -14,6 +14,7 @@ use crate::error::{RepoError, Result};
 use crate::manifest::bytes::Cursor;
 use crate::names;
 use crate::parity::Percent;
+use crate::store::forward::forward_to_inner;
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 use crate::stream::Fingerprint;
 
@@ -43,6 +44,10 @@ enum Look {
 }
 
 impl View {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
     /// Generations under which an object may have been sealed anew, newest first.
     fn later(&self) -> Vec<u32> {
         self.keys.generations().into_iter().rev().filter(|g| *g > 1).collect()
@@ -143,6 +148,8 @@ fn without_tail(stat: ObjectStat) -> Result<ObjectStat, StoreError> {
 }
 
 impl Store for View {
+    forward_to_inner!(space may_archive probe object_lock may_delete);
+
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         if self.is_sealed_anew(name)? {
             return Err(StoreError::already_exists(name));

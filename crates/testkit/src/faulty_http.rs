@@ -27,6 +27,8 @@ pub enum HttpFault {
     FlipRequest,
     /// No answer, and the connection stays open.
     Silence,
+    /// The server does not see headers that begin so, as one that does not know them.
+    WithoutHeaders(&'static str),
 }
 
 #[derive(Debug)]
@@ -114,7 +116,7 @@ impl Drop for FaultyHttp {
 fn serve(client: TcpStream, server: SocketAddr, state: &Mutex<State>, ended: &AtomicBool) -> io::Result<()> {
     client.set_read_timeout(Some(IO_TIMEOUT))?;
     let mut reader = BufReader::new(client.try_clone()?);
-    let Some((head, mut body)) = read_request(&mut reader)? else { return Ok(()) };
+    let Some((mut head, mut body)) = read_request(&mut reader)? else { return Ok(()) };
     let fault = fault_for(&head, state);
     match fault {
         Some(HttpFault::BreakBefore) => return client.shutdown(Shutdown::Both),
@@ -139,6 +141,10 @@ fn serve(client: TcpStream, server: SocketAddr, state: &Mutex<State>, ended: &At
             return (&client).write_all(answer.as_bytes());
         }
         Some(HttpFault::FlipRequest) => flip(&mut body),
+        Some(HttpFault::WithoutHeaders(prefix)) => {
+            let known = |line: &&str| !line.to_ascii_lowercase().starts_with(prefix);
+            head = head.split_inclusive("\r\n").filter(known).collect();
+        }
         _ => {}
     }
     let mut answer = forward(&head, &body, server)?;

@@ -25,7 +25,7 @@ pub use cluster::{ClusterBuilder, StopMode, TestCluster};
 pub use faulty_http::{FaultyHttp, HttpFault};
 pub use ledger::{Expected, Ledger, Pgbench, Row, Target, Writer};
 pub use loopfs::LoopFs;
-pub use object_server::{BUCKET, ObjectServer, ObjectServerKind, free_port};
+pub use object_server::{BUCKET, ObjectServer, ObjectServerKind, StoredVersion, free_port};
 pub use os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 pub use pgark::{Outcome, Pgark};
 pub use psql::{connection_string, quote_identifier, quote_literal};

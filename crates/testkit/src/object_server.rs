@@ -36,6 +36,15 @@ pub struct ObjectServer {
 impl ObjectServer {
     /// Starts one, or says why it cannot be had.
     pub fn start(kind: ObjectServerKind) -> Result<ObjectServer, String> {
+        ObjectServer::start_with(kind, "")
+    }
+
+    /// moto with a bucket that keeps versions and can lock them.
+    pub fn start_locking() -> Result<ObjectServer, String> {
+        ObjectServer::start_with(ObjectServerKind::Moto, "x-amz-bucket-object-lock-enabled: true\r\n")
+    }
+
+    fn start_with(kind: ObjectServerKind, bucket_headers: &str) -> Result<ObjectServer, String> {
         let program = program(kind)?;
         let scratch = Scratch::new("objects");
         let port = free_port();
@@ -62,7 +71,7 @@ impl ObjectServer {
         wait_until("the object server listens", START_TIMEOUT, || {
             TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()
         });
-        server.make_bucket();
+        server.make_bucket(bucket_headers);
         Ok(server)
     }
 
@@ -102,12 +111,12 @@ impl ObjectServer {
         let _ = self.child.wait();
     }
 
-    fn make_bucket(&self) {
+    fn make_bucket(&self, headers: &str) {
         match self.kind {
             // A directory is a bucket; the fake is told its name.
             ObjectServerKind::S3s | ObjectServerKind::Gcs => {}
             ObjectServerKind::Moto => {
-                let answer = request(self.address, &format!("PUT /{BUCKET} HTTP/1.1"), "").expect("moto answers");
+                let answer = request(self.address, &format!("PUT /{BUCKET}"), headers, "").expect("moto answers");
                 assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
             }
             ObjectServerKind::Azurite => {
@@ -172,11 +181,77 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-fn request(to: SocketAddr, first_line: &str, body: &str) -> std::io::Result<String> {
+fn request(to: SocketAddr, first: &str, headers: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    write!(stream, "{first_line}\r\nHost: {to}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+    let length = body.len();
+    write!(
+        stream,
+        "{first} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    )?;
+    let mut answer = vec![];
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// One version of an object, or a delete marker, as the store lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredVersion {
+    pub key: String,
+    pub id: String,
+    pub is_marker: bool,
+}
+
+/// What somebody can do who has the credentials of the backup host. For moto, which asks for no signature.
+impl ObjectServer {
+    fn ask(&self, first: &str, headers: &str, body: &str) -> (u16, String) {
+        // moto takes any signature, and tells requests without one from those of the bucket's owner.
+        let owner = "Authorization: AWS4-HMAC-SHA256 Credential=test-access-key/20260101/us-east-1/s3/aws4_request, \
+                     SignedHeaders=host, Signature=0\r\n";
+        let answer = request(self.address, first, &format!("{owner}{headers}"), body).expect("the server answers");
+        let status = answer.split_whitespace().nth(1).and_then(|s| s.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status in {answer}")), answer)
+    }
+
+    /// Everything that the bucket keeps.
+    pub fn versions(&self) -> Vec<StoredVersion> {
+        let (status, answer) = self.ask(&format!("GET /{BUCKET}?versions&max-keys=100000"), "", "");
+        assert!(status == 200 && answer.contains("<IsTruncated>false"), "{answer}");
+        let element = |text: &str, name: &str| {
+            let (_, rest) = text.split_once(&format!("<{name}>")).unwrap_or_else(|| panic!("no {name} in {text}"));
+            rest.split_once("</").expect("its end").0.to_owned()
+        };
+        let mut found = vec![];
+        for (tag, is_marker) in [("Version", false), ("DeleteMarker", true)] {
+            for entry in answer.split(&format!("<{tag}>")).skip(1) {
+                found.push(StoredVersion { key: element(entry, "Key"), id: element(entry, "VersionId"), is_marker });
+            }
+        }
+        found
+    }
+
+    /// Removes one version for good; gives the status.
+    pub fn delete_version(&self, version: &StoredVersion) -> u16 {
+        self.ask(&format!("DELETE /{BUCKET}/{}?versionId={}", version.key, version.id), "", "").0
+    }
+
+    /// As every tool deletes: by name.
+    pub fn delete(&self, key: &str) -> u16 {
+        self.ask(&format!("DELETE /{BUCKET}/{key}"), "", "").0
+    }
+
+    pub fn overwrite(&self, key: &str, content: &str) -> u16 {
+        self.ask(&format!("PUT /{BUCKET}/{key}"), "", content).0
+    }
+
+    /// What the store says of the lock of a version: its mode and date.
+    pub fn lock_of(&self, version: &StoredVersion) -> Option<(String, String)> {
+        let (status, answer) = self.ask(&format!("HEAD /{BUCKET}/{}?versionId={}", version.key, version.id), "", "");
+        assert_eq!(status, 200, "{answer}");
+        let header = |name: &str| {
+            let line = answer.lines().find(|l| l.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        header("x-amz-object-lock-mode").zip(header("x-amz-object-lock-retain-until-date"))
+    }
 }

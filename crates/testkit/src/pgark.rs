@@ -80,7 +80,7 @@ impl Pgark {
     pub fn archive_command(&self) -> String {
         let of_a_cloud = |name: &OsStr| {
             let name = name.to_string_lossy();
-            name.starts_with("AWS_") || name.starts_with("GOOGLE_")
+            name.starts_with("AWS_") || name.starts_with("GOOGLE_") || name == "PGARK_CONFIG"
         };
         let access = self.env.iter().filter(|(name, _)| of_a_cloud(name));
         let access: String = access.map(|(name, value)| format!("{}='{}' ", name.display(), value.display())).collect();

@@ -14,11 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::os::{Scratch, as_postgres, give_to_postgres, is_root, wait_until};
+use crate::os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 
 const SSHD: &str = "/usr/sbin/sshd";
 const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
 const FAULT: &str = include_str!("sftp_fault.py");
+/// As `docs/immutability.md` says it.
+const APPEND_ONLY_REQUESTS: &str =
+    "open,close,read,write,stat,lstat,fstat,opendir,readdir,realpath,mkdir,fsync,hardlink,statvfs,limits";
 const START: Duration = Duration::from_secs(20);
 
 /// Which program answers on the SFTP subsystem.
@@ -26,6 +29,8 @@ const START: Duration = Duration::from_secs(20);
 pub enum Subsystem {
     /// OpenSSH's own, inside sshd.
     Internal,
+    /// The same, and it obeys only what an account needs that adds files and never changes one.
+    AppendOnly,
     /// The same behind a program that obeys [`Sshd::fail_at`] and [`Sshd::hide`].
     Faulty,
 }
@@ -57,6 +62,7 @@ impl Sshd {
         let shown = dir.display();
         let subsystem = match subsystem {
             Subsystem::Internal => "internal-sftp".to_owned(),
+            Subsystem::AppendOnly => format!("internal-sftp -p {APPEND_ONLY_REQUESTS}"),
             Subsystem::Faulty => format!("/usr/bin/python3 {shown}/fault.py {shown} {SFTP_SERVER}"),
         };
         let config = format!(
@@ -160,6 +166,17 @@ impl Sshd {
     /// Extensions that clients do not get to see from now on.
     pub fn hide(&self, extensions: &[&str]) {
         fs::write(self.dir.join("hide"), extensions.join("\n")).expect("write what is hidden");
+    }
+
+    /// What somebody gets from `sftp` with the client's key, for one command of it: its exit code and words.
+    pub fn sftp(&self, command: &str) -> (Option<i32>, String) {
+        let mut sftp = as_postgres("/usr/bin/sftp");
+        sftp.args(["-b", "-", "-F", "/dev/null", "-P", &self.port.to_string(), "-i"]).arg(self.file("client_key"));
+        sftp.args(["-o", &format!("UserKnownHostsFile={}", self.file("known_hosts_any").display())]);
+        sftp.arg(format!("{}@127.0.0.1", self.user));
+        let output = run_bounded(sftp, format!("{command}\n").as_bytes(), START).expect("sftp runs");
+        let words = [&output.stdout[..], &output.stderr[..]].concat();
+        (output.status.and_then(|s| s.code()), String::from_utf8_lossy(&words).into_owned())
     }
 
     /// Kills every connection, not the server; gives how many processes that were.

@@ -17,6 +17,7 @@ use pgark_repo::record::Base;
 use super::Outcome;
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
 use super::documents::{BackupDocument, RepoOutcome, type_name};
+use super::locks::Locked;
 use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes, human_duration};
@@ -120,8 +121,10 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         report.warnings.push(notice);
     }
     let entry = &report.entry;
-    let all_have_it = others.outcomes.iter().all(|o| o.ok);
-    let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking);
+    let locked = super::locks::extend_all(&opened.members, &options.cluster, &context.ctx);
+    let all_have_it = others.outcomes.iter().all(|o| o.ok) && locked.iter().all(Locked::is_fine);
+    let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking)
+        .locked(locked.iter().map(Locked::document).collect(), locked.iter().flat_map(Locked::warnings));
     output::result(global.form(), &document, || {
         format!(
             "{}\n  {}{} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
@@ -136,6 +139,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             human_duration(began.elapsed())
         ) + &resumed(&report)
             + &report.rechecked.as_ref().map(rechecked).unwrap_or_default()
+            + &locked.iter().map(Locked::text).collect::<String>()
     })?;
     match others.required {
         Some(failure) => Err(failure),

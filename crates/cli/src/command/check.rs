@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use pgark_engine::check::{CheckOptions, Finding, SpaceLook, Verdict, check};
+use pgark_engine::check::{CheckOptions, Checked, Finding, SpaceLook, Verdict, check};
+use pgark_repo::store::{Ability, Capability};
 
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
 use super::{Outcome, space};
@@ -44,7 +45,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         switch: !args.no_switch,
         space: looks(&context, &opened, args.count_for)?,
     };
-    let mut findings = check(&options, &opened.members, &context.ctx);
+    let Checked { mut findings, capabilities } = check(&options, &opened.members, &context.ctx);
     findings.extend(opened.away.iter().map(|(name, failure)| Finding {
         name: "repository",
         repository: Some(name.clone()),
@@ -65,12 +66,13 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         "schema": SCHEMA,
         "ok": worst == Verdict::Ok,
         "checks": findings.iter().map(document).collect::<Vec<_>>(),
+        "capabilities": capabilities.iter().map(ability).collect::<Vec<_>>(),
         "repositories": opened.members.iter().filter_map(|m| {
             let found = options.space.get(&m.name)?.measured.as_ref().ok()?;
             Some(space::document(&m.name, &m.repo.store().url(), found))
         }).collect::<Vec<_>>(),
     });
-    output::result(global.form(), &document, || text(&findings))?;
+    output::result(global.form(), &document, || text(&findings) + &abilities(&capabilities))?;
     Ok(match worst {
         Verdict::Ok => Exit::Done,
         Verdict::Warning | Verdict::NotChecked => Exit::Warnings,
@@ -105,6 +107,31 @@ fn document(f: &Finding) -> serde_json::Value {
         document["repository"] = repository.as_str().into();
     }
     document
+}
+
+fn state(ability: Ability) -> &'static str {
+    match ability {
+        Ability::Yes => "yes",
+        Ability::No => "no",
+        Ability::NotChecked => "not checked",
+    }
+}
+
+fn ability((repository, can): &(Option<String>, Capability)) -> serde_json::Value {
+    let mut document = serde_json::json!({"name": can.name, "state": state(can.state), "reason": can.reason});
+    if let Some(repository) = repository {
+        document["repository"] = repository.as_str().into();
+    }
+    document
+}
+
+fn abilities(all: &[(Option<String>, Capability)]) -> String {
+    let line = |(repository, can): &(Option<String>, Capability)| {
+        let of = repository.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
+        format!("{:<12} {:<20} {of}{}\n", state(can.state), can.name, can.reason)
+    };
+    let lines: String = all.iter().map(line).collect();
+    if lines.is_empty() { lines } else { format!("\nwhat the repository's store can do:\n{lines}") }
 }
 
 /// Of several repositories, which one a finding is about.

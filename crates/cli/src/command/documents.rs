@@ -42,6 +42,9 @@ pub struct BackupDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     verify_incremental: Option<serde_json::Value>,
     repos: Vec<RepoOutcome>,
+    /// Where objects are locked: what became of the locks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    locks: Vec<serde_json::Value>,
     warnings: Vec<String>,
 }
 
@@ -52,6 +55,12 @@ pub struct RepoOutcome {
 }
 
 impl BackupDocument {
+    pub fn locked(mut self, locks: Vec<serde_json::Value>, warnings: impl Iterator<Item = String>) -> Self {
+        self.locks = locks;
+        self.warnings.extend(warnings);
+        self
+    }
+
     pub fn new(cluster: &str, report: &BackupReport, repos: Vec<RepoOutcome>, lacking: Vec<String>) -> Self {
         let e = &report.entry;
         BackupDocument {
@@ -81,6 +90,7 @@ impl BackupDocument {
                     "examples": r.examples})
             }),
             repos,
+            locks: vec![],
             warnings: report.warnings.iter().cloned().chain(lacking).collect(),
         }
     }

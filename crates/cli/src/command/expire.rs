@@ -6,10 +6,12 @@ use clap::{Args, ValueEnum};
 use jiff::tz::TimeZone;
 use pgark_engine::expire::policy::Policy;
 use pgark_engine::expire::{self, ExpireOptions, ExpirePlan, ExpireReport, GRACE, Gap};
+use pgark_engine::several::Member;
 
 use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
 use super::expire_text::{self, document};
+use super::locks::{self, Locked};
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -83,7 +85,8 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let context = Context::new(global)?;
     context.stop_on_signals()?;
-    let repo = context.open_repository(&context.one_repo_settings()?)?;
+    let settings = context.one_repo_settings()?;
+    let repo = context.open_repository(&settings)?;
     let rules = args.rules(context.cluster_settings()?.retention.rules(Kind::Physical));
     let options = ExpireOptions {
         cluster: context.cluster()?,
@@ -93,23 +96,31 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     };
     let plan = expire::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
     let cluster = options.cluster.to_string();
-    let show = |report: Option<&ExpireReport>| {
-        output::result(global.form(), &document(&cluster, &plan, report), || {
-            expire_text::text(&cluster, &plan, report, args.explain)
+    let show = |report: Option<&ExpireReport>, locked: &[Locked]| {
+        output::result(global.form(), &document(&cluster, &plan, report, locked), || {
+            expire_text::text(&cluster, &plan, report, locked, args.explain)
         })
     };
-    if args.dry_run.dry_run || args.explain || !plan.changes() {
-        show(None)?;
-        return Ok(exit(&plan));
+    if args.dry_run.dry_run || args.explain {
+        show(None, &[])?;
+        return Ok(exit(&plan, &[]));
+    }
+    let member = Member { name: settings.name.clone(), repo: repo.clone(), required: false };
+    let extend = || locks::extend_all(std::slice::from_ref(&member), &options.cluster, &context.ctx);
+    if !plan.changes() {
+        let locked = extend();
+        show(None, &locked)?;
+        return Ok(exit(&plan, &locked));
     }
     if !args.confirm.yes && !global.json {
         // What is asked about is shown first.
-        eprint!("{}", expire_text::text(&cluster, &plan, None, false));
+        eprint!("{}", expire_text::text(&cluster, &plan, None, &[], false));
     }
     confirm(&args.confirm, &question(&plan))?;
     let report = expire::run(&options, &plan, &repo, &context.ctx).map_err(engine_failure)?;
-    show(Some(&report))?;
-    Ok(exit(&plan))
+    let locked = extend();
+    show(Some(&report), &locked)?;
+    Ok(exit(&plan, &locked))
 }
 
 fn question(plan: &ExpirePlan) -> String {
@@ -118,8 +129,8 @@ fn question(plan: &ExpirePlan) -> String {
     format!("expire {} backups and {} WAL segments{also}", plan.going().count(), plan.segments_going())
 }
 
-fn exit(plan: &ExpirePlan) -> Exit {
-    if plan.notes.is_empty() { Exit::Done } else { Exit::Warnings }
+fn exit(plan: &ExpirePlan, locked: &[Locked]) -> Exit {
+    if plan.notes.is_empty() && locked.iter().all(Locked::is_fine) { Exit::Done } else { Exit::Warnings }
 }
 
 impl ExpireArgs {

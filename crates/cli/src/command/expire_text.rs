@@ -10,13 +10,20 @@ use pgark_repo::wal::SegmentRange;
 use serde_json::{Value, json};
 
 use super::documents::{evidence, type_name};
+use super::locks::Locked;
 use crate::failure::SCHEMA;
 use crate::output::{Align, Table, human_bytes, timestamp};
 
 /// Ranges of WAL printed one by one.
 const RANGES_SHOWN: usize = 8;
 
-pub fn text(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>, explain: bool) -> String {
+pub fn text(
+    cluster: &str,
+    plan: &ExpirePlan,
+    report: Option<&ExpireReport>,
+    locked: &[Locked],
+    explain: bool,
+) -> String {
     let would = if report.is_some() { "" } else { "would " };
     let mut table = Table::new(&[
         ("backup", Align::Left),
@@ -63,6 +70,7 @@ pub fn text(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>, exp
         ),
     };
     out += &removed(plan, report);
+    out += &locked.iter().map(Locked::text).collect::<String>();
     for note in &plan.notes {
         out += &format!("WARNING: {note}\n");
     }
@@ -81,6 +89,12 @@ fn removed(plan: &ExpirePlan, report: Option<&ExpireReport>) -> String {
     };
     let c = &r.collected;
     let mut out = format!("removed {} objects, {}\n", c.objects, human_bytes(c.bytes));
+    if let Some(until) = c.locked_until {
+        out += &format!(
+            "  the store keeps versions of them by object lock: their room comes back not before {}\n",
+            timestamp(until)
+        );
+    }
     if r.was_full {
         out += "the repository was full, so nothing waited for its grace\n";
     }
@@ -218,11 +232,13 @@ fn rule(r: &Reason) -> &'static str {
     }
 }
 
-pub fn document(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>) -> Value {
+pub fn document(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>, locked: &[Locked]) -> Value {
     let ids = |stays: bool| -> Vec<String> {
         plan.backups.iter().filter(|f| f.stays() == stays).map(|f| f.entry.id.to_string()).collect()
     };
     let e = plan.earlier;
+    let mut warnings = plan.notes.clone();
+    warnings.extend(locked.iter().flat_map(Locked::warnings));
     json!({"schema": SCHEMA, "cluster": cluster, "done": report.is_some(), "at": plan.at,
         "kept": ids(true), "expired": ids(false),
         "backups": plan.backups.iter().map(backup_json).collect::<Vec<_>>(),
@@ -231,8 +247,9 @@ pub fn document(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>)
             "backups_waiting": e.backups_waiting, "segments_waiting": e.segments_waiting},
         "removed": report.map(|r| json!({"objects": r.collected.objects, "bytes": r.collected.bytes,
             "backups_waiting": r.collected.waiting_backups, "segments_waiting": r.collected.waiting_segments,
-            "repository_was_full": r.was_full})),
-        "warnings": plan.notes})
+            "locked_until": r.collected.locked_until.map(|t| t.to_string()), "repository_was_full": r.was_full})),
+        "locks": locked.iter().map(Locked::document).collect::<Vec<_>>(),
+        "warnings": warnings})
 }
 
 fn backup_json(f: &Fate) -> Value {

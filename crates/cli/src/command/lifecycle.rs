@@ -175,6 +175,7 @@ mod tests {
             encryption: Default::default(),
             required: false,
             parity: None,
+            protection: Default::default(),
             key_commands: Default::default(),
             space: SpaceSettings::default(),
         }

@@ -20,6 +20,7 @@ mod keep;
 mod key;
 mod key_reencrypt;
 mod lifecycle;
+mod locks;
 mod misc;
 mod replicate;
 mod restore;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pgark_engine::replicate::{self, ReplicateOptions, ReplicatePlan, ReplicateReport, Which};
+use pgark_engine::several::Member;
 use pgark_repo::Repository;
 use pgark_repo::keyring::{NewKeys, Unlock};
 use pgark_repo::repository::Rekeyed;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
+use super::locks::{self, Locked};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes};
@@ -70,8 +72,12 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let report = replicate::run(&source, &target, &options, &plan, &context.ctx).map_err(engine_failure)?;
     let notices = target.store().notices();
     notices.iter().for_each(|notice| output::warning(notice));
-    output::result(global.form(), &document(&report), || text(&report))?;
-    Ok(if report.failed.is_empty() && notices.is_empty() { Exit::Done } else { Exit::Warnings })
+    let member = Member { name: to.name.clone(), repo: target, required: false };
+    let locked = locks::extend_all(&[member], &options.cluster, &context.ctx);
+    let shown = || text(&report) + &locked.iter().map(Locked::text).collect::<String>();
+    output::result(global.form(), &document(&report, &locked), shown)?;
+    let is_fine = report.failed.is_empty() && notices.is_empty() && locked.iter().all(Locked::is_fine);
+    Ok(if is_fine { Exit::Done } else { Exit::Warnings })
 }
 
 /// The copy with keys of its own, made when there is none and that is allowed.
@@ -131,10 +137,10 @@ fn plan_text(plan: &ReplicatePlan) -> String {
     out
 }
 
-fn document(r: &ReplicateReport) -> Value {
+fn document(r: &ReplicateReport, locked: &[Locked]) -> Value {
     let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
     json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
-        "bytes": r.bytes, "failed": failed})
+        "bytes": r.bytes, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
 }
 
 fn text(r: &ReplicateReport) -> String {

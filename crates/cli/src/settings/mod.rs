@@ -26,7 +26,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use pgark_repo::parity::Percent;
+use pgark_repo::store::LockPolicy;
 
 use crate::failure::Failure;
 use crate::secret::SecretSource;
@@ -50,6 +52,8 @@ pub struct Overrides {
     pub cluster: Option<String>,
     pub pgdata: Option<PathBuf>,
     pub jobs: Option<NonZeroU32>,
+    /// Repositories are read as they were then.
+    pub repo_target_time: Option<Timestamp>,
 }
 
 /// Where a value came from.
@@ -89,8 +93,17 @@ pub struct RepoSettings {
     /// Backups and archiving fail when this one of several does.
     pub required: bool,
     pub parity: Option<Percent>,
+    pub protection: Protection,
     pub key_commands: BTreeMap<String, KeyCommand>,
     pub space: SpaceSettings,
+}
+
+/// What a client does so that nobody can remove what it stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Protection {
+    pub lock: Option<LockPolicy>,
+    /// This client removes nothing.
+    pub append_only: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -13,6 +13,9 @@ use pgark_repo::store::SftpOptions;
 use super::nearest::nearest;
 use super::units::serde_as_text;
 
+/// The moment as of which a bucket with versions is read.
+pub const AS_OF: &str = "as_of";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scheme {
     File,
@@ -55,6 +58,7 @@ impl Scheme {
             Scheme::File => &[],
             Scheme::S3 => &[
                 "allow_http",
+                AS_OF,
                 "ca_file",
                 "checksum",
                 "conditional_writes",
@@ -122,6 +126,17 @@ impl RepoUrl {
 
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
+    }
+
+    /// Whether this kind of store has such an option.
+    pub fn has_option(&self, name: &str) -> bool {
+        self.scheme.options().contains(&name)
+    }
+
+    pub fn without(&self, option: &str) -> RepoUrl {
+        let mut url = self.clone();
+        url.options.remove(option);
+        url
     }
 }
 

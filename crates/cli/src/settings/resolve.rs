@@ -5,15 +5,18 @@ use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+use pgark_repo::store::LockPolicy;
+
 use super::explain::{self, Entry};
 use super::files::{self, Environment};
 use super::nearest::{distance, nearest};
-use super::repo_url::RepoUrl;
+use super::repo_url::{AS_OF, RepoUrl};
 use super::schema::{ClusterSection, CommandLine, Document, Encryption, RepoSection};
 use super::space::SpaceSettings;
 use super::tree::{self, Node, TableArrays};
 use super::validate::{self, gather_libpq, is_name};
-use super::{ClusterSettings, DEFAULT_CLUSTER, Origin, Overrides, RepoSettings, Settings, Sourced, de};
+use super::{ClusterSettings, DEFAULT_CLUSTER, Origin, Overrides, Protection, RepoSettings, Settings, Sourced, de};
 use crate::failure::Failure;
 use crate::secret::{Secret, SecretSource, split_command};
 
@@ -47,6 +50,10 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
         document.repos.into_iter().map(|(name, section)| (name.clone(), repo_settings(name, section))).collect();
     if let Some(given) = &passphrase {
         repos.values_mut().for_each(|repo| repo.passphrase = given.value.clone());
+    }
+    if let Some(at) = overrides.repo_target_time {
+        // Those that cannot be looked at so are refused when one of them is chosen.
+        repos.values_mut().filter(|repo| repo.url.has_option(AS_OF)).try_for_each(|repo| look_back(repo, at))?;
     }
     let configured_jobs = document.clusters.get(&selected_cluster.value).and_then(|c| c.jobs);
     let jobs = jobs(overrides, environment, configured_jobs, &selected_cluster.value, &tree)?;
@@ -155,8 +162,11 @@ fn source(inline: Option<Secret>, file: Option<PathBuf>, command: Option<Command
 fn repo_settings(name: String, section: RepoSection) -> RepoSettings {
     let space = SpaceSettings::of(&section);
     let passphrase = source(section.passphrase, section.passphrase_file, section.passphrase_command);
-    let RepoSection { url, encryption, required, parity, key_commands, .. } = section;
-    RepoSettings { name, url, passphrase, encryption, required, parity, key_commands, space }
+    let RepoSection { url, encryption, required, parity, key_commands, lock, lock_days, append_only, .. } = section;
+    // The days were checked with the rest of the document.
+    let lock = lock.zip(lock_days).and_then(|(mode, days)| LockPolicy::new(mode, days));
+    let protection = Protection { lock, append_only };
+    RepoSettings { name, url, passphrase, encryption, required, parity, protection, key_commands, space }
 }
 
 fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
@@ -285,7 +295,20 @@ fn chosen_repos(
         }
         chosen.push(repo);
     }
+    if let Some(at) = overrides.repo_target_time {
+        chosen.iter_mut().try_for_each(|repo| look_back(repo, at))?;
+    }
     Ok((!chosen.is_empty()).then_some(Sourced { value: chosen, origin }))
+}
+
+/// From now on the repository is read as it was at this moment.
+fn look_back(repo: &mut RepoSettings, at: Timestamp) -> Result<(), Failure> {
+    if !repo.url.has_option(AS_OF) {
+        let message = format!("--repo-target-time: {} keeps no versions that pgark can read", repo.url);
+        return Err(Failure::usage("E-REPO-CHOICE", message).hint("it works with S3 buckets that keep versions"));
+    }
+    repo.url.options.insert(AS_OF.to_owned(), at.to_string());
+    Ok(())
 }
 
 /// A configured repository by name, or one by URL; a URL that is configured brings its configuration along.
@@ -300,7 +323,9 @@ pub fn repo(configured: &BTreeMap<String, RepoSettings>, text: &str) -> Result<R
         return Err(failure.hint(near.map_or_else(otherwise, |near| format!("did you mean '{near}'?"))));
     }
     let url: RepoUrl = text.parse().map_err(|why: String| Failure::usage("E-REPO-URL", why))?;
-    let known = configured.values().find(|repo| repo.url == url).cloned();
+    // The past of a repository is opened as the repository is.
+    let known = configured.values().find(|repo| repo.url.without(AS_OF) == url.without(AS_OF));
+    let known = known.map(|repo| RepoSettings { url: url.clone(), ..repo.clone() });
     Ok(known.unwrap_or_else(|| RepoSettings {
         name: url.to_string(),
         url,
@@ -308,6 +333,7 @@ pub fn repo(configured: &BTreeMap<String, RepoSettings>, text: &str) -> Result<R
         encryption: Encryption::default(),
         required: false,
         parity: None,
+        protection: Protection::default(),
         key_commands: BTreeMap::new(),
         space: SpaceSettings::default(),
     }))

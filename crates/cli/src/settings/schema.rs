@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use pgark_repo::parity::Percent;
+use pgark_repo::store::LockMode;
 use serde::{Deserialize, Serialize};
 
 use super::repo_url::RepoUrl;
@@ -96,6 +97,13 @@ pub struct RepoSection {
     pub required: bool,
     /// Written beside backups and WAL, so that damaged sectors heal: "1%" to "20%" of their size.
     pub parity: Option<Percent>,
+    /// New objects are locked; S3 alone.
+    pub lock: Option<LockMode>,
+    /// What kept backups need stays locked for at least so long.
+    pub lock_days: Option<u32>,
+    /// This client removes nothing from the repository.
+    #[serde(default)]
+    pub append_only: bool,
     /// Programs that wrap the repository's key, by the name under which the key ring knows them.
     #[serde(default)]
     pub key_commands: BTreeMap<String, KeyCommand>,

@@ -202,6 +202,12 @@ fn a_wrong_type_or_value_is_an_error_with_its_place_and_key() {
         ("[clusters.'../x']\n", "cannot be the name of a cluster"),
         ("[clusters.main]\ndbname = 'postgres://u:hunter2@h/d'", "not a connection string"),
         ("[repos.a]\nurl='/r'\npassphrase='x'\npassphrase_file='/p'", "one source is enough"),
+        ("[repos.a]\nurl='/r'\nlock='compliance'\nlock_days=3", "s3:// repositories alone"),
+        ("[repos.a]\nurl='s3://b'\nlock='compliance'", "for how long"),
+        ("[repos.a]\nurl='s3://b'\nlock_days=3", "without lock"),
+        ("[repos.a]\nurl='s3://b'\nlock='governance'\nlock_days=0", "between 1 and 3650"),
+        ("[repos.a]\nurl='s3://b'\nlock='governance'\nlock_days=36500", "between 1 and 3650"),
+        ("[repos.a]\nurl='s3://b'\nlock='forever'\nlock_days=3", "is not known here"),
         ("[clusters.main.recover]\nkind='system'\nservice={systemd='a',docker='b'}", "more than one way"),
     ];
     for (text, message) in cases {

@@ -7,8 +7,11 @@ mod space;
 use std::path::Path;
 use std::time::Duration;
 
+use pgark_repo::store::lock::LOCK_DAYS_MAX;
+
 use super::nearest::nearest;
-use super::schema::{ClusterSection, Document, Job, Retention, SECRET_KEYS, Schedule, ServiceControl};
+use super::repo_url::Scheme;
+use super::schema::{ClusterSection, Document, Job, RepoSection, Retention, SECRET_KEYS, Schedule, ServiceControl};
 use super::tree::{Node, Table, Value};
 use crate::failure::Failure;
 
@@ -17,6 +20,7 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
         self::name(tree, &["repos", name], "repository", name)?;
         one_secret_source(tree, &["repos", name])?;
         absolute(tree, &["repos", name, "passphrase_file"], repo.passphrase_file.as_deref())?;
+        protection(tree, name, repo)?;
         for (command, section) in &repo.key_commands {
             let at = ["repos", name, "key_commands", command];
             self::name(tree, &at, "key command", command)?;
@@ -40,6 +44,24 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
         self::schedule(document, tree, &index.to_string(), schedule)?;
     }
     absolute(tree, &["server", "state_dir"], Some(&document.server.state_dir))
+}
+
+fn protection(tree: &Node, name: &str, repo: &RepoSection) -> Result<(), Failure> {
+    let wrong = |key: &str, message: &str| complaint(tree, &["repos", name, key], "E-CONFIG-VALUE", message);
+    match (repo.lock, repo.lock_days) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => {
+            Err(wrong("lock_days", "without lock nothing is locked").hint("lock = \"compliance\" or \"governance\""))
+        }
+        (Some(_), None) => Err(wrong("lock", "for how long?").hint("lock_days = 30, for example")),
+        (Some(_), Some(_)) if repo.url.scheme != Scheme::S3 => {
+            Err(wrong("lock", "objects are locked in s3:// repositories alone"))
+        }
+        (Some(_), Some(days)) if !(1..=LOCK_DAYS_MAX).contains(&days) => {
+            Err(wrong("lock_days", &format!("the days are between 1 and {LOCK_DAYS_MAX}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A complaint about the value under `path`, or about the nearest table that contains it.

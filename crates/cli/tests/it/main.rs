@@ -16,6 +16,7 @@ mod crash;
 mod delta;
 mod export;
 mod extract;
+mod immutability;
 mod import;
 mod incremental;
 mod key_commands;

@@ -19,7 +19,7 @@ use pgark_pg::value::{SegmentSize, SystemId};
 use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Expiry, JobKind, WalNeed};
 use pgark_repo::gc::{self, Collected};
 use pgark_repo::names::{BackupId, ClusterName};
-use pgark_repo::wal::SegmentRange;
+use pgark_repo::wal::{SegmentRange, WalArchive};
 use pgark_repo::{RepoError, Repository};
 
 use crate::backup::claim::KeptClaim;
@@ -305,6 +305,7 @@ pub struct ExpireReport {
 
 /// Obeys the plan, and removes what is due.
 pub fn run(options: &ExpireOptions, plan: &ExpirePlan, repo: &Repository, ctx: &Ctx) -> Result<ExpireReport> {
+    crate::error::refuse_append_only(repo)?;
     let catalog = CatalogStore::new(repo, &options.cluster).thrifty();
     let mut was_full = false;
     let claim = match catalog.claim_expiry(ctx.now()) {
@@ -342,6 +343,7 @@ fn under_claim(
 ) -> Result<Collected> {
     let catalog = CatalogStore::new(repo, &options.cluster);
     gc::apply_pending(repo, &catalog)?;
+    prune_registers(repo, &catalog)?;
     let now = ctx.now();
     let backups: Vec<BackupId> = plan.going().map(|f| f.entry.id.clone()).collect();
     let wal: Vec<(SystemId, Vec<SegmentRange>)> = plan.wal.iter().map(|w| (w.system_id, w.going.clone())).collect();
@@ -357,9 +359,21 @@ fn under_claim(
     Ok(gc::collect(repo, &options.cluster, claim, &|since, _| is_due(grace, since, now, credible))?)
 }
 
+/// Versions of the books that clients have left which may not remove anything.
+fn prune_registers(repo: &Repository, catalog: &CatalogStore) -> Result<()> {
+    catalog.register_of_books().prune()?;
+    for lineage in &catalog.read()?.lineages {
+        WalArchive::new(repo, catalog.cluster(), lineage.system_id).head_register().prune()?;
+    }
+    Ok(())
+}
+
 /// Removes what is due by what was decided when it expired; for whoever has just changed the catalog anyway. Does nothing
 /// while somebody else expires.
 pub fn remove_due(repo: &Repository, cluster: &ClusterName, ctx: &Ctx) -> Result<()> {
+    if !repo.store().may_delete() {
+        return Ok(());
+    }
     let catalog = CatalogStore::new(repo, cluster);
     let now = ctx.now();
     let before = catalog.read()?;

@@ -10,7 +10,7 @@ mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, JobKind, Lineage, Needs, WalNeed};
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Evidence, JobKind, Lineage, Needs, WalNeed};
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -24,6 +24,7 @@ use crate::backup::claim::KeptClaim;
 use crate::backup::job::remove_remains;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::restore::run::claim_to_read;
 use wal::WalToCopy;
 
 pub struct ReplicateOptions {
@@ -258,16 +259,17 @@ fn backup(
         to: Some(entry.lsn_stop),
     };
     let needs = Needs { base: None, wal: Some(wal) };
-    let reading = source.claim_with(JobKind::Restore, id, needs, ctx.now())?;
+    let reading = claim_to_read(&source, id, needs, ctx)?;
     let outcome = (|| {
         let known = target.read()?;
         let writing = target.claim_copy(id, ctx.now())?;
         writing.house(&entry.needs)?;
-        let (kept, kept_source) = (KeptClaim::new(writing.clone(), ctx), KeptClaim::new(reading.clone(), ctx));
+        let kept = KeptClaim::new(writing.clone(), ctx);
+        let kept_source = reading.clone().map(|claim| KeptClaim::new(claim, ctx));
         let copied = objects_of(from, to, options, entry, &known, ctx, report)
             .and_then(|()| check_wal(to, cluster, entry))
             .and_then(|()| kept.check())
-            .and_then(|()| kept_source.check());
+            .and_then(|()| kept_source.as_ref().map_or(Ok(()), KeptClaim::check));
         drop((kept, kept_source));
         match copied {
             Ok(()) => {
@@ -283,7 +285,7 @@ fn backup(
             }
         }
     })();
-    if let Err(e) = reading.release() {
+    if let Some(Err(e)) = reading.map(Claim::release) {
         tracing::warn!(%e, "the claim in the source ends by itself");
     }
     outcome

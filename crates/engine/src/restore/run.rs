@@ -136,7 +136,12 @@ pub(crate) fn pin(repo: &Repository, cluster: &ClusterName, plan: &RestorePlan, 
         to: Some(plan.stop.read_to),
     };
     let needs = Needs { base: None, wal: Some(wal) };
-    match CatalogStore::new(repo, cluster).claim_with(JobKind::Restore, &plan.backup.id, needs, ctx.now()) {
+    claim_to_read(&CatalogStore::new(repo, cluster), &plan.backup.id, needs, ctx)
+}
+
+/// The claim of who reads a backup; None from a repository that cannot be written to.
+pub(crate) fn claim_to_read(catalog: &CatalogStore, id: &BackupId, needs: Needs, ctx: &Ctx) -> Result<Option<Claim>> {
+    match catalog.claim_with(JobKind::Restore, id, needs, ctx.now()) {
         Ok(c) => Ok(Some(c)),
         Err(RepoError::Store(e))
             if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) =>

@@ -22,7 +22,7 @@ use crate::manifest::PackId;
 use crate::names::{BackupId, ClusterName, catalog_dir};
 use crate::register::{Mirror, Register, RegisterProblem};
 use crate::repository::Repository;
-use crate::store::Store;
+use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::Fingerprint;
 
 pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind, Needs, WalNeed};
@@ -313,8 +313,11 @@ impl CatalogStore {
 
     /// As `sweep`; `still_ours` is asked before each deletion, and its error ends the sweep.
     pub fn sweep_while(&self, still_ours: &mut dyn FnMut() -> Result<()>) -> Result<Swept> {
-        let catalog = self.read()?;
         let mut swept = Swept::default();
+        if !self.store.may_delete() {
+            return Ok(swept);
+        }
+        let catalog = self.read()?;
         for id in &catalog.removing {
             let dir = crate::names::backup_dir(&self.cluster, id);
             let mut objects = vec![];
@@ -331,11 +334,13 @@ impl CatalogStore {
                     continue;
                 }
                 still_ours()?;
+                let locked = locked_until(&*self.store, &stat.name)?;
                 match self.store.delete(&stat.name) {
                     Err(crate::store::StoreError::NotFound { .. }) => {}
                     Ok(()) => {
                         swept.objects += 1;
                         swept.bytes += stat.size;
+                        swept.locked_until = swept.locked_until.max(locked);
                     }
                     Err(e) => return Err(e.into()),
                 }
@@ -359,8 +364,20 @@ impl CatalogStore {
 pub struct Swept {
     pub objects: u64,
     pub bytes: u64,
+    /// The store keeps versions of what was removed until then, whoever removes them.
+    pub locked_until: Option<Timestamp>,
     /// Nothing is left of these.
     pub done: Vec<BackupId>,
+}
+
+/// Until when the store keeps an object that is removed now.
+pub(crate) fn locked_until(store: &dyn Store, name: &ObjectName) -> Result<Option<Timestamp>> {
+    let Some(lock) = store.object_lock() else { return Ok(None) };
+    match lock.retention(name, None) {
+        Ok(told) => Ok(told.map(|t| t.until)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }
 
 #[cfg(test)]

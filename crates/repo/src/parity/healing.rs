@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::heal::{HealError, Healed, heal};
 use crate::limits::HEALED_BYTES_MAX;
+use crate::store::forward::forward_to_inner;
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 
 pub struct HealingStore {
@@ -29,6 +30,10 @@ struct State {
 impl HealingStore {
     pub fn new(inner: Arc<dyn Store>) -> Self {
         HealingStore { inner, state: Mutex::default() }
+    }
+
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,6 +97,8 @@ fn read_healed(
 }
 
 impl Store for HealingStore {
+    forward_to_inner!(space may_archive parity probe object_lock may_delete);
+
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         self.inner.put_new(name, bytes)
     }

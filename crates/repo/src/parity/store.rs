@@ -10,6 +10,7 @@ use super::Percent;
 use super::check::protect;
 use super::encode::ParityEncoder;
 use crate::names;
+use crate::store::forward::forward_to_inner;
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 
 /// So many failures are told one by one.
@@ -53,6 +54,8 @@ impl Shared {
 }
 
 impl Store for ParityStore {
+    forward_to_inner!(space may_archive heal probe object_lock may_delete);
+
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         if !names::deserves_parity(name) {
             return self.inner().put_new(name, bytes);

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::forward::forward_to_inner;
 use super::{ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
 
 /// An operation on a store or on a writer it gave out.
@@ -136,6 +137,10 @@ struct Rule {
 }
 
 impl FaultStore {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
     pub fn new(inner: Arc<dyn Store>, seed: u64) -> Self {
         let script = Script { random: seed, rules: vec![], hide: None, crashed: false, log: vec![] };
         FaultStore { inner, state: Arc::new(State(Mutex::new(script))) }
@@ -286,6 +291,8 @@ fn spoil_bytes(mut bytes: Vec<u8>, fault: Fault, random: u64) -> Result<Vec<u8>,
 }
 
 impl Store for FaultStore {
+    forward_to_inner!(notices parity probe object_lock may_delete);
+
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         self.state.run_plain(Op::PutNew, name.as_str(), || self.inner.put_new(name, bytes))
     }

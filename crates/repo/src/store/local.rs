@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use self::root::{Root, Sys, file_type, fsync_dir};
 use self::writer::{LocalWriter, TEMP_PREFIX};
 use super::name::{below, check_prefix};
-use super::{ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
+use super::{Capability, ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
 
 mod root;
 #[cfg(test)]
@@ -220,6 +220,10 @@ impl Store for LocalStore {
 
     fn url(&self) -> String {
         format!("file://{}", self.root.path().display())
+    }
+
+    fn probe(&self) -> Vec<Capability> {
+        Capability::of_a_directory()
     }
 
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {

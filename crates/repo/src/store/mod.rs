@@ -11,17 +11,22 @@ use rustix::io::Errno;
 
 use crate::parity::Percent;
 
+mod append_only;
 pub mod cloud;
 pub mod conformance;
 pub mod fault;
+pub(crate) mod forward;
 mod local;
+pub mod lock;
 mod memory;
 mod name;
 mod sftp;
 
-pub use cloud::{CloudKind, CloudOptions, CloudStore};
+pub use append_only::AppendOnlyStore;
+pub use cloud::{CloudKind, CloudOptions, CloudStore, PastStore};
 pub use fault::FaultStore;
 pub use local::LocalStore;
+pub use lock::{LockMode, LockPolicy, ObjectLock, Retention};
 pub use memory::MemoryStore;
 pub use name::{NAME_BYTES_MAX, ObjectName, PART_BYTES_MAX};
 pub use sftp::{SftpFailure, SftpOptions, SftpPlace, SftpStore};
@@ -125,6 +130,57 @@ pub trait Store: Send + Sync {
     fn parity(&self) -> Option<Percent> {
         None
     }
+    /// What the store can do beyond the trait, each thing tried. Writes and removes below `probe/`.
+    fn probe(&self) -> Vec<Capability> {
+        vec![]
+    }
+
+    /// None: what is written here is not locked.
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        None
+    }
+
+    /// Whether this client may remove anything here. Where it may not, removing is left to another one.
+    fn may_delete(&self) -> bool {
+        true
+    }
+}
+
+/// Something that stores have or have not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    pub name: &'static str,
+    pub state: Ability,
+    /// What was seen.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ability {
+    Yes,
+    No,
+    /// Could not be found out, or was not tried.
+    NotChecked,
+}
+
+impl Capability {
+    /// Creating a name only when it is free.
+    pub const CREATE: &'static str = "conditional create";
+    pub const VERSIONS: &'static str = "object versions";
+    pub const LOCK: &'static str = "object lock";
+
+    pub fn new(name: &'static str, state: Ability, reason: impl Into<String>) -> Self {
+        Capability { name, state, reason: reason.into() }
+    }
+
+    /// What a file system has of these.
+    pub(crate) fn of_a_directory() -> Vec<Self> {
+        let none = |name, why| Capability::new(name, Ability::No, why);
+        vec![
+            none(Capability::VERSIONS, "a directory keeps one version of a file; snapshots are the administrator's"),
+            none(Capability::LOCK, "a directory has none"),
+        ]
+    }
 }
 
 /// An object being written. Dropped without `finish`, it leaves nothing.
@@ -160,6 +216,8 @@ pub enum StoreError {
     InvalidName { name: String, why: &'static str },
     #[error("the store is read-only")]
     ReadOnly,
+    #[error("{object} is not removed: this client only appends to the repository")]
+    AppendOnly { object: String },
     #[error("{operation} {object} failed: {source}")]
     Io { operation: &'static str, object: String, source: io::Error },
 }
@@ -176,6 +234,7 @@ pub enum StoreErrorKind {
     Archived,
     InvalidName,
     ReadOnly,
+    AppendOnly,
     Io,
 }
 
@@ -212,6 +271,7 @@ impl StoreError {
             | StoreError::NoSpace { object, .. }
             | StoreError::Denied { object, .. }
             | StoreError::Archived { object, .. }
+            | StoreError::AppendOnly { object }
             | StoreError::Io { object, .. } => Some(object),
             StoreError::InvalidName { name, .. } => Some(name),
             StoreError::ReadOnly => None,
@@ -229,6 +289,7 @@ impl StoreError {
             StoreError::Archived { .. } => StoreErrorKind::Archived,
             StoreError::InvalidName { .. } => StoreErrorKind::InvalidName,
             StoreError::ReadOnly => StoreErrorKind::ReadOnly,
+            StoreError::AppendOnly { .. } => StoreErrorKind::AppendOnly,
             StoreError::Io { .. } => StoreErrorKind::Io,
         }
     }

@@ -17,6 +17,16 @@ pub fn store_at(
     prefix: &str,
     more: &[(&str, &str)],
 ) -> Arc<dyn Store> {
+    Arc::new(CloudStore::open(options_at(server, kind, address, prefix, more)).expect("a store"))
+}
+
+pub fn options_at(
+    server: &ObjectServer,
+    kind: ObjectServerKind,
+    address: SocketAddr,
+    prefix: &str,
+    more: &[(&str, &str)],
+) -> CloudOptions {
     let (kind, options): (_, Vec<(&str, String)>) = match kind {
         ObjectServerKind::Azurite => {
             let endpoint = format!("http://{address}/devstoreaccount1");
@@ -27,15 +37,15 @@ pub fn store_at(
     };
     let more = more.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
     let options: BTreeMap<String, String> = options.into_iter().map(|(n, v)| (n.to_owned(), v)).chain(more).collect();
-    let options = CloudOptions {
+    CloudOptions {
         kind,
         bucket: BUCKET.to_owned(),
         prefix: prefix.to_owned(),
         url: server.url(prefix),
         options,
         environment: server.environment(),
-    };
-    Arc::new(CloudStore::open(options).expect("a store"))
+        lock: None,
+    }
 }
 
 fn conforms(kind: ObjectServerKind) {

@@ -12,6 +12,7 @@ mod golden;
 mod hostile;
 mod key_commands;
 mod keys;
+mod locks;
 mod meter;
 mod races;
 mod sample;

@@ -7,13 +7,17 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use object_store::aws::AwsCredentialProvider;
 use object_store::client::{
-    ClientOptions, HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
 };
 use tokio::runtime::{Builder, Runtime};
 
+use super::control::Retain;
 use super::error;
 use crate::store::StoreError;
 
@@ -156,29 +160,51 @@ impl From<Failed> for io::Error {
     }
 }
 
-/// The library's client, with the status of the last answer noted for who retries: its errors do not tell.
-#[derive(Debug, Default)]
-pub struct Watching(ReqwestConnector);
+/// The library's client, with the status of the last answer noted for who retries: its errors do not tell. It also adds
+/// to requests what the library cannot say, see `Retain`.
+#[derive(Clone, Debug, Default)]
+pub struct Watching {
+    /// Known when the library has made its client.
+    credentials: Arc<OnceLock<AwsCredentialProvider>>,
+}
+
+impl Watching {
+    pub fn sign_with(&self, credentials: &AwsCredentialProvider) {
+        // Called once for each client.
+        let _ = self.credentials.set(credentials.clone());
+    }
+}
 
 impl HttpConnector for Watching {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Watched(self.0.connect(options)?)))
+        Ok(HttpClient::new(Watched(ReqwestConnector::default().connect(options)?, self.credentials.clone())))
     }
 }
 
 #[derive(Debug)]
-struct Watched(HttpClient);
+struct Watched(HttpClient, Arc<OnceLock<AwsCredentialProvider>>);
+
+impl Watched {
+    async fn complete(&self, request: &mut HttpRequest) -> Result<(), HttpError> {
+        let Some(retain) = request.extensions().get::<Retain>().copied() else { return Ok(()) };
+        let wrong = |e| HttpError::new(HttpErrorKind::Request, e);
+        let provider = self.1.get().expect("only S3 objects are locked, and its client is complete");
+        let credential = provider.get_credential().await.map_err(wrong)?;
+        retain.apply(request, &credential)
+    }
+}
 
 impl HttpService for Watched {
     fn call<'a, 'b>(
         &'a self,
-        request: HttpRequest,
+        mut request: HttpRequest,
     ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'b>>
     where
         'a: 'b,
         Self: 'b,
     {
         Box::pin(async move {
+            self.complete(&mut request).await?;
             let outcome = self.0.execute(request).await;
             let status = outcome.as_ref().ok().map(|r| r.status().as_u16());
             // Outside of an attempt nobody asks.

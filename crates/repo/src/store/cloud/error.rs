@@ -52,6 +52,8 @@ pub fn may_pass(error: &Error, status: Option<u16>) -> bool {
                 ["RequestTimeout", "IncompleteBody", "BadDigest"].iter().any(|c| whole_text(error).contains(c))
             }
             Some(408 | 425 | 429) => true,
+            // What a store does not have, it will not have later.
+            Some(501) => false,
             Some(s) => !(300..500).contains(&s),
             // No answer at all: but what never left this machine for want of a name or a certificate does not pass.
             None => !is_permanent(error),

@@ -7,8 +7,11 @@
 //! names belong to one holder of a claim.
 
 mod attempt;
+mod control;
 mod error;
+mod locks;
 mod open;
+mod past;
 mod writer;
 
 use std::cell::RefCell;
@@ -22,16 +25,21 @@ use futures_util::stream::BoxStream;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
-    Attribute, AttributeValue, Attributes, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    Attribute, AttributeValue, Attributes, Extensions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMode,
 };
 use object_store::{PutOptions, PutPayload};
 
+use super::lock::{ObjectLock, Retention};
 use super::name::check_prefix;
-use super::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use super::{Capability, ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 use attempt::{Attempts, Failed};
+use control::{Control, Retain};
+use locks::{Locking, PROBE_DIR};
 use writer::CloudWriter;
 
 pub use open::{CloudKind, CloudOptions};
+pub use past::PastStore;
 
 /// Bytes of a part of an upload: two of them and one being filled are in memory for each writer.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -50,7 +58,11 @@ pub struct CloudStore {
 }
 
 struct Inner {
+    kind: CloudKind,
     client: Arc<dyn Client>,
+    /// For the S3 protocol.
+    control: Option<Control>,
+    lock: Option<Locking>,
     attempts: Attempts,
     /// Path of the repository in the bucket; empty for the whole bucket.
     root: String,
@@ -127,6 +139,18 @@ impl Inner {
         self.storage_class.iter().map(class).collect()
     }
 
+    /// What new objects are locked by; probes are not.
+    fn extensions(&self, name: &ObjectName) -> Extensions {
+        let mut extensions = Extensions::new();
+        if let Some(Locking { policy }) = &self.lock
+            && name.parent() != PROBE_DIR
+        {
+            let until = policy.until(jiff::Timestamp::now());
+            extensions.insert(Retain(Retention { mode: policy.mode(), until }));
+        }
+        extensions
+    }
+
     fn put_mode(&self) -> PutMode {
         match self.conditional {
             Conditional::Yes => PutMode::Create,
@@ -154,7 +178,8 @@ impl Inner {
         }
         let path = self.path(name.as_str())?;
         let put = || {
-            let options = PutOptions { mode: self.put_mode(), attributes: self.attributes(), ..Default::default() };
+            let (mode, attributes, extensions) = (self.put_mode(), self.attributes(), self.extensions(name));
+            let options = PutOptions { mode, attributes, extensions, ..Default::default() };
             self.client.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options)
         };
         match self.attempts.run(bytes.len(), put) {
@@ -179,10 +204,15 @@ impl Inner {
     }
 
     fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
+        self.read_version(name, max, None)
+    }
+
+    fn read_version(&self, name: &ObjectName, max: u64, version: Option<&str>) -> Result<Vec<u8>, StoreError> {
         let path = self.path(name.as_str())?;
         let expected = usize::try_from(max).unwrap_or(usize::MAX).min(PART_BYTES);
         let get = || async {
-            let result = self.client.get(&path).await?;
+            let options = GetOptions { version: version.map(str::to_owned), ..Default::default() };
+            let result = self.client.get_opts(&path, options).await?;
             let size = result.meta.size;
             if size > max {
                 return Ok(Err(size));
@@ -197,6 +227,16 @@ impl Inner {
     }
 
     fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.read_version_at(name, offset, buf, None)
+    }
+
+    fn read_version_at(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buf: &mut [u8],
+        version: Option<&str>,
+    ) -> Result<(), StoreError> {
         let wanted = offset.saturating_add(buf.len() as u64);
         let truncated = |size| StoreError::Truncated { object: name.to_string(), size, wanted };
         if buf.is_empty() || offset.checked_add(buf.len() as u64).is_none() {
@@ -206,7 +246,8 @@ impl Inner {
         let path = self.path(name.as_str())?;
         let get = || async {
             let range = Some(GetRange::Bounded(offset..wanted));
-            self.client.get_opts(&path, GetOptions { range, ..Default::default() }).await?.bytes().await
+            let options = GetOptions { range, version: version.map(str::to_owned), ..Default::default() };
+            self.client.get_opts(&path, options).await?.bytes().await
         };
         let found = self.attempts.run(buf.len(), get);
         match found {
@@ -370,6 +411,14 @@ impl Store for CloudStore {
 
     fn may_archive(&self) -> bool {
         true
+    }
+
+    fn probe(&self) -> Vec<Capability> {
+        self.capabilities()
+    }
+
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        self.inner.lock.as_ref().map(|_| self as &dyn ObjectLock)
     }
 
     /// Parts of unfinished uploads are invisible and are the bucket's to remove, by its lifecycle rule.

@@ -6,15 +6,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::HttpConnector;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, RetryConfig};
 
 use super::attempt::{Attempts, Watching};
-use super::{Client, Conditional, Inner, ListOrder};
+use super::control::Control;
+use super::{Client, Conditional, Inner, ListOrder, Locking};
+use crate::store::lock::LockPolicy;
 use crate::store::{ObjectName, StoreError};
 
+/// As the library has it.
+const DEFAULT_REGION: &str = "us-east-1";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of one try of a request that carries nothing, unless the option `timeout` says otherwise.
 const REQUEST_TIMEOUT_SECONDS: u64 = 30;
@@ -41,6 +46,8 @@ pub struct CloudOptions {
     pub url: String,
     /// What the URL says, by name.
     pub options: BTreeMap<String, String>,
+    /// New objects are locked. S3 alone.
+    pub lock: Option<LockPolicy>,
     /// Variables of the cloud's own credential chain and of the proxy, by their usual names. May hold secrets.
     pub environment: Vec<(String, String)>,
 }
@@ -57,17 +64,29 @@ pub(super) fn open(o: CloudOptions) -> Result<Inner, StoreError> {
             .filter(|s| (1..=3600).contains(s))
             .ok_or_else(|| wrong(&o, "timeout is a number of seconds from 1 to 3600"))?,
     };
-    let client: Arc<dyn Client> = match o.kind {
-        CloudKind::S3 => Arc::new(s3(&o)?),
-        CloudKind::Azure => Arc::new(azure(&o)?),
-        CloudKind::Gcs => Arc::new(gcs(&o)?),
+    if o.lock.is_some() && o.kind != CloudKind::S3 {
+        return Err(wrong(&o, "objects are locked in S3 buckets alone"));
+    }
+    if o.lock.is_some() && o.options.get("checksum").is_some_and(|c| c == "none") {
+        return Err(wrong(&o, "locked objects are stored with a checksum: leave checksum=none out"));
+    }
+    let (client, control): (Arc<dyn Client>, _) = match o.kind {
+        CloudKind::S3 => {
+            let (client, control) = s3(&o)?;
+            (Arc::new(client), Some(control))
+        }
+        CloudKind::Azure => (Arc::new(azure(&o)?), None),
+        CloudKind::Gcs => (Arc::new(gcs(&o)?), None),
     };
     let conditional = match o.flag("conditional_writes")? {
         Some(false) => Conditional::SingleWriter,
         _ => Conditional::Yes,
     };
     Ok(Inner {
+        kind: o.kind,
         client,
+        control,
+        lock: o.lock.map(|policy| Locking { policy }),
         attempts: Attempts::new(Duration::from_secs(limit))?,
         storage_class: o.options.get("storage_class").cloned(),
         root: o.prefix,
@@ -161,7 +180,8 @@ fn built<T>(o: &CloudOptions, client: object_store::Result<T>) -> Result<T, Stor
     client.map_err(|e| wrong(o, super::error::message(&e, None)))
 }
 
-fn s3(o: &CloudOptions) -> Result<object_store::aws::AmazonS3, StoreError> {
+fn s3(o: &CloudOptions) -> Result<(AmazonS3, Control), StoreError> {
+    let watching = Watching::default();
     let mut b = AmazonS3Builder::new();
     for (name, value) in &o.environment {
         if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>()
@@ -179,14 +199,14 @@ fn s3(o: &CloudOptions) -> Result<object_store::aws::AmazonS3, StoreError> {
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_retry(no_retries())
         .with_client_options(o.client_options(allow_http)?)
-        .with_http_connector(Watching::default());
-    if let Some((endpoint, _)) = endpoint {
-        // In the other style the library expects the bucket in the endpoint.
-        let address = match (path_style, endpoint.split_once("://")) {
-            (false, Some((scheme, host))) => format!("{scheme}://{}.{host}", o.bucket),
-            _ => endpoint,
-        };
-        b = b.with_endpoint(address);
+        .with_http_connector(watching.clone());
+    // In the other style the library expects the bucket in the endpoint.
+    let with_bucket = |endpoint: &str| match endpoint.split_once("://") {
+        Some((scheme, host)) if !path_style => format!("{scheme}://{}.{host}", o.bucket),
+        _ => endpoint.to_owned(),
+    };
+    if let Some((endpoint, _)) = &endpoint {
+        b = b.with_endpoint(with_bucket(endpoint));
     }
     if let Some(region) = o.options.get("region") {
         b = b.with_region(region);
@@ -204,7 +224,14 @@ fn s3(o: &CloudOptions) -> Result<object_store::aws::AmazonS3, StoreError> {
         Some("aws:kms:dsse") => b.with_dsse_kms_encryption(kms_key),
         Some(_) => return Err(wrong(o, "sse is AES256, aws:kms or aws:kms:dsse")),
     };
-    built(o, b.build())
+    let region = b.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    let s3 = built(o, b.build())?;
+    watching.sign_with(s3.credentials());
+    let address = with_bucket(&endpoint.map_or_else(|| format!("https://s3.{region}.amazonaws.com"), |(e, _)| e));
+    let bucket = if path_style { format!("{address}/{}", o.bucket) } else { address };
+    let http = built(o, watching.connect(&o.client_options(allow_http)?))?;
+    let control = Control::new(http, &s3, region, bucket);
+    Ok((s3, control))
 }
 
 fn azure(o: &CloudOptions) -> Result<object_store::azure::MicrosoftAzure, StoreError> {

@@ -43,7 +43,8 @@ impl CloudWriter {
     fn begin(&mut self) -> Result<(), StoreError> {
         let path = self.store.path(self.name.as_str())?;
         let create = || {
-            let options = PutMultipartOptions { attributes: self.store.attributes(), ..Default::default() };
+            let (attributes, extensions) = (self.store.attributes(), self.store.extensions(&self.name));
+            let options = PutMultipartOptions { attributes, extensions, ..Default::default() };
             self.store.client.create_multipart_opts(&path, options)
         };
         let id = self.store.attempts.run(0, create).map_err(|e| e.about("create", &self.name))?;
@@ -83,8 +84,9 @@ impl CloudWriter {
             return Err(StoreError::already_exists(name));
         }
         let complete = || store.client.complete_multipart(&upload.path, &upload.id, upload.parts.clone());
+        let mut version = None;
         match store.attempts.run(0, complete) {
-            Ok(_) => {}
+            Ok(done) => version = done.version,
             // Completed by a try whose answer was lost: the upload is gone, and the object is ours.
             Err(e) if e.tries > 1 && self.is_ours()? => {
                 tracing::debug!(%name, why = %e.why, "the upload was completed, and the answer lost");
@@ -92,7 +94,7 @@ impl CloudWriter {
             Err(e) => return Err(e.about("create", name)),
         }
         self.upload = None;
-        Ok(())
+        self.store.ensure_locked(&self.name, version.as_deref())
     }
 
     fn is_ours(&self) -> Result<bool, StoreError> {

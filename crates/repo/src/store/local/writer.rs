@@ -125,8 +125,14 @@ impl LocalWriter {
                 // NFS repeats a request whose reply was lost, and then finds the name taken, by us.
                 Err(Errno::EXIST) if !self.is_ours()? => return Err(Errno::EXIST),
                 Ok(()) | Err(Errno::EXIST) => {
-                    fs::unlinkat(&self.dir, &self.temp, AtFlags::empty())?;
                     self.state = State::Named;
+                    match fs::unlinkat(&self.dir, &self.temp, AtFlags::empty()) {
+                        // In an append-only directory nothing can be removed; the object has its name all the same.
+                        Err(Errno::PERM | Errno::ACCESS) => {
+                            tracing::debug!(temp = %self.temp, "the temporary name stays for the sweeper");
+                        }
+                        other => other?,
+                    }
                     return Ok(());
                 }
                 Err(e) => return Err(e),

@@ -20,7 +20,7 @@ use self::tree::{Tree, failed, is_passing, read_failed, shown, strange};
 use self::wire::{Attributes, Entry, FileKind, Request, Status, kind};
 use self::writer::SftpWriter;
 use super::name::{below, check_prefix};
-use super::{ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
+use super::{Capability, ObjectName, ObjectStat, ObjectWriter, Space, Store, StoreError, Visit};
 
 mod connection;
 mod failure;
@@ -62,7 +62,7 @@ impl SftpStore {
     }
 
     fn start(options: SftpOptions, make: bool) -> Result<Self, StoreError> {
-        let (path, url) = (options.path.clone(), options.place().to_owned());
+        let (path, url, append_only) = (options.path.clone(), options.place().to_owned(), options.append_only);
         let pool = Pool::new(options);
         let session = pool.session(pool.deadline()).map_err(|e| failed("connect to", &url, e.into()))?;
         for extension in ["fsync@openssh.com", "hardlink@openssh.com"] {
@@ -92,7 +92,7 @@ impl SftpStore {
             }
         }
         drop(session);
-        let tree = Tree::new(&root, syncs_dirs);
+        let tree = Tree::new(&root, syncs_dirs, append_only);
         let inner = Inner { pool, tree, files: OpenFiles::default(), living: Mutex::default() };
         Ok(SftpStore { inner: Arc::new(inner) })
     }
@@ -225,6 +225,10 @@ impl Store for SftpStore {
 
     fn url(&self) -> String {
         self.inner.pool.options().url.clone()
+    }
+
+    fn probe(&self) -> Vec<Capability> {
+        Capability::of_a_directory()
     }
 
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {

@@ -41,6 +41,8 @@ pub struct SftpOptions {
     /// How long one operation may take, repeated attempts included.
     pub(super) deadline: Duration,
     pub(super) connections: usize,
+    /// Files are made such that the account cannot change them any more.
+    pub(super) append_only: bool,
 }
 
 /// The parts of `sftp://user@host:port/path`; `url` is the whole of it, for messages and for opening it again.
@@ -54,6 +56,10 @@ pub struct SftpPlace<'a> {
 }
 
 impl SftpOptions {
+    pub fn append_only(self, append_only: bool) -> Self {
+        SftpOptions { append_only, ..self }
+    }
+
     /// The URL without its options, for messages.
     pub(super) fn place(&self) -> &str {
         self.url.split('?').next().unwrap_or_default()
@@ -83,6 +89,7 @@ impl SftpOptions {
             timeout: TIMEOUT,
             deadline: DEADLINE,
             connections: CONNECTIONS,
+            append_only: false,
         };
         for (name, value) in options {
             match name.as_str() {

@@ -13,7 +13,9 @@ use super::wire::{self, Attributes, FileKind, Request, Status, kind};
 use crate::store::{ObjectName, StoreError};
 
 const DIR_MODE: u32 = 0o700;
-pub(super) const FILE_MODE: u32 = 0o600;
+const FILE_MODE: u32 = 0o600;
+/// The account itself cannot open it for writing any more; what is open stays writable.
+const FILE_MODE_APPEND_ONLY: u32 = 0o400;
 /// How often a directory that vanishes under us is made again.
 const ATTEMPTS: u32 = 100;
 /// How often a failure is taken for a directory that was there for a moment.
@@ -28,12 +30,19 @@ pub(super) struct Tree {
     root: String,
     /// The server forces directories to the disk.
     pub(super) syncs_dirs: bool,
+    /// Nothing is changed that is there.
+    pub(super) append_only: bool,
     durable_dirs: Mutex<HashSet<String>>,
 }
 
 impl Tree {
-    pub(super) fn new(root: &str, syncs_dirs: bool) -> Self {
-        Tree { root: root.trim_end_matches('/').to_owned(), syncs_dirs, durable_dirs: Mutex::default() }
+    pub(super) fn new(root: &str, syncs_dirs: bool, append_only: bool) -> Self {
+        let root = root.trim_end_matches('/').to_owned();
+        Tree { root, syncs_dirs, append_only, durable_dirs: Mutex::default() }
+    }
+
+    pub(super) fn file_mode(&self) -> u32 {
+        if self.append_only { FILE_MODE_APPEND_ONLY } else { FILE_MODE }
     }
 
     pub(super) fn path(&self, relative: &str) -> String {
@@ -89,7 +98,7 @@ impl Tree {
         loop {
             attempts.next();
             self.make_dir(session, name, dir)?;
-            match session.open(&path, wire::WRITE | wire::CREATE | wire::EXCLUSIVE, Some(FILE_MODE)) {
+            match session.open(&path, wire::WRITE | wire::CREATE | wire::EXCLUSIVE, Some(self.file_mode())) {
                 Ok(handle) => return Ok((path, handle)),
                 Err(fail) if fail.is_status(Status::NO_SUCH_FILE) && !attempts.is_empty() => self.forget(dir),
                 Err(fail) => return Err(self.write_failed(session, "create", name, fail)),

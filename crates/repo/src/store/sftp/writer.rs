@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::connection::expect;
 use super::failure::{Fail, SftpFailure};
 use super::session::{Handle, Session};
-use super::tree::{FILE_MODE, failed, is_passing, strange};
+use super::tree::{failed, is_passing, strange};
 use super::wire::{self, Attributes, FileKind, Malformed, Request, Status, kind};
 use super::{Inner, TEMP_PREFIX};
 use crate::store::{ObjectName, ObjectWriter, StoreError};
@@ -78,7 +78,7 @@ impl SftpWriter {
                 inner.tree.prune(&session, name.parent());
             }
         })?;
-        let mode = session.send(&handle.request(kind::FSETSTAT).mode(Some(FILE_MODE)), &[]);
+        let mode = session.send(&handle.request(kind::FSETSTAT).mode(Some(inner.tree.file_mode())), &[]);
         Ok(SftpWriter {
             inner: Arc::clone(inner),
             name: name.clone(),
@@ -274,6 +274,10 @@ impl SftpWriter {
             Err(fail) => return Err(failed(fail)),
         };
         if (ours.size, ours.times.map(|t| t.1)) != (there.size, there.times.map(|t| t.1)) {
+            return Ok(false);
+        }
+        // A server for append-only accounts sets no times. One whose only answer was no has not made the link.
+        if self.inner.tree.append_only && !unsure {
             return Ok(false);
         }
         let Some((accessed, modified)) = ours.times else { return Ok(false) };
