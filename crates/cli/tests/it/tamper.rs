@@ -310,7 +310,7 @@ fn a_backup_that_is_known_to_be_damaged_is_neither_promised_nor_planned_with() {
     vault.site.elsewhere.run(["verify"]).expect_code(20);
     assert_eq!(window_of(&cluster("damaged")), std::slice::from_ref(older));
     let to = vault.site.scratch.path().join("planned");
-    let arguments = vault.site.restore_arguments(&to, &vault.latest, &["--dry-run"]);
+    let arguments = vault.site.restore_arguments(&to, &vault.latest, &["--dry-run", "--json"]);
     let planned = vault.site.elsewhere.run(&arguments);
     assert!(matches!(planned.code, Some(0 | 3)), "{planned}");
     assert_eq!(planned.json()["backup"], older.as_str(), "{planned}");
