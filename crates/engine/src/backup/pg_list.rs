@@ -266,3 +266,57 @@ impl Sum {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn with_sum(body: &str) -> Vec<u8> {
+        let sum = hex(digest::digest(&digest::SHA256, body.as_bytes()).as_ref());
+        format!("{body}\"Manifest-Checksum\": \"{sum}\"}}\n").into_bytes()
+    }
+
+    const BODY: &str = "{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n\
+        { \"Path\": \"a\", \"Size\": 1, \"Last-Modified\": \"2026-01-01 00:00:00 GMT\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"0\" },\n\
+        { \"Encoded-Path\": \"ff\", \"Size\": 2, \"Last-Modified\": \"2026-01-01 00:00:00 GMT\" }\n],\n\
+        \"WAL-Ranges\": [\n{ \"Timeline\": 2, \"Start-LSN\": \"0/3000000\", \"End-LSN\": \"0/4000000\" },\n\
+        { \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/3000000\" }\n],\n";
+
+    #[test]
+    fn a_list_is_read_when_its_own_sum_is_right() {
+        let list = PgList::parse(&with_sum(BODY)).unwrap();
+        assert_eq!((list.files(), list.size_bytes()), (2, 3));
+        let (timeline, start, end) = list.wal_span().unwrap();
+        assert_eq!((timeline.get(), start, end), (2, Lsn(0x200_0028), Lsn(0x400_0000)));
+        let newer = BODY.replace("Version\": 1", "Version\": 3");
+        assert!(PgList::parse(&with_sum(&newer)).unwrap_err().contains("version 3"));
+        let mut changed = with_sum(BODY);
+        changed[100] ^= 1;
+        assert!(PgList::parse(&changed).unwrap_err().contains("checksum"));
+    }
+
+    #[test]
+    fn checksums_are_written_as_postgresql_writes_them() {
+        // The check value of CRC-32C is 0xe3069283; PostgreSQL copies it as it lies in memory.
+        let mut sum = Sum::new(Some("CRC32C")).unwrap();
+        sum.update(b"1234");
+        sum.update(b"56789");
+        assert_eq!(sum.finish().unwrap(), "839206e3");
+        assert!(Sum::new(Some("MD5")).is_none() && Sum::new(None).unwrap().finish().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..900, at in 0usize..900, bit in 0u8..8) {
+            drop(PgList::parse(&bytes));
+            let mut list = with_sum(BODY);
+            list.truncate(cut);
+            if let Some(byte) = list.get_mut(at) {
+                *byte ^= 1 << bit;
+            }
+            drop(PgList::parse(&list));
+        }
+    }
+}

@@ -31,7 +31,7 @@ system. Never remove data/backup_label: without it the server does not start.
 
 - Archiving is off (last lines of data/postgresql.auto.conf): the copy is on the same timeline as the original and must not archive into the
   same place.
-- data/postgresql.conf is the original's: look at listen_addresses, port, unix_socket_directories, shared_preload_libraries, data sizes,
+- data/postgresql.conf is the original's: look at listen_addresses, port, unix_socket_directories, shared_preload_libraries,
   and at pg_hba.conf before the first start.
 - This is the state of the end of the backup. For a later moment, the repository and its WAL are needed.
 ",
