@@ -130,7 +130,7 @@ impl ParityEncoder {
         let parity = parity_shards(shards, self.percent);
         let width = parity.next_power_of_two();
         let chunk_lanes = width * (shard_bytes / LANE_BYTES);
-        self.buffer.resize(shards.next_multiple_of(width) / width * chunk_lanes, [0; LANE_BYTES]);
+        self.buffer.resize(shards.div_ceil(width) * chunk_lanes, [0; LANE_BYTES]);
         let mut sum = Sum::new(width, shard_bytes);
         for (number, chunk) in self.buffer.chunks_exact_mut(chunk_lanes).enumerate() {
             sum.add(chunk, width.min(shards - number * width));
