@@ -238,7 +238,7 @@ fn one_sector_too_many_is_said_and_changes_nothing() {
     let tried = disk.verify(&["--repair"]).expect_code(20);
     assert!(tried.stderr.contains("could not be repaired"), "{tried}");
     assert!(fs::read(&pack).expect("read") == damaged, "it is as it was");
-    let beside: Vec<_> = objects_under(pack.parent().expect("packs")).into_iter().collect();
+    let beside = objects_under(pack.parent().expect("packs"));
     assert!(!beside.iter().any(|p| p.to_string_lossy().ends_with(".healed")), "{beside:?}");
     let (_, refused) = disk.site.try_restore("refused", &latest, &[]);
     assert!(!refused.succeeded() && refused.failed_cleanly(), "{refused}");
