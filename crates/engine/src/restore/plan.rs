@@ -28,26 +28,43 @@ pub struct RestorePlan {
     pub notes: Vec<String>,
 }
 
+/// Which WAL is counted on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wal {
+    /// What was acknowledged.
+    Booked,
+    /// Of that, what the store still lists.
+    Present,
+}
+
 /// `avoid`: backups that turned out to be damaged.
 pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<RestorePlan> {
+    match plan_by(options, repo, avoid, Wal::Booked) {
+        // Somebody removed what the books have. What lies before it can be reached all the same.
+        Err(EngineError::Repo(e)) if e.is_not_found() => plan_by(options, repo, avoid, Wal::Present),
+        planned => planned,
+    }
+}
+
+fn plan_by(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId], by: Wal) -> Result<RestorePlan> {
     let catalog = CatalogStore::new(repo, &options.cluster).read()?;
     let known = |id: &BackupId| catalog.backup(id).and_then(|b| b.damaged);
     if let Some((id, at)) = options.backup.as_ref().and_then(|id| Some((id, known(id)?))) {
         let note = format!("DEGRADED: backup {id} was found damaged at {at}");
-        return plan_from(&catalog, options, repo, avoid, vec![note]);
+        return plan_from(&catalog, options, repo, avoid, by, vec![note]);
     }
     let damaged = catalog.backups.iter().filter(|b| b.damaged.is_some() && !avoid.contains(&b.id));
     let damaged: Vec<BackupId> = damaged.map(|b| b.id.clone()).collect();
     if damaged.is_empty() {
-        return plan_from(&catalog, options, repo, avoid, vec![]);
+        return plan_from(&catalog, options, repo, avoid, by, vec![]);
     }
     let others: Vec<BackupId> = avoid.iter().chain(&damaged).cloned().collect();
-    match plan_from(&catalog, options, repo, &others, vec![]) {
+    match plan_from(&catalog, options, repo, &others, by, vec![]) {
         // Better tried than refused: much of it may be whole.
         Err(EngineError::Refused { .. }) => {
             let note =
                 |id: &BackupId| format!("DEGRADED: backup {id} was found damaged, and no other reaches the target");
-            plan_from(&catalog, options, repo, avoid, damaged.iter().map(note).collect())
+            plan_from(&catalog, options, repo, avoid, by, damaged.iter().map(note).collect())
         }
         planned => planned,
     }
@@ -58,12 +75,16 @@ fn plan_from(
     options: &RestoreOptions,
     repo: &Repository,
     avoid: &[BackupId],
+    by: Wal,
     mut notes: Vec<String>,
 ) -> Result<RestorePlan> {
     let candidates = candidates(catalog, options, avoid)?;
     let lineage = lineage(catalog, &candidates[0])?;
     let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
-    let head = wal.head()?;
+    let head = match by {
+        Wal::Booked => wal.head()?,
+        Wal::Present => wal.present(&wal.head()?, lineage.segment_size)?,
+    };
     notes.extend(avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")));
     for timeline in timelines(options.timeline, &head, &candidates) {
         let history = archive::history(&wal, timeline)?;
@@ -82,7 +103,7 @@ fn plan_from(
         let record = match BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record) {
             Err(e) if e.is_damage() && options.backup.is_none() => {
                 let avoid: Vec<BackupId> = avoid.iter().cloned().chain([backup.id.clone()]).collect();
-                return plan_from(catalog, options, repo, &avoid, vec![]);
+                return plan_from(catalog, options, repo, &avoid, by, vec![]);
             }
             other => other?,
         };
