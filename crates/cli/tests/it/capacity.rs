@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgark_testkit::{LoopFs, Pgark, Scratch, skip, tree_of};
+use pgark_testkit::{LoopFs, ObjectServer, ObjectServerKind, Pgark, Scratch, skip, tree_of};
 use serde_json::Value;
 
-use crate::site::Site;
+use crate::site::{BINARY, Site};
 
 /// The same program with a configuration in which its repository has these settings.
 fn configured(pgark: &Pgark, scratch: &Scratch, name: &str, settings: &str, more: &str) -> Pgark {
@@ -273,4 +273,65 @@ fn costs_come_from_the_price_table_that_the_repository_names_and_from_no_other()
     assert!((restore - packs / f64::from(1u32 << 30) * 90_000.0).abs() < 0.02, "{cost}");
     let text = priced.run(["info", "--cost"]).expect_code(0).stdout;
     assert!(text.contains("EUR for storage") && text.contains("one restore of the newest backup"), "{text}");
+}
+
+/// An S3 store that knows classes.
+#[test]
+fn archived_packs_are_told_before_a_restore_writes_anything() {
+    let server = installed_or_skip!();
+    let store = match ObjectServer::start(ObjectServerKind::Moto) {
+        Ok(store) => store,
+        Err(why) => skip!("{why}"),
+    };
+    let scratch = Scratch::new("classes");
+    let mut elsewhere =
+        Pgark::new(BINARY, &scratch, Path::new(&store.url_by(store.address(), "prod/pg", "&timeout=5")));
+    for (name, value) in store.environment() {
+        elsewhere = elsewhere.env(&name, value);
+    }
+    let shape = |b: pgark_testkit::ClusterBuilder| b.wal_segsize_mb(1).conf("autovacuum = off");
+    let site = Site::with_pgark(&server, scratch, elsewhere, shape);
+    site.ledger.write_rows(&site.cluster, 3);
+    let full = site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 3);
+    let incr = site.pgark.backup("incr");
+    let latest = site.archive_all();
+    let objects = site.elsewhere.json(["repo-ls", &format!("clusters/main/backups/{full}/packs")]);
+    let packs: Vec<String> = objects["objects"]
+        .as_array()
+        .expect("objects")
+        .iter()
+        .map(|o| format!("prod/pg/{}", o["object"].as_str().expect("a name")))
+        .collect();
+    assert!(!packs.is_empty(), "{objects}");
+    packs.iter().for_each(|key| store.archive(key));
+
+    // The incremental one needs packs of the full one.
+    for id in [&full, &incr] {
+        let (to, refused) = site.try_restore(&format!("r-{id}"), &latest, &[id]);
+        assert_eq!(refused.code, Some(4), "{refused}");
+        let wanted = format!("clusters/main/backups/{full}/packs/ ({})", packs.len());
+        assert!(refused.stderr.contains("E-REPO-ARCHIVED") && refused.stderr.contains(&wanted), "{refused}");
+        assert!(refused.stderr.contains("thaw"), "{refused}");
+        assert!(!to.exists(), "something was written");
+        let (_, dry) = site.try_restore(&format!("d-{id}"), &latest, &[id, "--dry-run"]);
+        assert!(dry.code == Some(4) && dry.stderr.contains("E-REPO-ARCHIVED"), "{dry}");
+    }
+    let verify = site.elsewhere.run(["verify"]);
+    assert!(verify.stderr.contains("E-REPO-ARCHIVED") && verify.code == Some(1), "{verify}");
+    packs.iter().for_each(|key| store.thaw(key));
+    site.assert_restores("thawed", &latest, 1, &[&incr]);
+
+    let of = |name: &str, settings: &str| configured(&site.elsewhere, &site.scratch, name, settings, "");
+    let rules =
+        of("rules.toml", "class_after = { '30d' = 'STANDARD_IA', '90d' = 'GLACIER_IR' }").run(["repo-lifecycle"]);
+    let rules = rules.expect_code(0).json();
+    assert_eq!(rules["Rules"][0]["Filter"]["Prefix"], "prod/pg/clusters/main/backups/", "{rules}");
+    assert_eq!(rules["Rules"][0]["Transitions"][1]["StorageClass"], "GLACIER_IR", "{rules}");
+    let refused = of("deep.toml", "class_after = { '180d' = 'DEEP_ARCHIVE' }").run(["repo-lifecycle"]).expect_code(2);
+    assert!(refused.stderr.contains("allow_archive_classes"), "{refused}");
+    // Nothing is old enough: no rule but that for uploads.
+    let deep = "class_after = { '180d' = 'DEEP_ARCHIVE' }\nallow_archive_classes = true";
+    let rules = of("allowed.toml", deep).run(["repo-lifecycle"]).expect_code(0).json();
+    assert_eq!(rules["Rules"].as_array().map(Vec::len), Some(1), "{rules}");
 }

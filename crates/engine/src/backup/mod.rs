@@ -161,7 +161,7 @@ pub fn plan(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Bac
     let source = SourceCluster::connect(options, repo)?;
     let (size_bytes, files, mut noticed) = source.measure()?;
     let ground = Ground::choose(options, repo, &source, &mut noticed.warnings)?;
-    let estimate = Estimate::make(options, repo, &source, &ground, size_bytes, ctx)?;
+    let mut estimate = Estimate::make(options, repo, &source, &ground, size_bytes, ctx)?;
     noticed.warnings.extend(estimate.check_before(options, repo, ctx)?);
     Ok(BackupPlan {
         need: estimate.full,
@@ -183,7 +183,7 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let mut warnings = vec![];
     let ground = Ground::choose(options, repo, &source, &mut warnings)?;
     let (total, _, _) = source.measure()?;
-    let estimate = Estimate::make(options, repo, &source, &ground, total, ctx)?;
+    let mut estimate = Estimate::make(options, repo, &source, &ground, total, ctx)?;
     warnings.extend(estimate.check_before(options, repo, ctx)?);
     let id = new_id(&catalog, started, ground.backup_type())?;
     let needs = Needs { base: ground.parent().map(|p| p.record.id.clone()), wal: None };
@@ -272,6 +272,8 @@ struct Estimate {
     ratio: Ratio,
     /// None for an incremental one.
     full: Option<Need>,
+    /// There is room for everything, whatever has changed.
+    ample: bool,
 }
 
 impl Estimate {
@@ -289,13 +291,21 @@ impl Estimate {
             Ground::Full(_) => Some(room::full_need(repo, &catalog, total, &ratio, ctx)?),
             Ground::On(_) => None,
         };
-        Ok(Estimate { total, ratio, full })
+        Ok(Estimate { total, ratio, full, ample: false })
     }
 
     /// Of an incremental backup only that there is room at all.
-    fn check_before(&self, options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Vec<String>> {
-        let none = || Need { bytes: 0, how: "its changes are not known yet".into() };
-        room::check(&self.full.clone().unwrap_or_else(none), &options.room, repo, &options.cluster, ctx)
+    fn check_before(&mut self, options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Vec<String>> {
+        if let Some(need) = &self.full {
+            return room::check(need, &options.room, repo, &options.cluster, ctx);
+        }
+        let most = Need { bytes: self.ratio.of(self.total), how: "everything".into() };
+        self.ample = room::fits(&most, &options.room, repo, &options.cluster, ctx)?;
+        if self.ample {
+            return Ok(vec![]);
+        }
+        let least = Need { bytes: 0, how: "its changes are not known yet".into() };
+        room::check(&least, &options.room, repo, &options.cluster, ctx)
     }
 
     /// What changed is known now, and nothing of the backup is written yet. Where everything is read and compared it stays
@@ -308,7 +318,7 @@ impl Estimate {
         changes: Option<&Changes>,
         ctx: &Ctx,
     ) -> Result<()> {
-        let Some(changes) = changes else { return Ok(()) };
+        let Some(changes) = changes.filter(|_| !self.ample) else { return Ok(()) };
         let need = room::incremental_need(source.pgdata, source.control, changes, &self.ratio)?;
         for warning in room::check(&need, &options.room, repo, &options.cluster, ctx)? {
             ctx.progress.note(&warning);

@@ -66,7 +66,7 @@ pub(super) struct Ratio {
 }
 
 impl Ratio {
-    fn of(&self, bytes: u64) -> u64 {
+    pub fn of(&self, bytes: u64) -> u64 {
         (bytes as f64 * self.value) as u64
     }
 }
@@ -213,25 +213,11 @@ pub(super) fn check(
     cluster: &ClusterName,
     ctx: &Ctx,
 ) -> Result<Vec<String>> {
-    let first = Place { name: None, repo, rules: &options.rules, required: true };
-    let others = options.others.iter().map(|(member, rules)| Place {
-        name: Some(&member.name),
-        repo: &member.repo,
-        rules,
-        required: member.required,
-    });
     let mut warnings = vec![];
-    for place in std::iter::once(first).chain(others) {
-        let short = match shortage(need, &place, cluster, ctx) {
-            Ok(None) => continue,
-            Ok(Some(short)) => short,
-            // One that is away is told of when it is its turn.
-            Err(_) if place.name.is_some() && !place.required => continue,
-            Err(e) => return Err(e),
-        };
+    for (short, required) in shortages(need, options, repo, cluster, ctx)? {
         match short {
             Shortage::Unknown(why) => warnings.push(format!("whether the backup fits is not known: {why}")),
-            Shortage::Known(message) if options.ignore || !place.required => warnings.push(message),
+            Shortage::Known(message) if options.ignore || !required => warnings.push(message),
             Shortage::Known(message) => {
                 return Err(EngineError::refused(
                     "E-REPO-SPACE",
@@ -243,6 +229,44 @@ pub(super) fn check(
         }
     }
     Ok(warnings)
+}
+
+/// Whether no repository would lack room for so much.
+pub(super) fn fits(
+    need: &Need,
+    options: &RoomOptions,
+    repo: &Repository,
+    cluster: &ClusterName,
+    ctx: &Ctx,
+) -> Result<bool> {
+    Ok(shortages(need, options, repo, cluster, ctx)?.is_empty())
+}
+
+/// Of each repository that lacks room, whether it must have the backup.
+fn shortages(
+    need: &Need,
+    options: &RoomOptions,
+    repo: &Repository,
+    cluster: &ClusterName,
+    ctx: &Ctx,
+) -> Result<Vec<(Shortage, bool)>> {
+    let first = Place { name: None, repo, rules: &options.rules, required: true };
+    let others = options.others.iter().map(|(member, rules)| Place {
+        name: Some(&member.name),
+        repo: &member.repo,
+        rules,
+        required: member.required,
+    });
+    let mut all = vec![];
+    for place in std::iter::once(first).chain(others) {
+        match shortage(need, &place, cluster, ctx) {
+            Ok(short) => all.extend(short.map(|short| (short, place.required))),
+            // One that is away is told of when it is its turn.
+            Err(_) if place.name.is_some() && !place.required => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
 }
 
 enum Shortage {
