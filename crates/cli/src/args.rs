@@ -72,7 +72,7 @@ pub struct GlobalArgs {
     #[arg(short = 'v', long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
 
-    /// Log errors only and show no progress
+    /// Log errors only and show no progress; commands that change something say nothing else, a backup its id
     #[arg(short = 'q', long, global = true)]
     pub quiet: bool,
 
@@ -216,6 +216,11 @@ impl GlobalArgs {
             pgdata: self.pgdata.clone(),
             jobs: self.jobs,
         })
+    }
+
+    /// Whether a command that was done as asked has nothing to say: its exit code does.
+    pub fn says_nothing(&self) -> bool {
+        self.quiet && !self.json
     }
 
     pub fn form(&self) -> Form {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgark_pg::value::{SegmentName, SegmentNo, TimelineId};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{CatalogStore, Lineage};
+use pgark_repo::catalog::{Catalog, CatalogStore, Lineage, Reading};
 use pgark_repo::keyring::{self, SlotInfo};
 use pgark_repo::names::ClusterName;
 use pgark_repo::store::ObjectName;
@@ -14,8 +14,10 @@ use pgark_repo::wal::WalArchive;
 
 use crate::archive::pressure::Pressure;
 use crate::archive::spool::Spool;
+use crate::clock;
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
+use crate::error::Result;
 use crate::several::Member;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +87,7 @@ impl Findings {
 
 pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Finding> {
     let mut f = Findings::default();
-    f.each(members, repository);
+    f.each(members, |repo, f| repository(repo, ctx, f));
     if let Some(spool) = &options.spool {
         match spool.spooled() {
             Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),
@@ -116,7 +118,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Vec<Findi
         }
         Err(e) => f.add("settings", Verdict::Failed, e.to_string()),
     }
-    clock(&connection, ctx, &mut f);
+    server_clock(&connection, ctx, &mut f);
     f.all
 }
 
@@ -144,7 +146,7 @@ fn pressure(options: &CheckOptions, f: &mut Findings) {
     f.add("pg_wal", verdict, found.to_string());
 }
 
-fn repository(repo: &Repository, f: &mut Findings) {
+fn repository(repo: &Repository, ctx: &Ctx, f: &mut Findings) {
     f.add("key", Verdict::Ok, format!("opens the repository ({:?}, {} slots)", repo.encryption(), repo.slots().len()));
     match repo.check_keyring() {
         Ok(problems) => {
@@ -165,7 +167,7 @@ fn repository(repo: &Repository, f: &mut Findings) {
         }
         Err(e) => f.add("removed keys", Verdict::NotChecked, e.to_string()),
     }
-    conditional_create(repo, f);
+    conditional_create(repo, ctx, f);
     for weakness in repo.store().weaknesses() {
         f.add("durability", Verdict::Warning, weakness);
     }
@@ -180,7 +182,7 @@ fn repository(repo: &Repository, f: &mut Findings) {
 }
 
 /// The one thing everything rests on: creating a name that is taken must fail. Tried, not assumed.
-fn conditional_create(repo: &Repository, f: &mut Findings) {
+fn conditional_create(repo: &Repository, ctx: &Ctx, f: &mut Findings) {
     let name = format!("probe/{}-{}", std::process::id(), repo.id());
     let Ok(name) = ObjectName::parse(&name) else {
         f.add("conditional create", Verdict::NotChecked, "the probe's name is invalid");
@@ -188,6 +190,9 @@ fn conditional_create(repo: &Repository, f: &mut Findings) {
     };
     let store = repo.store();
     let first = store.put_new(&name, b"first");
+    if first.is_ok() {
+        store_clock(clock::with_object(repo, &name, ctx), f);
+    }
     let second = store.put_new(&name, b"second");
     let kept = store.read(&name, 100);
     let removed = store.delete(&name);
@@ -208,6 +213,28 @@ fn conditional_create(repo: &Repository, f: &mut Findings) {
             let why = kept.err().or(removed.err()).map(|e| e.to_string()).unwrap_or_default();
             f.add("conditional create", Verdict::Failed, format!("the probe could not be read and removed: {why}"));
         }
+    }
+}
+
+/// The date of what was just written.
+fn store_clock(reading: Result<Reading>, f: &mut Findings) {
+    match reading.map(|r| (r.wall, r.store)) {
+        Ok((wall, Some(store))) => {
+            let off = (wall.as_second() - store.at.as_second()).abs();
+            let verdict = if off <= CLOCK_SECONDS_MAX { Verdict::Ok } else { Verdict::Warning };
+            f.add("repository clock", verdict, format!("this machine and the repository differ by {off} s"));
+        }
+        Ok((_, None)) => f.add("repository clock", Verdict::NotChecked, "the store does not date what is written"),
+        Err(e) => f.add("repository clock", Verdict::NotChecked, e.to_string()),
+    }
+}
+
+/// Whether an expiry would believe the time.
+fn cluster_clock(catalog: &Catalog, ctx: &Ctx, f: &mut Findings) {
+    let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
+    match on_record.or(catalog.judge(&clock::here(ctx)).doubt) {
+        None => f.add("cluster clock", Verdict::Ok, "what is on record and this machine's clock agree"),
+        Some(doubt) => f.add("cluster clock", Verdict::Warning, clock::describe(&doubt)),
     }
 }
 
@@ -267,20 +294,25 @@ fn archiving(
     for member in members {
         f.of = (members.len() > 1).then(|| member.name.clone());
         match CatalogStore::new(&member.repo, &options.cluster).read() {
-            Ok(catalog) => match catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) {
-                Some(lineage) => {
-                    f.add(
-                        "registration",
-                        Verdict::Ok,
-                        format!("'{}' is system {}", options.cluster, lineage.system_id),
-                    );
-                    let newest =
-                        catalog.backups.last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
-                    gaps(member, options, lineage, found.timeline, newest, f);
-                    registered.push((member, lineage.clone()));
+            Ok(catalog) => {
+                cluster_clock(&catalog, ctx, f);
+                match catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) {
+                    Some(lineage) => {
+                        f.add(
+                            "registration",
+                            Verdict::Ok,
+                            format!("'{}' is system {}", options.cluster, lineage.system_id),
+                        );
+                        let newest =
+                            catalog.backups.last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
+                        gaps(member, options, lineage, found.timeline, newest, f);
+                        registered.push((member, lineage.clone()));
+                    }
+                    None => {
+                        f.add("registration", Verdict::Failed, "the server is not the one registered under this name")
+                    }
                 }
-                None => f.add("registration", Verdict::Failed, "the server is not the one registered under this name"),
-            },
+            }
             Err(e) => f.add("registration", Verdict::Failed, e.to_string()),
         }
     }
@@ -354,7 +386,7 @@ fn gaps(
     }
 }
 
-fn clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {
+fn server_clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {
     let server = connection
         .query_one("SELECT extract(epoch FROM clock_timestamp())::bigint AS seconds", &[])
         .and_then(|row| row.parse::<i64>("seconds"));

@@ -110,6 +110,9 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let all_have_it = others.outcomes.iter().all(|o| o.ok);
     let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking);
     output::result(global.form(), &document, || {
+        if global.quiet {
+            return format!("{}\n", entry.id);
+        }
         format!(
             "{}\n  {}{} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
             entry.id,

@@ -24,6 +24,7 @@ mod power;
 mod refusals;
 mod replicate;
 mod retention;
+mod retention_mistakes;
 mod several;
 mod sftp;
 mod tamper;

@@ -343,6 +343,10 @@ impl Store for FaultStore {
         self.state.run_plain(Op::FreeBytes, "", || self.inner.free_bytes())
     }
 
+    fn has_own_clock(&self) -> bool {
+        self.inner.has_own_clock()
+    }
+
     fn url(&self) -> String {
         self.inner.url()
     }

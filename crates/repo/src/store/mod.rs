@@ -74,6 +74,11 @@ pub trait Store: Send + Sync {
     /// Removes what writers that died have left behind, if it is at least that old; returns how many.
     fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError>;
 
+    /// Whether `ObjectStat::modified` is told by a clock that is certainly not this machine's.
+    fn has_own_clock(&self) -> bool {
+        false
+    }
+
     /// Where this store cannot keep what the trait promises, in words for an administrator.
     fn weaknesses(&self) -> Vec<String> {
         vec![]
