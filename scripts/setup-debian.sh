@@ -36,7 +36,6 @@ need "$pg/postgres" postgresql-15
 need "$pg/psql" postgresql-client-15
 need /usr/share/postgresql/15/extension/amcheck.control postgresql-15
 need strace strace
-need faketime faketime
 need /usr/sbin/mkfs.ext4 e2fsprogs
 need /usr/sbin/losetup mount
 need setpriv util-linux

@@ -1,9 +1,9 @@
-//! Retention when somebody or something is mistaken: a clock, a policy, a flag.
+//! Retention when somebody is mistaken: a policy, a deletion, a flag.
 
 use std::fs;
 use std::path::Path;
 
-use pgark_testkit::{Pgark, Target, skip};
+use pgark_testkit::{Pgark, Target};
 use serde_json::Value;
 
 use crate::site::{Site, strings};
@@ -33,46 +33,6 @@ fn files_in(dir: &Path) -> u64 {
         count += if entry.file_type().expect("type").is_dir() { files_in(&entry.path()) } else { 1 };
     }
     count
-}
-
-/// The program's own clock runs ahead; the kernel's, the server's and that of the files do not.
-#[test]
-fn a_backup_by_a_clock_that_is_ahead_makes_nothing_expire() {
-    const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-    let server = installed_or_skip!();
-    if !Path::new(LIBRARY).exists() {
-        skip!("libfaketime is not installed");
-    }
-    let site = Site::small(&server, "ahead");
-    let before = past(&site, &["full", "incr"]);
-    let ids: Vec<String> = before.iter().map(|(id, _)| id.clone()).collect();
-    let ahead = site
-        .pgark
-        .clone()
-        .env("LD_PRELOAD", LIBRARY)
-        .env("FAKETIME", "+20d")
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        .env("FAKETIME_DISABLE_SHM", "1");
-    let words = ["expire", "--yes", "--window", "7d", "--gc-grace", "0s"];
-    for _ in 0..4 {
-        let warned = ahead.run(["backup"]).expect_code(3);
-        assert!(warned.stderr.contains("WARNING") && warned.stderr.contains("clock"), "{warned}");
-        for pgark in [&ahead, &site.pgark] {
-            let refused = pgark.run(words).expect_code(4);
-            assert!(refused.stderr.contains("E-EXPIRE-CLOCKS") && refused.stderr.contains("HINT"), "{refused}");
-        }
-    }
-    let checked = site.pgark.run(["check", "--no-switch"]).expect_code(3);
-    assert!(checked.stdout.contains("cluster clock"), "{checked}");
-    // The clock is right again, and a backup has seen it.
-    site.pgark.run(["backup"]).expect_code(0);
-    site.pgark.run(words).expect_code(0);
-    assert_eq!(listed(&site.pgark)[..2], ids);
-    assert_eq!(listed(&site.pgark).len(), 7);
-    site.pgark.run(["verify"]).expect_code(0);
-    for (n, (_, target)) in before.iter().enumerate() {
-        site.assert_restores(&format!("r{n}"), target, 1, &[]);
-    }
 }
 
 #[test]
