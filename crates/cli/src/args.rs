@@ -77,7 +77,7 @@ pub struct GlobalArgs {
     #[arg(short = 'v', long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
 
-    /// Log errors only and show no progress
+    /// Log errors only and show no progress; commands that change something say nothing else, a backup its id
     #[arg(short = 'q', long, global = true)]
     pub quiet: bool,
 
@@ -222,6 +222,11 @@ impl GlobalArgs {
             jobs: self.jobs,
             repo_target_time: self.repo_target_time,
         })
+    }
+
+    /// Whether a command that was done as asked has nothing to say: its exit code does.
+    pub fn says_nothing(&self) -> bool {
+        self.quiet && !self.json
     }
 
     pub fn form(&self) -> Form {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pgark_pg::value::{SegmentName, SegmentNo, TimelineId};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{CatalogStore, Lineage};
+use pgark_repo::catalog::{Catalog, CatalogStore, Lineage, Reading};
 use pgark_repo::keyring::{self, SlotInfo};
 use pgark_repo::names::ClusterName;
 use pgark_repo::store::Capability;
@@ -17,8 +17,10 @@ use crate::archive::pressure::Pressure;
 use crate::archive::spool::Spool;
 use crate::capacity::growth::Trend;
 use crate::capacity::{Grade, Measured, Room, SpaceRules};
+use crate::clock;
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
+use crate::error::Result;
 use crate::several::Member;
 
 mod store;
@@ -146,7 +148,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
         }
         Err(e) => f.add("settings", Verdict::Failed, e.to_string()),
     }
-    clock(&connection, ctx, &mut f);
+    server_clock(&connection, ctx, &mut f);
     f.done()
 }
 
@@ -228,6 +230,28 @@ fn space(look: Option<&SpaceLook>, f: &mut Findings) {
     f.add("growth", verdict, format!("{}; {}", found.forecast, found.trend));
 }
 
+/// The date of what was just written.
+fn store_clock(reading: Result<Reading>, f: &mut Findings) {
+    match reading.map(|r| (r.wall, r.store)) {
+        Ok((wall, Some(store))) => {
+            let off = (wall.as_second() - store.at.as_second()).abs();
+            let verdict = if off <= CLOCK_SECONDS_MAX { Verdict::Ok } else { Verdict::Warning };
+            f.add("repository clock", verdict, format!("this machine and the repository differ by {off} s"));
+        }
+        Ok((_, None)) => f.add("repository clock", Verdict::NotChecked, "the store does not date what is written"),
+        Err(e) => f.add("repository clock", Verdict::NotChecked, e.to_string()),
+    }
+}
+
+/// Whether an expiry would believe the time.
+fn cluster_clock(catalog: &Catalog, ctx: &Ctx, f: &mut Findings) {
+    let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
+    match on_record.or(catalog.judge(&clock::here(ctx)).doubt) {
+        None => f.add("cluster clock", Verdict::Ok, "what is on record and this machine's clock agree"),
+        Some(doubt) => f.add("cluster clock", Verdict::Warning, clock::describe(&doubt)),
+    }
+}
+
 fn server(found: &Inspection, options: &CheckOptions, f: &mut Findings) {
     f.add("version", Verdict::Ok, found.server_version.clone().unwrap_or_else(|| found.version_num.to_string()));
     match &found.rights {
@@ -284,20 +308,25 @@ fn archiving(
     for member in members {
         f.of = (members.len() > 1).then(|| member.name.clone());
         match CatalogStore::new(&member.repo, &options.cluster).read() {
-            Ok(catalog) => match catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) {
-                Some(lineage) => {
-                    f.add(
-                        "registration",
-                        Verdict::Ok,
-                        format!("'{}' is system {}", options.cluster, lineage.system_id),
-                    );
-                    let newest =
-                        catalog.backups.last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
-                    gaps(member, options, lineage, found.timeline, newest, f);
-                    registered.push((member, lineage.clone()));
+            Ok(catalog) => {
+                cluster_clock(&catalog, ctx, f);
+                match catalog.lineage().filter(|l| Some(l.system_id) == found.system_id) {
+                    Some(lineage) => {
+                        f.add(
+                            "registration",
+                            Verdict::Ok,
+                            format!("'{}' is system {}", options.cluster, lineage.system_id),
+                        );
+                        let newest =
+                            catalog.backups.last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
+                        gaps(member, options, lineage, found.timeline, newest, f);
+                        registered.push((member, lineage.clone()));
+                    }
+                    None => {
+                        f.add("registration", Verdict::Failed, "the server is not the one registered under this name")
+                    }
                 }
-                None => f.add("registration", Verdict::Failed, "the server is not the one registered under this name"),
-            },
+            }
             Err(e) => f.add("registration", Verdict::Failed, e.to_string()),
         }
     }
@@ -371,7 +400,7 @@ fn gaps(
     }
 }
 
-fn clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {
+fn server_clock(connection: &Connection, ctx: &Ctx, f: &mut Findings) {
     let server = connection
         .query_one("SELECT extract(epoch FROM clock_timestamp())::bigint AS seconds", &[])
         .and_then(|row| row.parse::<i64>("seconds"));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
+use pgark_repo::catalog::Uptime;
 
 use crate::error::{EngineError, Result};
 use crate::pace::Pace;
@@ -30,13 +31,16 @@ impl ProgressSink for NoProgress {
 pub struct Ctx {
     pub progress: Arc<dyn ProgressSink>,
     pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// How long this machine has been running; None where that is not known.
+    pub uptime: Arc<dyn Fn() -> Option<Uptime> + Send + Sync>,
     cancelled: Arc<AtomicBool>,
     pace: Option<Arc<Pace>>,
 }
 
 impl Ctx {
     pub fn new(progress: Arc<dyn ProgressSink>) -> Self {
-        Ctx { progress, clock: Arc::new(Timestamp::now), cancelled: Arc::default(), pace: None }
+        let (clock, uptime) = (Arc::new(Timestamp::now), Arc::new(Uptime::now));
+        Ctx { progress, clock, uptime, cancelled: Arc::default(), pace: None }
     }
 
     pub fn silent() -> Self {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use pgark_pg::history::TimelineHistory;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
-use pgark_repo::catalog::{BackupEntry, CatalogStore, Job, JobKind, Lineage};
+use pgark_repo::catalog::{BackupEntry, CatalogStore, ExpiredBackup, Job, JobKind, Lineage};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::{SegmentRange, WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
@@ -24,7 +24,7 @@ pub struct ClusterInfo {
     pub gaps: Vec<Gap>,
     pub backups: Vec<BackupEntry>,
     /// What retention has given up and not yet removed: backups, and WAL segments.
-    pub expired_backups: u64,
+    pub expired_backups: Vec<ExpiredBackup>,
     pub expired_segments: u64,
     /// When the last of that is due.
     pub expired_due: Option<Timestamp>,
@@ -97,7 +97,7 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
     let due = catalog.expired.iter().map(|e| e.due).chain(catalog.wal_expiries.iter().map(|e| e.due));
     let segments = catalog.wal_expiries.iter().flat_map(|e| &e.ranges).map(SegmentRange::count);
     Ok(ClusterInfo {
-        expired_backups: catalog.expired.len() as u64,
+        expired_backups: catalog.expired.clone(),
         expired_segments: segments.sum(),
         expired_due: due.max(),
         name: name.clone(),

@@ -9,6 +9,7 @@ use pgark_repo::{RepoError, Repository};
 
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::expire::revive::not_listed;
 
 /// Longest reason of a hold, characters.
 const REASON_MAX: usize = 500;
@@ -55,7 +56,8 @@ pub fn annotate(
         }
         all
     };
-    let now = apply(&catalog.read()?.backup(id).ok_or_else(none)?.annotations);
+    let listed = catalog.read()?;
+    let now = apply(&listed.backup(id).ok_or_else(|| not_listed(&listed, id))?.annotations);
     let long = notes.iter().any(|(k, v)| k.len() > NOTE_BYTES_MAX || v.len() > NOTE_BYTES_MAX);
     if now.len() > NOTES_MAX || long {
         return Err(EngineError::refused(
@@ -89,6 +91,8 @@ pub fn mark(
     check(mark, ctx.now())?;
     let catalog = CatalogStore::new(repo, cluster);
     let none = || RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() };
+    let listed = catalog.read()?;
+    let found = listed.backup(id).ok_or_else(|| not_listed(&listed, id))?;
     let mut refused = None;
     let mut marked = None;
     let mut apply = |entry: &mut BackupEntry| match set(entry, mark, ctx.now()) {
@@ -96,7 +100,7 @@ pub fn mark(
         Err(e) => refused = Some(e),
     };
     match change {
-        Change::Try => apply(&mut catalog.read()?.backup(id).ok_or_else(none)?.clone()),
+        Change::Try => apply(&mut found.clone()),
         Change::Make => drop(catalog.update(|c| {
             let entry = c.backups.iter_mut().find(|b| b.id == *id).ok_or_else(none)?;
             let before = entry.clone();
@@ -111,7 +115,7 @@ pub fn mark(
     }
 }
 
-fn check(mark: &Mark, now: Timestamp) -> Result<()> {
+pub(crate) fn check(mark: &Mark, now: Timestamp) -> Result<()> {
     match mark {
         Mark::KeepUntil(until) if *until <= now => Err(EngineError::refused(
             "E-KEEP-UNTIL",

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod backup;
 pub mod capacity;
 pub mod check;
+pub mod clock;
 pub mod cluster;
 pub mod ctx;
 pub mod delete;

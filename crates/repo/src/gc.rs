@@ -51,9 +51,13 @@ pub fn collect(
     for _ in 0..2 {
         done.add(&catalog.sweep_while(&mut still_ours)?);
     }
+    let begins = |e: &WalExpiry| !e.removing && due(e.since, e.due);
+    if catalog.read()?.wal_expiries.iter().any(begins) {
+        claim.begin_wal_removal(&begins)?;
+    }
     let before = catalog.read()?;
     let mut finished = vec![];
-    for expiry in before.wal_expiries.iter().filter(|e| due(e.since, e.due)) {
+    for expiry in before.wal_expiries.iter().filter(|e| e.removing) {
         let Some(lineage) = before.lineage_of(expiry.system_id) else { continue };
         let wal = WalArchive::new(repo, cluster, expiry.system_id);
         let job = WalRemoval { repo, wal: &wal, head: wal.head()?, expiry, size: lineage.segment_size };
@@ -65,7 +69,7 @@ pub fn collect(
     if !finished.is_empty() {
         claim.finish_wal_expiries(&finished)?;
     }
-    let waits = before.wal_expiries.iter().filter(|e| !due(e.since, e.due));
+    let waits = before.wal_expiries.iter().filter(|e| !e.removing);
     done.waiting_segments = waits.flat_map(|e| &e.ranges).map(SegmentRange::count).sum();
     done.waiting_backups = before.expired.len() as u64;
     Ok(done)

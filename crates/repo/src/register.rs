@@ -105,6 +105,17 @@ impl Register {
         Ok(out)
     }
 
+    /// When the newest version was written, by the store's clock; None where that does not tell.
+    pub fn written(&self) -> Result<Option<std::time::SystemTime>> {
+        let mut newest = None;
+        self.store.list(&self.dir, &mut |stat| {
+            // Numbers have one length, so the last name is the newest.
+            newest = stat.modified;
+            Ok(())
+        })?;
+        Ok(newest)
+    }
+
     fn newest_number(&self) -> Result<Option<u64>> {
         let mut newest = None;
         for dir in self.dirs() {

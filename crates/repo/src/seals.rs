@@ -148,7 +148,7 @@ fn without_tail(stat: ObjectStat) -> Result<ObjectStat, StoreError> {
 }
 
 impl Store for View {
-    forward_to_inner!(space may_archive probe object_lock may_delete);
+    forward_to_inner!(has_own_clock space may_archive probe object_lock may_delete);
 
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         if self.is_sealed_anew(name)? {

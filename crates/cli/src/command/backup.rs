@@ -126,6 +126,9 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking)
         .locked(locked.iter().map(Locked::document).collect(), locked.iter().flat_map(Locked::warnings));
     output::result(global.form(), &document, || {
+        if global.quiet {
+            return format!("{}\n", entry.id);
+        }
         format!(
             "{}\n  {}{} read, {} stored ({:.1}x), {} to {} on timeline {}, in {}\n",
             entry.id,

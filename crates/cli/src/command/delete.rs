@@ -30,15 +30,19 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let cluster = context.cluster()?;
     let last = if args.last { LastBackup::Allow } else { LastBackup::Refuse };
     let plan = delete::plan(&repo, &cluster, &id, last, &context.ctx).map_err(engine_failure)?;
+    let others = match plan.kept {
+        0 => String::new(),
+        n => format!(" ({n} packs stay, other backups need them)"),
+    };
     let what = format!(
-        "backup {id}: {} objects, {}; {} backups remain",
+        "backup {id}: {} objects, {}{others}; {} backups remain",
         plan.objects,
         human_bytes(plan.bytes),
         plan.remaining
     );
     let document = |deleted: bool| {
         serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "deleted": deleted, "objects": plan.objects,
-            "bytes": plan.bytes, "remaining": plan.remaining})
+            "bytes": plan.bytes, "packs_kept": plan.kept, "remaining": plan.remaining})
     };
     if args.dry_run.dry_run {
         output::result(global.form(), &document(false), || format!("would delete {what}\n"))?;
@@ -46,7 +50,9 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     confirm(&args.confirm, &format!("delete {what}"))?;
     delete::run(&repo, &cluster, &plan, &context.ctx).map_err(engine_failure)?;
-    output::result(global.form(), &document(true), || format!("deleted {what}\n"))?;
+    if !global.says_nothing() {
+        output::result(global.form(), &document(true), || format!("deleted {what}\n"))?;
+    }
     Ok(Exit::Done)
 }
 

@@ -264,8 +264,9 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
         windows: c.windows.iter().map(WindowDocument::from).collect(),
         gaps: c.gaps.iter().map(gap).collect(),
         backups,
-        expired: serde_json::json!({"backups": c.expired_backups, "segments": c.expired_segments,
-            "due": c.expired_due}),
+        expired: serde_json::json!({"backups": c.expired_backups.len(), "segments": c.expired_segments,
+            "due": c.expired_due, "ids": c.expired_backups.iter().map(|e| serde_json::json!({"id": e.backup.to_string(),
+                "since": e.since, "due": e.due})).collect::<Vec<_>>()}),
         problems: c.problems.clone(),
     }
 }

@@ -21,23 +21,23 @@ use crate::settings::units::Span;
 #[derive(Debug, Args)]
 pub struct ExpireArgs {
     /// Keep the last N backups
-    #[arg(long, value_name = "N", visible_alias = "keep-full")]
-    keep_last: Option<u32>,
+    #[arg(long, value_name = "N", visible_alias = "keep-full", allow_hyphen_values = true)]
+    keep_last: Option<Count>,
     /// Keep every backup of the last N days
-    #[arg(long, value_name = "N")]
-    keep_days: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    keep_days: Option<Count>,
     /// Keep the last backup of each of the last N days that have one
-    #[arg(long, value_name = "N")]
-    keep_daily: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    keep_daily: Option<Count>,
     /// Keep the last backup of each of the last N weeks that have one
-    #[arg(long, value_name = "N")]
-    keep_weekly: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    keep_weekly: Option<Count>,
     /// Keep the last (with --keep-weekly: the last weekly) backup of each of the last N months that have one
-    #[arg(long, value_name = "N")]
-    keep_monthly: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    keep_monthly: Option<Count>,
     /// Keep the last (with --keep-monthly: the last monthly) backup of each of the last N years that have one
-    #[arg(long, value_name = "N")]
-    keep_yearly: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    keep_yearly: Option<Count>,
     /// Keep what recovery to every moment of this long needs, and every backup in it, such as 7d
     #[arg(long, value_name = "TIME")]
     window: Option<Span>,
@@ -45,18 +45,19 @@ pub struct ExpireArgs {
     #[arg(long, value_name = "TIME")]
     wal: Option<Span>,
     /// Never more backups than this, oldest go first, but for what is protected
-    #[arg(long, value_name = "N")]
-    max_backups: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    max_backups: Option<Count>,
     /// Never fewer good backups than this
-    #[arg(long, value_name = "N")]
-    min_backups: Option<u32>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    min_backups: Option<Count>,
     /// Whose days, weeks, months and years count, such as Europe/Berlin [default: UTC]
     #[arg(long, value_name = "ZONE")]
     time_zone: Option<String>,
     /// How long what has expired stays on the disk for recoveries under way [default: 1d]
     #[arg(long, value_name = "TIME")]
     gc_grace: Option<Span>,
-    /// Although there was no backup for far longer than usual just before the newest ones
+    /// The clock of this machine is right and the time has really passed, although other clocks contradict it or nothing
+    /// confirms it. Put on record; never for a schedule
     #[arg(long)]
     accept_gap: bool,
     /// Backups of this kind
@@ -87,11 +88,12 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     context.stop_on_signals()?;
     let settings = context.one_repo_settings()?;
     let repo = context.open_repository(&settings)?;
-    let rules = args.rules(context.cluster_settings()?.retention.rules(Kind::Physical));
+    let rules = args.rules(context.cluster_settings()?.retention.rules(Kind::Physical))?;
     let options = ExpireOptions {
         cluster: context.cluster()?,
         policy: policy(&rules)?,
         grace: rules.gc_grace.map_or(GRACE, |s| s.0),
+        hurry: args.gc_grace.map(|s| s.0),
         gap: if args.accept_gap { Gap::Accept } else { Gap::Refuse },
     };
     let plan = expire::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
@@ -109,6 +111,9 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let extend = || locks::extend_all(std::slice::from_ref(&member), &options.cluster, &context.ctx);
     if !plan.changes() {
         let locked = extend();
+        if global.says_nothing() {
+            return Ok(warn(&plan, &locked));
+        }
         show(None, &locked)?;
         return Ok(exit(&plan, &locked));
     }
@@ -119,14 +124,26 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     confirm(&args.confirm, &question(&plan))?;
     let report = expire::run(&options, &plan, &repo, &context.ctx).map_err(engine_failure)?;
     let locked = extend();
+    if global.says_nothing() {
+        return Ok(warn(&plan, &locked));
+    }
     show(Some(&report), &locked)?;
     Ok(exit(&plan, &locked))
 }
 
 fn question(plan: &ExpirePlan) -> String {
+    let accepts = plan.accepts.as_ref().map_or_else(String::new, |d| {
+        format!("take the clock of this machine for right ({}), ", pgark_engine::clock::describe(d))
+    });
     let earlier = plan.earlier.backups_due + plan.earlier.segments_due;
     let also = if earlier > 0 { ", and remove what expired earlier" } else { "" };
-    format!("expire {} backups and {} WAL segments{also}", plan.going().count(), plan.segments_going())
+    format!("{accepts}expire {} backups and {} WAL segments{also}", plan.going().count(), plan.segments_going())
+}
+
+fn warn(plan: &ExpirePlan, locked: &[Locked]) -> Exit {
+    plan.notes.iter().for_each(|note| output::warning(note));
+    locked.iter().flat_map(Locked::warnings).for_each(|warning| output::warning(&warning));
+    exit(plan, locked)
 }
 
 fn exit(plan: &ExpirePlan, locked: &[Locked]) -> Exit {
@@ -135,22 +152,33 @@ fn exit(plan: &ExpirePlan, locked: &[Locked]) -> Exit {
 
 impl ExpireArgs {
     /// Each flag over the setting of the same name.
-    fn rules(&self, configured: RetentionRules) -> RetentionRules {
-        RetentionRules {
-            keep_last: self.keep_last.or(configured.keep_last),
-            keep_days: self.keep_days.or(configured.keep_days),
-            keep_daily: self.keep_daily.or(configured.keep_daily),
-            keep_weekly: self.keep_weekly.or(configured.keep_weekly),
-            keep_monthly: self.keep_monthly.or(configured.keep_monthly),
-            keep_yearly: self.keep_yearly.or(configured.keep_yearly),
+    fn rules(&self, configured: RetentionRules) -> Result<RetentionRules, Failure> {
+        Ok(RetentionRules {
+            keep_last: number("--keep-last", self.keep_last.as_ref())?.or(configured.keep_last),
+            keep_days: number("--keep-days", self.keep_days.as_ref())?.or(configured.keep_days),
+            keep_daily: number("--keep-daily", self.keep_daily.as_ref())?.or(configured.keep_daily),
+            keep_weekly: number("--keep-weekly", self.keep_weekly.as_ref())?.or(configured.keep_weekly),
+            keep_monthly: number("--keep-monthly", self.keep_monthly.as_ref())?.or(configured.keep_monthly),
+            keep_yearly: number("--keep-yearly", self.keep_yearly.as_ref())?.or(configured.keep_yearly),
             window: self.window.or(configured.window),
             wal: self.wal.or(configured.wal),
-            max_backups: self.max_backups.or(configured.max_backups),
-            min_backups: self.min_backups.or(configured.min_backups),
+            max_backups: number("--max-backups", self.max_backups.as_ref())?.or(configured.max_backups),
+            min_backups: number("--min-backups", self.min_backups.as_ref())?.or(configured.min_backups),
             gc_grace: self.gc_grace.or(configured.gc_grace),
             time_zone: self.time_zone.clone().or(configured.time_zone),
-        }
+        })
     }
+}
+
+/// A number as it was given, so that what is wrong with it can be said.
+type Count = String;
+
+fn number(flag: &str, given: Option<&Count>) -> Result<Option<u32>, Failure> {
+    let wrong = |text: &Count| {
+        Failure::usage("E-EXPIRE-NUMBER", format!("{flag} {}: not a number of 0 or more", text.escape_debug()))
+            .hint(format!("such as {flag} 7; 0 is no rule. At most {}", u32::MAX))
+    };
+    given.map(|text| text.parse().map_err(|_| wrong(text))).transpose()
 }
 
 fn policy(rules: &RetentionRules) -> Result<Policy, Failure> {

@@ -4,9 +4,10 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::capacity::Measured;
 use pgark_engine::capacity::cost::Cost;
+use pgark_engine::expire::revive::not_listed;
 use pgark_engine::info::{self, ClusterInfo};
 use pgark_repo::Repository;
-use pgark_repo::catalog::BackupEntry;
+use pgark_repo::catalog::{BackupEntry, CatalogStore};
 use pgark_repo::record::BackupRecord;
 
 use super::context::{Context, engine_failure};
@@ -52,8 +53,11 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if let Some(id) = &args.id {
         let id = parse_id(id)?;
         let found = clusters.iter().flat_map(|c| &c.backups).find(|b| b.id == id);
-        let none = || pgark_repo::RepoError::NoBackup { cluster: cluster.to_string(), id: id.to_string() };
-        let entry = found.ok_or_else(|| engine_failure(none().into()))?;
+        let none = || match CatalogStore::new(&repo, &cluster).read() {
+            Ok(catalog) => not_listed(&catalog, &id),
+            Err(e) => e.into(),
+        };
+        let entry = found.ok_or_else(|| engine_failure(none()))?;
         let record = BackupRecord::load(&repo, &cluster, &id, &entry.record).map_err(|e| engine_failure(e.into()))?;
         let document = serde_json::json!({
             "schema": crate::failure::SCHEMA, "id": id.to_string(), "cluster": cluster.to_string(),
@@ -180,13 +184,17 @@ fn text(c: &ClusterInfo) -> String {
             g.last.0 - g.first.0 + 1
         );
     }
-    if c.expired_backups + c.expired_segments > 0 {
+    if !c.expired_backups.is_empty() || c.expired_segments > 0 {
         out += &format!(
             "  {} backups and {} WAL segments have expired and go after {}\n",
-            c.expired_backups,
+            c.expired_backups.len(),
             c.expired_segments,
             c.expired_due.map_or_else(String::new, timestamp)
         );
+        for e in &c.expired_backups {
+            out +=
+                &format!("  {0} is there until {1}: 'pgark unexpire {0}' brings it back\n", e.backup, timestamp(e.due));
+        }
     }
     for p in &c.problems {
         out += &format!("  PROBLEM: {p}\n");

@@ -51,7 +51,7 @@ pub fn unkeep(args: UnkeepArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     run(&args.id, &what, args.dry_run, global)
 }
 
-fn whole_seconds(at: Timestamp) -> Timestamp {
+pub fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
@@ -63,6 +63,9 @@ fn run(id: &str, what: &Mark, dry_run: DryRunArgs, global: &GlobalArgs) -> Resul
     let entry = mark(&repo, &context.cluster()?, &id, what, change, &context.ctx).map_err(engine_failure)?;
     let document = serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "kept": entry.kept,
         "kept_until": entry.kept_until, "holds": super::documents::holds(&entry), "dry_run": dry_run.dry_run});
+    if global.says_nothing() && !dry_run.dry_run {
+        return Ok(Exit::Done);
+    }
     output::result(global.form(), &document, || {
         let would = if dry_run.dry_run { "would be " } else { "is " };
         let mut marks = vec![];

@@ -25,6 +25,7 @@ mod misc;
 mod replicate;
 mod restore;
 mod space;
+mod unexpire;
 mod verify;
 mod wal;
 
@@ -72,6 +73,8 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Remove what the retention policy gives up: backups, and WAL that nothing kept needs
     Expire(expire::ExpireArgs),
+    /// Bring back a backup that retention gave up, before its objects are removed
+    Unexpire(unexpire::UnexpireArgs),
     /// Protect a backup from deletion and retention
     Keep(keep::KeepArgs),
     /// Take the protection away
@@ -116,6 +119,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Restore(a) => restore::run(*a, global),
         Command::Verify(a) => verify::run(a, global),
         Command::Expire(a) => expire::run(a, global),
+        Command::Unexpire(a) => unexpire::run(a, global),
         Command::Keep(a) => keep::keep(a, global),
         Command::Unkeep(a) => keep::unkeep(a, global),
         Command::Delete(a) => delete::run(a, global),

@@ -31,6 +31,7 @@ mod reencrypt;
 mod refusals;
 mod replicate;
 mod retention;
+mod retention_mistakes;
 mod several;
 mod sftp;
 mod tamper;

@@ -85,6 +85,7 @@ pub(super) fn write_record(
         kept_until: None,
         holds: vec![],
         damaged: None,
+        certain: None,
         evidence: Evidence::Stored,
         annotations: options.annotations.clone(),
         needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),

@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind, Needs, WalNeed};
+use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind, Needs, Reading, WalNeed};
 use pgark_repo::codec::Compression;
 use pgark_repo::manifest::{Item, ManifestWriter};
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -43,6 +43,7 @@ use crate::archive::{self, WalPath};
 use crate::cluster::{BackupSession, ConnectOptions, Connection, Deadline, StoppedBackup};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::restore::resolve::to_timestamp;
 use assemble::Summary;
 use base::{Before, Parent, Wanted};
 use changed::Stretch;
@@ -194,8 +195,13 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let outcome = under_claim(options, repo, ctx, source, &ground, &estimate, &claim, &kept, started);
     drop(kept);
     match outcome {
-        Ok(mut report) => {
-            claim.commit_backup(&report.entry)?;
+        Ok((mut report, reading)) => {
+            if let Some(doubt) = claim.commit_backup_at(&report.entry, &reading)? {
+                report.warnings.push(format!(
+                    "{}. Until the clocks agree, backups count as no younger than is certain, and nothing expires",
+                    crate::clock::describe(&doubt)
+                ));
+            }
             // The backup is there; what cannot be removed now waits for the next one.
             if let Err(e) = crate::expire::remove_due(repo, &options.cluster, ctx) {
                 report.warnings.push(format!("what has expired could not be removed: {e}"));
@@ -226,7 +232,7 @@ fn under_claim(
     claim: &Claim,
     kept: &KeptClaim,
     started: Timestamp,
-) -> Result<BackupReport> {
+) -> Result<(BackupReport, Reading)> {
     let id = claim.backup();
     check_still_listed(repo, options, ground)?;
     let archiver = Connection::open(&options.connect, options.connect_timeout)?;
@@ -257,12 +263,15 @@ fn under_claim(
     kept.check()?;
     let pg_control = source::read_control(&options.pgdata)?;
     let stopped = session.stop(Deadline::after(STOP_DEADLINE))?;
+    let server_ahead = to_timestamp(stopped.stop_time).duration_since(ctx.now());
     ctx.progress.note("waiting for the last WAL segment to arrive");
     wait_for_wal(options, repo, ctx, &source, &stopped, &archiver)?;
     kept.check()?;
-    let record = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, base)?;
+    let report = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, base)?;
+    let mut reading = crate::clock::with_object(repo, &names::record(&options.cluster, id), ctx)?;
+    reading.server = reading.wall.checked_add(server_ahead).ok();
     kept.check()?;
-    Ok(record)
+    Ok((report, reading))
 }
 
 /// What the backup will take.

@@ -11,6 +11,7 @@ use pgark_repo::names::{CLUSTERS, KEYRING, pack_number};
 use pgark_repo::store::{ObjectStat, Store, StoreError};
 
 use crate::error::Result;
+use crate::rescue;
 
 /// Clusters that are told apart; what more there are is counted as "other".
 const CLUSTERS_MAX: usize = 1000;
@@ -73,7 +74,7 @@ impl Usage {
         let mut usage = Usage::default();
         for dir in store.list_dirs("")? {
             // What else lies there is not ours.
-            if dir != CLUSTERS && dir != "probe" && !dir.starts_with(KEYRING) {
+            if ![CLUSTERS, "probe", rescue::DIR].contains(&dir.as_str()) && !dir.starts_with(KEYRING) {
                 continue;
             }
             let mut late = false;

@@ -5,13 +5,14 @@ use pgark_repo::names::ClusterName;
 use pgark_repo::store::{Ability, Capability, ObjectName, Store, StoreError, StoreErrorKind};
 
 use super::{Findings, Verdict};
+use crate::clock;
 use crate::ctx::Ctx;
 use crate::lock;
 
 pub(super) fn capabilities(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findings) {
     let store = repo.store();
     let probed = store.probe();
-    let create = conditional_create(repo);
+    let create = conditional_create(repo, &mut |probe| super::store_clock(clock::with_object(repo, probe, ctx), f));
     f.add("conditional create", verdict(create.state), create.reason.clone());
     // A client that looks before it writes passes the test, and is no second writer's equal.
     let single = probed.iter().find(|c| c.name == Capability::CREATE);
@@ -69,8 +70,8 @@ fn locks(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findings) 
     }
 }
 
-/// The one thing everything rests on: creating a name that is taken must fail.
-fn conditional_create(repo: &Repository) -> Capability {
+/// The one thing everything rests on: creating a name that is taken must fail. `written` is told what was just created.
+fn conditional_create(repo: &Repository, written: &mut dyn FnMut(&ObjectName)) -> Capability {
     let of = |state, reason: String| Capability::new(Capability::CREATE, state, reason);
     let store = repo.store();
     // A client that removes nothing leaves its probe for the next one.
@@ -81,7 +82,11 @@ fn conditional_create(repo: &Repository) -> Capability {
     let Ok(name) = ObjectName::parse(&name) else {
         return of(Ability::NotChecked, "the probe's name is invalid".into());
     };
-    let first = match store.put_new(&name, b"first") {
+    let first = store.put_new(&name, b"first");
+    if first.is_ok() {
+        written(&name);
+    }
+    let first = match first {
         Err(e) if e.is_already_exists() && !store.may_delete() => Ok(()),
         other => other,
     };

@@ -12,9 +12,6 @@ use super::policy::{Branch, Candidate, Policy, Reason, Verdicts, decide};
 const DAY: i64 = 86_400;
 /// Intervals between the newest backups that the usual one is taken from.
 const INTERVALS: usize = 10;
-/// So many times the usual interval, and among so many of the newest, it may be a clock that jumped.
-const JUMP_FACTOR: i64 = 10;
-const JUMP_LOOKS: usize = 3;
 /// So many backups are foreseen at the usual interval, and after that one per day, for about ten years.
 const STEPS_NEAR: usize = 400;
 const STEPS_FAR: usize = 3700;
@@ -85,20 +82,6 @@ fn usual_interval(candidates: &[Candidate]) -> i64 {
         .collect();
     between.sort_unstable();
     between.get(between.len() / 2).copied().unwrap_or(DAY)
-}
-
-/// A stretch without a good backup among the newest ones that is longer than `least` and far longer than usual.
-pub fn jump(candidates: &[Candidate], least: std::time::Duration) -> Option<(Timestamp, Timestamp)> {
-    let good: Vec<&Candidate> = candidates.iter().filter(|c| c.good).collect();
-    let pairs = good.windows(2).filter_map(|w| Some((w.first()?.at, w.last()?.at)));
-    let newest: Vec<(Timestamp, Timestamp)> = pairs.rev().take(INTERVALS).collect();
-    let seconds = |(a, b): &(Timestamp, Timestamp)| b.as_second() - a.as_second();
-    let mut lengths: Vec<i64> = newest.iter().map(seconds).collect();
-    lengths.sort_unstable();
-    let usual = lengths.get(lengths.len().saturating_sub(1) / 2).copied()?;
-    let least = i64::try_from(least.as_secs()).unwrap_or(i64::MAX);
-    let limit = least.max(usual.saturating_mul(JUMP_FACTOR));
-    newest.into_iter().take(JUMP_LOOKS).find(|gap| seconds(gap) > limit)
 }
 
 struct World {

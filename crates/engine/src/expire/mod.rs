@@ -8,21 +8,24 @@ pub mod forecast;
 mod lost;
 pub mod policy;
 mod presence;
+pub mod revive;
 #[cfg(test)]
 mod tests;
 mod wal;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_pg::value::{SegmentSize, SystemId};
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Expiry, JobKind, WalNeed};
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Doubt, Expiry, JobKind, Reading, WalNeed};
 use pgark_repo::gc::{self, Collected};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::{SegmentRange, WalArchive};
 use pgark_repo::{RepoError, Repository};
 
 use crate::backup::claim::KeptClaim;
+use crate::clock;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::verify::LostWindow;
@@ -33,22 +36,24 @@ use wal::{Archive, Kept};
 
 /// How long what has expired stays readable, for recoveries that are under way.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
-/// A clock that is further ahead of everything in the catalog is not believed when a grace is to be over.
-const CREDIBLE: Duration = Duration::from_secs(32 * 24 * 3600);
 
 #[derive(Clone, Debug)]
 pub struct ExpireOptions {
     pub cluster: ClusterName,
     pub policy: Policy,
+    /// How long what expires now stays on the disk.
     pub grace: Duration,
+    /// The same for what expired before, instead of what was decided then.
+    pub hurry: Option<Duration>,
     pub gap: Gap,
 }
 
-/// Whether a long time without a backup just before the newest ones is taken for what it seems.
+/// Whether the clock of this machine is believed where others contradict it, or nothing confirms it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gap {
-    /// It may be a clock that jumped while backups went on.
+    /// It may have jumped.
     Refuse,
+    /// Somebody takes responsibility; put on record by a run.
     Accept,
 }
 
@@ -63,6 +68,8 @@ pub struct ExpirePlan {
     pub earlier: Earlier,
     /// What the person should know.
     pub notes: Vec<String>,
+    /// A doubt about the clock that somebody says is none.
+    pub accepts: Option<Doubt>,
     seen: Vec<BackupEntry>,
     seen_fence: u64,
 }
@@ -116,6 +123,7 @@ impl ExpirePlan {
         self.going().next().is_some()
             || self.segments_going() > 0
             || self.earlier.backups_due + self.earlier.segments_due > 0
+            || self.accepts.is_some()
     }
 }
 
@@ -128,8 +136,8 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
             "set [clusters.NAME.retention], or give rules such as --keep-last 7 or --window 7d",
         ));
     }
-    let now = ctx.now();
     let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+    let time = Time::of(&catalog, &clock::here(ctx), options.gap)?;
     let current = catalog
         .lineage()
         .ok_or_else(|| RepoError::NoCluster { url: repo.store().url(), cluster: options.cluster.to_string() })?
@@ -139,13 +147,18 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
         lineages.map(|l| Archive::load(repo, &options.cluster, &catalog, l)).collect::<Result<Vec<Archive>>>()?;
     let branches: Vec<Branch> = archives.iter().flat_map(|a| &a.timelines).map(|t| t.branch.clone()).collect();
     let mut notes: Vec<String> = archives.iter().flat_map(|a| a.notes.clone()).collect();
-    let candidates = candidates(options, repo, ctx, &catalog, &archives, &mut notes)?;
-    if options.gap == Gap::Refuse && options.policy.counts_time() {
-        refuse_jump(&candidates)?;
-    }
-    let verdicts = policy::decide(&candidates, &branches, current, &options.policy, now).map_err(future)?;
+    let mut look = Look::new(repo, &options.cluster, ctx)?;
+    let mut candidates = candidates(options, ctx, &catalog, &archives, &mut look, &mut notes)?;
+    let mut opened = BTreeSet::new();
+    let (verdicts, wal) = loop {
+        let verdicts = policy::decide(&candidates, &branches, current, &options.policy, time.now).map_err(future)?;
+        let wal = wal_fates(&archives, &catalog, &candidates, &verdicts, options);
+        let gives_up = verdicts.all.iter().any(|v| !v.stays()) || wal.iter().any(|w| !w.going.is_empty());
+        if !gives_up || !look_inside(&mut candidates, &verdicts, &look, &mut opened, &mut notes)? {
+            break (verdicts, wal);
+        }
+    };
     let goes = forecast::forecast(&candidates, &branches, current, &options.policy, &verdicts);
-    let wal = wal_fates(&archives, &catalog, &candidates, &verdicts, options);
     let staying: Vec<&BackupEntry> = of(&catalog, &verdicts, true);
     let mut backups = vec![];
     for v in &verdicts.all {
@@ -164,20 +177,21 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
             lost,
         });
     }
-    let credible = is_credible(&catalog, now);
     let waiting = !catalog.expired.is_empty() || !catalog.wal_expiries.is_empty();
-    if waiting && !credible && !options.grace.is_zero() {
+    let waits_for_time = options.hurry.is_none_or(|h| !h.is_zero());
+    if let Some(doubt) = time.doubt.filter(|_| waiting && !time.certain && waits_for_time) {
         notes.push(format!(
-            "the clock says {now}, far later than anything in the catalog: what expired before is not removed. If the \
-             clock is right, give --gc-grace 0s"
+            "{}. What expired before is not removed; if the clock is right, give --gc-grace 0s",
+            clock::describe(&doubt)
         ));
     }
     Ok(ExpirePlan {
         at: verdicts.at,
         backups,
         wal,
-        earlier: earlier(&catalog, &|since, _| is_due(options.grace, since, now, credible)),
+        earlier: earlier(&catalog, &|since, due| time.is_over(options.hurry, since, due)),
         notes,
+        accepts: time.accepted(&catalog),
         seen_fence: catalog.fence,
         seen: catalog.backups,
     })
@@ -191,33 +205,61 @@ fn future(FromTheFuture(id, at): FromTheFuture) -> EngineError {
     )
 }
 
-/// A clock that jumped makes everything older than the policy at once, when a backup is taken by it.
-fn refuse_jump(candidates: &[Candidate]) -> Result<()> {
-    let Some((before, after)) = forecast::jump(candidates, CREDIBLE) else { return Ok(()) };
-    Err(EngineError::refused(
-        "E-EXPIRE-GAP",
-        format!("no good backup was made from {before} to {after}, far longer than usual: a clock may have jumped"),
-        "if that time really passed, give --accept-gap; otherwise set the clock right and delete what was backed up by it",
-    ))
+/// What time it is for an expiry.
+struct Time {
+    now: Timestamp,
+    doubt: Option<Doubt>,
+    /// Nothing waits by a clock that is in doubt.
+    certain: bool,
+}
+
+impl Time {
+    /// # Errors
+    /// When clocks contradict each other, or did so when the last backup was made, and nobody accepts that.
+    fn of(catalog: &Catalog, reading: &Reading, gap: Gap) -> Result<Time> {
+        let judged = catalog.judge(reading);
+        if gap == Gap::Accept {
+            return Ok(Time { now: reading.wall, doubt: judged.doubt, certain: true });
+        }
+        let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
+        // That nothing confirms the time since the last backup makes no backup older: age ends with that one.
+        match on_record.or(judged.doubt.filter(Doubt::is_contradiction)) {
+            Some(doubt) => Err(clock::refusal(&doubt)),
+            None => Ok(Time { now: judged.time, doubt: judged.doubt, certain: judged.doubt.is_none() }),
+        }
+    }
+
+    /// Whether the grace is over of what expired then and is due then.
+    fn is_over(&self, hurry: Option<Duration>, since: Timestamp, due: Timestamp) -> bool {
+        match hurry {
+            Some(grace) => grace.is_zero() || (self.certain && since <= policy::before(self.now, grace)),
+            None => due <= since || (self.certain && due <= self.now),
+        }
+    }
+
+    /// What there is to accept; only when somebody does, as everything else was refused.
+    fn accepted(&self, catalog: &Catalog) -> Option<Doubt> {
+        let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
+        self.certain.then(|| on_record.or(self.doubt))?
+    }
 }
 
 /// What each listed backup is for the rules.
 fn candidates(
     options: &ExpireOptions,
-    repo: &Repository,
     ctx: &Ctx,
     catalog: &Catalog,
     archives: &[Archive],
+    look: &mut Look<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Candidate>> {
     let now = ctx.now();
-    let mut look = Look::new(repo, &options.cluster, ctx);
     let mut out = vec![];
     for b in &catalog.backups {
         let archive = archives.iter().find(|a| a.system_id == b.system_id);
-        let unseen = look.missing(b, archive)?;
+        let unseen = look.missing_with_wal(b, archive)?;
         if let Some(what) = &unseen {
-            notes.push(format!("backup {} is damaged and does not count: {what}; 'pgark verify' tells more", b.id));
+            notes.push(damage_note(&b.id, what));
         }
         let reads = |j: &&pgark_repo::catalog::Job| {
             let its_own = j.kind != JobKind::Delete && j.backup.as_ref() == Some(&b.id);
@@ -226,7 +268,7 @@ fn candidates(
         out.push(Candidate {
             id: b.id.clone(),
             system_id: b.system_id,
-            at: b.finished.max(b.stopped),
+            at: if options.gap == Gap::Accept { b.finished } else { b.time() },
             evidence: b.evidence,
             good: b.bad_blocks == 0 && b.damaged.is_none() && unseen.is_none(),
             kept: b.kept,
@@ -237,6 +279,31 @@ fn candidates(
         });
     }
     Ok(out)
+}
+
+fn damage_note(id: &BackupId, what: &str) -> String {
+    format!("backup {id} is damaged and does not count: {what}; 'pgark verify' tells more")
+}
+
+/// Opens what others would go for and was not opened before. Returns whether any of it turned out to be damaged.
+fn look_inside(
+    candidates: &mut [Candidate],
+    verdicts: &Verdicts,
+    look: &Look<'_>,
+    opened: &mut BTreeSet<BackupId>,
+    notes: &mut Vec<String>,
+) -> Result<bool> {
+    let mut any = false;
+    for (c, v) in candidates.iter_mut().zip(&verdicts.all) {
+        if !c.good || !v.stays() || !v.reasons.iter().any(Reason::replaces_others) || !opened.insert(c.id.clone()) {
+            continue;
+        }
+        if let Some(what) = look.damaged(&c.id)? {
+            notes.push(damage_note(&c.id, &what));
+            (c.good, c.unseen, any) = (false, Some(what), true);
+        }
+    }
+    Ok(any)
 }
 
 fn of<'c>(catalog: &'c Catalog, verdicts: &Verdicts, stays: bool) -> Vec<&'c BackupEntry> {
@@ -277,23 +344,9 @@ fn earlier(catalog: &Catalog, due: &dyn Fn(Timestamp, Timestamp) -> bool) -> Ear
     }
     for e in &catalog.wal_expiries {
         let count: u64 = e.ranges.iter().map(SegmentRange::count).sum();
-        *(if due(e.since, e.due) { &mut out.segments_due } else { &mut out.segments_waiting }) += count;
+        *(if e.removing || due(e.since, e.due) { &mut out.segments_due } else { &mut out.segments_waiting }) += count;
     }
     out
-}
-
-/// Whether a clock is near enough to what others have put on record.
-fn is_credible(catalog: &Catalog, now: Timestamp) -> bool {
-    let backups = catalog.backups.iter().map(|b| b.finished);
-    let decided = catalog.expired.iter().map(|e| e.since).chain(catalog.wal_expiries.iter().map(|e| e.since));
-    // But not what this clock itself has just written.
-    let jobs = catalog.jobs.iter().filter(|j| j.kind != JobKind::Expire).map(|j| j.renewed);
-    let latest = backups.chain(decided).chain(jobs).filter(|t| *t <= now).max();
-    latest.is_some_and(|t| t >= policy::before(now, CREDIBLE))
-}
-
-fn is_due(grace: Duration, since: Timestamp, now: Timestamp, credible: bool) -> bool {
-    grace.is_zero() || (credible && since <= policy::before(now, grace))
 }
 
 #[derive(Clone, Debug)]
@@ -343,20 +396,24 @@ fn under_claim(
 ) -> Result<Collected> {
     let catalog = CatalogStore::new(repo, &options.cluster);
     gc::apply_pending(repo, &catalog)?;
+    // The claim has just been written, so the store says what time it is, too.
+    let reading = clock::with_catalog(&catalog, ctx)?;
+    if options.gap == Gap::Accept && (plan.accepts.is_some() || catalog.read()?.judge(&reading).doubt.is_some()) {
+        claim.accept_clock(&reading)?;
+    }
+    let time = Time::of(&catalog.read()?, &reading, options.gap)?;
     prune_registers(repo, &catalog)?;
-    let now = ctx.now();
     let backups: Vec<BackupId> = plan.going().map(|f| f.entry.id.clone()).collect();
     let wal: Vec<(SystemId, Vec<SegmentRange>)> = plan.wal.iter().map(|w| (w.system_id, w.going.clone())).collect();
     if !backups.is_empty() || plan.segments_going() > 0 {
         let seconds = i64::try_from(options.grace.as_secs()).unwrap_or(i64::MAX);
-        let due = Timestamp::from_second(now.as_second().saturating_add(seconds)).unwrap_or(Timestamp::MAX);
+        let due = Timestamp::from_second(time.now.as_second().saturating_add(seconds)).unwrap_or(Timestamp::MAX);
         let (seen, seen_fence) = (plan.seen.clone(), plan.seen_fence);
-        claim.expire(&Expiry { backups, wal, since: now, due, seen, seen_fence })?;
+        claim.expire(&Expiry { backups, wal, since: time.now, due, seen, seen_fence, reading })?;
         gc::apply_pending(repo, &catalog)?;
     }
-    let grace = if was_full { Duration::ZERO } else { options.grace };
-    let credible = is_credible(&catalog.read()?, now);
-    Ok(gc::collect(repo, &options.cluster, claim, &|since, _| is_due(grace, since, now, credible))?)
+    let hurry = if was_full { Some(Duration::ZERO) } else { options.hurry };
+    Ok(gc::collect(repo, &options.cluster, claim, &|since, due| time.is_over(hurry, since, due))?)
 }
 
 /// Versions of the books that clients have left which may not remove anything.
@@ -375,15 +432,19 @@ pub fn remove_due(repo: &Repository, cluster: &ClusterName, ctx: &Ctx) -> Result
         return Ok(());
     }
     let catalog = CatalogStore::new(repo, cluster);
-    let now = ctx.now();
     let before = catalog.read()?;
-    let credible = is_credible(&before, now);
-    let due = |_, due: Timestamp| credible && due <= now;
+    // While the clocks do not agree, everything waits.
+    let time = match Time::of(&before, &clock::here(ctx), Gap::Refuse) {
+        Ok(time) if time.certain => time,
+        Ok(_) | Err(EngineError::Refused { .. }) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let due = |_, due: Timestamp| due <= time.now;
     let waiting = earlier(&before, &due);
     if waiting.backups_due + waiting.segments_due == 0 {
         return Ok(());
     }
-    let claim = match catalog.claim_expiry(now) {
+    let claim = match catalog.claim_expiry(ctx.now()) {
         Err(RepoError::Busy { .. }) => return Ok(()),
         other => other?,
     };

@@ -61,11 +61,6 @@ impl Policy {
         counts.iter().any(|n| *n > 0) || self.window.is_some()
     }
 
-    /// Whether age alone makes anything go.
-    pub fn counts_time(&self) -> bool {
-        self.keep_days > 0 || self.window.is_some() || self.wal.is_some()
-    }
-
     /// Whether it says anything that could make something go.
     pub fn is_empty(&self) -> bool {
         !self.selects() && self.max_backups.is_none() && self.wal.is_none()
@@ -77,7 +72,7 @@ impl Policy {
 pub struct Candidate {
     pub id: BackupId,
     pub system_id: SystemId,
-    /// When it ended.
+    /// When it ended, as far as that is certain.
     pub at: Timestamp,
     pub evidence: Evidence,
     /// No damaged pages, no known damage, all of it to be seen.
@@ -141,6 +136,23 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether others go because this one stays; the rest of the reasons keep it for its own sake.
+    pub fn replaces_others(&self) -> bool {
+        matches!(
+            self,
+            Reason::Newest
+                | Reason::Minimum
+                | Reason::Proven(_)
+                | Reason::Last(_)
+                | Reason::WindowBase
+                | Reason::WalBase
+                | Reason::Daily(_)
+                | Reason::Weekly(_)
+                | Reason::Monthly(_)
+                | Reason::Yearly(_)
+        )
+    }
+
     /// Whether it holds against a maximum number of backups, too.
     pub fn is_protection(&self) -> bool {
         matches!(
@@ -229,6 +241,8 @@ struct Rules<'a> {
     good: Vec<usize>,
     position: HashMap<&'a BackupId, usize>,
     at: Timestamp,
+    /// Up to when marks have run out, as `Catalog::time_of_marks`.
+    marks: Timestamp,
 }
 
 impl<'a> Rules<'a> {
@@ -252,7 +266,8 @@ impl<'a> Rules<'a> {
         let newest = good.last().map(|i| times[*i]).or(times.last().copied());
         let at = newest.map_or(Timestamp::MIN, |t| t.min(now));
         let position = good.iter().map(|i| (&candidates[*i].id, *i)).collect();
-        Rules { candidates, branches, current, policy, times, good, position, at }
+        let marks = times.last().map_or(now, |t| (*t).min(now));
+        Rules { candidates, branches, current, policy, times, good, position, at, marks }
     }
 
     fn protect(&self, all: &mut [Verdict]) {
@@ -271,7 +286,7 @@ impl<'a> Rules<'a> {
             if c.kept {
                 reasons.push(Reason::Kept);
             }
-            reasons.extend(c.kept_until.filter(|until| *until > self.at).map(Reason::KeptUntil));
+            reasons.extend(c.kept_until.filter(|until| *until > self.marks).map(Reason::KeptUntil));
             reasons.extend(c.holds.iter().cloned().map(Reason::Hold));
             reasons.extend(c.in_use.iter().cloned().map(Reason::InUse));
             reasons.extend(c.unseen.iter().cloned().map(Reason::Unseen));

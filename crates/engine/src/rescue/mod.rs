@@ -9,7 +9,7 @@ use pgark_repo::store::{ObjectName, Store, StoreErrorKind};
 use crate::error::Result;
 use crate::verify::ProblemKind;
 
-const DIR: &str = "rescue";
+pub const DIR: &str = "rescue";
 /// By name; all of them are text.
 const FILES: [(&str, &str); 3] = [
     ("README.txt", include_str!("README.txt")),

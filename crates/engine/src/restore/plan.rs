@@ -123,8 +123,8 @@ fn plan_from(
 /// Newest first. All of one lineage.
 fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -> Result<Vec<BackupEntry>> {
     if let Some(id) = &options.backup {
-        let none = || pgark_repo::RepoError::NoBackup { cluster: options.cluster.to_string(), id: id.to_string() };
-        return Ok(vec![catalog.backup(id).ok_or_else(none)?.clone()]);
+        let found = catalog.backup(id).ok_or_else(|| crate::expire::revive::not_listed(catalog, id))?;
+        return Ok(vec![found.clone()]);
     }
     let current = catalog.lineage().map(|l| l.system_id);
     let mut all: Vec<BackupEntry> =

@@ -93,8 +93,8 @@ impl<'a> Verify<'a> {
         match &self.options.only {
             None => Ok(self.catalog.backups.iter().collect()),
             Some(id) => {
-                let none = || RepoError::NoBackup { cluster: self.options.cluster.to_string(), id: id.to_string() };
-                Ok(vec![self.catalog.backup(id).ok_or_else(none)?])
+                let found = self.catalog.backup(id);
+                Ok(vec![found.ok_or_else(|| crate::expire::revive::not_listed(self.catalog, id))?])
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Stores that a test can stop in the middle, or fill.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -71,6 +72,9 @@ impl Store for PausingStore {
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
         self.inner.free_bytes()
     }
+    fn has_own_clock(&self) -> bool {
+        self.inner.has_own_clock()
+    }
     fn url(&self) -> String {
         self.inner.url()
     }
@@ -82,16 +86,20 @@ impl Store for PausingStore {
 /// Has so much room and no more.
 pub struct SmallStore {
     inner: MemoryStore,
-    capacity: u64,
+    capacity: AtomicU64,
 }
 
 impl SmallStore {
     pub fn new(inner: MemoryStore, capacity: u64) -> Self {
-        SmallStore { inner, capacity }
+        SmallStore { inner, capacity: AtomicU64::new(capacity) }
     }
 
     pub fn used(&self) -> u64 {
         used(&self.inner)
+    }
+
+    pub fn shrink_to_what_is_used(&self) {
+        self.capacity.store(self.used(), Ordering::Relaxed);
     }
 }
 
@@ -107,7 +115,7 @@ pub fn used(store: &dyn Store) -> u64 {
 
 impl Store for SmallStore {
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        if self.used() + bytes.len() as u64 > self.capacity {
+        if self.used() + bytes.len() as u64 > self.capacity.load(Ordering::Relaxed) {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
             return Err(StoreError::NoSpace { object: name.to_string(), source });
         }
@@ -136,7 +144,10 @@ impl Store for SmallStore {
         self.inner.delete(name)
     }
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        Ok(Some(self.capacity.saturating_sub(self.used())))
+        Ok(Some(self.capacity.load(Ordering::Relaxed).saturating_sub(self.used())))
+    }
+    fn has_own_clock(&self) -> bool {
+        self.inner.has_own_clock()
     }
     fn url(&self) -> String {
         self.inner.url()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use pgark_pg::value::{Lsn, SystemId, TimelineId};
 
-use super::{BackupEntry, Catalog, CatalogStore, Holder, PacksOf, Resealed};
+use super::{BackupEntry, Catalog, CatalogStore, Doubt, Holder, PacksOf, Reading, Resealed};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
 
@@ -293,19 +293,30 @@ impl Claim {
         })
     }
 
-    /// The backup comes into existence, and the claim ends, in one step.
+    /// The backup comes into existence, and the claim ends, in one step. Its time is taken for what it says.
     pub fn commit_backup(self, entry: &BackupEntry) -> Result<()> {
+        self.commit(entry, None).map(drop)
+    }
+
+    /// As `commit_backup`, for a backup that has just been made: its time is what these clocks agree on.
+    pub fn commit_backup_at(self, entry: &BackupEntry, reading: &Reading) -> Result<Option<Doubt>> {
+        self.commit(entry, Some(reading))
+    }
+
+    fn commit(self, entry: &BackupEntry, reading: Option<&Reading>) -> Result<Option<Doubt>> {
         assert!(self.kind.makes_a_backup() && entry.id == *self.backup(), "one commits what one claimed");
         self.change(|c| {
             c.refuse_expired_wal(entry)?;
             c.jobs.retain(|j| j.fence != self.fence);
-            c.backups.push(entry.clone());
+            let mut entry = entry.clone();
+            let doubt = reading.and_then(|reading| c.time_backup(&mut entry, reading));
+            c.backups.push(entry);
             // What it needs of them, it says itself from now on.
             for id in c.interrupted.clone() {
                 c.remove(&id);
             }
             c.backups.sort_by(|a, b| a.id.cmp(&b.id));
-            Ok(())
+            Ok(doubt)
         })
     }
 
@@ -327,11 +338,12 @@ impl Claim {
         })
     }
 
-    /// The backup is no longer listed; its objects may go now.
+    /// The backup is no longer listed, nor waits for its grace; its objects may go now.
     pub fn unlist(&self) -> Result<()> {
         assert!(self.kind == JobKind::Delete, "one deletes under a claim to delete");
         self.change(|c| {
             c.backups.retain(|b| b.id != *self.backup());
+            c.expired.retain(|e| e.backup != *self.backup());
             c.remove(self.backup());
             Ok(())
         })

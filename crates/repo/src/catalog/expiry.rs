@@ -7,10 +7,11 @@ use jiff::Timestamp;
 use pgark_pg::value::{SegmentName, SegmentNo, SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
 
-use super::{BackupEntry, Catalog, Claim, JobKind};
+use super::{BackupEntry, Catalog, Claim, JobKind, Reading};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
 use crate::wal::SegmentRange;
+use crate::wal::head::{merged, subtract};
 
 /// A legal hold on a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct ExpiredBackup {
     pub since: Timestamp,
     /// When its objects may go.
     pub due: Timestamp,
+    /// By which it can be listed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<Box<BackupEntry>>,
 }
 
 /// A decision to expire WAL. The head applies decisions in the order of their numbers, each once.
@@ -38,6 +42,9 @@ pub struct WalExpiry {
     pub since: Timestamp,
     /// When the objects may go.
     pub due: Timestamp,
+    /// The removal has begun: nothing of it comes back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removing: bool,
     pub ranges: Vec<SegmentRange>,
 }
 
@@ -53,6 +60,8 @@ pub struct Expiry {
     pub seen: Vec<BackupEntry>,
     /// The last claim that was known then.
     pub seen_fence: u64,
+    /// The clocks just now.
+    pub reading: Reading,
 }
 
 impl Claim {
@@ -61,18 +70,34 @@ impl Claim {
         assert!(self.kind() == JobKind::Expire, "one expires under a claim to expire");
         self.change(|c| {
             c.refuse_changed(expiry, self.fence())?;
-            c.backups.retain(|b| !expiry.backups.contains(&b.id));
+            c.advance_clock(&expiry.reading);
             let (since, due) = (expiry.since, expiry.due);
-            c.expired.extend(expiry.backups.iter().map(|id| ExpiredBackup { backup: id.clone(), since, due }));
+            let (going, staying) =
+                std::mem::take(&mut c.backups).into_iter().partition(|b| expiry.backups.contains(&b.id));
+            c.backups = staying;
+            let going: Vec<BackupEntry> = going;
+            c.expired.extend(going.into_iter().map(|entry| {
+                let backup = entry.id.clone();
+                ExpiredBackup { backup, since, due, entry: Some(Box::new(entry)) }
+            }));
             c.wal_expiries.extend(expiry.wal.iter().filter(|(_, ranges)| !ranges.is_empty()).map(
                 |(system_id, ranges)| WalExpiry {
                     number: self.fence(),
                     system_id: *system_id,
                     since,
                     due,
+                    removing: false,
                     ranges: ranges.clone(),
                 },
             ));
+            Ok(())
+        })
+    }
+
+    /// Our clock is right and the time has passed, whatever other clocks say: somebody takes responsibility for that.
+    pub fn accept_clock(&self, reading: &Reading) -> Result<()> {
+        self.change(|c| {
+            c.accept_clock(reading);
             Ok(())
         })
     }
@@ -85,6 +110,33 @@ impl Claim {
             c.expired = staying;
             going.iter().for_each(|e| c.remove(&e.backup));
             Ok(())
+        })
+    }
+
+    /// The objects of these decisions may go from now on, and none of them is taken back any more.
+    pub fn begin_wal_removal(&self, due: &dyn Fn(&WalExpiry) -> bool) -> Result<()> {
+        self.change(|c| {
+            c.wal_expiries.iter_mut().for_each(|e| e.removing |= due(e));
+            Ok(())
+        })
+    }
+
+    /// Lists a backup again that has expired, with this mark, and takes WAL back that the head has taken back already.
+    pub fn revive(&self, id: &BackupId, kept_until: Option<Timestamp>, wal: &[SegmentRange]) -> Result<BackupEntry> {
+        assert!(self.kind() == JobKind::Expire, "expired backups belong to who expires");
+        self.change(|c| {
+            let gone = || RepoError::NoBackup { cluster: c.cluster.to_string(), id: id.to_string() };
+            let at = c.expired.iter().position(|e| e.backup == *id).ok_or_else(gone)?;
+            let mut entry = *c.expired[at].entry.clone().ok_or_else(gone)?;
+            c.expired.remove(at);
+            (entry.kept, entry.kept_until) = (kept_until.is_none(), kept_until);
+            for e in c.wal_expiries.iter_mut().filter(|e| e.system_id == entry.system_id && !e.removing) {
+                e.ranges = without(&e.ranges, wal);
+            }
+            c.wal_expiries.retain(|e| !e.ranges.is_empty());
+            c.backups.push(entry.clone());
+            c.backups.sort_by(|a, b| a.id.cmp(&b.id));
+            Ok(entry)
         })
     }
 
@@ -143,6 +195,17 @@ impl Catalog {
     }
 }
 
+fn without(ranges: &[SegmentRange], others: &[SegmentRange]) -> Vec<SegmentRange> {
+    let of = |r: &SegmentRange| {
+        let timeline = r.timeline;
+        let others: Vec<(u64, u64)> =
+            others.iter().filter(|o| o.timeline == timeline).map(|o| (o.first.0, o.last.0)).collect();
+        let rest = subtract(&[(r.first.0, r.last.0)], &merged(others));
+        rest.into_iter().map(move |(a, b)| SegmentRange { timeline, first: SegmentNo(a), last: SegmentNo(b) })
+    };
+    ranges.iter().flat_map(of).collect()
+}
+
 /// Whether retention would judge both alike.
 fn same_standing(a: &BackupEntry, b: &BackupEntry) -> bool {
     let of = |e: &BackupEntry| (e.kept, e.kept_until, e.holds.clone(), e.damaged, e.evidence, e.record.clone());
@@ -162,9 +225,9 @@ impl BackupEntry {
         (SegmentNo::containing(self.lsn_start, size), SegmentNo::containing(pgark_pg::value::Lsn(last), size))
     }
 
-    /// Whether somebody said that it stays, as of this moment.
-    pub fn is_held(&self, now: Timestamp) -> bool {
-        self.kept || !self.holds.is_empty() || self.kept_until.is_some_and(|until| until > now)
+    /// Whether somebody said that it stays; `marks`: `Catalog::time_of_marks`.
+    pub fn is_held(&self, marks: Timestamp) -> bool {
+        self.kept || !self.holds.is_empty() || self.kept_until.is_some_and(|until| until > marks)
     }
 }
 

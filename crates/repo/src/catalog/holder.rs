@@ -34,7 +34,7 @@ impl Holder {
     }
 }
 
-fn boot_id() -> Result<String> {
+pub(super) fn boot_id() -> Result<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|s| s.trim().to_owned())
         .map_err(|source| RepoError::System { what: "the boot id", source })

@@ -6,6 +6,7 @@
 //! listing it.
 
 mod claims;
+pub mod clock;
 mod expiry;
 pub mod holder;
 
@@ -26,6 +27,7 @@ use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::Fingerprint;
 
 pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind, Needs, WalNeed};
+pub use clock::{CLOCK_TOLERANCE_SECONDS, ClusterClock, Doubt, Reading, StoreTime, Uptime, Witness};
 pub use expiry::{ExpiredBackup, Expiry, Hold, WalExpiry};
 pub use holder::Holder;
 
@@ -55,6 +57,9 @@ pub struct Catalog {
     /// The last id that was given out, also to a backup that never came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_id: Option<BackupId>,
+    /// Absent before the first backup that was made with a look at several clocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClusterClock>,
 }
 
 /// How far sealing anew has come.
@@ -167,6 +172,9 @@ pub struct BackupEntry {
     /// When a verification found that it cannot be restored; None again when one found it whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<Timestamp>,
+    /// When it ended at least, where the clocks did not agree on when that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certain: Option<Timestamp>,
     pub evidence: Evidence,
     pub annotations: BTreeMap<String, String>,
     /// What this one needs of others.
@@ -187,9 +195,15 @@ impl Catalog {
         self.backups.iter().find(|b| b.id == *id)
     }
 
-    /// Whether a listed backup other than its own needs this pack.
-    fn is_needed(&self, id: &BackupId, pack: u32) -> bool {
-        self.backups.iter().flat_map(|b| &b.needs).any(|n| n.backup == *id && n.contains(pack))
+    pub fn expired(&self, id: &BackupId) -> Option<&ExpiredBackup> {
+        self.expired.iter().find(|e| e.backup == *id)
+    }
+
+    /// Whether a listed backup other than its own needs this pack, or one that has expired and can be listed again.
+    pub fn is_needed(&self, id: &BackupId, pack: u32) -> bool {
+        let expired = self.expired.iter().filter_map(|e| e.entry.as_deref());
+        let all = self.backups.iter().chain(expired);
+        all.flat_map(|b| &b.needs).any(|n| n.backup == *id && n.contains(pack))
     }
 }
 
@@ -245,6 +259,12 @@ impl CatalogStore {
         self.register.check_with(&mut |v| self.decode(v).map(drop))
     }
 
+    /// When its newest version was written, by the store's clock; None where that does not tell.
+    pub fn written(&self) -> Result<Option<StoreTime>> {
+        let modified = self.register.written()?.and_then(|at| Timestamp::try_from(at).ok());
+        Ok(modified.map(|at| StoreTime { at, own: self.store.has_own_clock() }))
+    }
+
     /// One atomic change. `change` returns None to leave things as they are, and may run more than once.
     pub fn update<T>(&self, mut change: impl FnMut(&mut Catalog) -> Result<Option<T>>) -> Result<Option<T>> {
         let mut outcome = None;
@@ -276,6 +296,7 @@ impl CatalogStore {
                     expired: vec![],
                     wal_expiries: vec![],
                     resealed: None,
+                    clock: None,
                 })));
             };
             let mut catalog = self.decode(&version.value)?;

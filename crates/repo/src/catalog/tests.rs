@@ -54,6 +54,7 @@ fn entry(id: &BackupId) -> BackupEntry {
         kept_until: None,
         holds: vec![],
         damaged: None,
+        certain: None,
         evidence: Evidence::Stored,
         annotations: BTreeMap::new(),
         needs: vec![],

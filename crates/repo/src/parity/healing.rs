@@ -97,7 +97,7 @@ fn read_healed(
 }
 
 impl Store for HealingStore {
-    forward_to_inner!(space may_archive parity probe object_lock may_delete);
+    forward_to_inner!(has_own_clock space may_archive parity probe object_lock may_delete);
 
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         self.inner.put_new(name, bytes)

@@ -54,7 +54,7 @@ impl Shared {
 }
 
 impl Store for ParityStore {
-    forward_to_inner!(space may_archive heal probe object_lock may_delete);
+    forward_to_inner!(has_own_clock space may_archive heal probe object_lock may_delete);
 
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         if !names::deserves_parity(name) {

@@ -24,7 +24,7 @@ impl AppendOnlyStore {
 }
 
 impl Store for AppendOnlyStore {
-    forward_to_inner!(space may_archive heal notices parity);
+    forward_to_inner!(has_own_clock space may_archive heal notices parity);
 
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         self.inner.put_new(name, bytes)

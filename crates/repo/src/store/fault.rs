@@ -354,6 +354,10 @@ impl Store for FaultStore {
         self.state.run_plain(Op::FreeBytes, "", || self.inner.space())
     }
 
+    fn has_own_clock(&self) -> bool {
+        self.inner.has_own_clock()
+    }
+
     fn url(&self) -> String {
         self.inner.url()
     }

@@ -39,6 +39,11 @@ macro_rules! forward_to_inner {
             self.inner().object_lock()
         }
     };
+    (@ has_own_clock) => {
+        fn has_own_clock(&self) -> bool {
+            self.inner().has_own_clock()
+        }
+    };
     (@ may_delete) => {
         fn may_delete(&self) -> bool {
             self.inner().may_delete()

@@ -13,18 +13,30 @@ use super::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 #[derive(Default)]
 pub struct MemoryStore {
     objects: Arc<Mutex<Objects>>,
+    clock: Option<Arc<Clock>>,
 }
+
+type Clock = dyn Fn() -> SystemTime + Send + Sync;
 
 type Objects = BTreeMap<ObjectName, Stored>;
 
 struct Stored {
     bytes: Vec<u8>,
-    modified: SystemTime,
+    modified: Option<SystemTime>,
 }
 
 impl MemoryStore {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that dates its objects, by a clock of its own.
+    pub fn with_clock(clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        MemoryStore { objects: Arc::default(), clock: Some(Arc::new(clock)) }
+    }
+
+    fn now(&self) -> Option<SystemTime> {
+        self.clock.as_ref().map(|clock| clock())
     }
 
     /// Changes an object behind the store's back, as a failing disk or an attacker would.
@@ -52,7 +64,7 @@ impl MemoryStore {
 
 impl Stored {
     fn stat(&self, name: &ObjectName) -> ObjectStat {
-        ObjectStat { name: name.clone(), size: self.bytes.len() as u64, modified: Some(self.modified) }
+        ObjectStat { name: name.clone(), size: self.bytes.len() as u64, modified: self.modified }
     }
 }
 
@@ -65,7 +77,12 @@ fn is_below(prefix: &str, name: &ObjectName) -> bool {
     prefix.is_empty() || name.as_str().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn insert(objects: &Mutex<Objects>, name: &ObjectName, bytes: Vec<u8>) -> Result<(), StoreError> {
+fn insert(
+    objects: &Mutex<Objects>,
+    name: &ObjectName,
+    bytes: Vec<u8>,
+    modified: Option<SystemTime>,
+) -> Result<(), StoreError> {
     let mut objects = lock(objects);
     if objects.contains_key(name) {
         return Err(StoreError::already_exists(name));
@@ -80,17 +97,18 @@ fn insert(objects: &Mutex<Objects>, name: &ObjectName, bytes: Vec<u8>) -> Result
     if objects.keys().any(|other| is_below(name.as_str(), other)) {
         return Err(StoreError::io("create", name, io::ErrorKind::IsADirectory.into()));
     }
-    objects.insert(name.clone(), Stored { bytes, modified: SystemTime::now() });
+    objects.insert(name.clone(), Stored { bytes, modified });
     Ok(())
 }
 
 impl Store for MemoryStore {
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        insert(&self.objects, name, bytes.to_vec())
+        insert(&self.objects, name, bytes.to_vec(), self.now())
     }
 
     fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        Ok(Box::new(MemoryWriter { objects: Arc::clone(&self.objects), name: name.clone(), bytes: vec![] }))
+        let (objects, clock) = (Arc::clone(&self.objects), self.clock.clone());
+        Ok(Box::new(MemoryWriter { objects, clock, name: name.clone(), bytes: vec![] }))
     }
 
     fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
@@ -135,6 +153,10 @@ impl Store for MemoryStore {
         Ok(None)
     }
 
+    fn has_own_clock(&self) -> bool {
+        self.clock.is_some()
+    }
+
     fn url(&self) -> String {
         "memory:".to_owned()
     }
@@ -146,6 +168,7 @@ impl Store for MemoryStore {
 
 struct MemoryWriter {
     objects: Arc<Mutex<Objects>>,
+    clock: Option<Arc<Clock>>,
     name: ObjectName,
     bytes: Vec<u8>,
 }
@@ -161,7 +184,7 @@ impl ObjectWriter for MemoryWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<(), StoreError> {
-        insert(&self.objects, &self.name, self.bytes)
+        insert(&self.objects, &self.name, self.bytes, self.clock.map(|clock| clock()))
     }
 }
 

@@ -111,6 +111,11 @@ pub trait Store: Send + Sync {
         false
     }
 
+    /// Whether `ObjectStat::modified` is told by a clock that is certainly not this machine's.
+    fn has_own_clock(&self) -> bool {
+        false
+    }
+
     /// Where this store cannot keep what the trait promises, in words for an administrator.
     fn weaknesses(&self) -> Vec<String> {
         vec![]

@@ -150,6 +150,22 @@ impl WalHead {
         true
     }
 
+    /// Takes back what had expired and was not removed, once. Names and copies are what they were.
+    pub fn revive(&mut self, number: u64, ranges: &[SegmentRange]) -> bool {
+        if number <= self.expiry {
+            return false;
+        }
+        self.expiry = number;
+        for r in ranges {
+            let span = self.span(r.timeline);
+            let coming: Vec<(u64, u64)> = intersect(&span.expired, &[(r.first.0, r.last.0)]).collect();
+            span.expired = subtract(&span.expired, &coming);
+            span.ranges.extend(coming);
+            span.ranges = merged(std::mem::take(&mut span.ranges));
+        }
+        true
+    }
+
     /// What of these was expired, for a view of the head that is made anew.
     pub(super) fn copy_expired(&mut self, from: &TimelineSpan) {
         let span = self.span(from.timeline);
@@ -317,14 +333,15 @@ mod tests {
         /// Pushes and expiries in any order, with a map of each segment's state beside.
         #[test]
         fn what_expires_is_neither_archived_nor_a_gap(
-            steps in proptest::collection::vec((any::<bool>(), 0u64..24, 0u64..8), 0..60),
+            steps in proptest::collection::vec((0..3u8, 0u64..24, 0u64..8), 0..60),
         ) {
             let timeline = TimelineId::new(1).unwrap();
             let mut head = WalHead::default();
             let mut live = BTreeSet::new();
             let mut gone = BTreeSet::new();
-            for (number, (push, n, len)) in (1u64..).zip(steps) {
-                if push {
+            for (number, (what, n, len)) in (1u64..).zip(steps) {
+                let range = SegmentRange { timeline, first: SegmentNo(n), last: SegmentNo(n + len) };
+                if what == 0 {
                     let name = SegmentName { timeline, segment: SegmentNo(n) };
                     let copy = head.next_copy(&name);
                     if gone.contains(&n) {
@@ -335,8 +352,19 @@ mod tests {
                     prop_assert_eq!(head.expired_below(&name) > 0, head.first_copy(&name) > 0);
                     live.insert(n);
                     gone.remove(&n);
+                } else if what == 1 {
+                    let copies: Vec<u32> =
+                        (n..=n + len).map(|s| head.copy_of(&SegmentName { timeline, segment: SegmentNo(s) })).collect();
+                    prop_assert!(head.revive(number, &[range]));
+                    prop_assert!(!head.expire(number, &[range]), "a late expiry takes it away again");
+                    let (coming, staying): (BTreeSet<u64>, BTreeSet<u64>) =
+                        gone.into_iter().partition(|s| (n..=n + len).contains(s));
+                    gone = staying;
+                    live.extend(coming);
+                    for (s, copy) in (n..=n + len).zip(copies) {
+                        prop_assert_eq!(head.copy_of(&SegmentName { timeline, segment: SegmentNo(s) }), copy);
+                    }
                 } else {
-                    let range = SegmentRange { timeline, first: SegmentNo(n), last: SegmentNo(n + len) };
                     prop_assert!(head.expire(number, &[range]));
                     prop_assert!(!head.expire(number, &[range]), "applied twice");
                     let (going, staying): (BTreeSet<u64>, BTreeSet<u64>) =

@@ -499,6 +499,11 @@ impl WalArchive {
         WalArchive { head: self.head.clone().thrifty(), ..self.clone() }.change_head(|head| head.expire(number, ranges))
     }
 
+    /// Takes back what had expired; `number` is above that of every decision so far.
+    pub fn revive(&self, number: u64, ranges: &[SegmentRange]) -> Result<()> {
+        self.change_head(|head| head.revive(number, ranges))
+    }
+
     pub fn acknowledge_history(&self, timeline: TimelineId) -> Result<()> {
         self.change_head(|head| head.add_history(timeline))
     }

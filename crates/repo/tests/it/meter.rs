@@ -52,6 +52,9 @@ impl Store for Meter {
     fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
         self.inner.free_bytes()
     }
+    fn has_own_clock(&self) -> bool {
+        self.inner.has_own_clock()
+    }
     fn url(&self) -> String {
         self.inner.url()
     }

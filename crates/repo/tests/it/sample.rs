@@ -378,6 +378,7 @@ fn entry_of(r: &BackupRecord, record: Fingerprint) -> BackupEntry {
         kept_until: None,
         holds: vec![],
         damaged: None,
+        certain: None,
         evidence: Evidence::Stored,
         annotations: BTreeMap::from([("ticket".to_owned(), "OPS-17".to_owned())]),
         needs: vec![],

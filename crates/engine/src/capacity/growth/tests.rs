@@ -40,6 +40,7 @@ pub fn backup(days_ago: i64, stored_bytes: u64, lsn: u64) -> BackupEntry {
         kept_until: None,
         holds: vec![],
         damaged: None,
+        certain: None,
         evidence: Evidence::Stored,
         annotations: BTreeMap::new(),
         needs: vec![],

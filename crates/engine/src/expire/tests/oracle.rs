@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use pgark_repo::catalog::Evidence;
+use pgark_repo::catalog::{Evidence, Reading, Uptime};
 use pgark_repo::names::BackupId;
 
 use super::super::policy::{Candidate, decide};
-use super::random::{History, history};
+use super::random::{History, Random, at, history};
 
 /// More histories than anybody would read.
 const HISTORIES: u64 = 20_000;
@@ -40,6 +40,45 @@ fn the_rules_agree_with_a_slow_oracle() {
     }
     // The histories must reach what they are for.
     assert!(refused > 100 && cut > 500 && gone > 10_000, "{refused} {cut} {gone}");
+}
+
+/// The clock by which backups are taken jumps, for some of them or for ever, by hours to years. What stays is what would
+/// stay by a true clock: the oracle is asked about the true times.
+#[test]
+fn clocks_that_jump_change_nothing_of_what_stays() {
+    let (mut jumps, mut gone, mut lasting) = (0, 0, 0);
+    for seed in 0..HISTORIES {
+        let mut truth = history(seed);
+        let mut r = Random(seed ^ 0xC10C);
+        let mut latest = i64::MIN;
+        for c in &mut truth.candidates {
+            latest = latest.max(c.at.as_second());
+            c.at = at(latest);
+        }
+        truth.now = at(latest.max(0) + 60);
+        let mut seen = truth.clone();
+        let (mut wrong, mut clock) = (0, None);
+        for (n, c) in seen.candidates.iter_mut().enumerate() {
+            if n > 0 && r.one_in(6) {
+                wrong = r.pick(&[0, 3600, 86_400, 20 * 86_400, 31 * 86_400, 4000 * 86_400, -3600, -400 * 86_400]);
+                jumps += u64::from(wrong != 0);
+            }
+            let true_time = c.at.as_second();
+            let uptime = Some(Uptime { boot: "b".into(), seconds: true_time });
+            let reading = Reading { wall: at(true_time + wrong), uptime, store: None, server: None };
+            let (next, judged) = reading.after(clock);
+            clock = Some(next);
+            c.at = judged.time;
+        }
+        lasting += u64::from(wrong != 0);
+        let place = format!("history {seed} of {HISTORIES}, seed {seed}");
+        let ours = decide(&seen.candidates, &seen.branches, seen.current, &seen.policy, seen.now);
+        let ours = ours.unwrap_or_else(|e| panic!("{place}: {e:?}"));
+        let stays: BTreeSet<BackupId> = ours.all.iter().filter(|v| v.stays()).map(|v| v.id.clone()).collect();
+        assert!(stays == Oracle::new(&truth).stays(), "{place}:\n{:#?}\n{:#?}", seen.policy, seen.candidates);
+        gone += ours.all.len() - stays.len();
+    }
+    assert!(jumps > 30_000 && gone > 10_000 && lasting > 5000, "{jumps} {gone} {lasting}");
 }
 
 struct Oracle<'a> {
@@ -121,7 +160,7 @@ impl<'a> Oracle<'a> {
             || !c.holds.is_empty()
             || c.in_use.is_some()
             || c.unseen.is_some()
-            || c.kept_until.is_some_and(|u| u.as_second() > self.now())
+            || c.kept_until.is_some_and(|u| u.as_second() > self.time(self.n() - 1).min(self.h.now.as_second()))
             || !any_good
             || (0..self.n()).filter(|j| self.good(*j)).all(|j| j < i)
             || (c.good && self.later(i, |_| true) == 0)

@@ -38,6 +38,7 @@ impl Random {
 pub const START: i64 = 1_700_000_000;
 const DAY: i64 = 86_400;
 
+#[derive(Clone)]
 pub struct History {
     pub candidates: Vec<Candidate>,
     pub branches: Vec<Branch>,

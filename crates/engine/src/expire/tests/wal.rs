@@ -51,6 +51,7 @@ pub fn entry(n: usize, timeline: TimelineId, start: Lsn, stop: Lsn, time: Timest
         kept_until: None,
         holds: vec![],
         damaged: None,
+        certain: None,
         evidence: Evidence::Stored,
         annotations: BTreeMap::new(),
         needs: vec![],

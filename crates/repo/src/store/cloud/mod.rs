@@ -405,6 +405,10 @@ impl Store for CloudStore {
         Ok(None)
     }
 
+    fn has_own_clock(&self) -> bool {
+        true
+    }
+
     fn url(&self) -> String {
         self.inner.url.clone()
     }

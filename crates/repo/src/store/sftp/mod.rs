@@ -223,6 +223,10 @@ impl Store for SftpStore {
         })
     }
 
+    fn has_own_clock(&self) -> bool {
+        true
+    }
+
     fn url(&self) -> String {
         self.inner.pool.options().url.clone()
     }

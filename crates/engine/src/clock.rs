@@ -1,0 +1,63 @@
+//! Looks at the clocks there are, and says what is wrong with them.
+
+use jiff::Timestamp;
+use pgark_repo::Repository;
+use pgark_repo::catalog::{CatalogStore, Doubt, Reading, StoreTime, Witness};
+use pgark_repo::store::ObjectName;
+
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+
+/// By this machine alone.
+pub fn here(ctx: &Ctx) -> Reading {
+    Reading { wall: ctx.now(), uptime: (ctx.uptime)(), store: None, server: None }
+}
+
+/// With the store's clock, by an object that was written just now.
+pub fn with_object(repo: &Repository, written: &ObjectName, ctx: &Ctx) -> Result<Reading> {
+    let modified = repo.store().stat(written)?.modified;
+    let at = modified.and_then(|at| Timestamp::try_from(at).ok());
+    Ok(Reading { store: at.map(|at| StoreTime { at, own: repo.store().has_own_clock() }), ..here(ctx) })
+}
+
+/// With the store's clock, by the catalog, when it was changed just now.
+pub fn with_catalog(catalog: &CatalogStore, ctx: &Ctx) -> Result<Reading> {
+    Ok(Reading { store: catalog.written()?, ..here(ctx) })
+}
+
+/// In words.
+pub fn describe(doubt: &Doubt) -> String {
+    let Doubt { wall, other, .. } = doubt;
+    match doubt.by {
+        Witness::Store => format!("the clock of this machine says {wall}, that of the repository {other}"),
+        Witness::Server => format!("the clock of this machine says {wall}, that of the database server {other}"),
+        Witness::Uptime => {
+            format!("the clock says {wall}, and by the time since the machine was started it is {other}")
+        }
+        Witness::Record => {
+            format!("the clock says {wall}, and the repository was written to at {other}, which is later")
+        }
+        Witness::Nothing => {
+            format!("the clock went on from {other} to {wall} without anything that confirms it: it may have jumped")
+        }
+    }
+}
+
+/// Why nothing expires.
+pub fn refusal(doubt: &Doubt) -> EngineError {
+    let (code, hint) = match doubt.by {
+        Witness::Store | Witness::Server | Witness::Uptime => (
+            "E-EXPIRE-CLOCKS",
+            "set the clocks right, then take a backup; if this machine's is right and stays so, --accept-gap",
+        ),
+        Witness::Record => (
+            "E-EXPIRE-CLOCK",
+            "set the clock of this machine right; if it is and that of the record was not, --accept-gap",
+        ),
+        Witness::Nothing => (
+            "E-EXPIRE-GAP",
+            "if that time has really passed, repeat with --accept-gap; otherwise set the clock right and take a backup",
+        ),
+    };
+    EngineError::refused(code, format!("{}: nothing expires", describe(doubt)), hint)
+}
