@@ -147,6 +147,7 @@ fn locks_are_extended_and_what_somebody_deleted_is_told() {
     // What retention removes stays with the store until its lock ends, and that is said.
     let expired = site.pgark.run(["expire", "--keep-last", "1", "--gc-grace", "0s", "--yes"]).expect_code(0);
     assert!(expired.stdout.contains("not before"), "{expired}");
+    site.ledger.write_rows(&site.cluster, 20);
     let latest = site.archive_all();
     site.assert_restores("r", &latest, 1, &[]);
 

@@ -72,8 +72,10 @@ pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Finge
         return Err(RepoError::corrupt(name, "not what was written").into());
     }
     let mut tail = vec![0; usize::try_from(tail_of(&found.name)).expect("a tail is short")];
-    from.store().read_at(&found.name, found.size, &mut tail).map_err(RepoError::from)?;
-    writer.write(&tail).map_err(RepoError::from)?;
+    if !tail.is_empty() {
+        from.store().read_at(&found.name, found.size, &mut tail).map_err(RepoError::from)?;
+        writer.write(&tail).map_err(RepoError::from)?;
+    }
     match writer.finish() {
         Ok(()) => Ok(print.size),
         Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx),

@@ -41,7 +41,10 @@ enum Wal {
 pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<RestorePlan> {
     match plan_by(options, repo, avoid, Wal::Booked) {
         // Somebody removed what the books have. What lies before it can be reached all the same.
-        Err(EngineError::Repo(e)) if e.is_not_found() => plan_by(options, repo, avoid, Wal::Present),
+        // Not so everything that is archived: without what is gone it would end early.
+        Err(EngineError::Repo(e)) if e.is_not_found() && !matches!(options.target, Target::Latest) => {
+            plan_by(options, repo, avoid, Wal::Present)
+        }
         planned => planned,
     }
 }
