@@ -55,7 +55,7 @@ fn what_was_under_the_old_key_restores_from_the_new_one_and_the_old_one_opens_no
     let (objects, needed) = (number(&plan, "/clusters/0/old/objects"), number(&plan, "/needed_bytes"));
     assert!(objects > 10 && needed > 1_000_000 && plan["free_bytes"].is_u64(), "{plan}");
     let listed = site.elsewhere.run(["key", "retire", "--dry-run", "--json"]).expect_code(4).json();
-    assert!(number(&listed, "/in_use") > objects, "the books are under it too: {listed}");
+    assert!(number(&listed, "/in_use") >= objects, "and older versions of the books, while there are such: {listed}");
 
     // The server archives meanwhile, and the older seals stay for a day.
     let size = |site: &Site| {
