@@ -7,13 +7,11 @@
 //! is there, the object is there; nothing but its deletion takes the last one away.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
 use crate::error::{RepoError, Result};
 use crate::manifest::bytes::Cursor;
 use crate::names;
-use crate::parity::Percent;
 use crate::store::forward::forward_to_inner;
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 use crate::stream::Fingerprint;
@@ -148,7 +146,7 @@ fn without_tail(stat: ObjectStat) -> Result<ObjectStat, StoreError> {
 }
 
 impl Store for View {
-    forward_to_inner!(has_own_clock space may_archive probe object_lock may_delete);
+    forward_to_inner!(read_at list_dirs free_bytes url sweep_abandoned weaknesses notices parity has_own_clock space may_archive probe object_lock may_delete);
 
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         if self.is_sealed_anew(name)? {
@@ -182,10 +180,6 @@ impl Store for View {
         Ok(bytes)
     }
 
-    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.inner.read_at(name, offset, buf)
-    }
-
     fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
         Ok(ObjectStat { name: name.clone(), ..self.newest(name)? })
     }
@@ -206,10 +200,6 @@ impl Store for View {
         })
     }
 
-    fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.list_dirs(prefix)
-    }
-
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.remove(name, &|seal| self.inner.delete(seal))
     }
@@ -218,32 +208,8 @@ impl Store for View {
         self.remove(name, &|seal| self.inner.discard(seal))
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        self.inner.free_bytes()
-    }
-
-    fn url(&self) -> String {
-        self.inner.url()
-    }
-
-    fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {
-        self.inner.sweep_abandoned(older_than)
-    }
-
-    fn weaknesses(&self) -> Vec<String> {
-        self.inner.weaknesses()
-    }
-
     fn heal(&self, name: &ObjectName) -> bool {
         self.inner.heal(&self.newest_name(name))
-    }
-
-    fn notices(&self) -> Vec<String> {
-        self.inner.notices()
-    }
-
-    fn parity(&self) -> Option<Percent> {
-        self.inner.parity()
     }
 }
 

@@ -6,12 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use super::heal::{HealError, Healed, heal};
 use crate::limits::HEALED_BYTES_MAX;
 use crate::store::forward::forward_to_inner;
-use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use crate::store::{ObjectName, ObjectStat, Store, StoreError};
 
 pub struct HealingStore {
     inner: Arc<dyn Store>,
@@ -97,15 +96,7 @@ fn read_healed(
 }
 
 impl Store for HealingStore {
-    forward_to_inner!(has_own_clock space may_archive parity probe object_lock may_delete);
-
-    fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        self.inner.put_new(name, bytes)
-    }
-
-    fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        self.inner.create(name)
-    }
+    forward_to_inner!(put_new create list list_dirs delete discard free_bytes url sweep_abandoned weaknesses has_own_clock space may_archive parity probe object_lock may_delete);
 
     fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
         let Some(healed) = self.healed(name) else { return self.inner.read(name, max) };
@@ -162,37 +153,5 @@ impl Store for HealingStore {
     fn notices(&self) -> Vec<String> {
         let said = std::mem::take(&mut self.lock().said);
         said.into_iter().chain(self.inner.notices()).collect()
-    }
-
-    fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner.list(prefix, visit)
-    }
-
-    fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.list_dirs(prefix)
-    }
-
-    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.inner.delete(name)
-    }
-
-    fn discard(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.inner.discard(name)
-    }
-
-    fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        self.inner.free_bytes()
-    }
-
-    fn url(&self) -> String {
-        self.inner.url()
-    }
-
-    fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {
-        self.inner.sweep_abandoned(older_than)
-    }
-
-    fn weaknesses(&self) -> Vec<String> {
-        self.inner.weaknesses()
     }
 }

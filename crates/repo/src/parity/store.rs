@@ -4,14 +4,13 @@
 //! aloud, and a verification finds that it is missing.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::Percent;
 use super::check::protect;
 use super::encode::ParityEncoder;
 use crate::names;
 use crate::store::forward::forward_to_inner;
-use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use crate::store::{ObjectName, ObjectWriter, Store, StoreError};
 
 /// So many failures are told one by one.
 const NOTICES_MAX: usize = 20;
@@ -54,7 +53,7 @@ impl Shared {
 }
 
 impl Store for ParityStore {
-    forward_to_inner!(has_own_clock space may_archive heal probe object_lock may_delete);
+    forward_to_inner!(read read_at stat list list_dirs delete discard free_bytes url sweep_abandoned weaknesses has_own_clock space may_archive heal probe object_lock may_delete);
 
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         if !names::deserves_parity(name) {
@@ -82,50 +81,6 @@ impl Store for ParityStore {
 
     fn parity(&self) -> Option<Percent> {
         Some(self.shared.percent)
-    }
-
-    fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
-        self.inner().read(name, max)
-    }
-
-    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.inner().read_at(name, offset, buf)
-    }
-
-    fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
-        self.inner().stat(name)
-    }
-
-    fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner().list(prefix, visit)
-    }
-
-    fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner().list_dirs(prefix)
-    }
-
-    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.inner().delete(name)
-    }
-
-    fn discard(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.inner().discard(name)
-    }
-
-    fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        self.inner().free_bytes()
-    }
-
-    fn url(&self) -> String {
-        self.inner().url()
-    }
-
-    fn sweep_abandoned(&self, older_than: Duration) -> Result<u64, StoreError> {
-        self.inner().sweep_abandoned(older_than)
-    }
-
-    fn weaknesses(&self) -> Vec<String> {
-        self.inner().weaknesses()
     }
 }
 

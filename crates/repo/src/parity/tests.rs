@@ -13,9 +13,8 @@ use super::*;
 use crate::limits::{PARITY_SECTION_SHARDS, PARITY_SHARD_BYTES};
 use crate::names;
 use crate::store::fault::{Fault, Op, When};
-use crate::store::{
-    FaultStore, MemoryStore, ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit, conformance,
-};
+use crate::store::forward::forward_to_inner;
+use crate::store::{FaultStore, MemoryStore, ObjectName, Store, StoreError, conformance};
 
 const SHARD: usize = PARITY_SHARD_BYTES;
 const PACK: &str = "clusters/main/backups/20260101-000000F/packs/000001";
@@ -323,7 +322,15 @@ struct BadDisk {
     bad: BTreeSet<(ObjectName, u64)>,
 }
 
+impl BadDisk {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+}
+
 impl Store for BadDisk {
+    forward_to_inner!(put_new create stat list list_dirs delete free_bytes url sweep_abandoned);
+
     fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         let sectors = offset / 4096..=(offset + buf.len().max(1) as u64 - 1) / 4096;
         if self.bad.iter().any(|(n, s)| n == name && sectors.contains(s)) {
@@ -339,33 +346,6 @@ impl Store for BadDisk {
         let mut bytes = self.inner.read(name, max)?;
         self.read_at(name, 0, &mut bytes)?;
         Ok(bytes)
-    }
-    fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        self.inner.put_new(name, bytes)
-    }
-    fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        self.inner.create(name)
-    }
-    fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
-        self.inner.stat(name)
-    }
-    fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner.list(prefix, visit)
-    }
-    fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.list_dirs(prefix)
-    }
-    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.inner.delete(name)
-    }
-    fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        self.inner.free_bytes()
-    }
-    fn url(&self) -> String {
-        self.inner.url()
-    }
-    fn sweep_abandoned(&self, older_than: std::time::Duration) -> Result<u64, StoreError> {
-        self.inner.sweep_abandoned(older_than)
     }
 }
 

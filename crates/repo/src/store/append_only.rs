@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::forward::forward_to_inner;
-use super::{Ability, Capability, ObjectLock, ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
+use super::{Ability, Capability, ObjectName, Store, StoreError};
 
 pub struct AppendOnlyStore {
     inner: Arc<dyn Store>,
@@ -24,46 +24,10 @@ impl AppendOnlyStore {
 }
 
 impl Store for AppendOnlyStore {
-    forward_to_inner!(has_own_clock space may_archive heal notices parity);
-
-    fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        self.inner.put_new(name, bytes)
-    }
-
-    fn create(&self, name: &ObjectName) -> Result<Box<dyn ObjectWriter>, StoreError> {
-        self.inner.create(name)
-    }
-
-    fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
-        self.inner.read(name, max)
-    }
-
-    fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.inner.read_at(name, offset, buf)
-    }
-
-    fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
-        self.inner.stat(name)
-    }
-
-    fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner.list(prefix, visit)
-    }
-
-    fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        self.inner.list_dirs(prefix)
-    }
+    forward_to_inner!(put_new create read read_at stat list list_dirs free_bytes url weaknesses object_lock has_own_clock space may_archive heal notices parity);
 
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         Err(StoreError::AppendOnly { object: name.to_string() })
-    }
-
-    fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
-        self.inner.free_bytes()
-    }
-
-    fn url(&self) -> String {
-        self.inner.url()
     }
 
     /// Nothing: also a temporary file may be one that somebody else is writing.
@@ -71,18 +35,10 @@ impl Store for AppendOnlyStore {
         Ok(0)
     }
 
-    fn weaknesses(&self) -> Vec<String> {
-        self.inner.weaknesses()
-    }
-
     /// Probing removes what it wrote.
     fn probe(&self) -> Vec<Capability> {
         let why = "append_only: what would have to be removed again is not tried";
         [Capability::VERSIONS, Capability::LOCK].map(|name| Capability::new(name, Ability::NotChecked, why)).into()
-    }
-
-    fn object_lock(&self) -> Option<&dyn ObjectLock> {
-        self.inner.object_lock()
     }
 
     fn may_delete(&self) -> bool {
