@@ -16,11 +16,13 @@ pub mod info;
 pub mod keep;
 pub mod keys;
 pub mod pace;
+pub mod rebuild;
 pub mod register;
 pub mod repair;
 pub mod replicate;
 pub mod restore;
 pub mod several;
+pub mod sources;
 pub mod verify;
 
 pub use ctx::{Ctx, ProgressSink};

@@ -24,6 +24,7 @@ pub mod repository;
 pub mod store;
 pub mod stream;
 pub mod wal;
+pub mod wreck;
 
 pub use error::{RepoError, Result};
 pub use repository::Repository;

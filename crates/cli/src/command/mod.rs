@@ -17,6 +17,7 @@ mod init;
 mod keep;
 mod key;
 mod misc;
+pub mod readers;
 mod replicate;
 mod restore;
 mod verify;

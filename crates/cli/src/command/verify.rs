@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
-use pgark_engine::repair;
+use pgark_engine::repair::{self, RepairFrom};
 use pgark_engine::verify::{self, Depth, LostWindow, VerifyOptions, VerifyReport};
 
 use pgark_repo::Repository;
@@ -23,7 +23,8 @@ pub struct VerifyArgs {
     /// Presence and size only: says nothing about content
     #[arg(long)]
     quick: bool,
-    /// Replace what is missing or damaged by the same bytes of another repository
+    /// Replace what is missing or damaged by the same bytes of another repository, and damaged packs also with the help of
+    /// the cluster's own directory (--pgdata), where its pages have not changed
     #[arg(long, conflicts_with = "quick")]
     repair: bool,
     /// Repository to repair from; otherwise the others of the cluster
@@ -59,11 +60,13 @@ fn repaired(
     report: &mut VerifyReport,
 ) -> Result<Vec<String>, Failure> {
     let others = context.open_others(repo, args.from.as_deref())?;
-    if others.is_empty() {
-        return Err(Failure::usage("E-REPO-CHOICE", "there is no other repository to repair from")
-            .hint("name one with --from, or give the cluster several repositories"));
+    let data = context.pgdata().ok().filter(|dir| dir.is_dir());
+    if others.is_empty() && data.is_none() {
+        return Err(Failure::usage("E-REPO-CHOICE", "there is nothing to repair from")
+            .hint("name another repository with --from, give the cluster several, or give its --pgdata"));
     }
-    let done = repair::repair(repo, &others, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
+    let from = RepairFrom { others: &others, data: data.as_deref() };
+    let done = repair::repair(repo, &from, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
     for (object, why) in &done.left {
         output::warning(&format!("{object} could not be repaired: {why}"));
     }

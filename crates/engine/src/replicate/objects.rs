@@ -9,7 +9,7 @@ use pgark_repo::store::{ObjectName, Store, StoreError};
 use pgark_repo::stream::Fingerprint;
 
 use crate::ctx::Ctx;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// Bytes read at once.
 const PIECE: usize = 4 * 1024 * 1024;
@@ -53,22 +53,25 @@ pub fn copy(
     print: &Fingerprint,
     ctx: &Ctx,
 ) -> Result<u64> {
+    let in_target = |e: EngineError| e.in_repository(&to.url());
+    let failed = |e: StoreError| in_target(RepoError::from(e).into());
     // What an interrupted copy left has its whole content, or it would have no name.
     match to.stat(name).map(|s| s.size) {
-        Ok(size) if size == print.size => return compare(to, name, print, ctx),
-        Ok(_) => return Err(taken(name)),
+        Ok(size) if size == print.size => return compare(to, name, print, ctx).map_err(in_target),
+        Ok(_) => return Err(in_target(taken(name))),
         Err(e) if e.is_not_found() => {}
-        Err(e) => return Err(RepoError::from(e).into()),
+        Err(e) => return Err(failed(e)),
     }
-    let mut writer = to.create(name).map_err(RepoError::from)?;
-    let found = each_piece(from, name, print.size, ctx, &mut |piece| Ok(writer.write(piece)?))?;
+    let mut writer = to.create(name).map_err(failed)?;
+    let found = each_piece(from, name, print.size, ctx, &mut |piece| writer.write(piece).map_err(failed));
+    let found = found.map_err(|e| e.in_repository(&from.url()))?;
     if found != print.blake3 {
-        return Err(RepoError::corrupt(name, "not what was written").into());
+        return Err(EngineError::from(RepoError::corrupt(name, "not what was written")).in_repository(&from.url()));
     }
     match writer.finish() {
         Ok(()) => Ok(print.size),
-        Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx),
-        Err(e) => Err(RepoError::from(e).into()),
+        Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx).map_err(in_target),
+        Err(e) => Err(failed(e)),
     }
 }
 
@@ -93,7 +96,7 @@ fn each_piece(
     name: &ObjectName,
     size: u64,
     ctx: &Ctx,
-    take: &mut dyn FnMut(&[u8]) -> std::result::Result<(), RepoError>,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<String> {
     if store.stat(name).map_err(RepoError::from)?.size != size {
         return Err(RepoError::corrupt(name, "not the length that was written").into());

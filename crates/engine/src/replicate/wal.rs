@@ -99,7 +99,7 @@ pub fn copy(
                     report.bytes += bytes;
                 }
                 // What is wrong with one segment is told, and the others go on.
-                Err(EngineError::Repo(e)) if e.is_damage() || e.is_not_found() || is_conflict(&e) => {
+                Err(e) if e.is_damage() || e.repo().is_some_and(is_conflict) => {
                     report.failed.push((segment.0.format(size), e.to_string()));
                 }
                 Err(e) => return Err(e),
@@ -148,6 +148,11 @@ impl Copier<'_> {
 
     /// Returns the bytes written; none when the copy has the segment already.
     fn copy_one(&self, name: &SegmentName, copy: u32) -> Result<u64> {
+        // What the target says is named already.
+        self.copy_named(name, copy).map_err(|e| e.in_repository(&self.from.store().url()))
+    }
+
+    fn copy_named(&self, name: &SegmentName, copy: u32) -> Result<u64> {
         let object = self.source.place().segment(name, self.size, copy)?;
         let store = self.from.store();
         let stored = store.stat(&object).map_err(RepoError::from)?.size;
@@ -169,18 +174,19 @@ impl Copier<'_> {
         match self.to.store().put_new(&object, &bytes) {
             Ok(()) => Ok(bytes.len() as u64),
             Err(StoreError::AlreadyExists { .. }) => self.compare(&object, &reader.index.content),
-            Err(e) => Err(RepoError::from(e).into()),
+            Err(e) => Err(self.in_target(RepoError::from(e))),
         }
     }
 
     fn put_large(&self, object: &pgark_repo::store::ObjectName, stored: u64) -> Result<u64> {
-        let mut writer = self.to.store().create(object).map_err(RepoError::from)?;
+        let failed = |e: StoreError| self.in_target(RepoError::from(e));
+        let mut writer = self.to.store().create(object).map_err(failed)?;
         let mut buffer = vec![0; 4 * 1024 * 1024];
         let mut at = 0;
         while at < stored {
             let len = usize::try_from((stored - at).min(buffer.len() as u64)).expect("at most the buffer");
             self.from.store().read_at(object, at, &mut buffer[..len]).map_err(RepoError::from)?;
-            writer.write(&buffer[..len]).map_err(RepoError::from)?;
+            writer.write(&buffer[..len]).map_err(failed)?;
             at += len as u64;
         }
         match writer.finish() {
@@ -189,18 +195,25 @@ impl Copier<'_> {
                 let content = self.source.open_object(object)?.index.content;
                 self.compare(object, &content)
             }
-            Err(e) => Err(RepoError::from(e).into()),
+            Err(e) => Err(failed(e)),
         }
+    }
+
+    fn in_target(&self, e: RepoError) -> EngineError {
+        EngineError::from(e).in_repository(&self.to.store().url())
     }
 
     /// The copy may have got the same segment from PostgreSQL itself, sealed on its own.
     fn compare(&self, object: &pgark_repo::store::ObjectName, content: &str) -> Result<u64> {
-        let mut there = self.target.open_object(object)?;
-        while there.next()?.is_some() {}
-        if there.index.content == content {
-            Ok(0)
-        } else {
-            Err(RepoError::Conflict { object: object.to_string() }.into())
+        let same = || -> Result<bool, RepoError> {
+            let mut there = self.target.open_object(object)?;
+            while there.next()?.is_some() {}
+            Ok(there.index.content == content)
+        };
+        match same() {
+            Ok(true) => Ok(0),
+            Ok(false) => Err(self.in_target(RepoError::Conflict { object: object.to_string() })),
+            Err(e) => Err(self.in_target(e)),
         }
     }
 }

@@ -1,21 +1,23 @@
 //! The plan of a restore: which backup, along which timelines, to which record. Nothing is written here.
 
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
-use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Lineage};
+use pgark_repo::catalog::{BackupEntry, Catalog, Lineage};
 use pgark_repo::names::BackupId;
 use pgark_repo::record::BackupRecord;
-use pgark_repo::wal::{WalArchive, WalHead};
+use pgark_repo::wal::WalHead;
 
 use super::resolve::{Resolved, StopAt, from_timestamp, resolve};
 use super::walk::WalView;
 use super::{RestoreOptions, Target, TimelineChoice};
-use crate::archive::{self, Continuity, WalPath};
+use crate::archive::{Archives, Continuity, WalPath};
 use crate::error::{EngineError, Result};
+use crate::sources::{Sources, joined};
 
 #[derive(Clone, Debug)]
 pub struct RestorePlan {
     pub backup: BackupEntry,
+    /// Numbers of the sources that list this backup.
+    pub holders: Vec<usize>,
     pub record: BackupRecord,
     pub target: Target,
     pub stop: StopAt,
@@ -24,21 +26,24 @@ pub struct RestorePlan {
     pub timeline: TimelineId,
     pub wal_from: SegmentName,
     pub wal_to: SegmentName,
+    /// The newest timeline that any repository has WAL or the history of.
+    pub newest_timeline: TimelineId,
     /// Said to the person who restores: fall-backs, ambiguities.
     pub notes: Vec<String>,
 }
 
 /// `avoid`: backups that turned out to be damaged.
-pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<RestorePlan> {
-    let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+pub fn plan(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId]) -> Result<RestorePlan> {
+    let catalogs = sources.catalogs(&options.cluster)?;
+    let catalog = joined(&catalogs).expect("there is at least one");
     let candidates = candidates(&catalog, options, avoid)?;
     let lineage = lineage(&catalog, &candidates[0])?;
-    let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
+    let wal = Archives::new(sources, &options.cluster, lineage.system_id);
     let head = wal.head()?;
     let mut notes: Vec<String> =
         avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")).collect();
     for timeline in timelines(options.timeline, &head, &candidates) {
-        let history = archive::history(&wal, timeline)?;
+        let history = wal.history(timeline)?;
         let path = WalPath::new(&history, lineage.segment_size);
         let on_path: Vec<&BackupEntry> = candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
         if on_path.is_empty() {
@@ -51,14 +56,21 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
         if options.timeline == TimelineChoice::Latest {
             refuse_ambiguous(&wal, &head, &view.path, options)?;
         }
-        let record = match BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record) {
+        // What another one lacks of it is not missing there.
+        let lists = |c: &Catalog| c.backup(&backup.id).is_some_and(|b| b.record == backup.record);
+        let holders: Vec<usize> = catalogs.iter().filter(|(_, c)| lists(c)).map(|(n, _)| *n).collect();
+        let load = sources
+            .only(&holders)
+            .each(|_, repo| Ok(BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record)?));
+        let record = match load {
             Err(e) if e.is_damage() && options.backup.is_none() => {
                 let avoid: Vec<BackupId> = avoid.iter().cloned().chain([backup.id.clone()]).collect();
-                return plan(options, repo, &avoid);
+                return plan(options, sources, &avoid);
             }
             other => other?,
         };
-        return finish(view, backup, record, stop, options, notes);
+        let plan = finish(view, backup, record, stop, options, notes)?;
+        return Ok(RestorePlan { holders, ..plan });
     }
     notes.clear();
     Err(EngineError::refused(
@@ -183,7 +195,10 @@ fn finish(
         notes.push(format!("backup {} holds {} pages that were damaged in the source", backup.id, backup.bad_blocks));
     }
     let name = |segment: Option<&SegmentName>| *segment.expect("there is at least one");
+    let newest_timeline = view.head.timelines().last().map_or(timeline, |t| t.timeline.max(timeline));
     Ok(RestorePlan {
+        newest_timeline,
+        holders: vec![],
         backup: backup.clone(),
         record,
         target: options.target.clone(),
@@ -198,7 +213,7 @@ fn finish(
 
 /// Does the same moment also exist on a branch that the chosen path does not follow? Then only the person who
 /// asks knows which one is meant.
-fn refuse_ambiguous(wal: &WalArchive, head: &WalHead, path: &WalPath, options: &RestoreOptions) -> Result<()> {
+fn refuse_ambiguous(wal: &Archives, head: &WalHead, path: &WalPath, options: &RestoreOptions) -> Result<()> {
     let Target::Time { at, .. } = &options.target else { return Ok(()) };
     let wanted = from_timestamp(*at);
     for span in head.timelines() {
@@ -220,7 +235,7 @@ fn refuse_ambiguous(wal: &WalArchive, head: &WalHead, path: &WalPath, options: &
 
 /// First and last transaction time of the WAL of `timeline` that is not on the path.
 fn branch_times(
-    wal: &WalArchive,
+    wal: &Archives,
     head: &WalHead,
     path: &WalPath,
     timeline: TimelineId,
@@ -231,7 +246,7 @@ fn branch_times(
             Some(end) => end,
             None => return Ok(None),
         },
-        None => archive::history(wal, timeline)?.path_to_target().last().map_or(Lsn(0), |r| r.begin),
+        None => wal.history(timeline)?.path_to_target().last().map_or(Lsn(0), |r| r.begin),
     };
     let Some(span) = head.timeline(timeline) else { return Ok(None) };
     let own = WalPath::new(&pgark_pg::history::TimelineHistory::root(timeline), size);
