@@ -8,7 +8,7 @@ use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::{SegmentRange, WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
 
-use crate::archive::{self, WalPath};
+use crate::archive::{self, Archives, WalPath};
 use crate::ctx::Ctx;
 use crate::error::Result;
 use crate::restore::resolve::to_timestamp;
@@ -152,7 +152,8 @@ pub fn window(
     backup: &BackupEntry,
 ) -> Result<Option<Window>> {
     let path = WalPath::new(history, lineage.segment_size);
-    let mut view = WalView::new(wal, path, head);
+    let archives = Archives::one(wal);
+    let mut view = WalView::new(&archives, path, head);
     let Some(last) = view.last_segment(backup.lsn_start) else { return Ok(None) };
     // A window on a timeline ends on it; what ends before it began is the window of an older one.
     if view.path.timeline_of(last) != history.target {

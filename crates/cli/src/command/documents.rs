@@ -3,8 +3,11 @@
 use jiff::Timestamp;
 use pgark_engine::backup::BackupReport;
 use pgark_engine::info::{ClusterInfo, Window};
+use pgark_engine::repair::Mended;
 use pgark_engine::restore::RestorePlan;
+use pgark_engine::restore::RestoreReport;
 use pgark_engine::restore::resolve::StopHow;
+use pgark_engine::sources::{Trouble, TroubleKind};
 use pgark_engine::verify::{Depth, ProblemKind, VerifyReport};
 use pgark_repo::catalog::{BackupEntry, BackupType, Evidence};
 use pgark_repo::record::{Base, Method};
@@ -312,8 +315,44 @@ pub struct RestoreDocument {
     pub bytes_written: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
+    /// What one repository lacked and another one had.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryTrouble>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<StartedDocument>,
+}
+
+#[derive(Serialize)]
+pub struct RepositoryTrouble {
+    repository: String,
+    /// missing, damaged or away
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<String>,
+    what: String,
+    /// Whether the object is whole again in this repository.
+    repaired: bool,
+}
+
+impl RepositoryTrouble {
+    pub fn all(report: &RestoreReport) -> Vec<Self> {
+        let repaired = |t: &Trouble| {
+            let same = |m: &&Mended| m.repository == t.repository && Some(&m.object) == t.object.as_ref();
+            report.mended.iter().find(same).is_some_and(|m| m.outcome.is_ok())
+        };
+        let one = |t: &Trouble| RepositoryTrouble {
+            repository: t.repository.clone(),
+            kind: match t.kind {
+                TroubleKind::Missing => "missing",
+                TroubleKind::Damaged => "damaged",
+                TroubleKind::Away => "away",
+            },
+            object: t.object.clone(),
+            what: t.what.clone(),
+            repaired: repaired(t),
+        };
+        report.troubles.iter().map(one).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -356,6 +395,7 @@ impl RestoreDocument {
             bytes_restored: None,
             bytes_written: None,
             duration_ms: None,
+            repositories: vec![],
             started: None,
         }
     }

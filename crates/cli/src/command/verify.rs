@@ -1,7 +1,7 @@
 //! `verify`.
 
 use clap::Args;
-use pgark_engine::repair::{self, RepairReport};
+use pgark_engine::repair::{self, RepairFrom, RepairReport};
 use pgark_engine::verify::{self, Depth, LostWindow, ProblemKind, VerifyOptions, VerifyReport};
 
 use pgark_repo::Repository;
@@ -22,7 +22,8 @@ pub struct VerifyArgs {
     /// Presence and size only: says nothing about content
     #[arg(long)]
     quick: bool,
-    /// Make right what is missing or damaged, from parity or another repository, and write parity where it lacks
+    /// Make right what is missing or damaged, from parity, another repository, or (packs alone) unchanged pages of the
+    /// cluster's own directory (--pgdata), and write parity where it lacks
     #[arg(long, conflicts_with = "quick")]
     repair: bool,
     /// Repository to repair from; otherwise the others of the cluster
@@ -65,15 +66,15 @@ fn repaired(
         true => vec![],
         false => context.open_others(repo, args.from.as_deref())?,
     };
+    let data = context.pgdata().ok().filter(|dir| dir.is_dir());
+    let from = RepairFrom { others: &others, data: data.as_deref() };
     let mut all = vec![];
     for round in 0..ROUNDS {
-        let done = repair::repair(repo, &others, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
-        if round == 0 && done.had_no_source() && others.is_empty() {
-            return Err(Failure::usage(
-                "E-REPO-CHOICE",
-                "there is neither parity nor another repository to repair from",
-            )
-            .hint("name one with --from, or give the cluster several repositories"));
+        let done = repair::repair(repo, &from, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
+        if round == 0 && done.had_no_source() && others.is_empty() && data.is_none() {
+            return Err(Failure::usage("E-REPO-CHOICE", "there is no parity, repository or cluster to repair from").hint(
+                "name another repository with --from, give the cluster several, or give its directory with --pgdata",
+            ));
         }
         let left = done.left.iter().map(|(object, why)| format!("{object} could not be repaired: {why}"));
         repo.store().notices().into_iter().chain(left).for_each(|line| output::warning(&line));
