@@ -410,6 +410,9 @@ pub struct VerifyDocument {
     objects_checked: u64,
     bytes_checked: u64,
     problems: Vec<ProblemDocument>,
+    /// Present, and archived by the store: their content was not checked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unchecked: Vec<UncheckedDocument>,
     /// Objects that were made right again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     repaired: Vec<String>,
@@ -423,6 +426,13 @@ pub struct VerifyDocument {
 struct ParityDocument {
     present: u64,
     missing: u64,
+}
+
+#[derive(Serialize)]
+struct UncheckedDocument {
+    object: String,
+    why: String,
+    backups: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -465,14 +475,20 @@ impl VerifyDocument {
                 })
                 .collect(),
         };
+        let unchecked = |u: &pgark_engine::verify::Unchecked| UncheckedDocument {
+            object: u.object.clone(),
+            why: u.why.clone(),
+            backups: u.backups.iter().map(ToString::to_string).collect(),
+        };
         VerifyDocument {
             schema: SCHEMA,
-            ok: r.problems.is_empty(),
+            ok: r.problems.is_empty() && r.unchecked.is_empty(),
             depth: if depth == Depth::Full { "full" } else { "quick" },
             backups: r.backups_checked.iter().map(ToString::to_string).collect(),
             objects_checked: r.objects_checked,
             bytes_checked: r.bytes_checked,
             problems: r.problems.iter().map(problem).collect(),
+            unchecked: r.unchecked.iter().map(unchecked).collect(),
             repaired,
             parity: ParityDocument { present: r.parity_present, missing: r.parity_missing.len() as u64 },
             notes: r.notes.clone(),

@@ -1,11 +1,13 @@
 //! `verify`.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use pgark_engine::repair::{self, RepairFrom, RepairReport};
 use pgark_engine::verify::{self, Depth, LostWindow, ProblemKind, VerifyOptions, VerifyReport};
 
 use pgark_repo::Repository;
-use pgark_repo::names;
+use pgark_repo::names::{self, BackupId};
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
@@ -48,7 +50,11 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     output::result(global.form(), &document, || {
         repaired.iter().map(|object| format!("REPAIRED: {object}\n")).collect::<String>() + &text(&report, depth)
     })?;
-    Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Damage })
+    Ok(match (report.problems.is_empty(), report.unchecked.is_empty()) {
+        (false, _) => Exit::Damage,
+        (true, false) => Exit::Warnings,
+        (true, true) => Exit::Done,
+    })
 }
 
 /// How often what a repair uncovers is repaired in turn: records hide manifests, and these hide packs.
@@ -133,6 +139,17 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
             out += &format!("  targets that cannot be reached: {}\n", span(w));
         }
     }
+    if let Some(first) = r.unchecked.first() {
+        let backups: BTreeSet<&BackupId> = r.unchecked.iter().flat_map(|u| &u.backups).collect();
+        let ids: Vec<String> = backups.into_iter().map(ToString::to_string).collect();
+        out += &format!(
+            "NOT CHECKED: {} packs are archived and have to be thawed before they can be read, {} among them\n  backups \
+             that need them: {}\n",
+            r.unchecked.len(),
+            first.object,
+            ids.join(", ")
+        );
+    }
     for note in &r.notes {
         out += &format!("note: {note}\n");
     }
@@ -144,6 +161,9 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
         }
     };
     let depth = match depth {
+        Depth::Full if !r.unchecked.is_empty() => {
+            format!("{} read and authenticated, {} objects not read", human_bytes(r.bytes_checked), r.unchecked.len())
+        }
         Depth::Full => format!("every byte of {} read and authenticated", human_bytes(r.bytes_checked)),
         Depth::Quick => "presence and size only: contents were not checked".to_owned(),
     };
