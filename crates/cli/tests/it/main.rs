@@ -37,3 +37,4 @@ mod sftp;
 mod tamper;
 mod timelines;
 mod wal;
+mod writer;
