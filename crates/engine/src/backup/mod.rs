@@ -60,7 +60,7 @@ use source::SourceCluster;
 /// How long PostgreSQL's checkpoint at the start may take.
 const START_DEADLINE: Duration = Duration::from_secs(3600);
 /// Temporary files of dead processes go when they are older; live ones are recognised besides.
-const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 const STOP_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]

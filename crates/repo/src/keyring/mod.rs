@@ -389,7 +389,8 @@ fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {
     Ok((body, body_text, mac.to_owned()))
 }
 
-/// The slot that opens, and what it holds. What costs least is tried first, and what opens everything before a writer's.
+/// The slot that opens, and what it holds. What opens everything is tried before what is a writer's; of these, what costs
+/// least is first.
 fn open_slots<'b>(body: &'b Body, unlock: &Unlock) -> Result<(&'b Slot, Key32)> {
     let mut why = String::from("no slot of the kind that was given");
     let mut failed = None;
@@ -399,7 +400,7 @@ fn open_slots<'b>(body: &'b Body, unlock: &Unlock) -> Result<(&'b Slot, Key32)> 
         SlotKind::Command { .. } => 2,
     };
     let mut slots: Vec<&Slot> = body.slots.iter().collect();
-    slots.sort_by_key(|s| (rank(&s.kind), s.writer.is_some()));
+    slots.sort_by_key(|s| (s.writer.is_some(), rank(&s.kind)));
     for slot in slots {
         match slot.kind.try_open(&body.repository_id, unlock) {
             Ok(Attempt::Opened(master)) => return Ok((slot, master)),
