@@ -86,7 +86,7 @@ pub fn open(store: Arc<dyn Store>, unlock: &Unlock, cache: Option<&KeyCache>) ->
 
 /// Keeps the key of an opened repository for the next call. Not being able to costs time, nothing else.
 pub fn remember(repo: &Repository, cache: &KeyCache) {
-    let (Some(master), Ok(ring)) = (repo.master(), Repository::ring_bytes(repo.store())) else { return };
+    let (Some(master), Ok(ring)) = (repo.cacheable(), Repository::ring_bytes(repo.store())) else { return };
     let written = seal_for_cache(&cache.passphrase, &ring, &master).map(|wrapped| cache.write(&ring, &wrapped));
     if let Err(error) = written.map_err(std::io::Error::other).flatten() {
         tracing::debug!(target: "pgark", %error, "the key cache was not written");

@@ -36,19 +36,34 @@ enum Verdict {
 
 pub struct KeyPin {
     path: PathBuf,
+    role: Role,
+}
+
+/// A host may come to have another secret: what it saw with each is remembered apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Reader,
+    Writer,
 }
 
 impl KeyPin {
     /// None when there is no private directory to remember in.
     pub fn find(cache_dir: Option<&Path>, url: &str) -> Option<Self> {
         let name = blake3::hash(url.as_bytes()).to_hex();
-        Some(KeyPin { path: private_dir(cache_dir?, "seen")?.join(name.get(..32)?) })
+        Some(KeyPin { path: private_dir(cache_dir?, "seen")?.join(name.get(..32)?), role: Role::Reader })
+    }
+
+    fn of_writer(&self) -> Self {
+        KeyPin { path: self.path.with_extension("writer"), role: Role::Writer }
     }
 
     /// # Errors
     /// `E-KEY-OLDER` and `E-KEY-REPLACED`, exit code 12.
     pub fn check(&self, repo: &Repository) -> Result<(), Failure> {
-        let masters = repo.keys().current().masters().to_vec();
+        if repo.keys().writes_only().is_some() && self.role == Role::Reader {
+            return self.of_writer().check(repo);
+        }
+        let masters = repo.keys().current().identities();
         let Some(seen) = self.seen() else {
             self.remember(repo.id(), &masters);
             return Ok(());
@@ -82,7 +97,7 @@ impl KeyPin {
 
     /// What was just made here replaces what was seen.
     pub fn renew(&self, repo: &Repository) {
-        self.remember(repo.id(), repo.keys().current().masters());
+        self.remember(repo.id(), &repo.keys().current().identities());
     }
 
     /// A file that does not parse was not written by us, and says nothing.

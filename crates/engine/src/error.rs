@@ -142,7 +142,7 @@ fn repo_class(e: &RepoError) -> FailureClass {
         | RepoError::WrongKey { .. }
         | RepoError::NewerKey { .. }
         | RepoError::EncryptionStripped => FailureClass::WrongKey,
-        RepoError::Slot(_) => FailureClass::Refused,
+        RepoError::Slot(_) | RepoError::WriteOnly { .. } => FailureClass::Refused,
         RepoError::Busy { .. } | RepoError::Fenced { .. } | RepoError::Expired { .. } => FailureClass::Locked,
         RepoError::Conflict { .. } => FailureClass::Refused,
         RepoError::NoCluster { .. } | RepoError::NoBackup { .. } => FailureClass::Refused,
@@ -172,6 +172,7 @@ fn repo_code(e: &RepoError) -> &'static str {
         RepoError::KeyRequired => "E-KEY-REQUIRED",
         RepoError::WrongKey { .. } => "E-KEY-WRONG",
         RepoError::NewerKey { .. } => "E-KEY-NEWER",
+        RepoError::WriteOnly { .. } => "E-KEY-WRITER",
         RepoError::EncryptionStripped => "E-KEY-STRIPPED",
         RepoError::KeyCommand { .. } => "E-KEY-COMMAND",
         RepoError::Slot(e) => slot_code(e),
@@ -210,6 +211,10 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         RepoError::NewerKey { .. } => {
             "the key was rotated: 'pgark key renew DIR' gives a recovering server the new keys; otherwise the object is damaged"
         }
+        RepoError::WriteOnly { .. } => {
+            "a writer's secret archives and backs up; it opens no content, nor what was stored before 'pgark key add --writer'. Run \
+             this with a secret that opens everything"
+        }
         RepoError::KeyCommand { .. } => {
             "check key_commands of this repository in pgark.toml, and run the program by hand"
         }
@@ -237,6 +242,8 @@ fn slot_code(e: &SlotError) -> &'static str {
         SlotError::LockedOut => "E-KEY-LOCKED-OUT",
         SlotError::TooMany | SlotError::TooOften => "E-KEY-SLOTS-MAX",
         SlotError::NotEncrypted => "E-KEY-UNENCRYPTED",
+        SlotError::TooLarge => "E-KEY-SLOTS-MAX",
+        SlotError::Taken { .. } => "E-KEY-SLOT-TAKEN",
     }
 }
 
@@ -253,6 +260,10 @@ fn slot_hint(e: &SlotError) -> &'static str {
         SlotError::LockedOut => "give the secret of a slot that stays",
         SlotError::TooMany => "'pgark key remove' takes one away",
         SlotError::TooOften => "replicate into a new repository",
+        SlotError::TooLarge => "'pgark key retire' gives older keys up; 'pgark key remove' takes slots away",
+        SlotError::Taken { .. } => {
+            "a slot that reads and one that only writes need secrets of their own: give another one"
+        }
         SlotError::NotEncrypted => {
             "encryption is chosen when a repository is created: make a new one with 'pgark init'"
         }

@@ -10,7 +10,7 @@ use pgark_repo::{RepoError, Repository};
 
 use crate::archive::{self, Archives, WalPath};
 use crate::ctx::Ctx;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::restore::resolve::to_timestamp;
 use crate::restore::walk::WalView;
 
@@ -62,9 +62,11 @@ pub struct Incomplete {
 
 /// `only`: one cluster; otherwise all of them.
 pub fn info(repo: &Repository, only: Option<&ClusterName>, ctx: &Ctx) -> Result<Vec<ClusterInfo>> {
-    let names = match only {
-        Some(n) => vec![n.clone()],
-        None => repo.clusters()?,
+    let names = match (only, repo.keys().writes_only()) {
+        (Some(n), _) => vec![n.clone()],
+        // The books of others are not for it to read.
+        (None, Some(own)) => vec![own],
+        (None, None) => repo.clusters()?,
     };
     names.iter().map(|n| cluster(repo, n, ctx)).collect()
 }
@@ -88,7 +90,14 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
     incomplete.extend(left);
     let mut problems = vec![];
     let (windows, gaps) = match windows(repo, name, &lineage, &catalog.backups) {
-        Ok(found) => found,
+        Ok((windows, gaps, unopened)) => {
+            if unopened > 0 {
+                problems.push(format!(
+                    "the recoverable windows of {unopened} backups are unknown to a writer: they rest on WAL from before there was one"
+                ));
+            }
+            (windows, gaps)
+        }
         Err(e) => {
             problems.push(format!("the recoverable windows are unknown: {e}"));
             (vec![], vec![])
@@ -117,12 +126,13 @@ fn windows(
     name: &ClusterName,
     lineage: &Lineage,
     backups: &[BackupEntry],
-) -> Result<(Vec<Window>, Vec<Gap>)> {
+) -> Result<(Vec<Window>, Vec<Gap>, usize)> {
     let wal = WalArchive::new(repo, name, lineage.system_id);
     // A window must not promise what is no longer there.
     let head = wal.present(&wal.head()?, lineage.segment_size)?;
     let gaps = gaps(&head);
     let mut out: Vec<Window> = vec![];
+    let mut unopened = 0;
     for span in head.timelines().iter().filter(|t| t.last().is_some()) {
         let history = archive::history(&wal, span.timeline)?;
         let mut on_path: Vec<&BackupEntry> = backups
@@ -133,14 +143,21 @@ fn windows(
             .collect();
         on_path.sort_by_key(|b| b.lsn_stop);
         for backup in on_path {
-            let Some(window) = window(&wal, &head, &history, lineage, backup)? else { continue };
+            let found = match window(&wal, &head, &history, lineage, backup) {
+                Err(EngineError::Repo(RepoError::WriteOnly { .. })) => {
+                    unopened += 1;
+                    continue;
+                }
+                found => found?,
+            };
+            let Some(window) = found else { continue };
             match out.iter_mut().find(|w| w.timeline == window.timeline && w.to_lsn == window.to_lsn) {
                 Some(known) => known.backups.push(backup.id.clone()),
                 None => out.push(window),
             }
         }
     }
-    Ok((out, gaps))
+    Ok((out, gaps, unopened))
 }
 
 /// What can be reached from one backup along one timeline's history.

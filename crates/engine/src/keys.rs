@@ -9,8 +9,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use pgark_repo::catalog::{CatalogStore, JobKind};
 use pgark_repo::crypto::Algorithm;
-use pgark_repo::keyring::{self, Change, Keyring, Secrets, SlotError, SlotFate, SlotInfo, Unlock};
+use pgark_repo::keyring::{self, Change, Keyring, Secrets, SlotError, SlotFate, SlotInfo, SlotSecret, Unlock};
+use pgark_repo::names::ClusterName;
 use pgark_repo::store::Store;
+use pgark_repo::wal::WalArchive;
 use pgark_repo::{RepoError, Repository};
 use zeroize::Zeroizing;
 
@@ -36,8 +38,8 @@ pub struct KeyList {
     pub slots: Vec<SlotInfo>,
     /// Slots that something at hand opens.
     pub proven: Vec<String>,
-    /// Removed slots that an older ring in the store still has.
-    pub left_over: Vec<SlotInfo>,
+    /// Removed slots that an older ring in the store still has; None when that cannot be told by what opened the ring.
+    pub left_over: Option<Vec<SlotInfo>>,
 }
 
 pub fn list(store: &Arc<dyn Store>, unlock: &Unlock) -> Result<KeyList> {
@@ -50,7 +52,10 @@ pub fn list(store: &Arc<dyn Store>, unlock: &Unlock) -> Result<KeyList> {
         older_generations: ring.masters().iter().map(|(g, _)| *g).filter(|g| *g < ring.generation()).collect(),
         slots: ring.slots(),
         proven: ring.proven(unlock)?,
-        left_over: keyring::left_over(store, ring.masters())?,
+        left_over: match ring.is_writers() {
+            true => None,
+            false => Some(keyring::left_over(store, ring.masters())?),
+        },
     })
 }
 
@@ -63,6 +68,33 @@ pub enum NewSlot {
     Command(String),
 }
 
+impl NewSlot {
+    fn secret<'a>(&'a self, unlock: &'a Unlock) -> SlotSecret<'a> {
+        match self {
+            NewSlot::Passphrase(p) => SlotSecret::Passphrase(p),
+            NewSlot::Age(recipient) => SlotSecret::Age(recipient),
+            NewSlot::Command(name) => SlotSecret::Command(name, unlock),
+        }
+    }
+}
+
+/// What a new slot opens.
+#[derive(Clone, Debug)]
+pub enum Opens {
+    Everything,
+    /// Nothing: it adds WAL and backups of this cluster.
+    Writer(ClusterName),
+}
+
+impl Opens {
+    fn writer(&self) -> Option<&ClusterName> {
+        match self {
+            Opens::Everything => None,
+            Opens::Writer(cluster) => Some(cluster),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Added {
     pub slot: SlotInfo,
@@ -72,31 +104,75 @@ pub struct Added {
     pub proven: bool,
 }
 
-pub fn add(store: &Arc<dyn Store>, unlock: &Unlock, new: &NewSlot, label: Option<&str>, mode: Mode) -> Result<Added> {
+pub fn add(
+    store: &Arc<dyn Store>,
+    unlock: &Unlock,
+    new: &NewSlot,
+    opens: &Opens,
+    label: Option<&str>,
+    mode: Mode,
+) -> Result<Added> {
+    if let Opens::Writer(cluster) = opens {
+        // For a name that nobody has registered there are no books to open to it.
+        CatalogStore::new(&Repository::open(store.clone(), unlock)?, cluster).read()?;
+    }
+    let added = add_slot(store, unlock, new, opens, label, mode)?;
+    if let (Opens::Writer(cluster), Mode::Run) = (opens, mode) {
+        open_books(&Repository::open(store.clone(), unlock)?, cluster)?;
+    }
+    Ok(added)
+}
+
+/// Brings the registers of a cluster into the form that its writer reads. What is done already is left alone, so whoever was
+/// interrupted repeats it.
+fn open_books(repo: &Repository, cluster: &ClusterName) -> Result<()> {
+    let catalog = CatalogStore::new(repo, cluster);
+    catalog.register_of_books().open_to_writer()?;
+    for lineage in &catalog.read()?.lineages {
+        WalArchive::new(repo, cluster, lineage.system_id).head_register().open_to_writer()?;
+    }
+    Ok(())
+}
+
+fn add_slot(
+    store: &Arc<dyn Store>,
+    unlock: &Unlock,
+    new: &NewSlot,
+    opens: &Opens,
+    label: Option<&str>,
+    mode: Mode,
+) -> Result<Added> {
     change(store, unlock, mode, |ring| {
-        if let Some(slot) = slot_that_does(ring, new)? {
+        if let Some(slot) = slot_of(ring, new)? {
+            if slot.writer.as_ref() != opens.writer() {
+                return Err(SlotError::Taken { slot: slot.describe() }.into());
+            }
             let proven = !matches!(new, NewSlot::Age(_));
             return Ok(Change::Leave(Added { slot, added: false, proven }));
         }
-        let (slot, proven) = match new {
+        let secret = new.secret(unlock);
+        let slot = match opens {
+            Opens::Everything => ring.add_reader(&secret, label)?,
+            Opens::Writer(cluster) => ring.add_writer(cluster, &secret, label)?,
+        };
+        let proven = match new {
             NewSlot::Passphrase(p) => {
-                let slot = ring.add_passphrase(p, label)?;
                 let opens = ring.slot_of_passphrase(p)?.is_some_and(|s| s.id == slot.id);
                 if !opens {
                     return Err(SlotError::LockedOut.into());
                 }
-                (slot, true)
+                true
             }
-            NewSlot::Age(recipient) => (ring.add_age(recipient, label)?, false),
+            NewSlot::Age(_) => false,
             // The program was made to unwrap what it wrapped.
-            NewSlot::Command(name) => (ring.add_command(name, unlock, label)?, true),
+            NewSlot::Command(_) => true,
         };
         Ok(Change::Write(Added { slot, added: true, proven }))
     })
 }
 
-/// The slot that makes the new one superfluous, so that a repeated command changes nothing.
-fn slot_that_does(ring: &Keyring, new: &NewSlot) -> pgark_repo::Result<Option<SlotInfo>> {
+/// The slot that the same secret opens already, so that a repeated command changes nothing.
+fn slot_of(ring: &Keyring, new: &NewSlot) -> pgark_repo::Result<Option<SlotInfo>> {
     let slots = ring.slots();
     Ok(match new {
         NewSlot::Passphrase(p) => ring.slot_of_passphrase(p)?,
@@ -265,7 +341,7 @@ mod tests {
         let before = Repository::ring_bytes(&store).unwrap();
         let slot = list(&store, &unlock).unwrap().slots.remove(0);
         let new = NewSlot::Passphrase(Zeroizing::new(b"q".to_vec()));
-        assert!(add(&store, &unlock, &new, Some("label"), Mode::Plan).unwrap().added);
+        assert!(add(&store, &unlock, &new, &Opens::Everything, Some("label"), Mode::Plan).unwrap().added);
         assert!(remove(&store, &unlock, &slot.id, Mode::Plan).is_err());
         let running_restores = RunningRestores::Refuse;
         let options = RotateOptions { unlock: &unlock, passphrases: &[], drop: &[], running_restores };

@@ -42,6 +42,7 @@ pub fn init(
 ) -> Result<Registered> {
     let (lineage, inspection) = identify(identity, ctx)?;
     let (repository, created) = Repository::init(store, keys)?;
+    repository.require_reader("the registration of clusters")?;
     let catalog = CatalogStore::new(&repository, cluster);
     let cluster_registered = catalog.register(&lineage, adopt).map_err(|e| match e {
         RepoError::Busy { what, holder } => EngineError::refused(

@@ -29,6 +29,9 @@ pub enum RepoError {
     WrongKey { why: String },
     #[error("the repository is not encrypted although a key is configured for it")]
     EncryptionStripped,
+    /// The secret at hand is that of a writer. Nothing was changed.
+    #[error("{what} is not open to a writer's secret")]
+    WriteOnly { what: String },
     /// To a holder of this key set alone; nobody can say here whether the header tells the truth.
     #[error("{object} is sealed under generation {generation} of the key, and the keys that are held end at {known}")]
     NewerKey { object: String, generation: u32, known: u32 },

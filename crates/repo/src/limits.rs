@@ -26,6 +26,8 @@ pub const KEYRING_SLOTS_MAX: usize = 32;
 pub const KEYRING_GENERATIONS_MAX: usize = 1000;
 /// What a key command may make of a master key, bytes.
 pub const WRAPPED_KEY_BYTES_MAX: usize = 8 * 1024;
+/// The keys of one writer, wrapped, bytes.
+pub const WRITER_KEYS_BYTES_MAX: usize = 512 * 1024;
 /// Longest name of a key command, bytes.
 pub const KEY_COMMAND_NAME_MAX: usize = 63;
 /// Longest label of a slot, characters.

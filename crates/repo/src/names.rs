@@ -179,6 +179,12 @@ pub fn lasting_kind(name: &ObjectName) -> Option<ObjectKind> {
     }
 }
 
+/// The cluster that an object belongs to.
+pub fn cluster_of(name: &ObjectName) -> Option<&str> {
+    let (top, rest) = name.as_str().split_once('/')?;
+    rest.split_once('/').map(|(cluster, _)| cluster).filter(|_| top == CLUSTERS)
+}
+
 /// The name of a later seal of an object: the same content, sealed anew under a newer generation of the key.
 pub fn later_seal(name: &ObjectName, generation: u32) -> Result<ObjectName> {
     Ok(ObjectName::parse(&format!("{name}.g{generation}"))?)

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::codec::{Codec, Decoder};
-use crate::crypto::{ContentId, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
+use crate::crypto::{ContentId, Form, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES, form_of};
 use crate::error::{RepoError, Result, with_healing};
 use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
 use crate::manifest::bytes::{Cursor, put_varint};
@@ -133,6 +133,7 @@ pub struct PackReader {
     /// The seal that is read, and its size.
     seal: ObjectStat,
     key: ObjectKey,
+    form: Form,
 }
 
 impl PackReader {
@@ -144,7 +145,8 @@ impl PackReader {
         let mut header = [0u8; HEADER_BYTES];
         store.read_at(&seal.name, 0, &mut header)?;
         let key = keys.open_object(&header, ObjectKind::Pack, name)?;
-        Ok(PackReader { store, name: name.clone(), seal, key })
+        let form = form_of(&header).unwrap_or(Form::Readers);
+        Ok(PackReader { store, name: name.clone(), seal, key, form })
     }
 
     pub fn name(&self) -> &ObjectName {
@@ -287,7 +289,7 @@ fn read_through(
 pub(crate) fn seal_into(from: &Place<'_>, to: &Place<'_>, name: &ObjectName) -> Result<(AnewWriter, Fingerprint)> {
     let reader = PackReader::open(from.store.clone(), from.keys, name)?;
     let Table { entries, mut plain, footer, offset } = read_table(&reader)?;
-    let mut anew = AnewWriter::create(to, ObjectKind::Pack, name)?;
+    let mut anew = AnewWriter::create(to, reader.form, ObjectKind::Pack, name)?;
     let mut frame = vec![];
     let print = read_through(&reader, &entries, &mut |entry, stored| {
         let (at, aad) = (entry.at.offset, entry.at.aad());

@@ -53,6 +53,9 @@ pub struct BackupRecord {
     /// What an incremental backup took over from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
+    /// Why a writer's backup is a full one although another was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_because: Option<String>,
 }
 
 /// How an incremental backup found out what had changed.

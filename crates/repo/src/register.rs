@@ -12,14 +12,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::crypto::{HEADER_BYTES, KeySet, ObjectKind, fill_random, generation_of};
+use crate::crypto::{Form, HEADER_BYTES, KeySet, ObjectKind, fill_random, form_of, generation_of};
 use crate::error::{RepoError, Result};
 use crate::limits::{
     KEYRING_BYTES_MAX, REGISTER_BYTES_MAX, REGISTER_MARKS_MAX, REGISTER_RETRIES, REGISTER_VALUE_BYTES_MAX,
 };
 use crate::manifest::bytes::Cursor;
 use crate::store::{ObjectName, Store, StoreError};
-use crate::stream::{open_bytes, seal_bytes};
+use crate::stream::{open_bytes, seal_bytes_in};
 
 /// Whether a register has a second copy of its own, or is witnessed by other objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Version {
     pub value: Vec<u8>,
     /// Its own mark, then those of the versions it was built on, newest first. Empty in a plain register.
     marks: Vec<Mark>,
+    /// A register stays of the form for a writer once it has it, also where a process that began earlier changes it.
+    form: Form,
 }
 
 /// Something a check found wrong.
@@ -177,16 +179,18 @@ impl Register {
 
     fn read_copy(&self, name: &ObjectName, number: u64) -> Result<Version> {
         let Some((keys, kind)) = &self.seal else {
-            return Ok(Version { number, value: self.store.read(name, KEYRING_BYTES_MAX)?, marks: vec![] });
+            let value = self.store.read(name, KEYRING_BYTES_MAX)?;
+            return Ok(Version { number, value, marks: vec![], form: Form::Readers });
         };
         let bytes = self.store.read(name, REGISTER_BYTES_MAX)?;
+        let form = bytes.first_chunk().and_then(form_of).unwrap_or(Form::Readers);
         let plain = open_bytes(keys, *kind, name, bytes, REGISTER_VALUE_BYTES_MAX)?;
         let mut c = Cursor::new(&plain);
         let marks = c.byte().map(usize::from).filter(|n| (1..=REGISTER_MARKS_MAX).contains(n));
         let marks = marks.and_then(|n| (0..n).map(|_| c.array()).collect::<Option<Vec<Mark>>>());
         let marks = marks.ok_or_else(|| RepoError::corrupt(name, "its marks do not parse"))?;
         let value = c.take(c.remaining()).unwrap_or_default().to_vec();
-        Ok(Version { number, value, marks })
+        Ok(Version { number, value, marks, form })
     }
 
     /// Changes the value. `change` gets the newest one (None: there is none yet) and returns the next, or None
@@ -265,6 +269,31 @@ impl Register {
         Ok(true)
     }
 
+    /// Makes the newest version and the one before it ones that the cluster's writer can read, by writing the value anew.
+    pub fn open_to_writer(&self) -> Result<()> {
+        for _ in 0..2 {
+            let Some(newest) = self.read()? else { return Ok(()) };
+            if newest.form == Form::Writer && self.is_of_form(newest.number - 1, Form::Writer)? {
+                return Ok(());
+            }
+            self.update(|current| Ok(current.map(|v| v.value.clone())))?;
+        }
+        Ok(())
+    }
+
+    /// True also of what is not there, or damaged.
+    fn is_of_form(&self, number: u64, form: Form) -> Result<bool> {
+        for dir in self.dirs() {
+            match self.read_copy(&Self::name(&dir, number)?, number) {
+                Ok(version) if version.form != form => return Ok(false),
+                Ok(_) => {}
+                Err(e) if e.is_damage() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
     /// The versions before this one that can still be read, damaged ones left out.
     pub fn older(&self, newest: &Version) -> Result<Vec<Version>> {
         let mut older: Vec<Version> = vec![];
@@ -295,7 +324,12 @@ impl Register {
             marks.push(own);
             marks.extend(current.iter().flat_map(|v| &v.marks).take(REGISTER_MARKS_MAX - 1));
         }
-        Ok(Version { number, value, marks })
+        let form = match (&self.seal, current) {
+            (_, Some(Version { form: Form::Writer, .. })) => Form::Writer,
+            (Some((keys, _)), _) => keys.form_of_new(&Self::name(&self.dir, number)?),
+            (None, _) => Form::Readers,
+        };
+        Ok(Version { number, value, marks, form })
     }
 
     /// On a full disk the versions before the one in force go, which are kept for people alone: otherwise nothing could be
@@ -422,7 +456,7 @@ impl Register {
         let mut plain = vec![u8::try_from(version.marks.len()).expect("marks are bounded")];
         plain.extend(version.marks.iter().flatten());
         plain.extend_from_slice(&version.value);
-        seal_bytes(keys, *kind, name, &plain)
+        seal_bytes_in(version.form, keys, *kind, name, &plain)
     }
 
     /// Every copy of the newest version and of the one before, opened. Empty when all is well.

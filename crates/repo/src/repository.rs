@@ -9,13 +9,15 @@ use crate::names::{CLUSTERS, ClusterName, KEYRING};
 use crate::parity::HealingStore;
 use crate::register::RegisterProblem;
 use crate::seals;
-use crate::store::Store;
+use crate::store::{AppendOnlyStore, Store};
 
 #[derive(Clone)]
 pub struct Repository {
     store: Arc<dyn Store>,
     /// Without the view on seals.
     bare: Arc<dyn Store>,
+    /// As `store`, and old versions of registers may go.
+    books: Arc<dyn Store>,
     keys: KeySet,
     id: String,
     slots: Vec<SlotInfo>,
@@ -72,6 +74,8 @@ impl Repository {
     /// `WrongKey` for a repository that is not a copy of this one.
     pub fn open_copy(&self, store: Arc<dyn Store>) -> Result<(Self, Created)> {
         let keys = self.keys.current();
+        // A writer opens each copy with its secret, for its slot has another key there; it makes none.
+        self.require_reader("a copy of the repository")?;
         let open = |bytes: &[u8]| match keys.masters() {
             [] => Keyring::open(bytes, &Unlock::default()),
             masters if keyring::peek_generation(bytes)? < masters.first().map_or(0, |(oldest, _)| *oldest) => {
@@ -151,7 +155,7 @@ impl Repository {
 
     /// Opens for fetching WAL only, with keys that a restore left beside a recovering server.
     pub fn open_for_wal(store: Arc<dyn Store>, keys: KeySet) -> Self {
-        Repository { store: seals::view(&store, &keys), bare: store, keys, id: String::new(), slots: vec![] }
+        Self::new(store, keys, String::new(), vec![])
     }
 
     /// The key ring as stored, from the first copy that is there. Not authenticated.
@@ -161,12 +165,20 @@ impl Repository {
     }
 
     fn from_ring(store: Arc<dyn Store>, ring: &Keyring, unlock: &Unlock) -> Self {
-        let keys = match ring.newest_key() {
-            None => ring.keys(),
-            Some(_) => ring.keys().renewed_by(renewal(store.clone(), unlock.clone(), ring.repository_id())),
+        let keys = match ring.encryption() {
+            Algorithm::None => ring.keys(),
+            _ => ring.keys().renewed_by(renewal(store.clone(), unlock.clone(), ring.repository_id())),
         };
-        let (id, slots) = (ring.repository_id(), ring.slots());
-        Repository { store: seals::view(&store, &keys), bare: store, keys, id, slots }
+        Self::new(store, keys, ring.repository_id(), ring.slots())
+    }
+
+    fn new(store: Arc<dyn Store>, keys: KeySet, id: String, slots: Vec<SlotInfo>) -> Self {
+        let books = seals::view(&store, &keys);
+        let bare: Arc<dyn Store> = match keys.writes_only() {
+            None => store,
+            Some(_) => Arc::new(AppendOnlyStore::new(store)),
+        };
+        Repository { store: seals::view(&bare, &keys), bare, books, keys, id, slots }
     }
 
     /// To read from when something is to be had although it is damaged: what parity heals reads as it was written, and
@@ -186,8 +198,24 @@ impl Repository {
         &self.bare
     }
 
+    /// Where registers are. A writer removes nothing but old versions of these, where the store lets it.
+    pub(crate) fn books(&self) -> &Arc<dyn Store> {
+        &self.books
+    }
+
     pub fn keys(&self) -> &KeySet {
         &self.keys
+    }
+
+    /// For what has to read, or changes what others wrote.
+    ///
+    /// # Errors
+    /// `WriteOnly` when the repository was opened with the secret of a writer.
+    pub fn require_reader(&self, what: &str) -> Result<()> {
+        match self.keys.writes_only() {
+            None => Ok(()),
+            Some(_) => Err(RepoError::WriteOnly { what: what.to_owned() }),
+        }
     }
 
     pub fn id(&self) -> &str {
@@ -206,7 +234,12 @@ impl Repository {
         self.store.list_dirs(CLUSTERS)?.iter().map(|n| ClusterName::parse(n)).collect()
     }
 
-    /// The newest master key, for a key cache. None for holders of the WAL keys alone, and without encryption.
+    /// What a key cache may keep. None for holders of the WAL keys alone, and without encryption.
+    pub fn cacheable(&self) -> Option<Key32> {
+        self.keys.current().cacheable().cloned()
+    }
+
+    /// The newest master key. None for holders of a part, and without encryption.
     pub fn master(&self) -> Option<Key32> {
         self.keys.current().masters().last().map(|(_, k)| k.clone())
     }
@@ -214,9 +247,11 @@ impl Repository {
     /// Every copy of the key ring, opened with the keys that we hold.
     pub fn check_keyring(&self) -> Result<Vec<RegisterProblem>> {
         let keys = self.keys.current();
-        keyring::register(self.store.clone()).check_with(&mut |bytes| match keys.masters() {
-            [] => Keyring::open(bytes, &Unlock::default()).map(drop),
-            masters => Keyring::open_with_masters(bytes, masters).map(drop),
+        let older = |e: &RepoError| keys.writer().is_some() && matches!(e, RepoError::WrongKey { .. });
+        keyring::register(self.store.clone()).check_with(&mut |bytes| match Keyring::open_held(bytes, &keys) {
+            // The ring before the newest may be from before this writer.
+            Err(e) if older(&e) => Ok(()),
+            other => other.map(drop),
         })
     }
 }
@@ -225,12 +260,14 @@ impl Repository {
 /// carry on what we hold is somebody else's, whatever opens it.
 fn renewal(store: Arc<dyn Store>, unlock: Unlock, id: String) -> Box<Renew> {
     Box::new(move |held: &Keys| {
-        let ring =
-            Repository::open_ring(&store, &mut |bytes| match Keyring::open_with_masters(bytes, held.masters()) {
-                // Of a generation that we hold: nothing is new, and no slow key derivation is spent on it.
-                Ok(ring) => Ok(ring),
-                Err(_) => Keyring::open(bytes, &unlock),
-            })?;
+        let ring = Repository::open_ring(&store, &mut |bytes| match Keyring::open_held(bytes, held) {
+            // Of a generation that we hold: nothing is new, and no slow key derivation is spent on it.
+            Ok(ring) => Ok(ring),
+            Err(_) => Keyring::open(bytes, &unlock),
+        })?;
+        if held.writer().is_some() {
+            return newer_for_writer(held, &ring, &id);
+        }
         // The newest that we hold was never given up while we run; older ones may have been, and then none before it is
         // there.
         let kept_from = ring.masters().first().map(|(generation, _)| *generation);
@@ -249,4 +286,16 @@ fn renewal(store: Arc<dyn Store>, unlock: Unlock, id: String) -> Box<Renew> {
         let newer = newest(ring.masters()) > newest(held.masters());
         Ok(newer.then(|| ring.current_keys()).flatten())
     })
+}
+
+/// Who makes a writer's keys holds a master key, and has wrapped them under the key of the writer's slot.
+fn newer_for_writer(held: &Keys, ring: &Keyring, id: &str) -> Result<Option<Keys>> {
+    let found = ring.current_keys().filter(|_| ring.repository_id() == id);
+    let slot_key = |k: &Keys| k.writer().map(|w| w.slot_key.clone());
+    let found = found.filter(|found| slot_key(found) == slot_key(held));
+    let replaced = || RepoError::corrupt(KEYRING, "it was replaced, or the slot of this writer was removed meanwhile");
+    let found = found.ok_or_else(replaced)?;
+    let generation = |k: &Keys| k.writer().map(|w| w.keys.generation());
+    let newer = generation(&found) > generation(held);
+    Ok(newer.then_some(found))
 }

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
+use crate::crypto::{Form, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
 use crate::error::{RepoError, Result};
 use crate::manifest::bytes::Cursor;
 use crate::names;
@@ -282,9 +282,9 @@ pub(crate) struct AnewWriter {
 }
 
 impl AnewWriter {
-    /// Nothing under the object's own name is touched.
-    pub(crate) fn create(to: &Place<'_>, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
-        let (header, key) = to.keys.new_object(kind, name)?;
+    /// Nothing under the object's own name is touched. `form` is that of the object: its parts stay what they are.
+    pub(crate) fn create(to: &Place<'_>, form: Form, kind: ObjectKind, name: &ObjectName) -> Result<Self> {
+        let (header, key) = to.keys.new_object_in(form, kind, name)?;
         let generation = crate::crypto::generation_of(&header).filter(|g| *g > 1);
         let generation = generation.ok_or_else(|| RepoError::Invalid { what: "seal", value: name.to_string() })?;
         let writer = to.store.create(&names::later_seal(name, generation)?)?;

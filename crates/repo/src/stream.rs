@@ -1,12 +1,13 @@
 //! A sealed stream: header, then blocks of compressed, sealed plaintext, the last one marked. Written and read
 //! front to back in constant memory. A cut, reordered, repeated or extended stream does not open.
 //!
-//! It can be read from its first block alone, which is how WAL objects show their index.
+//! It can be read from its first block alone, which is how WAL objects show their index. What an object says to the writer
+//! of its cluster is a block before that one, under a key of its own.
 
 use std::sync::Arc;
 
 use crate::codec::{Codec, Compression, Decoder, Encoder};
-use crate::crypto::{HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES};
+use crate::crypto::{Form, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES, form_of};
 use crate::error::{RepoError, Result, with_healing};
 use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
 use crate::names::split_seal;
@@ -62,7 +63,19 @@ impl StreamWriter {
         sink: Sink,
         compression: Compression,
     ) -> Result<Self> {
-        let (header, key) = keys.new_object(kind, name)?;
+        Self::new_in(keys.form_of_new(name), keys, kind, name, sink, compression)
+    }
+
+    /// As `new`, whoever writes to the cluster.
+    pub fn new_in(
+        form: Form,
+        keys: &KeySet,
+        kind: ObjectKind,
+        name: &ObjectName,
+        sink: Sink,
+        compression: Compression,
+    ) -> Result<Self> {
+        let (header, key) = keys.new_object_in(form, kind, name)?;
         let mut w = StreamWriter {
             sink,
             key,
@@ -75,6 +88,19 @@ impl StreamWriter {
         };
         w.emit(&header)?;
         Ok(w)
+    }
+
+    /// Whether `facts` has to be called before anything is written.
+    pub fn has_facts(&self) -> bool {
+        self.key.has_facts()
+    }
+
+    /// What the writer of the cluster may know of the object: a block of its own, before all others.
+    pub fn facts(&mut self, bytes: &[u8]) -> Result<()> {
+        assert!(self.block == 0 && self.plain.is_empty(), "facts come first");
+        assert!(bytes.len() <= BLOCK_BYTES_MAX, "a block is bounded by its reader");
+        let codec = self.encoder.encode(bytes, &mut self.stored)?;
+        self.seal_as(Purpose::Facts, codec, bytes.len())
     }
 
     fn emit(&mut self, bytes: &[u8]) -> Result<()> {
@@ -129,8 +155,13 @@ impl StreamWriter {
     }
 
     fn seal_block(&mut self, codec: Codec, plain_len: usize, last: bool) -> Result<()> {
+        assert!(self.block > 0 || !self.has_facts(), "facts come first");
+        self.seal_as(if last { Purpose::LastBlock } else { Purpose::Block }, codec, plain_len)
+    }
+
+    fn seal_as(&mut self, purpose: Purpose, codec: Codec, plain_len: usize) -> Result<()> {
+        let last = purpose == Purpose::LastBlock;
         let header = block_header(self.stored.len() + TAG_BYTES, plain_len, codec, last);
-        let purpose = if last { Purpose::LastBlock } else { Purpose::Block };
         self.key.seal(purpose, self.block, &header, &mut self.stored, 0);
         self.block += 1;
         let stored = std::mem::take(&mut self.stored);
@@ -171,7 +202,12 @@ fn block_header(stored: usize, plain: usize, codec: Codec, last: bool) -> [u8; B
 
 /// A small value as one sealed object in memory.
 pub fn seal_bytes(keys: &KeySet, kind: ObjectKind, name: &ObjectName, plain: &[u8]) -> Result<Vec<u8>> {
-    let mut w = StreamWriter::new(keys, kind, name, Sink::Memory(Vec::new()), Compression::DEFAULT)?;
+    seal_bytes_in(keys.form_of_new(name), keys, kind, name, plain)
+}
+
+/// As `seal_bytes`, whoever writes to the cluster.
+pub fn seal_bytes_in(form: Form, keys: &KeySet, kind: ObjectKind, name: &ObjectName, plain: &[u8]) -> Result<Vec<u8>> {
+    let mut w = StreamWriter::new_in(form, keys, kind, name, Sink::Memory(Vec::new()), Compression::DEFAULT)?;
     w.write(plain)?;
     match w.seal()?.0 {
         Sink::Memory(v) => Ok(v),
@@ -291,6 +327,9 @@ type Opened = ([u8; BLOCK_HEADER_BYTES], Purpose, u64);
 pub struct StreamReader {
     source: Source,
     key: ObjectKey,
+    form: Form,
+    /// What the object says to the writer of its cluster; once the first block was asked for.
+    facts: Option<Vec<u8>>,
     object: String,
     decoder: Decoder,
     hasher: blake3::Hasher,
@@ -307,12 +346,15 @@ impl StreamReader {
     pub fn new(keys: &KeySet, kind: ObjectKind, name: &ObjectName, mut source: Source) -> Result<Self> {
         let header = source.take(HEADER_BYTES)?.ok_or_else(|| RepoError::corrupt(name, "shorter than its header"))?;
         let key = keys.open_object(header, kind, name)?;
+        let form = header.first_chunk().and_then(form_of).unwrap_or(Form::Readers);
         let mut hasher = blake3::Hasher::new();
         hasher.update(header);
         let (object, decoder) = (name.to_string(), Decoder::new()?);
         Ok(StreamReader {
             source,
             key,
+            form,
+            facts: None,
             object,
             decoder,
             hasher,
@@ -328,19 +370,33 @@ impl StreamReader {
         with_healing(&*store, name, || Self::new(keys, kind, name, Source::object(store.clone(), name)?))
     }
 
+    /// What the object says to the writer of its cluster; None where it says nothing, or nothing was read yet.
+    pub fn facts(&self) -> Option<&[u8]> {
+        self.facts.as_deref()
+    }
+
     /// The next block's plaintext, or None after the last one.
     pub fn next_block(&mut self) -> Result<Option<&[u8]>> {
+        if self.block == 0 && self.key.has_facts() {
+            self.decode_next()?;
+            self.facts = Some(self.plain.clone());
+        }
+        Ok(if self.decode_next()? { Some(&self.plain) } else { None })
+    }
+
+    /// Whether there was another block; its plaintext is in `plain`.
+    fn decode_next(&mut self) -> Result<bool> {
         let mut opened = std::mem::take(&mut self.opened);
         let next = self.next_opened(&mut opened);
         self.opened = opened;
-        let Some((header, _, _)) = next? else { return Ok(None) };
+        let Some((header, _, _)) = next? else { return Ok(false) };
         let object = &self.object;
         let bad = |what: &str| RepoError::corrupt(object, what);
         let [_, _, _, _, p0, p1, p2, p3, codec, ..] = header;
         let plain_len = u32::from_le_bytes([p0, p1, p2, p3]) as usize;
         let codec = Codec::from_byte(codec).ok_or_else(|| bad("unknown codec"))?;
         self.decoder.decode(codec, &self.opened, plain_len, &mut self.plain).map_err(|e| bad(&e))?;
-        Ok(Some(&self.plain))
+        Ok(true)
     }
 
     /// Replaces `opened` by the next block, authenticated and still compressed; its header, and what it was sealed with.
@@ -374,7 +430,13 @@ impl StreamReader {
         }
         let stored = self.source.take(stored_len)?.ok_or_else(|| bad("truncated"))?;
         self.hasher.update(&header).update(stored);
-        let (purpose, block) = (if last { Purpose::LastBlock } else { Purpose::Block }, self.block);
+        let block = self.block;
+        let purpose = match block {
+            0 if self.key.has_facts() && last => return Err(bad("it ends with what it says to a writer")),
+            0 if self.key.has_facts() => Purpose::Facts,
+            _ if last => Purpose::LastBlock,
+            _ => Purpose::Block,
+        };
         let n = self.key.open(purpose, block, &header, stored).ok_or_else(|| bad("a block fails its seal"))?;
         opened.clear();
         opened.extend_from_slice(&stored[..n]);
@@ -428,6 +490,32 @@ impl StreamReader {
     }
 }
 
+/// What an object says to the writer of its cluster, by the keys of that writer or of a reader. Nothing after it is looked at.
+///
+/// # Errors
+/// `WriteOnly` for an object that says nothing.
+pub fn read_facts(keys: &KeySet, kind: ObjectKind, name: &ObjectName, mut source: Source) -> Result<Vec<u8>> {
+    let bad = |what: &str| RepoError::corrupt(name, what);
+    let header = source.take(HEADER_BYTES)?.ok_or_else(|| bad("shorter than its header"))?;
+    let key = keys.open_facts(header, kind, name)?;
+    let header: [u8; BLOCK_HEADER_BYTES] = match source.take(BLOCK_HEADER_BYTES)? {
+        Some(h) => (&*h).try_into().map_err(|_| bad("truncated"))?,
+        None => return Err(bad("truncated")),
+    };
+    let mut c = crate::manifest::bytes::Cursor::new(&header);
+    let fields = (|| Some((c.u32()? as usize, c.u32()? as usize, c.byte()?)))();
+    let (stored_len, plain_len, codec) = fields.ok_or_else(|| bad("truncated"))?;
+    if plain_len > BLOCK_BYTES_MAX || stored_len > plain_len + TAG_BYTES {
+        return Err(bad("a block is larger than any we write"));
+    }
+    let stored = source.take(stored_len)?.ok_or_else(|| bad("truncated"))?;
+    let n = key.open(&header, stored).ok_or_else(|| bad("what it says to a writer fails its seal"))?;
+    let codec = Codec::from_byte(codec).ok_or_else(|| bad("unknown codec"))?;
+    let mut plain = vec![];
+    Decoder::new()?.decode(codec, stored.get(..n).unwrap_or_default(), plain_len, &mut plain).map_err(|e| bad(&e))?;
+    Ok(plain)
+}
+
 /// See `seals::seal_into`. Blocks are not decompressed.
 pub(crate) fn seal_into(
     from: &Place<'_>,
@@ -436,7 +524,7 @@ pub(crate) fn seal_into(
     name: &ObjectName,
 ) -> Result<(AnewWriter, Fingerprint)> {
     let mut reader = StreamReader::open(from.store.clone(), from.keys, kind, name)?;
-    let mut anew = AnewWriter::create(to, kind, name)?;
+    let mut anew = AnewWriter::create(to, reader.form, kind, name)?;
     let mut plain = vec![];
     while let Some((header, purpose, block)) = reader.next_opened(&mut plain)? {
         anew.put(&header)?;

@@ -62,7 +62,7 @@ pub fn push(args: PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 fn push_file(args: &PushArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    let context = Context::new(global)?;
+    let context = Context::new(global)?.admitting_writers();
     let settings = context.cluster_settings()?;
     let max_bytes = args.spool_max.map(|size| size.0).or(settings.wal_spool_max).unwrap_or(SPOOL_BYTES);
     let spool = args.spool.clone().or_else(|| settings.wal_spool.clone()).map(|dir| Spool { dir, max_bytes });

@@ -77,7 +77,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if args.kind != KindArg::Physical {
         return Err(Failure::refused("E-NOT-YET", "only physical backups are supported in this version"));
     }
-    let mut context = Context::new(global)?;
+    let mut context = Context::new(global)?.admitting_writers();
     args.priority.apply()?;
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;

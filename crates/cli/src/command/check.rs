@@ -30,7 +30,7 @@ pub struct CheckArgs {
 }
 
 pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    let context = Context::new(global)?;
+    let context = Context::new(global)?.admitting_writers();
     let opened = context.open_members(None)?;
     let first = &opened.members.first().expect("there is at least one").repo;
     pgark_repo::catalog::CatalogStore::new(first, &context.cluster()?).read().map_err(|e| engine_failure(e.into()))?;

@@ -36,6 +36,8 @@ pub struct Context {
     access: Access,
     new_passphrase_file: Option<PathBuf>,
     new_passphrase: Option<Secret>,
+    /// Whether the command does something for who opens the repository with a writer's secret.
+    admits_writers: bool,
 }
 
 impl Context {
@@ -52,7 +54,22 @@ impl Context {
         let new_passphrase = environment.get_os("PGARK_NEW_PASSPHRASE").map(|v| Secret::new(v.as_bytes().to_vec()));
         let new_passphrase_file = environment.get_os("PGARK_NEW_PASSPHRASE_FILE").map(PathBuf::from);
         let ctx = Ctx::new(progress::for_stderr(global.quiet));
-        Ok(Context { settings, ctx, cache_dir, age_identity, access, new_passphrase_file, new_passphrase })
+        let admits_writers = false;
+        Ok(Context {
+            settings,
+            ctx,
+            cache_dir,
+            age_identity,
+            access,
+            new_passphrase_file,
+            new_passphrase,
+            admits_writers,
+        })
+    }
+
+    /// For a command that archives, backs up, or shows books. Every other one refuses a writer's secret before it does anything.
+    pub fn admitting_writers(self) -> Self {
+        Context { admits_writers: true, ..self }
     }
 
     /// The first interrupt asks the operation to stop at the next safe point, a second one ends the program.
@@ -126,6 +143,7 @@ impl Context {
             access: self.access.clone(),
             cache_dir: self.cache_dir.clone(),
             age_identity: self.age_identity.clone(),
+            admits_writers: self.admits_writers,
         }
     }
 
@@ -141,7 +159,10 @@ impl Context {
             let repo = match opened.members.first() {
                 None => self.open_repository(settings),
                 // Writing waits for the first one as long as it takes: what it lacks has to be completed later.
-                Some(first) => open_member(&first.repo, settings, &self.access, patience),
+                Some(first) => match first.repo.keys().writes_only() {
+                    None => open_member(&first.repo, settings, &self.access, patience),
+                    Some(_) => self.open_copy_as_writer(&first.repo, settings, patience),
+                },
             };
             match repo {
                 Ok(repo) => {
@@ -162,6 +183,29 @@ impl Context {
             output::warning(&format!("repository {name} is away: {}: {}", failure.code, failure.message));
         }
         Ok(opened)
+    }
+
+    /// A writer's slot has a key of its own in each copy, and the same secret.
+    fn open_copy_as_writer(
+        &self,
+        of: &Repository,
+        settings: &RepoSettings,
+        patience: Option<Duration>,
+    ) -> Result<Repository, Failure> {
+        let unlock = self.unlock(settings)?;
+        let cache = self.key_cache(settings, &unlock);
+        let (owned, access) = (settings.clone(), self.access.clone());
+        let copy = in_time(settings, patience, move || {
+            let store = store::open_as(&owned, &access, Missing::Refuse)?;
+            key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
+        })?;
+        self.key_pin(&**copy.store()).map_or(Ok(()), |pin| pin.check(&copy))?;
+        if copy.id() == of.id() && copy.keys().writes_only().is_some() {
+            return Ok(copy);
+        }
+        let message = format!("{} is no copy of {} that the same secret writes to", settings.url, of.store().url());
+        Err(Failure::new("E-KEY-WRONG", Exit::WrongKey, message)
+            .hint("'pgark key add --writer --repo …' makes a slot for the same secret in each copy"))
     }
 
     /// Other repositories that are copies of this one: the one that was named, or all others of the selection and of the
@@ -317,6 +361,8 @@ pub struct Opener {
     access: Access,
     cache_dir: Option<PathBuf>,
     age_identity: SecretSource,
+    /// As that of the context.
+    admits_writers: bool,
 }
 
 impl Opener {
@@ -328,6 +374,9 @@ impl Opener {
         let open = || -> Result<Repository, Failure> {
             let repo = key_cache::open(store.clone(), &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))?;
             pin.as_ref().map_or(Ok(()), |pin| pin.check(&repo))?;
+            if !self.admits_writers {
+                repo.require_reader("what this command needs").map_err(|e| engine_failure(e.into()))?;
+            }
             Ok(repo)
         };
         match open() {
@@ -409,27 +458,28 @@ fn open_member(
     access: &Access,
     patience: Option<Duration>,
 ) -> Result<Repository, Failure> {
-    let url = settings.url.to_string();
     let open = {
         let (of, settings, access) = (of.clone(), settings.clone(), access.clone());
         move || open_copy(&of, &settings, &access, Missing::Refuse)
     };
-    let found = match patience.filter(|_| !settings.required) {
-        None => open(),
-        Some(patience) => {
-            let (send, receive) = std::sync::mpsc::channel();
-            std::thread::spawn(move || send.send(open()));
-            let late = |_| {
-                let message = format!("{url} did not answer within {} s", patience.as_secs());
-                Err(Failure::failed("E-REPO-IO", message))
-            };
-            receive.recv_timeout(patience).unwrap_or_else(late)
-        }
-    };
+    let found = in_time(settings, patience, open);
     let none = || pgark_repo::RepoError::NoRepository { url: settings.url.to_string() };
     found?.ok_or_else(|| {
         engine_failure(none().into()).hint("'pgark init' or 'pgark replicate' makes it a copy of the first")
     })
+}
+
+/// What `open` gives, unless it takes too long and the repository is not required.
+fn in_time<T: Send + 'static>(
+    settings: &RepoSettings,
+    patience: Option<Duration>,
+    open: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let Some(patience) = patience.filter(|_| !settings.required) else { return open() };
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(open()));
+    let message = format!("{} did not answer within {} s", settings.url, patience.as_secs());
+    receive.recv_timeout(patience).unwrap_or_else(|_| Err(Failure::failed("E-REPO-IO", message)))
 }
 
 /// Repositories of one command.

@@ -483,7 +483,11 @@ impl VerifyDocument {
         VerifyDocument {
             schema: SCHEMA,
             ok: r.problems.is_empty() && r.unchecked.is_empty(),
-            depth: if depth == Depth::Full { "full" } else { "quick" },
+            depth: match depth {
+                Depth::Full => "full",
+                Depth::Quick if r.by_books => "books",
+                Depth::Quick => "quick",
+            },
             backups: r.backups_checked.iter().map(ToString::to_string).collect(),
             objects_checked: r.objects_checked,
             bytes_checked: r.bytes_checked,

@@ -42,7 +42,7 @@ enum OutputArg {
 }
 
 pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    let context = Context::new(global)?;
+    let context = Context::new(global)?.admitting_writers();
     let (settings, repo) = context.open_first()?;
     let form = if args.output == OutputArg::Json { Form::Json } else { global.form() };
     // Without a name, what is there is what is of interest.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use pgark_engine::EngineError;
-use pgark_engine::keys::{self, Mode, NewSlot, RotateOptions, RunningRestores};
+use pgark_engine::keys::{self, Mode, NewSlot, Opens, RotateOptions, RunningRestores};
 use pgark_engine::restore::renew;
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::keyring::{Fate, SlotInfo, Unlock};
@@ -62,6 +62,9 @@ struct AddArgs {
     /// A word for people, such as who holds the secret
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
+    /// The new slot archives and backs up the cluster that --cluster names, and reads nothing
+    #[arg(long)]
+    writer: bool,
     #[command(flatten)]
     dry_run: DryRunArgs,
 }
@@ -111,7 +114,7 @@ struct Ring {
 pub fn run(args: KeyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     match args.command {
-        KeyCommand::List => list(global, &Ring::of(context)?),
+        KeyCommand::List => list(global, &Ring::of(context.admitting_writers())?),
         KeyCommand::Add(args) => add(args, global, &Ring::of(context)?),
         KeyCommand::Remove(args) => remove(&args, global, &Ring::of(context)?),
         KeyCommand::Rotate(args) => rotate(&args, global, &Ring::of(context)?),
@@ -146,9 +149,10 @@ fn list(global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failure> {
     let document = json!({"schema": SCHEMA, "repository_id": keys.repository_id, "encryption": keys.encryption,
         "generation": keys.generation, "generation_since": keys.newest_since,
         "older_generations": keys.older_generations, "slots": slots,
-        "removed_but_readable": keys.left_over.iter().map(|s| slot_json(s, false)).collect::<Vec<_>>()});
+        "removed_but_readable": keys.left_over.as_ref().map(|left| left.iter().map(|s| slot_json(s, false)).collect::<Vec<_>>())});
     output::result(global.form(), &document, || list_text(&keys))?;
-    for slot in &keys.left_over {
+    let left_over = keys.left_over.as_deref().unwrap_or_default();
+    for slot in left_over {
         output::warning(&format!(
             "slot {} was removed, and an older key ring that it opens can still be read: repeat 'pgark key remove {}', \
              or delete old versions of the objects under keyring/ and keyring-mirror/ in the store",
@@ -156,7 +160,7 @@ fn list(global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failure> {
             slot.id
         ));
     }
-    Ok(if keys.left_over.is_empty() { Exit::Done } else { Exit::Warnings })
+    Ok(if left_over.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
 fn list_text(keys: &keys::KeyList) -> String {
@@ -169,6 +173,7 @@ fn list_text(keys: &keys::KeyList) -> String {
         ("CREATED", Align::Left),
         ("GENERATION", Align::Right),
         ("OPENED", Align::Left),
+        ("OPENS", Align::Left),
         ("LABEL", Align::Left),
         ("FOR", Align::Left),
     ]);
@@ -177,7 +182,8 @@ fn list_text(keys: &keys::KeyList) -> String {
         let to = s.recipient.as_ref().or(s.command.as_ref()).map_or("", String::as_str);
         let label = s.label.as_deref().unwrap_or_default();
         let (created, generation) = (timestamp(s.created), keys.generation.to_string());
-        table.row([&*s.id, s.kind, &created, &generation, opened, label, to]);
+        let opens = s.writer.as_ref().map_or("everything".to_owned(), |cluster| format!("writer of {cluster}"));
+        table.row([&*s.id, s.kind, &created, &generation, opened, &opens, label, to]);
     }
     let older = keys.older_generations.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     let mut text = table.to_text();
@@ -185,12 +191,18 @@ fn list_text(keys: &keys::KeyList) -> String {
     if !older.is_empty() {
         text += &format!("; every slot also opens the older data of generation {older}");
     }
+    if keys.slots.iter().any(|s| s.writer.is_some()) {
+        text += "\na writer's slot opens the books of its cluster, and no content of any generation";
+    }
+    if keys.left_over.is_none() {
+        text += "\nnot checked, for a writer cannot: the authenticity of this list, and whether removed slots are left somewhere";
+    }
     text + "\n"
 }
 
 fn slot_json(s: &SlotInfo, opened: bool) -> Value {
     json!({"id": s.id, "kind": s.kind, "label": s.label, "created": s.created, "recipient": s.recipient,
-        "command": s.command, "opened": opened})
+        "command": s.command, "writer": s.writer, "opened": opened})
 }
 
 fn add(args: AddArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failure> {
@@ -200,7 +212,8 @@ fn add(args: AddArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failu
         (None, None) => NewSlot::Passphrase(bytes_of(&new_passphrase(args.new_passphrase_file, &ring.context)?)),
     };
     let mode = mode(args.dry_run);
-    let done = keys::add(&ring.store, &ring.unlock, &new, args.label.as_deref(), mode).map_err(|e| {
+    let opens = if args.writer { Opens::Writer(ring.context.cluster()?) } else { Opens::Everything };
+    let done = keys::add(&ring.store, &ring.unlock, &new, &opens, args.label.as_deref(), mode).map_err(|e| {
         let failure = engine_failure(e);
         // What was given on the command line, not what was found.
         if failure.code == "E-INVALID" { Failure::usage(failure.code, failure.message) } else { failure }

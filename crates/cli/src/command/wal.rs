@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::archive::events::{Event, EventKind, HistoryOptions, WalHistory, wal_history};
-use pgark_engine::archive::listing::{self, SegmentListing, TimelineListing};
+use pgark_engine::archive::listing::{self, SegmentListing, SegmentsListing, TimelineListing};
 use pgark_engine::info::Gap;
 use pgark_pg::value::{SegmentName, SegmentNo, SegmentSize, TimelineId};
 use pgark_repo::Repository;
@@ -86,6 +86,10 @@ struct Archive {
 
 pub fn run(args: WalArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
+    let context = match args.command {
+        WalCommand::List(_) => context.admitting_writers(),
+        WalCommand::History(_) => context,
+    };
     context.stop_on_signals()?;
     let (_, repo) = context.open_first()?;
     let archive = open(&repo, &context)?;
@@ -113,19 +117,26 @@ fn list(args: &ListArgs, global: &GlobalArgs, context: &Context, a: &Archive) ->
     let segments = if args.segments {
         listing::segments(&context.ctx, &a.wal, &a.head, a.size, only, context.jobs()).map_err(engine_failure)?
     } else {
-        vec![]
+        SegmentsListing::default()
     };
     let mut document = json!({"schema": SCHEMA, "cluster": a.name,
         "timelines": timelines.iter().map(|t| timeline_json(t, a.size)).collect::<Vec<_>>()});
     if args.segments {
-        document["segments"] = segments.iter().map(|s| segment_json(s, a.size)).collect();
+        document["segments"] = segments.segments.iter().map(|s| segment_json(s, a.size)).collect();
+        document["not_opened"] = segments.unopened.into();
     }
     output::result(global.form(), &document, || {
         let mut out: String = timelines.iter().map(|t| timeline_text(t, a.size)).collect();
         if timelines.is_empty() {
             out += "no WAL is archived\n";
         }
-        if args.segments { out + &segments_text(&segments, a.size) } else { out }
+        if args.segments {
+            out += &segments_text(&segments.segments, a.size);
+        }
+        if segments.unopened > 0 {
+            out += &format!("{} segments are not shown: a writer's secret does not open them\n", segments.unopened);
+        }
+        out
     })?;
     Ok(Exit::Done)
 }
@@ -178,7 +189,7 @@ fn timeline_text(t: &TimelineListing, size: SegmentSize) -> String {
             name(r.last),
             r.last.0 - r.first.0 + 1,
             r.from_lsn,
-            r.to_lsn,
+            r.to_lsn.map_or("?".to_owned(), |lsn| lsn.to_string()),
             span(r.from_time, r.to_time)
         );
     }
@@ -214,7 +225,7 @@ fn segments_text(segments: &[SegmentListing], size: SegmentSize) -> String {
             s.transaction_ends.to_string(),
             time(s.from_time),
             time(s.to_time),
-            s.restore_points.join(", "),
+            s.restore_points.as_ref().map_or("not shown to a writer".to_owned(), |p| p.join(", ")),
         ]);
     }
     table.to_text()

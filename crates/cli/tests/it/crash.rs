@@ -70,7 +70,7 @@ pub fn quiet_site(label: &str, server: &pgark_testkit::Server) -> (Site, String,
 }
 
 /// A segment that the repository does not have yet.
-fn next_segment(site: &Site) -> PathBuf {
+pub fn next_segment(site: &Site) -> PathBuf {
     site.cluster.psql("alter system set archive_command = '/bin/false'");
     site.cluster.reload();
     site.ledger.write_rows(&site.cluster, 1);
@@ -80,7 +80,7 @@ fn next_segment(site: &Site) -> PathBuf {
     path
 }
 
-fn assert_delivers(site: &Site, segment: &Path) {
+pub fn assert_delivers(site: &Site, segment: &Path) {
     let to = site.scratch.join("got");
     let name = segment.file_name().expect("a segment name");
     site.elsewhere.run(["archive-get".as_ref(), name, to.as_os_str()]).expect_code(0);

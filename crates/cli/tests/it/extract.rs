@@ -190,6 +190,41 @@ fn what_the_program_extracts_is_what_is_restored() {
 }
 
 #[test]
+fn what_a_writer_stored_is_extracted_with_a_readers_secret_alone() {
+    let server = installed_or_skip!();
+    if let Err(why) = python_is_there() {
+        pgark_testkit::skip!("{why}");
+    }
+    let vault = Vault::new(&server, "exwriter", "aes-256-gcm");
+    let file = vault.scratch.file("writer", b"canary writer passphrase\n", 0o600);
+    let secret = file.to_str().expect("text");
+    vault.elsewhere.json(["key", "add", "--writer", "--new-passphrase-file", secret]);
+    fill(&vault.cluster);
+    let writer = vault.pgark.clone().env("PGARK_PASSPHRASE_FILE", &file);
+    let id = writer.backup("full");
+    rotate(&vault.elsewhere, &[]);
+    let segment = vault.cluster.switch_and_archive();
+    let second = writer.backup("full");
+    let assert_extracts = |name: &str, id: &str, what: &str| {
+        let extracted = vault.extract_backup(id, name).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_same_files(&vault.restore(id, &format!("{name}-restored")), &extracted, what);
+    };
+    assert_extracts("first", &id, "the first key");
+    assert_extracts("second", &second, "the second key");
+    vault.elsewhere.run(["key", "reencrypt", "--yes", "--grace", "0s"]).expect_code(0);
+    assert_extracts("anew", &id, "sealed anew");
+    let (one, other) = (vault.scratch.join("w1"), vault.scratch.join("w2"));
+    vault.extract(&["wal", &segment, "--to", &one.display().to_string()]).expect("a segment");
+    vault.elsewhere.run(["archive-get", &segment, &other.display().to_string()]).expect_code(0);
+    assert!(fs::read(one).expect("it") == fs::read(other).expect("the other"));
+    // The same program with the writer's secret.
+    let (program, repo) = (vault.program().display().to_string(), vault.elsewhere.repo().display().to_string());
+    let words = [program.as_str(), "--repo", &repo, "--passphrase-file", secret, "list"];
+    let refused = run_tool(Path::new(PYTHON), &words).expect_err("it opens nothing that could be extracted");
+    assert!(refused.contains("opens no slot"), "{refused}");
+}
+
+#[test]
 fn the_program_never_takes_damage_for_data() {
     let server = installed_or_skip!();
     if let Err(why) = python_is_there() {

@@ -41,3 +41,4 @@ mod tamper;
 mod timelines;
 mod two_of_two;
 mod wal;
+mod writer;

@@ -7,11 +7,12 @@ use std::thread;
 
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId};
+use pgark_repo::RepoError;
 use pgark_repo::wal::index::Ending;
 use pgark_repo::wal::{TimelineSpan, WalArchive, WalHead, WalIndex};
 
 use crate::ctx::Ctx;
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 use crate::info::Gap;
 use crate::restore::resolve::to_timestamp;
 
@@ -43,8 +44,8 @@ pub struct RangeListing {
     pub first: SegmentNo,
     pub last: SegmentNo,
     pub from_lsn: Lsn,
-    /// End of the valid WAL.
-    pub to_lsn: Lsn,
+    /// End of the valid WAL; None where a writer's secret does not open the last segment.
+    pub to_lsn: Option<Lsn>,
     /// Of the first and of the last transaction near the ends; None when there is none.
     pub from_time: Option<Timestamp>,
     pub to_time: Option<Timestamp>,
@@ -61,7 +62,15 @@ pub struct SegmentListing {
     pub transaction_ends: u64,
     pub from_time: Option<Timestamp>,
     pub to_time: Option<Timestamp>,
-    pub restore_points: Vec<String>,
+    /// None where a writer looks: they are not for it to know.
+    pub restore_points: Option<Vec<String>>,
+}
+
+/// Segments, and how many there are besides that a writer's secret does not open.
+#[derive(Clone, Debug, Default)]
+pub struct SegmentsListing {
+    pub segments: Vec<SegmentListing>,
+    pub unopened: usize,
 }
 
 pub fn timelines(wal: &WalArchive, head: &WalHead, size: SegmentSize) -> Result<Vec<TimelineListing>> {
@@ -74,24 +83,24 @@ fn timeline(wal: &WalArchive, head: &WalHead, span: &TimelineSpan, size: Segment
     let begins = if missing { None } else { switch(wal, timeline)? };
     let index = |segment| {
         let name = SegmentName { timeline, segment: SegmentNo(segment) };
-        Ok::<_, EngineError>(index_by_head(wal, head, &name, size)?)
+        index_if_open(wal, head, &name, size)
     };
     let ranges = span.ranges.iter().map(|&(first, last)| {
         let mut from_time = None;
         for n in first..=last.min(first.saturating_add(LOOKS_FOR_TIME)) {
-            from_time = time(index(n)?.min_time);
+            from_time = index(n)?.and_then(|i| time(i.min_time));
             if from_time.is_some() {
                 break;
             }
         }
         let mut to_time = None;
         for n in (first.max(last.saturating_sub(LOOKS_FOR_TIME))..=last).rev() {
-            to_time = time(index(n)?.max_time);
+            to_time = index(n)?.and_then(|i| time(i.max_time));
             if to_time.is_some() {
                 break;
             }
         }
-        let (from_lsn, to_lsn) = (SegmentNo(first).start(size), index(last)?.valid_end);
+        let (from_lsn, to_lsn) = (SegmentNo(first).start(size), index(last)?.map(|i| i.valid_end));
         Ok(RangeListing { first: SegmentNo(first), last: SegmentNo(last), from_lsn, to_lsn, from_time, to_time })
     });
     let gaps = span.gaps().into_iter().map(|(first, last)| Gap { timeline, first, last }).collect();
@@ -117,14 +126,17 @@ pub fn segments(
     size: SegmentSize,
     timeline: Option<TimelineId>,
     jobs: usize,
-) -> Result<Vec<SegmentListing>> {
+) -> Result<SegmentsListing> {
     let spans = head.timelines().iter().filter(|s| timeline.is_none_or(|t| t == s.timeline));
     let names: Vec<SegmentName> = spans.flat_map(names_of).collect();
-    Ok(indexes(ctx, wal, head, size, &names, jobs)?.iter().map(SegmentListing::new).collect())
+    let points = wal.keys().writes_only().is_none();
+    let found = each_index(ctx, &names, jobs, &|name| index_if_open(wal, head, name, size))?;
+    let segments: Vec<_> = found.iter().flatten().map(|index| SegmentListing::new(index, points)).collect();
+    Ok(SegmentsListing { unopened: names.len() - segments.len(), segments })
 }
 
 impl SegmentListing {
-    fn new(index: &WalIndex) -> Self {
+    fn new(index: &WalIndex, points: bool) -> Self {
         SegmentListing {
             name: index.segment_name(),
             from_lsn: index.start(),
@@ -134,11 +146,8 @@ impl SegmentListing {
             transaction_ends: index.transaction_ends,
             from_time: time(index.min_time),
             to_time: time(index.max_time),
-            restore_points: index
-                .restore_points
-                .iter()
-                .map(|p| String::from_utf8_lossy(&p.name).into_owned())
-                .collect(),
+            restore_points: points
+                .then(|| index.restore_points.iter().map(|p| String::from_utf8_lossy(&p.name).into_owned()).collect()),
         }
     }
 }
@@ -159,7 +168,15 @@ fn index_by_head(
     name: &SegmentName,
     size: SegmentSize,
 ) -> pgark_repo::Result<WalIndex> {
-    Ok(wal.open_object(&wal.object_of(head, name, size)?)?.index)
+    wal.object_index(&wal.object_of(head, name, size)?)
+}
+
+/// None where a writer's secret does not open it.
+fn index_if_open(wal: &WalArchive, head: &WalHead, name: &SegmentName, size: SegmentSize) -> Result<Option<WalIndex>> {
+    match index_by_head(wal, head, name, size) {
+        Err(RepoError::WriteOnly { .. }) => Ok(None),
+        other => Ok(Some(other?)),
+    }
 }
 
 /// The indexes of these segments, in this order.
@@ -171,14 +188,22 @@ pub fn indexes(
     names: &[SegmentName],
     jobs: usize,
 ) -> Result<Vec<WalIndex>> {
+    each_index(ctx, names, jobs, &|name| Ok(index_by_head(wal, head, name, size)?))
+}
+
+fn each_index<T: Send>(
+    ctx: &Ctx,
+    names: &[SegmentName],
+    jobs: usize,
+    look: &(dyn Fn(&SegmentName) -> Result<T> + Sync),
+) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
-    let found: Mutex<Vec<(usize, Result<WalIndex>)>> = Mutex::default();
+    let found: Mutex<Vec<(usize, Result<T>)>> = Mutex::default();
     let work = || {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Some(name) = names.get(n) else { return };
-            let index =
-                ctx.check_cancelled().and_then(|()| index_by_head(wal, head, name, size).map_err(EngineError::from));
+            let index = ctx.check_cancelled().and_then(|()| look(name));
             let failed = index.is_err();
             found.lock().expect("no thread panics with the lock").push((n, index));
             if failed {

@@ -22,6 +22,7 @@ pub(super) fn write_record(
     stopped: &StoppedBackup,
     pg_control: Vec<u8>,
     base: Option<Base>,
+    full_because: Option<String>,
 ) -> Result<BackupReport> {
     let id = claim.backup().clone();
     let control = source.control;
@@ -62,6 +63,7 @@ pub(super) fn write_record(
         vanished_files: copied.summary.vanished,
         warnings: warnings.clone(),
         base: base.clone(),
+        full_because,
     };
     let print = record.store(repo)?;
     let entry = BackupEntry {

@@ -239,7 +239,7 @@ fn under_claim(
     };
     let started: Timestamp = facts.map_or(ctx.now(), |f| f.started).min(ctx.now());
     let pg_control = source::read_control(&plan.data)?;
-    write_record(&backup, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, None)
+    write_record(&backup, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, None, None)
 }
 
 fn lineage(plan: &ImportPlan, ctx: &Ctx) -> Lineage {

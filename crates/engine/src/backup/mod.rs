@@ -60,7 +60,7 @@ use source::SourceCluster;
 /// How long PostgreSQL's checkpoint at the start may take.
 const START_DEADLINE: Duration = Duration::from_secs(3600);
 /// Temporary files of dead processes go when they are older; live ones are recognised besides.
-const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 const STOP_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
@@ -134,6 +134,11 @@ impl Ground {
         if options.wanted == Wanted::Full {
             return Ok(Ground::Full(None));
         }
+        if repo.keys().writes_only().is_some() {
+            return Ok(Ground::Full(Some(
+                "the secret at hand is a writer's, which cannot read earlier backups".into(),
+            )));
+        }
         let catalog = CatalogStore::new(repo, &options.cluster).read()?;
         let chosen = base::choose(options.wanted, repo, &options.cluster, &catalog, &source.control, warnings)?;
         Ok(match chosen {
@@ -146,6 +151,13 @@ impl Ground {
         match self {
             Ground::Full(_) => BackupType::Full,
             Ground::On(_) => BackupType::Incremental,
+        }
+    }
+
+    fn full_because(&self) -> Option<String> {
+        match self {
+            Ground::Full(reason) => reason.clone(),
+            Ground::On(_) => None,
         }
     }
 
@@ -267,7 +279,9 @@ fn under_claim(
     ctx.progress.note("waiting for the last WAL segment to arrive");
     wait_for_wal(options, repo, ctx, &source, &stopped, &archiver)?;
     kept.check()?;
-    let report = write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, base)?;
+    let because = ground.full_because().filter(|_| repo.keys().writes_only().is_some());
+    let report =
+        write_record(options, repo, ctx, claim, &source, started, &copied, &stopped, pg_control, base, because)?;
     let mut reading = crate::clock::with_object(repo, &names::record(&options.cluster, id), ctx)?;
     reading.server = reading.wall.checked_add(server_ahead).ok();
     kept.check()?;
@@ -425,7 +439,11 @@ fn copy_files(
         check_pages: (source.control.data_checksum_version != 0).then_some(start),
         relation_segment_blocks: source.control.relation_segment_blocks,
         next_pack: AtomicU32::new(1),
-        remains: Remains::load(repo, &catalog, others.clone(), ctx, options.jobs)?,
+        remains: match repo.keys().writes_only() {
+            None => Remains::load(repo, &catalog, others.clone(), ctx, options.jobs)?,
+            // A writer cannot read what was left; it stores everything again.
+            Some(_) => Remains::default(),
+        },
         stop: AtomicBool::new(false),
     };
     let manifest_name = names::manifest(&options.cluster, id);
@@ -467,7 +485,7 @@ fn wait_for_wal(
 ) -> Result<()> {
     let wal = WalArchive::new(repo, &options.cluster, source.control.system_id);
     source::push_histories(source.pgdata, &wal)?;
-    let history = archive::history(&wal, stopped.timeline)?;
+    let history = source::history(source.pgdata, &wal, stopped.timeline)?;
     let size = source.control.segment_size;
     let names = WalPath::new(&history, size).segments(stopped.start_lsn, stopped.stop_lsn);
     let mut describe = || source::describe_archiver(archiver);

@@ -5,12 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use pgark_pg::control::ControlFile;
+use pgark_pg::history::TimelineHistory;
 use pgark_pg::names::WalFileName;
 use pgark_pg::value::TimelineId;
-use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
 use pgark_repo::record::{ConfigFile, Owner};
 use pgark_repo::wal::WalArchive;
+use pgark_repo::{RepoError, Repository};
 
 use super::BackupOptions;
 use super::scan::{Found, Noticed, scan};
@@ -207,12 +208,29 @@ pub fn push_histories(pgdata: &Path, wal: &WalArchive) -> Result<()> {
             continue;
         };
         match fs::read(entry.path()) {
-            Ok(bytes) => drop(push_side_file(wal, &name, &bytes)?),
+            Ok(bytes) => match push_side_file(wal, &name, &bytes) {
+                // Archived when the cluster had no writer: it is there, and a writer cannot compare it.
+                Err(EngineError::Repo(RepoError::WriteOnly { .. })) if wal.has_history(&name)? => {}
+                pushed => drop(pushed?),
+            },
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(EngineError::file("reading", entry.path(), e)),
         }
     }
     Ok(())
+}
+
+/// The history of a timeline as archived; where a writer cannot read that, as the server has it.
+pub fn history(pgdata: &Path, wal: &WalArchive, timeline: TimelineId) -> Result<TimelineHistory> {
+    let archived = crate::archive::history(wal, timeline);
+    if !matches!(archived, Err(EngineError::Repo(RepoError::WriteOnly { .. }))) {
+        return archived;
+    }
+    let path = pgdata.join("pg_wal").join(format!("{}.history", timeline.hex()));
+    let bytes = fs::read(&path).map_err(|e| EngineError::file("reading", &path, e))?;
+    TimelineHistory::parse(timeline, &bytes).map_err(|e| {
+        EngineError::failed("E-HISTORY", format!("{} does not parse: {e}", path.display()), "check the server's pg_wal")
+    })
 }
 
 /// For the message when WAL does not arrive.

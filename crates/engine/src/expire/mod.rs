@@ -406,6 +406,8 @@ fn under_claim(
     }
     let time = Time::of(&seen, &reading, options.gap)?;
     prune_registers(repo, &catalog)?;
+    // Where only such clients back up, nobody else does it.
+    repo.store().sweep_abandoned(crate::backup::ABANDONED_AFTER)?;
     let backups: Vec<BackupId> = plan.going().map(|f| f.entry.id.clone()).collect();
     let wal: Vec<(SystemId, Vec<SegmentRange>)> = plan.wal.iter().map(|w| (w.system_id, w.going.clone())).collect();
     if !backups.is_empty() || plan.segments_going() > 0 {

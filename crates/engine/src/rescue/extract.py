@@ -242,16 +242,41 @@ class Keys:
         return blake3(plain, key=self.content)[:16]
 
 
+def cluster_key(domain, name):
+    parts = name.split("/")
+    if len(parts) < 3 or parts[0] != "clusters":
+        raise Bad(f"{name}: of a form that only objects of a cluster have")
+    return hkdf(domain, b"", b"pgark v2 cluster " + parts[1].encode())
+
+
+def writer_key(domain, header, name):
+    """Of content that was sealed to the readers' public key."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    private = X25519PrivateKey.from_private_bytes(hkdf(domain, b"", b"pgark v2 reader"))
+    reader = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    try:
+        shared = private.exchange(X25519PublicKey.from_public_bytes(header[16:48]))
+    except ValueError:
+        raise Bad(f"{name}: its header is damaged") from None
+    secret = shared + cluster_key(domain, name)
+    return hkdf(secret, b"", b"pgark v2 object " + header[:48] + reader + name.encode())
+
+
 class ObjectKey:
     """Opens the parts of one object."""
 
     def __init__(self, keys, header, kind, name):
         if len(header) != 64 or header[:8] != MAGIC or header[8] != kind:
             raise Bad(f"{name}: not the object that was looked for")
-        algorithm = header[10]
+        algorithm, self.facts = header[10], header[9] == 2 and kind == SEGMENT
         if algorithm not in (NONE, AES, CHACHA) or (algorithm == NONE) != (keys.algorithm == NONE):
             raise Bad(f"{name}: its encryption is not that of the repository")
         public, (generation,) = header[:32], struct.unpack("<I", header[12:16])
+        commitment, context = header[32:], "pgark v1 key commitment"
+        if header[9] == 2 and algorithm == NONE:
+            raise Bad(f"{name}: of a form that only encrypted objects have")
         if algorithm == NONE:
             self.key = blake3(public + name.encode(), context="pgark v1 unencrypted object")
             self.cipher = None
@@ -259,12 +284,18 @@ class ObjectKey:
             domain = keys.domains.get((generation, DOMAINS[kind]))
             if domain is None:
                 raise Bad(f"{name}: needs a key of generation {generation}, which the key ring lacks")
-            self.key = hkdf(domain, header[16:32], b"pgark v1 object " + public + name.encode())
+            if header[9] != 2:
+                self.key = hkdf(domain, header[16:32], b"pgark v1 object " + public + name.encode())
+            elif kind in (SIDE_FILE, HEAD, CATALOG):
+                self.key = hkdf(cluster_key(domain, name), b"", b"pgark v2 books " + public + name.encode())
+            else:
+                self.key = writer_key(domain, header, name)
+                commitment, context = header[48:], "pgark v2 key commitment"
             self.cipher = aead(algorithm, self.key)
-        if blake3(self.key, context="pgark v1 key commitment") != header[32:]:
+        if blake3(self.key, context=context)[: len(commitment)] != commitment:
             raise Bad(f"{name}: its header is damaged, or it is the object of another name or repository")
-        if header[9] > 1:
-            raise Bad(f"{name}: version {header[9]}, this program knows 1")
+        if header[9] > 2:
+            raise Bad(f"{name}: version {header[9]}, this program knows 1 and 2")
         self.name = name
 
     def open(self, purpose, position, data, sealed):
@@ -460,6 +491,12 @@ class Stream:
                 hasher.update(head)
                 hasher.update(sealed)
                 size += 12 + stored
+                if key.facts and number == 0:
+                    # For a writer, under a key of its own.
+                    if last:
+                        raise Bad(f"{self.name}: ends before it begins")
+                    number = 1
+                    continue
                 plain = key.open(3 if last else 2, number, head, sealed)
                 yield decode(codec, plain, length, self.name)
                 number += 1
@@ -487,8 +524,8 @@ def open_ring(data, args):
     ring = parse_json(text, "the key ring")
     if ring.get("format") != "pgark-repository":
         raise Bad("not a pgark key ring")
-    if ring.get("version") != 1:
-        raise Bad(f"the key ring has version {ring.get('version')}, this program knows 1")
+    if ring.get("version") not in (1, 2):
+        raise Bad(f"the key ring has version {ring.get('version')}, this program knows 1 and 2")
     algorithm = ALGORITHMS.get(ring["encryption"])
     if algorithm is None:
         raise Bad(f"encryption {ring['encryption']!r} is not known")
@@ -524,6 +561,9 @@ def open_slots(ring, identity, args):
     if len(slots) > 32:
         raise Bad("the key ring has more slots than any that is written")
     for slot in slots:
+        if "writer" in slot:
+            # It opens nothing that could be extracted.
+            continue
         wrapped = bytes.fromhex(slot.get("wrapped", ""))
         if slot["kind"] == "passphrase" and args.passphrase_file:
             key = from_passphrase(slot, args.passphrase_file)

@@ -2,6 +2,7 @@
 //! is read, authenticated, decoded and compared; what is damaged or gone is reported with the backups and the
 //! time windows it takes away. Objects that nobody claims are reported too.
 
+mod books;
 mod parity;
 mod report;
 mod wal;
@@ -27,25 +28,35 @@ use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::rescue;
 
+use self::books::Unopened;
 use self::parity::ParityFindings;
 pub use report::{Depth, LostWindow, Names, Problem, ProblemKind, Unchecked, VerifyOptions, VerifyReport};
 
 pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
+    let by_books = repo.keys().writes_only().is_some();
+    if options.depth == Depth::Full {
+        repo.require_reader("the content of backups and WAL")?;
+    }
     let catalog_store = CatalogStore::new(repo, &options.cluster);
     let catalog = catalog_store.read()?;
     let parity = ParityFindings::list(repo, &names::cluster_dir(&options.cluster), options.depth)?;
-    let report = VerifyReport::default();
-    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: Names::default(), parity, report };
+    let report = VerifyReport { by_books, ..VerifyReport::default() };
+    let unopened = Unopened::default();
+    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: Names::default(), parity, unopened, report };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
-    let damaged = v.backups(&backups)?;
+    let damaged = match by_books {
+        false => v.backups(&backups)?,
+        true => v.presence_of_backups(&backups).map(|()| BTreeSet::new())?,
+    };
     for lineage in &catalog.lineages {
         v.wal(lineage, &backups)?;
     }
-    if options.only.is_none() {
+    if options.only.is_none() && !by_books {
         v.strangers()?;
     }
     v.report_parity();
+    v.report_unopened();
     let mut report = VerifyReport { accounted: v.claimed, ..v.report };
     if options.depth == Depth::Full {
         match record_findings(&catalog_store, &backups, &damaged, &report, ctx.now()) {
@@ -69,6 +80,7 @@ struct Verify<'a> {
     /// Objects that something listed needs, or that belong to the books.
     claimed: Names,
     parity: ParityFindings,
+    unopened: Unopened,
     report: VerifyReport,
 }
 

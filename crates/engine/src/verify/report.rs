@@ -83,6 +83,8 @@ impl Names {
 
 #[derive(Clone, Debug, Default)]
 pub struct VerifyReport {
+    /// By a writer, who opens no content.
+    pub by_books: bool,
     pub objects_checked: u64,
     pub bytes_checked: u64,
     pub backups_checked: Vec<BackupId>,

@@ -70,12 +70,14 @@ impl Verify<'_> {
                 self.claimed.insert(&object);
                 self.report.objects_checked += 1;
                 self.replaced_copies(&wal, &head, &name, lineage)?;
-                let checked = self.segment(&wal, &name, lineage).and_then(|index| {
+                let checked = self.segment(&wal, &name, lineage);
+                let checked = self.opened(&object, checked).and_then(|index| {
                     self.parity.check(self.repo, &object)?;
                     Ok(index)
                 });
                 match checked {
-                    Ok(index) => {
+                    Ok(None) => before = None,
+                    Ok(Some(index)) => {
                         match before.as_ref().filter(|b| !b.are_followed_by(&name, &index)) {
                             Some(b) => {
                                 let what = format!("does not continue {}", b.name.format(lineage.segment_size));
@@ -114,6 +116,9 @@ impl Verify<'_> {
     }
 
     fn segment(&mut self, wal: &WalArchive, name: &SegmentName, lineage: &Lineage) -> Result<WalIndex, RepoError> {
+        if self.by_books() {
+            return wal.index(name, lineage.segment_size);
+        }
         let mut reader = wal.open_segment(name, lineage.segment_size)?;
         let index = reader.index.clone();
         if self.options.depth == Depth::Quick {
@@ -138,6 +143,7 @@ impl Verify<'_> {
             self.claimed.insert(&object);
             self.report.objects_checked += 1;
             let read = self.read_through(wal, &object);
+            let read = self.opened(&object, read).map(drop);
             match read.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => self.problem(object.as_str(), kind_of(&e), e, vec![], vec![]),
@@ -158,9 +164,10 @@ impl Verify<'_> {
         let object = wal.place().history(timeline).to_string();
         self.claimed.insert(&object);
         self.report.objects_checked += 1;
-        match wal.history(timeline) {
+        let read = self.opened(&wal.place().history(timeline), wal.history(timeline));
+        match read {
             Ok(bytes) => {
-                self.report.bytes_checked += bytes.len() as u64;
+                self.report.bytes_checked += bytes.map_or(0, |b| b.len() as u64);
                 self.parity.check(self.repo, &wal.place().history(timeline))?;
                 Ok(())
             }
@@ -279,6 +286,7 @@ impl Verify<'_> {
             self.report.objects_checked += 1;
             if name.starts_with(&conflicts) {
                 let outcome = self.read_through(wal, &object);
+                let outcome = self.opened(&object, outcome);
                 let what = outcome
                     .err()
                     .map_or("another segment of the same name was refused and kept here".into(), |e| e.to_string());
@@ -306,6 +314,7 @@ impl Verify<'_> {
                     continue;
                 }
             };
+            let outcome = self.opened(&object, outcome).map(drop);
             match outcome.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}
                 Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
@@ -332,6 +341,9 @@ impl Verify<'_> {
     }
 
     fn read_through(&self, wal: &WalArchive, object: &pgark_repo::store::ObjectName) -> Result<(), RepoError> {
+        if self.by_books() {
+            return wal.object_index(object).map(drop);
+        }
         let mut reader = wal.open_object(object)?;
         if self.options.depth == Depth::Full {
             while reader.next()?.is_some() {}

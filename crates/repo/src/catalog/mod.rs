@@ -219,7 +219,7 @@ impl CatalogStore {
     pub fn new(repo: &Repository, cluster: &ClusterName) -> Self {
         let dir = catalog_dir(cluster);
         let store = repo.store().clone();
-        let register = Register::sealed(store.clone(), repo.keys(), ObjectKind::Catalog, dir, Mirror::Yes);
+        let register = Register::sealed(repo.books().clone(), repo.keys(), ObjectKind::Catalog, dir, Mirror::Yes);
         CatalogStore { register, cluster: cluster.clone(), store }
     }
 

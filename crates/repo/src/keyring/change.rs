@@ -7,6 +7,7 @@ use super::slot::SlotInfo;
 use super::{Keyring, SlotError, Unlock, parse, register};
 use crate::crypto::Key32;
 use crate::error::{RepoError, Result};
+use crate::limits::KEYRING_BYTES_MAX;
 use crate::store::Store;
 
 /// What a change came to.
@@ -51,6 +52,9 @@ pub fn edit<T>(
 /// The ring as it will be stored, opened once more with what is at hand.
 pub fn proven_bytes(ring: &Keyring, unlock: &Unlock) -> Result<Vec<u8>> {
     let bytes = ring.to_bytes();
+    if bytes.len() as u64 > KEYRING_BYTES_MAX {
+        return Err(SlotError::TooLarge.into());
+    }
     match Keyring::open(&bytes, unlock) {
         Ok(again) if again.masters() == ring.masters() => Ok(bytes),
         Ok(_) | Err(RepoError::WrongKey { .. } | RepoError::KeyRequired) => Err(SlotError::LockedOut.into()),

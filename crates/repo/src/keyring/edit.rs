@@ -5,13 +5,14 @@
 
 use zeroize::Zeroizing;
 
-use super::slot::{Attempt, Slot, SlotInfo, SlotKind, check_label, for_age, for_command, for_passphrase};
+use super::slot::{Attempt, Slot, SlotInfo, SlotKind, WriterPart, check_label, for_age, for_command, for_passphrase};
 use super::unlock::Unlock;
 use super::wrap::wrap;
-use super::{Keyring, Previous, Wrapped, content_key_data, now};
-use crate::crypto::{Key32, fill_random, hex};
+use super::{FORMAT_VERSION, Keyring, Previous, Wrapped, content_key_data, now};
+use crate::crypto::{Key32, WriterKeys, fill_random, hex};
 use crate::error::{RepoError, Result};
-use crate::limits::{KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
+use crate::limits::{KEYRING_BYTES_MAX, KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
+use crate::names::ClusterName;
 
 /// Why slots or keys were not changed. Nothing was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,32 @@ pub enum SlotError {
     TooOften,
     #[error("the repository is not encrypted: it has no keys")]
     NotEncrypted,
+    #[error("the key ring would be larger than {KEYRING_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("what was given opens slot {slot} already, which does not open the same")]
+    Taken { slot: String },
+}
+
+/// What a new slot is opened with.
+pub enum SlotSecret<'a> {
+    Passphrase(&'a [u8]),
+    /// An age recipient.
+    Age(&'a str),
+    /// The name of a configured key command.
+    Command(&'a str, &'a Unlock),
+}
+
+impl SlotSecret<'_> {
+    fn wrapping(&self, repository_id: &[u8], key: &Key32) -> Result<SlotKind> {
+        match self {
+            SlotSecret::Passphrase(passphrase) => for_passphrase(repository_id, key, passphrase),
+            SlotSecret::Age(recipient) => for_age(repository_id, key, recipient),
+            SlotSecret::Command(name, unlock) => {
+                let commands = unlock.commands.as_deref().filter(|c| c.knows(name));
+                for_command(repository_id, key, name, commands.ok_or_else(|| unknown_command(name))?)
+            }
+        }
+    }
 }
 
 /// What a rotation may use to wrap the new master key.
@@ -75,7 +102,7 @@ impl Keyring {
         let mut proven = vec![];
         for slot in &self.body.slots {
             match slot.kind.try_open(&self.body.repository_id, unlock) {
-                Ok(Attempt::Opened(master)) if Some(&master) == self.newest_key() => proven.push(slot.id.clone()),
+                Ok(Attempt::Opened(key)) if self.is_key_of(slot, &key)? => proven.push(slot.id.clone()),
                 Ok(_) | Err(RepoError::KeyCommand { .. }) => {}
                 Err(e) => return Err(e),
             }
@@ -83,27 +110,85 @@ impl Keyring {
         Ok(proven)
     }
 
+    fn is_key_of(&self, slot: &Slot, key: &Key32) -> Result<bool> {
+        match &slot.writer {
+            None => Ok(Some(key) == self.newest_key()),
+            Some(part) => Ok(part.open(&self.body.repository_id, key)?.is_some()),
+        }
+    }
+
     pub fn add_passphrase(&mut self, passphrase: &[u8], label: Option<&str>) -> Result<SlotInfo> {
-        let kind = for_passphrase(&self.body.repository_id, self.newest()?, passphrase)?;
-        self.add_slot(kind, label)
+        self.add_reader(&SlotSecret::Passphrase(passphrase), label)
     }
 
     pub fn add_age(&mut self, recipient: &str, label: Option<&str>) -> Result<SlotInfo> {
-        let kind = for_age(&self.body.repository_id, self.newest()?, recipient)?;
-        self.add_slot(kind, label)
+        self.add_reader(&SlotSecret::Age(recipient), label)
     }
 
     pub fn add_command(&mut self, name: &str, unlock: &Unlock, label: Option<&str>) -> Result<SlotInfo> {
-        let commands = unlock.commands.as_deref().filter(|c| c.knows(name)).ok_or_else(|| unknown_command(name))?;
-        let kind = for_command(&self.body.repository_id, self.newest()?, name, commands)?;
-        self.add_slot(kind, label)
+        self.add_reader(&SlotSecret::Command(name, unlock), label)
+    }
+
+    /// A slot that opens everything.
+    pub fn add_reader(&mut self, secret: &SlotSecret<'_>, label: Option<&str>) -> Result<SlotInfo> {
+        let kind = secret.wrapping(&self.body.repository_id, self.newest()?)?;
+        self.add_slot(kind, label, None)
+    }
+
+    /// A slot that reads nothing and writes to one cluster.
+    pub fn add_writer(
+        &mut self,
+        cluster: &ClusterName,
+        secret: &SlotSecret<'_>,
+        label: Option<&str>,
+    ) -> Result<SlotInfo> {
+        let (id, slot_key) = (&self.body.repository_id, Key32::random()?);
+        let part = WriterPart::new(id, self.newest()?, &slot_key, &self.writer_keys(cluster)?)?;
+        let kind = secret.wrapping(id, &slot_key)?;
+        let slot = self.add_slot(kind, label, Some(part))?;
+        self.body.version = FORMAT_VERSION;
+        Ok(slot)
+    }
+
+    fn writer_keys(&self, cluster: &ClusterName) -> Result<WriterKeys> {
+        let keys = self.current_keys().and_then(|keys| WriterKeys::of(&keys, cluster));
+        keys.ok_or(RepoError::Slot(SlotError::NotEncrypted))
+    }
+
+    /// Keys of the writers' slots, in the order of the slots.
+    fn slot_keys(&self) -> Result<Vec<Option<Key32>>> {
+        let master = self.newest()?;
+        let one = |slot: &Slot| slot.writer.as_ref().map(|w| w.slot_key(&self.body.repository_id, master)).transpose();
+        self.body.slots.iter().map(one).collect()
+    }
+
+    /// Gives each writer's slot the keys of the generations that the ring has now. `slot_keys` as by `slot_keys`.
+    fn renew_writers(&mut self, slot_keys: &[Option<Key32>]) -> Result<()> {
+        let mut parts = vec![];
+        for (slot, key) in self.body.slots.iter().zip(slot_keys) {
+            let part = match (&slot.writer, key) {
+                (Some(part), Some(key)) => {
+                    let keys = self.writer_keys(&part.cluster)?;
+                    Some(WriterPart::new(&self.body.repository_id, self.newest()?, key, &keys)?)
+                }
+                _ => None,
+            };
+            parts.push(part);
+        }
+        for (slot, part) in self.body.slots.iter_mut().zip(parts) {
+            slot.writer = part;
+        }
+        Ok(())
     }
 
     fn newest(&self) -> Result<&Key32> {
+        if self.is_writers() {
+            return Err(RepoError::WriteOnly { what: "the key ring".into() });
+        }
         self.newest_key().ok_or(RepoError::Slot(SlotError::NotEncrypted))
     }
 
-    fn add_slot(&mut self, kind: SlotKind, label: Option<&str>) -> Result<SlotInfo> {
+    fn add_slot(&mut self, kind: SlotKind, label: Option<&str>, writer: Option<WriterPart>) -> Result<SlotInfo> {
         if self.body.slots.len() >= KEYRING_SLOTS_MAX {
             return Err(SlotError::TooMany.into());
         }
@@ -115,7 +200,7 @@ impl Keyring {
                 break;
             }
         }
-        let slot = Slot { id: hex(&id), created: now(), label: label.map(str::to_owned), kind };
+        let slot = Slot { id: hex(&id), created: now(), label: label.map(str::to_owned), kind, writer };
         let info = slot.info();
         self.body.slots.push(slot);
         Ok(info)
@@ -126,10 +211,12 @@ impl Keyring {
         self.newest()?;
         let at = self.body.slots.iter().position(|s| s.id == id);
         let at = at.ok_or_else(|| SlotError::None { id: id.to_owned() })?;
-        if self.body.slots.len() == 1 {
+        // A writer's slot keeps nothing readable.
+        let others = |s: &&Slot| s.id != id && s.writer.is_none();
+        if !self.body.slots.iter().any(|s| others(&s)) {
             return Err(SlotError::Last { id: id.to_owned() }.into());
         }
-        if !proven.iter().any(|p| p != id && self.body.slots.iter().any(|s| s.id == *p)) {
+        if !self.body.slots.iter().filter(others).any(|s| proven.contains(&s.id)) {
             return Err(SlotError::Unproven { id: id.to_owned() }.into());
         }
         Ok(self.body.slots.remove(at).info())
@@ -144,6 +231,7 @@ impl Keyring {
         let fate = |slot: &Slot| -> Result<SlotFate> {
             let fate = match &slot.kind {
                 _ if drop.contains(&slot.id) => Fate::Dropped,
+                _ if slot.writer.is_some() => Fate::Rewrapped,
                 SlotKind::Age { .. } => Fate::Rewrapped,
                 SlotKind::Passphrase { .. } if self.passphrase_of(slot, given)?.is_some() => Fate::Rewrapped,
                 SlotKind::Command { command, .. } if knows(given.unlock, command) => Fate::Rewrapped,
@@ -152,8 +240,9 @@ impl Keyring {
             Ok(SlotFate { slot: slot.info(), fate })
         };
         let fates = self.body.slots.iter().map(fate).collect::<Result<Vec<_>>>()?;
-        if fates.iter().all(|f| f.fate == Fate::Dropped)
-            && let Some(last) = fates.last()
+        let mut reads = fates.iter().filter(|f| f.slot.writer.is_none());
+        if reads.clone().all(|f| f.fate == Fate::Dropped)
+            && let Some(last) = reads.next_back()
         {
             return Err(SlotError::Last { id: last.slot.id.clone() }.into());
         }
@@ -184,10 +273,11 @@ impl Keyring {
         }
         let id = self.body.repository_id.clone();
         let master = Key32::random()?;
-        let mut slots = vec![];
-        for slot in self.body.slots.iter().filter(|s| !drop.contains(&s.id)) {
-            let kind = self.rewrap(slot, &master, given)?;
+        let (mut slots, mut slot_keys) = (vec![], vec![]);
+        for (slot, key) in self.body.slots.iter().zip(self.slot_keys()?).filter(|(s, _)| !drop.contains(&s.id)) {
+            let kind = if key.is_some() { slot.kind.clone() } else { self.rewrap(slot, &master, given)? };
             slots.push(Slot { kind, ..slot.clone() });
+            slot_keys.push(key);
         }
         let previous = |(generation, old): &(u32, Key32)| {
             Ok(Previous { generation: *generation, wrapped: wrap(&master, &id, old)? })
@@ -202,14 +292,18 @@ impl Keyring {
         self.body.generation = generation;
         self.body.rotated = Some(now());
         self.masters.push((generation, master));
+        self.renew_writers(&slot_keys)?;
         Ok(fates)
     }
 
     /// Gives up every master key but the newest, and returns them. Only for who has seen that nothing is sealed under them.
     pub fn retire(&mut self) -> Result<Vec<(u32, Key32)>> {
+        self.newest()?;
+        let slot_keys = self.slot_keys()?;
         let newest = self.masters.pop().ok_or(SlotError::NotEncrypted)?;
         let retired = std::mem::replace(&mut self.masters, vec![newest]);
         self.body.previous.clear();
+        self.renew_writers(&slot_keys)?;
         Ok(retired)
     }
 
@@ -226,7 +320,8 @@ impl Keyring {
         all.append(&mut self.masters);
         all.sort_by_key(|(generation, _)| *generation);
         self.masters = all;
-        Ok(())
+        let slot_keys = self.slot_keys()?;
+        self.renew_writers(&slot_keys)
     }
 
     fn rewrap(&self, slot: &Slot, master: &Key32, given: Secrets<'_>) -> Result<SlotKind> {
@@ -249,9 +344,13 @@ impl Keyring {
 impl SlotInfo {
     pub fn describe(&self) -> String {
         let more = self.label.as_ref().or(self.recipient.as_ref()).or(self.command.as_ref());
+        let kind = match &self.writer {
+            Some(cluster) => format!("{}, writer of {cluster}", self.kind),
+            None => self.kind.to_owned(),
+        };
         match more {
-            Some(more) => format!("{} ({}, {more})", self.id, self.kind),
-            None => format!("{} ({})", self.id, self.kind),
+            Some(more) => format!("{} ({kind}, {more})", self.id),
+            None => format!("{} ({kind})", self.id),
         }
     }
 }

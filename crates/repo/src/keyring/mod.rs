@@ -2,7 +2,8 @@
 //! master key, wrapped once per slot. Losing it is losing the repository, so it exists twice.
 //!
 //! Invariant: after a slot opened, the ring's authentication code must match; what the ring says can raise
-//! what the client demands, never lower it. Every master key that sealed something which is still there stays in the ring.
+//! what the client demands, never lower it. A writer's slot opens no key for that code: what it opens authenticates itself.
+//! Every master key that sealed something which is still there stays in the ring.
 
 mod change;
 mod edit;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::crypto::{Algorithm, Key32, KeySet, Keys, content_key, derive, fill_random, hex, hex_bytes};
+use crate::crypto::{Algorithm, Key32, KeySet, Keys, OpenedWriter, content_key, derive, fill_random, hex, hex_bytes};
 use crate::error::{RepoError, Result};
 use crate::limits::{KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
 use crate::names::KEYRING;
@@ -24,12 +25,14 @@ use slot::{Attempt, Slot, SlotKind};
 use wrap::{unwrap, wrap};
 
 pub use change::{Change, edit, left_over, read, retire_older};
-pub use edit::{Fate, Secrets, SlotError, SlotFate};
+pub use edit::{Fate, Secrets, SlotError, SlotFate, SlotSecret};
 pub use slot::SlotInfo;
 pub use unlock::{KeyCommands, Unlock};
 
 const FORMAT: &str = "pgark-repository";
-const FORMAT_VERSION: u32 = 1;
+/// With a writer's slot, which programs of version 1 would take for one that opens everything.
+const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION_WITHOUT_WRITERS: u32 = 1;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Body {
@@ -71,6 +74,8 @@ pub struct Keyring {
     masters: Vec<(u32, Key32)>,
     content: Option<Key32>,
     opened_by: Option<String>,
+    /// What a writer's slot opened to; there are no master keys then.
+    writer: Option<OpenedWriter>,
 }
 
 pub fn register(store: Arc<dyn Store>) -> Register {
@@ -107,7 +112,7 @@ impl Keyring {
         fill_random(&mut id)?;
         let body = Body {
             format: FORMAT.into(),
-            version: FORMAT_VERSION,
+            version: FORMAT_VERSION_WITHOUT_WRITERS,
             repository_id: id,
             created: now(),
             encryption: new.encryption,
@@ -117,7 +122,7 @@ impl Keyring {
             previous: vec![],
             content_key: None,
         };
-        let mut ring = Keyring { body, masters: vec![], content: None, opened_by: None };
+        let mut ring = Keyring { body, masters: vec![], content: None, opened_by: None, writer: None };
         if new.encryption == Algorithm::None {
             return Ok(ring);
         }
@@ -154,24 +159,63 @@ impl Keyring {
             if mac != blake3::hash(body_text).to_hex().as_str() {
                 return Err(RepoError::corrupt(KEYRING, "its checksum does not match"));
             }
-            return Ok(Keyring { body, masters: vec![], content: None, opened_by: None });
+            return Ok(Keyring { body, masters: vec![], content: None, opened_by: None, writer: None });
         }
         if unlock.is_empty() {
             return Err(RepoError::KeyRequired);
         }
-        let (slot, master) = open_slots(&body, unlock)?;
-        let mut ring = Self::with_master(body, body_text, &mac, master)?;
-        ring.opened_by = Some(slot);
+        let (slot, key) = open_slots(&body, unlock)?;
+        let id = slot.id.clone();
+        if let Some(part) = &slot.writer {
+            let keys = part.open(&body.repository_id, &key)?.ok_or_else(writer_keys_do_not_open)?;
+            return Self::with_writer(body, OpenedWriter { keys, slot_key: key, slot: id });
+        }
+        let mut ring = Self::with_master(body, body_text, &mac, key)?;
+        ring.opened_by = Some(id);
         Ok(ring)
     }
 
-    /// Opens with a master key that was unwrapped before (a key cache).
-    pub fn open_with_master(bytes: &[u8], master: Key32) -> Result<Self> {
+    /// Opens with a key that was unwrapped before (a key cache): a master key, or that of a writer's slot.
+    pub fn open_with_master(bytes: &[u8], key: Key32) -> Result<Self> {
         let (body, body_text, mac) = parse(bytes)?;
         if body.encryption == Algorithm::None {
             return Err(RepoError::EncryptionStripped);
         }
-        Self::with_master(body, body_text, &mac, master)
+        for (slot, part) in body.slots.iter().filter_map(|s| Some((s, s.writer.as_ref()?))) {
+            if let Some(keys) = part.open(&body.repository_id, &key)? {
+                let slot = slot.id.clone();
+                return Self::with_writer(body, OpenedWriter { keys, slot_key: key, slot });
+            }
+        }
+        Self::with_master(body, body_text, &mac, key)
+    }
+
+    /// Opens with what was opened before.
+    ///
+    /// # Errors
+    /// `WrongKey` to a writer when its slot is not there, as in a ring from before.
+    pub fn open_held(bytes: &[u8], held: &Keys) -> Result<Self> {
+        match (held.writer(), held.masters()) {
+            (Some(writer), _) => {
+                let (body, _, _) = parse(bytes)?;
+                let slot = body.slots.iter().find(|s| s.id == writer.slot);
+                let gone = || RepoError::WrongKey { why: "the slot of this writer is not there".into() };
+                let part = slot.and_then(|s| s.writer.as_ref()).ok_or_else(gone)?;
+                let keys = part.open(&body.repository_id, &writer.slot_key)?.ok_or_else(writer_keys_do_not_open)?;
+                Self::with_writer(body, OpenedWriter { keys, ..writer.clone() })
+            }
+            (None, []) => Self::open(bytes, &Unlock::default()),
+            (None, masters) => Self::open_with_masters(bytes, masters),
+        }
+    }
+
+    /// A writer cannot check the ring's code. It takes nothing from it but what its slot has authenticated.
+    fn with_writer(body: Body, writer: OpenedWriter) -> Result<Self> {
+        if body.encryption != writer.keys.encryption || body.generation != writer.keys.generation() {
+            return Err(RepoError::corrupt(KEYRING, "it is not the ring that its writer's keys were made for"));
+        }
+        let opened_by = Some(writer.slot.clone());
+        Ok(Keyring { body, masters: vec![], content: None, opened_by, writer: Some(writer) })
     }
 
     /// Opens with that one of these master keys which was the newest when the ring was written.
@@ -207,10 +251,11 @@ impl Keyring {
             None => return Err(bad("it has several generations and no key of content ids")),
         };
         masters.push((body.generation, master));
-        Ok(Keyring { body, masters, content: Some(content), opened_by: None })
+        Ok(Keyring { body, masters, content: Some(content), opened_by: None, writer: None })
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
+        assert!(self.writer.is_none(), "a writer does not change the ring");
         let text = serde_json::to_string(&self.body).expect("a ring is plain data");
         let mac = match self.masters.last() {
             Some((_, m)) => ring_mac(m, text.as_bytes()),
@@ -225,8 +270,17 @@ impl Keyring {
 
     /// None without encryption.
     pub fn current_keys(&self) -> Option<Keys> {
+        if let Some(writer) = &self.writer {
+            return Some(Keys::of_writer(writer.clone()));
+        }
         let content = self.content.as_ref().filter(|_| self.body.encryption != Algorithm::None)?;
-        Some(Keys::from_masters(self.body.encryption, &self.masters, content))
+        let written = self.body.slots.iter().filter_map(|s| s.writer.as_ref()).map(|w| w.cluster.clone());
+        Some(Keys::from_masters(self.body.encryption, &self.masters, content).with_written(written))
+    }
+
+    /// Whether it was opened by a slot that reads nothing.
+    pub fn is_writers(&self) -> bool {
+        self.writer.is_some()
     }
 
     pub fn newest_key(&self) -> Option<&Key32> {
@@ -264,6 +318,10 @@ impl Keyring {
     pub fn opened_by(&self) -> Option<&str> {
         self.opened_by.as_deref()
     }
+}
+
+fn writer_keys_do_not_open() -> RepoError {
+    RepoError::corrupt(KEYRING, "the keys of a writer do not open")
 }
 
 /// So that a wrapped master key cannot stand for it, nor the other way round.
@@ -331,8 +389,9 @@ fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {
     Ok((body, body_text, mac.to_owned()))
 }
 
-/// The slot that opens, and what it holds. What costs least is tried first.
-fn open_slots(body: &Body, unlock: &Unlock) -> Result<(String, Key32)> {
+/// The slot that opens, and what it holds. What opens everything is tried before what is a writer's; of these, what costs
+/// least is first.
+fn open_slots<'b>(body: &'b Body, unlock: &Unlock) -> Result<(&'b Slot, Key32)> {
     let mut why = String::from("no slot of the kind that was given");
     let mut failed = None;
     let rank = |kind: &SlotKind| match kind {
@@ -341,10 +400,10 @@ fn open_slots(body: &Body, unlock: &Unlock) -> Result<(String, Key32)> {
         SlotKind::Command { .. } => 2,
     };
     let mut slots: Vec<&Slot> = body.slots.iter().collect();
-    slots.sort_by_key(|s| rank(&s.kind));
+    slots.sort_by_key(|s| (s.writer.is_some(), rank(&s.kind)));
     for slot in slots {
         match slot.kind.try_open(&body.repository_id, unlock) {
-            Ok(Attempt::Opened(master)) => return Ok((slot.id.clone(), master)),
+            Ok(Attempt::Opened(master)) => return Ok((slot, master)),
             Ok(Attempt::Wrong(reason)) => why = reason.into(),
             Ok(Attempt::NothingGiven) => {}
             // A vault that is away says nothing about the other slots.

@@ -1,14 +1,15 @@
-//! A slot: one way to the newest master key. It holds that key wrapped, and nothing that has to be secret.
+//! A slot: one way to the newest master key, or to the keys of a cluster's writer. It holds them wrapped, and nothing that
+//! has to be secret.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::unlock::{KeyCommands, Unlock};
-use super::wrap::{KdfCost, argon2id, unwrap, wrap};
-use crate::crypto::{Key32, fill_random, hex, hex_bytes, unhex};
+use super::wrap::{KdfCost, argon2id, unwrap, unwrap_bytes, wrap, wrap_bytes};
+use crate::crypto::{Key32, WriterKeys, fill_random, hex, hex_bytes, unhex};
 use crate::error::{RepoError, Result};
-use crate::limits::{KEY_COMMAND_NAME_MAX, KEY_LABEL_CHARS_MAX, WRAPPED_KEY_BYTES_MAX};
-use crate::names::KEYRING;
+use crate::limits::{KEY_COMMAND_NAME_MAX, KEY_LABEL_CHARS_MAX, WRAPPED_KEY_BYTES_MAX, WRITER_KEYS_BYTES_MAX};
+use crate::names::{ClusterName, KEYRING};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Slot {
@@ -18,6 +19,51 @@ pub struct Slot {
     pub label: Option<String>,
     #[serde(flatten)]
     pub kind: SlotKind,
+    /// The slot of a writer: what `kind` wraps is no master key but a key of this slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<WriterPart>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WriterPart {
+    pub cluster: ClusterName,
+    /// The slot's key under the newest master key, so that a rotation needs no secret of the slot.
+    #[serde(with = "hex_bytes")]
+    pub key: Vec<u8>,
+    /// What the slot's key opens: the writer's keys of every generation.
+    #[serde(with = "hex_bytes")]
+    pub keys: Vec<u8>,
+}
+
+impl WriterPart {
+    pub fn new(repository_id: &[u8], master: &Key32, slot_key: &Key32, keys: &WriterKeys) -> Result<Self> {
+        Ok(WriterPart {
+            cluster: keys.cluster.clone(),
+            key: wrap(master, &writer_data(repository_id, "writer slot"), slot_key)?,
+            keys: wrap_bytes(slot_key, &writer_data(repository_id, "writer keys"), &keys.to_bytes())?,
+        })
+    }
+
+    pub fn slot_key(&self, repository_id: &[u8], master: &Key32) -> Result<Key32> {
+        unwrap(master, &writer_data(repository_id, "writer slot"), &self.key)
+            .ok_or_else(|| RepoError::corrupt(KEYRING, "the key of a writer's slot does not open"))
+    }
+
+    /// None for a key that is not that of this slot.
+    pub fn open(&self, repository_id: &[u8], slot_key: &Key32) -> Result<Option<WriterKeys>> {
+        if self.keys.len() > WRITER_KEYS_BYTES_MAX {
+            return Err(RepoError::corrupt(KEYRING, "a writer's keys are larger than any we write"));
+        }
+        let Some(plain) = unwrap_bytes(slot_key, &writer_data(repository_id, "writer keys"), &self.keys) else {
+            return Ok(None);
+        };
+        WriterKeys::from_bytes(&plain).map(Some).map_err(|e| RepoError::corrupt(KEYRING, e))
+    }
+}
+
+/// So that what is wrapped here cannot stand for another key.
+fn writer_data(repository_id: &[u8], what: &str) -> Vec<u8> {
+    [repository_id, what.as_bytes()].concat()
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,6 +103,8 @@ pub struct SlotInfo {
     pub recipient: Option<String>,
     /// The configured name, of a command slot.
     pub command: Option<String>,
+    /// Of a slot that reads nothing: the cluster that it writes to.
+    pub writer: Option<ClusterName>,
 }
 
 impl Slot {
@@ -66,7 +114,9 @@ impl Slot {
             SlotKind::Age { recipient, .. } => ("age", Some(recipient.clone()), None),
             SlotKind::Command { command, .. } => ("command", None, Some(command.clone())),
         };
-        SlotInfo { id: self.id.clone(), kind, label: self.label.clone(), created: self.created, recipient, command }
+        let (id, label, created) = (self.id.clone(), self.label.clone(), self.created);
+        let writer = self.writer.as_ref().map(|w| w.cluster.clone());
+        SlotInfo { id, kind, label, created, recipient, command, writer }
     }
 }
 

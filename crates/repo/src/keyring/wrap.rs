@@ -60,22 +60,31 @@ fn wrapping_key(kek: &Key32, salt: &[u8]) -> Key32 {
 }
 
 pub fn wrap(kek: &Key32, aad: &[u8], key: &Key32) -> Result<Vec<u8>> {
+    wrap_bytes(kek, aad, &key.0)
+}
+
+/// `plain` is short: it holds keys.
+pub fn wrap_bytes(kek: &Key32, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
     let mut salt = [0u8; 16];
     fill_random(&mut salt)?;
-    let mut sealed = Zeroizing::new(Vec::with_capacity(64));
-    sealed.extend_from_slice(&key.0);
+    let mut sealed = Zeroizing::new(plain.to_vec());
     let nonce = aead::Nonce::assume_unique_for_key([0; 12]);
     let tag = wrapping_cipher(&wrapping_key(kek, &salt))
         .seal_in_place_separate_tag(nonce, aead::Aad::from(aad), &mut sealed)
-        .expect("32 bytes are below the cipher's limit");
+        .expect("keys are below the cipher's limit");
     Ok([&salt[..], &sealed, tag.as_ref()].concat())
 }
 
 pub fn unwrap(kek: &Key32, aad: &[u8], wrapped: &[u8]) -> Option<Key32> {
+    Some(Key32(unwrap_bytes(kek, aad, wrapped)?.as_slice().try_into().ok()?))
+}
+
+pub fn unwrap_bytes(kek: &Key32, aad: &[u8], wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let (salt, sealed) = wrapped.split_at_checked(16)?;
     let mut sealed = Zeroizing::new(sealed.to_vec());
     let nonce = aead::Nonce::assume_unique_for_key([0; 12]);
     let cipher = wrapping_cipher(&wrapping_key(kek, salt));
-    let plain = cipher.open_in_place(nonce, aead::Aad::from(aad), &mut sealed).ok()?;
-    Some(Key32((&*plain).try_into().ok()?))
+    let n = cipher.open_in_place(nonce, aead::Aad::from(aad), &mut sealed).ok()?.len();
+    sealed.truncate(n);
+    Some(sealed)
 }

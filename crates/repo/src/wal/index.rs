@@ -201,6 +201,22 @@ impl WalIndex {
         (tail, leading)
     }
 
+    /// What of it the writer of the cluster may know later on: identity, hashes, ends and times, and nothing of what the
+    /// records say.
+    pub fn facts(&self) -> WalIndex {
+        WalIndex {
+            leading: self.leading.clone().map(|l| Fragment { data: vec![], complete: false, ..l }),
+            crossing: self.crossing.clone().map(|c| Crossing { data: vec![], ..c }),
+            min_xid: None,
+            max_xid: None,
+            restore_points: vec![],
+            restore_points_overflow: self.restore_points_overflow || !self.restore_points.is_empty(),
+            activity: None,
+            changes_bytes: None,
+            ..self.clone()
+        }
+    }
+
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an index is plain data")
     }

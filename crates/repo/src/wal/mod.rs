@@ -23,7 +23,7 @@ use crate::names::{self, ClusterName, WalPlace};
 use crate::register::{Mirror, Register};
 use crate::repository::Repository;
 use crate::store::{ObjectName, Store, StoreError};
-use crate::stream::{Sink, Source, StreamReader, StreamWriter, open_bytes, seal_bytes};
+use crate::stream::{Sink, Source, StreamReader, StreamWriter, open_bytes, read_facts, seal_bytes};
 
 pub use head::{SegmentRange, TimelineSpan, WalHead};
 pub use index::{Ending, SegmentHasher, WalIndex};
@@ -125,7 +125,7 @@ impl WalArchive {
     pub fn new(repo: &Repository, cluster: &ClusterName, system_id: SystemId) -> Self {
         let place = WalPlace { cluster: cluster.clone(), system_id };
         let head =
-            Register::sealed(repo.store().clone(), repo.keys(), ObjectKind::WalHead, place.head_dir(), Mirror::Yes);
+            Register::sealed(repo.books().clone(), repo.keys(), ObjectKind::WalHead, place.head_dir(), Mirror::Yes);
         let (store, keys) = (repo.store().clone(), repo.keys().clone());
         WalArchive { store, keys, place, head, compression: Compression::DEFAULT }
     }
@@ -230,6 +230,7 @@ impl WalArchive {
     ) -> Result<Pushed> {
         let sink = Sink::Object(self.store.create(name)?);
         let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, name, sink, self.compression)?;
+        put_facts(&mut w, index)?;
         let index_in_front = WalIndex { changes_bytes: changes.map(|c| c.len() as u64), ..index.clone() };
         w.write_block(&index_in_front.to_bytes())?;
         for part in changes.unwrap_or_default().chunks(BLOCK_BYTES) {
@@ -269,8 +270,8 @@ impl WalArchive {
         if !head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment)) {
             return Ok(false);
         }
-        match self.open_copy(&name, index.segment_size, head.copy_of(&name)) {
-            Ok(reader) => Ok(reader.index.content == index.content),
+        match self.copy_index(&name, index.segment_size, head.copy_of(&name)) {
+            Ok(found) => Ok(found.content == index.content),
             // It was lost, and comes back.
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e),
@@ -290,13 +291,18 @@ impl WalArchive {
 
     /// The name is taken: is that the same WAL?
     fn compare(&self, name: &ObjectName, ours: &WalIndex, data: &mut SegmentData<'_>) -> Result<Pushed> {
-        let mut reader = self.open_object(name)?;
-        if reader.index.content == ours.content {
+        let stored = self.object_index(name)?;
+        if stored.content == ours.content {
             return Ok(Pushed::AlreadyThere);
         }
         // After a crash or a promotion PostgreSQL may push a segment again whose records are the same and
         // whose unused rest is not.
-        if ours.valid_end <= reader.index.valid_end {
+        let may_read = self.keys.writes_only().is_none();
+        if !may_read && ours.valid_end == stored.valid_end && ours.valid_content == stored.valid_content {
+            return Ok(Pushed::SameRecords);
+        }
+        if may_read && ours.valid_end <= stored.valid_end {
+            let mut reader = self.open_object(name)?;
             let mut hasher = SegmentHasher::new(ours.valid_bytes());
             while let Some(bytes) = reader.next()? {
                 hasher.update(bytes);
@@ -304,8 +310,7 @@ impl WalArchive {
             if hasher.finish().2 == ours.valid_content {
                 return Ok(Pushed::SameRecords);
             }
-        } else if reader.index.ending == Ending::Ended {
-            let stored = &reader.index;
+        } else if ours.valid_end > stored.valid_end && stored.ending == Ending::Ended {
             let mut hasher = SegmentHasher::new(stored.valid_bytes());
             data.each(stored.valid_bytes(), &mut |bytes| {
                 hasher.update(bytes);
@@ -324,6 +329,7 @@ impl WalArchive {
         let name = self.place.conflict(file, print)?;
         let sink = Sink::Object(self.store.create(&name)?);
         let mut w = StreamWriter::new(&self.keys, ObjectKind::WalSegment, &name, sink, self.compression)?;
+        put_facts(&mut w, index)?;
         w.write_block(&index.to_bytes())?;
         data.each(u64::MAX, &mut |bytes| w.write(bytes))?;
         match w.finish() {
@@ -362,6 +368,12 @@ impl WalArchive {
         })
     }
 
+    /// Whether the head says that this history file is archived.
+    pub fn has_history(&self, file: &WalFileName) -> Result<bool> {
+        let WalFileName::History(timeline) = file else { return Ok(false) };
+        Ok(self.head()?.timeline(*timeline).is_some_and(|t| t.history))
+    }
+
     pub fn history(&self, timeline: TimelineId) -> Result<Vec<u8>> {
         self.side_file(&WalFileName::History(timeline))
     }
@@ -391,8 +403,40 @@ impl WalArchive {
         Ok(reader)
     }
 
+    /// Of the copy that counts. To a writer of the cluster: what the index says to it.
     pub fn index(&self, name: &SegmentName, size: SegmentSize) -> Result<WalIndex> {
-        Ok(self.open_segment(name, size)?.index)
+        if self.keys.writes_only().is_none() {
+            return Ok(self.open_segment(name, size)?.index);
+        }
+        self.copy_index(name, size, self.head()?.copy_of(name))
+    }
+
+    fn copy_index(&self, name: &SegmentName, size: SegmentSize, copy: u32) -> Result<WalIndex> {
+        let object = self.place.segment(name, size, copy)?;
+        let index = self.object_index(&object)?;
+        if index.segment_name() != *name || index.segment_size != size {
+            return Err(RepoError::corrupt(object, "the index is of another segment"));
+        }
+        Ok(index)
+    }
+
+    /// The index of any object that holds WAL; to a writer of the cluster, what it says to it.
+    ///
+    /// # Errors
+    /// `WriteOnly` to a writer, for what was archived when the cluster had none.
+    pub fn object_index(&self, object: &ObjectName) -> Result<WalIndex> {
+        if self.keys.writes_only().is_none() {
+            return Ok(self.open_object(object)?.index);
+        }
+        with_healing(&*self.store, object, || {
+            let source = Source::object_with_read_ahead(self.store.clone(), object, INDEX_READ_AHEAD)?;
+            let facts = read_facts(&self.keys, ObjectKind::WalSegment, object, source)?;
+            let index = WalIndex::from_bytes(&facts).map_err(|e| RepoError::corrupt(object, e))?;
+            if index.system_id != self.place.system_id {
+                return Err(RepoError::corrupt(object, "WAL of another cluster"));
+            }
+            Ok(index)
+        })
     }
 
     /// Opens any object that holds WAL (a segment, a `.partial`, the evidence of a conflict).
@@ -413,6 +457,10 @@ impl WalArchive {
         let index = WalIndex::from_bytes(block).map_err(|e| RepoError::corrupt(object, e))?;
         if index.system_id != self.place.system_id {
             return Err(RepoError::corrupt(object, "WAL of another cluster"));
+        }
+        // What a writer goes by has to be true too.
+        if stream.facts().is_some_and(|facts| WalIndex::from_bytes(facts).ok() != Some(index.facts())) {
+            return Err(RepoError::corrupt(object, "what it says to a writer is not what its index says"));
         }
         // A reference to a block takes more room in the WAL than in the changes.
         let bytes = Some(index.changes_bytes.unwrap_or(0)).filter(|n| *n <= index.segment_size.bytes());
@@ -507,6 +555,11 @@ impl WalArchive {
             }
         }
     }
+}
+
+/// In front of the index, where the cluster has a writer.
+fn put_facts(w: &mut StreamWriter, index: &WalIndex) -> Result<()> {
+    if w.has_facts() { w.facts(&index.facts().to_bytes()) } else { Ok(()) }
 }
 
 /// Reads one segment's bytes; at the end they have been compared with the index.

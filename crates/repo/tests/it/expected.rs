@@ -11,6 +11,7 @@ use pgark_repo::record::{BackupRecord, manifest_reader};
 use crate::sample::{Node, Tree, cluster};
 
 pub const PASSPHRASE: &[u8] = b"golden";
+pub const WRITER_PASSPHRASE: &[u8] = b"golden writer";
 /// The synthetic ones of the sample repository.
 pub const GOLDEN_SEGMENTS: [u64; 3] = [2, 3, 4];
 

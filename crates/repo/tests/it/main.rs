@@ -18,3 +18,4 @@ mod races;
 mod sample;
 mod sftp;
 mod tamper;
+mod writer;

@@ -352,6 +352,7 @@ fn record_of(id: &BackupId, manifest: Fingerprint, totals: Totals) -> BackupReco
         bad_blocks: 1,
         vanished_files: 1,
         base: None,
+        full_because: None,
         warnings: vec!["1 page of base/1/200 fails its checksum".into()],
     }
 }
