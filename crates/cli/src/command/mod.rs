@@ -3,6 +3,7 @@
 mod annotate;
 mod archive;
 mod backup;
+mod backup_logical;
 mod browse;
 mod check;
 mod config;
@@ -24,6 +25,7 @@ mod locks;
 mod misc;
 mod replicate;
 mod restore;
+mod restore_logical;
 mod space;
 mod unexpire;
 mod verify;

@@ -21,6 +21,8 @@ mod import;
 mod incremental;
 mod key_commands;
 mod keys;
+mod logical;
+mod logical_care;
 mod names;
 mod never_short;
 mod object_store;

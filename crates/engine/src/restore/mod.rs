@@ -12,7 +12,7 @@ pub mod run;
 pub mod settings;
 pub mod space;
 pub mod start;
-mod thaw;
+pub(crate) mod thaw;
 pub mod walk;
 pub mod write;
 
