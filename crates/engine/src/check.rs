@@ -328,7 +328,7 @@ fn archiving(
                             format!("'{}' is system {}", options.cluster, lineage.system_id),
                         );
                         let newest =
-                            catalog.backups.last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
+                            catalog.physical().last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
                         gaps(member, options, lineage, found.timeline, newest, f);
                         registered.push((member, lineage.clone()));
                     }

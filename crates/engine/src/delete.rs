@@ -15,7 +15,7 @@ pub struct DeletePlan {
     pub bytes: u64,
     /// Its packs that stay, because other backups need them.
     pub kept: u64,
-    /// Complete backups that would be left.
+    /// Complete backups of its kind that would be left.
     pub remaining: usize,
     /// Or in its grace, which ends now.
     pub listed: bool,
@@ -56,11 +56,12 @@ pub fn plan(
             format!("'pgark unkeep {id}' removes the mark"),
         ));
     }
-    let remaining = catalog.backups.iter().filter(|b| b.id != *id).count();
+    // One of another kind is no substitute.
+    let remaining = catalog.backups.iter().filter(|b| b.id != *id && b.kind == id.kind()).count();
     if listed.is_some() && remaining == 0 && last == LastBackup::Refuse {
         return Err(EngineError::refused(
             "E-BACKUP-LAST",
-            format!("{id} is the only backup of '{cluster}'"),
+            format!("{id} is the only {} backup of '{cluster}'", id.kind()),
             "take another backup first, or repeat with --last",
         ));
     }

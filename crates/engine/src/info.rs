@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use pgark_pg::history::TimelineHistory;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
-use pgark_repo::catalog::{BackupEntry, CatalogStore, ExpiredBackup, Job, JobKind, Lineage};
+use pgark_repo::catalog::{BackupEntry, CatalogStore, ExpiredBackup, Job, JobKind, Lineage, PhysicalBackup};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::{SegmentRange, WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
@@ -89,7 +89,7 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
     let left = catalog.interrupted.iter().map(|id| Incomplete { id: id.clone(), started: None, running: false });
     incomplete.extend(left);
     let mut problems = vec![];
-    let (windows, gaps) = match windows(repo, name, &lineage, &catalog.backups) {
+    let (windows, gaps) = match windows(repo, name, &lineage, &catalog.physical()) {
         Ok((windows, gaps, unopened)) => {
             if unopened > 0 {
                 problems.push(format!(
@@ -125,7 +125,7 @@ fn windows(
     repo: &Repository,
     name: &ClusterName,
     lineage: &Lineage,
-    backups: &[BackupEntry],
+    backups: &[PhysicalBackup],
 ) -> Result<(Vec<Window>, Vec<Gap>, usize)> {
     let wal = WalArchive::new(repo, name, lineage.system_id);
     // A window must not promise what is no longer there.
@@ -135,7 +135,7 @@ fn windows(
     let mut unopened = 0;
     for span in head.timelines().iter().filter(|t| t.last().is_some()) {
         let history = archive::history(&wal, span.timeline)?;
-        let mut on_path: Vec<&BackupEntry> = backups
+        let mut on_path: Vec<&PhysicalBackup> = backups
             .iter()
             // What is known to be damaged is no promise.
             .filter(|b| b.system_id == lineage.system_id && b.damaged.is_none())
@@ -166,7 +166,7 @@ pub fn window(
     head: &WalHead,
     history: &TimelineHistory,
     lineage: &Lineage,
-    backup: &BackupEntry,
+    backup: &PhysicalBackup,
 ) -> Result<Option<Window>> {
     let path = WalPath::new(history, lineage.segment_size);
     let archives = Archives::one(wal);

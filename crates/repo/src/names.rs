@@ -5,6 +5,7 @@ use std::fmt;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::BackupKind;
 use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
 use crate::store::{ObjectName, StoreError};
@@ -68,7 +69,7 @@ impl BackupId {
             && digits(b.get(..8))
             && b.get(8) == Some(&b'-')
             && digits(b.get(9..15))
-            && b.get(15).is_some_and(|l| b"FILS".contains(l));
+            && b.get(15).is_some_and(|l| b"FILSD".contains(l));
         if good {
             Ok(BackupId(s.to_owned()))
         } else {
@@ -78,6 +79,16 @@ impl BackupId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// By its letter.
+    pub fn kind(&self) -> BackupKind {
+        match self.0.as_bytes().last() {
+            Some(b'L') => BackupKind::Logical,
+            Some(b'D') => BackupKind::Files,
+            Some(b'S') => BackupKind::System,
+            _ => BackupKind::Physical,
+        }
     }
 
     /// The moment in the id, the part that orders ids; None for digits that are no date.

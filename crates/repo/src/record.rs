@@ -1,6 +1,8 @@
 //! The record of a backup: everything about it but its list of files. Small, sealed, and the last object that
 //! a backup writes before the catalog lists it.
 
+mod parts;
+
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, SegmentSize, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
@@ -11,8 +13,12 @@ use crate::error::{RepoError, Result};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::names::{BackupId, ClusterName, record};
 use crate::repository::Repository;
+use crate::store::ObjectName;
 use crate::stream::{Fingerprint, StreamReader, seal_bytes};
 
+pub use parts::{DatabaseDump, DatabaseSetting, GlobalsPart, Grant, PartsRecord};
+
+/// Of a physical backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackupRecord {
     pub id: BackupId,
@@ -121,27 +127,78 @@ pub struct Totals {
 impl BackupRecord {
     /// Writes the record; durable when this returns.
     pub fn store(&self, repo: &Repository) -> Result<Fingerprint> {
-        let name = record(&self.cluster, &self.id);
-        let text = serde_json::to_vec(self).expect("a record is plain data");
-        let sealed = seal_bytes(repo.keys(), ObjectKind::BackupRecord, &name, &text)?;
-        repo.store().put_new(&name, &sealed)?;
-        Ok(Fingerprint { size: sealed.len() as u64, blake3: blake3::hash(&sealed).to_hex().to_string() })
+        store(repo, &record(&self.cluster, &self.id), self)
     }
 
     /// Reads it back, and compares it with what the catalog knows of it.
     pub fn load(repo: &Repository, cluster: &ClusterName, id: &BackupId, expected: &Fingerprint) -> Result<Self> {
+        match Record::load(repo, cluster, id, expected)? {
+            Record::Physical(rec) => Ok(*rec),
+            Record::Parts(rec) => Err(RepoError::corrupt(
+                record(cluster, id),
+                format!("of a {} backup, and not of a physical one", rec.kind),
+            )),
+        }
+    }
+}
+
+/// The record of any backup.
+#[derive(Clone, Debug)]
+pub enum Record {
+    Physical(Box<BackupRecord>),
+    Parts(Box<PartsRecord>),
+}
+
+impl Record {
+    /// Reads it, and compares it with what the catalog knows of it.
+    pub fn load(repo: &Repository, cluster: &ClusterName, id: &BackupId, expected: &Fingerprint) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Head {
+            id: BackupId,
+            cluster: ClusterName,
+            kind: BackupKind,
+        }
         let name = record(cluster, id);
         let mut reader = StreamReader::open(repo.store().clone(), repo.keys(), ObjectKind::BackupRecord, &name)?;
         let text = reader.read_to_end(RECORD_BYTES_MAX)?;
         if reader.fingerprint() != *expected {
             return Err(RepoError::corrupt(name, "not the record that the catalog lists"));
         }
-        let rec: BackupRecord = serde_json::from_slice(&text).map_err(|e| RepoError::corrupt(&name, e))?;
-        if rec.id != *id || rec.cluster != *cluster {
+        let wrong = |e| RepoError::corrupt(&name, e);
+        let head: Head = serde_json::from_slice(&text).map_err(wrong)?;
+        if head.id != *id || head.cluster != *cluster {
             return Err(RepoError::corrupt(name, "the record of another backup"));
         }
-        Ok(rec)
+        if head.kind != id.kind() {
+            return Err(RepoError::corrupt(name, "the record of a backup of another kind"));
+        }
+        Ok(match head.kind {
+            BackupKind::Physical => Record::Physical(serde_json::from_slice(&text).map_err(wrong)?),
+            _ => Record::Parts(serde_json::from_slice(&text).map_err(wrong)?),
+        })
     }
+
+    pub fn manifest(&self) -> &Fingerprint {
+        match self {
+            Record::Physical(r) => &r.manifest,
+            Record::Parts(r) => &r.manifest,
+        }
+    }
+
+    pub fn totals(&self) -> &Totals {
+        match self {
+            Record::Physical(r) => &r.totals,
+            Record::Parts(r) => &r.totals,
+        }
+    }
+}
+
+/// Durable when this returns.
+fn store(repo: &Repository, name: &ObjectName, value: &impl Serialize) -> Result<Fingerprint> {
+    let text = serde_json::to_vec(value).expect("a record is plain data");
+    let sealed = seal_bytes(repo.keys(), ObjectKind::BackupRecord, name, &text)?;
+    repo.store().put_new(name, &sealed)?;
+    Ok(Fingerprint { size: sealed.len() as u64, blake3: blake3::hash(&sealed).to_hex().to_string() })
 }
 
 /// The keys are needed by those who open manifests; here so that callers need one import.

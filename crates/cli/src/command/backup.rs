@@ -16,12 +16,14 @@ use pgark_repo::names::BackupId;
 use pgark_repo::record::Base;
 
 use super::Outcome;
+use super::backup_logical::{self, LogicalArgs};
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
 use super::documents::{BackupDocument, RepoOutcome, type_name};
 use super::locks::Locked;
 use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes, human_duration};
+use crate::settings::schema::Kind;
 use crate::settings::units::Span;
 
 #[derive(Debug, Args)]
@@ -31,19 +33,21 @@ pub struct BackupArgs {
     backup_type: TypeArg,
     /// What is backed up
     #[arg(long, value_name = "KIND", default_value = "physical")]
-    kind: KindArg,
+    kind: Kind,
+    #[command(flatten)]
+    pub(super) logical: LogicalArgs,
     /// Also read what the WAL says has not changed, and compare it with the earlier backup
     #[arg(long)]
     verify_incremental: bool,
     /// Never remove it by retention
     #[arg(long)]
-    keep: bool,
+    pub(super) keep: bool,
     /// A note kept with the backup; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
-    annotate: Vec<String>,
+    pub(super) annotate: Vec<String>,
     /// none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "CODEC", default_value = "zstd:1")]
-    compress: String,
+    pub(super) compress: String,
     /// How long to wait for the last WAL segment
     #[arg(long, value_name = "TIME", default_value = "60s")]
     archive_timeout: Span,
@@ -51,11 +55,11 @@ pub struct BackupArgs {
     #[arg(long)]
     ignore_space: bool,
     #[command(flatten)]
-    rate: RateArgs,
+    pub(super) rate: RateArgs,
     #[command(flatten)]
-    priority: PriorityArgs,
+    pub(super) priority: PriorityArgs,
     #[command(flatten)]
-    dry_run: DryRunArgs,
+    pub(super) dry_run: DryRunArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,17 +69,13 @@ enum TypeArg {
     Diff,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum KindArg {
-    Physical,
-    Logical,
-    Files,
-    System,
-}
-
 pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    if args.kind != KindArg::Physical {
-        return Err(Failure::refused("E-NOT-YET", "only physical backups are supported in this version"));
+    match args.kind {
+        Kind::Physical => args.logical.refuse_for_physical()?,
+        Kind::Logical => return backup_logical::run(&args, global),
+        Kind::Files | Kind::System => {
+            return Err(Failure::refused("E-NOT-YET", "backups of this kind are not supported in this version"));
+        }
     }
     let mut context = Context::new(global)?.admitting_writers();
     args.priority.apply()?;
@@ -157,16 +157,16 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 /// How the repositories beside the first fared.
-struct Others {
-    outcomes: Vec<RepoOutcome>,
+pub(super) struct Others {
+    pub outcomes: Vec<RepoOutcome>,
     /// The failure, when a required one lacks the backup.
-    required: Option<Failure>,
+    pub required: Option<Failure>,
     /// Which lack it, and why.
-    lacking: Vec<String>,
+    pub lacking: Vec<String>,
 }
 
 /// Copies the new backup into the other repositories. Returns how each fared, and the failure when a required one lacks it.
-fn into_others(context: &Context, opened: &Opened, id: &BackupId) -> Result<Others, Failure> {
+pub(super) fn into_others(context: &Context, opened: &Opened, id: &BackupId) -> Result<Others, Failure> {
     let members = &opened.members;
     let first = members.first().expect("there is at least one");
     let mut outcomes = vec![RepoOutcome { name: first.name.clone(), ok: true }];

@@ -3,14 +3,15 @@
 use jiff::Timestamp;
 use pgark_engine::backup::BackupReport;
 use pgark_engine::info::{ClusterInfo, Window};
+use pgark_engine::logical::LogicalReport;
 use pgark_engine::repair::Mended;
 use pgark_engine::restore::RestorePlan;
 use pgark_engine::restore::RestoreReport;
 use pgark_engine::restore::resolve::StopHow;
 use pgark_engine::sources::{Trouble, TroubleKind};
 use pgark_engine::verify::{Depth, ProblemKind, VerifyReport};
-use pgark_repo::catalog::{BackupEntry, BackupType, Evidence};
-use pgark_repo::record::{Base, Method};
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence};
+use pgark_repo::record::{Base, DatabaseDump, GlobalsPart, Method};
 use serde::Serialize;
 
 use crate::failure::SCHEMA;
@@ -30,14 +31,18 @@ pub struct BackupDocument {
     full_because: Option<String>,
     started: Timestamp,
     finished: Timestamp,
-    lsn_start: String,
-    lsn_stop: String,
-    timeline: u32,
+    /// Of a physical backup.
+    lsn_start: Option<String>,
+    lsn_stop: Option<String>,
+    timeline: Option<u32>,
     size_bytes: u64,
     read_bytes: u64,
     stored_bytes: u64,
     bad_blocks: u64,
     from_standby: bool,
+    /// Of a logical backup: the databases, what no earlier backup had of their dumps, and the program that made them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logical: Option<serde_json::Value>,
     /// Interrupted backups of which something could be used, and how many stored bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     resumed: Option<serde_json::Value>,
@@ -76,14 +81,15 @@ impl BackupDocument {
             full_because: report.full_because.clone(),
             started: e.started,
             finished: e.finished,
-            lsn_start: e.lsn_start.to_string(),
-            lsn_stop: e.lsn_stop.to_string(),
-            timeline: e.timeline.get(),
+            lsn_start: Some(e.lsn_start.to_string()),
+            lsn_stop: Some(e.lsn_stop.to_string()),
+            timeline: Some(e.timeline.get()),
             size_bytes: e.size_bytes,
             read_bytes: e.read_bytes,
             stored_bytes: e.stored_bytes,
             bad_blocks: e.bad_blocks,
             from_standby: e.from_standby,
+            logical: None,
             resumed: (!report.resumed.backups.is_empty()).then(|| {
                 let ids: Vec<String> = report.resumed.backups.iter().map(ToString::to_string).collect();
                 serde_json::json!({"backups": ids, "stored_bytes": report.resumed.bytes})
@@ -97,6 +103,50 @@ impl BackupDocument {
             warnings: report.warnings.iter().cloned().chain(lacking).collect(),
         }
     }
+
+    pub fn logical(cluster: &str, report: &LogicalReport, repos: Vec<RepoOutcome>, lacking: Vec<String>) -> Self {
+        let e = &report.entry;
+        BackupDocument {
+            schema: SCHEMA,
+            id: e.id.to_string(),
+            cluster: cluster.into(),
+            kind: e.kind.as_str(),
+            backup_type: type_name(e.backup_type),
+            base: None,
+            full_because: None,
+            started: e.started,
+            finished: e.finished,
+            lsn_start: None,
+            lsn_stop: None,
+            timeline: None,
+            size_bytes: e.size_bytes,
+            read_bytes: e.read_bytes,
+            stored_bytes: e.stored_bytes,
+            bad_blocks: 0,
+            from_standby: false,
+            logical: Some(serde_json::json!({
+                "databases": report.databases.iter().map(database).collect::<Vec<_>>(),
+                "globals": report.globals.as_ref().map(globals), "new_bytes": report.new_bytes,
+                "compared_with": report.base.as_ref().map(ToString::to_string),
+                "pg_dump": report.tools.dump.to_string_lossy(), "pg_dump_version": report.tools.version.to_string(),
+            })),
+            resumed: None,
+            verify_incremental: None,
+            repos,
+            locks: vec![],
+            warnings: report.warnings.iter().cloned().chain(lacking).collect(),
+        }
+    }
+}
+
+pub fn database(d: &DatabaseDump) -> serde_json::Value {
+    serde_json::json!({"name": d.name, "taken": d.taken, "size_bytes": d.size_bytes, "dump_bytes": d.dump_bytes,
+        "entries": d.entries, "tables": d.table_data, "owner": d.owner, "encoding": d.encoding, "snapshot": d.snapshot,
+        "schemas_selected": d.schemas, "tables_selected": d.tables})
+}
+
+pub fn globals(g: &GlobalsPart) -> serde_json::Value {
+    serde_json::json!({"roles": g.roles, "tablespaces": g.tablespaces, "passwords": g.passwords})
 }
 
 /// What an incremental backup took over from.
@@ -117,6 +167,14 @@ impl BaseDocument {
             Method::Contents => "contents",
         };
         BaseDocument { backup: base.backup.to_string(), method, reason: base.reason.clone() }
+    }
+}
+
+/// What people look for: how a physical backup was taken, and otherwise what it holds.
+pub fn kind_name(entry: &BackupEntry) -> &'static str {
+    match entry.kind {
+        BackupKind::Physical => type_name(entry.backup_type),
+        kind => kind.as_str(),
     }
 }
 
@@ -240,7 +298,7 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
     let mut backups: Vec<BackupLine> = c.backups.iter().map(complete_line).collect();
     backups.extend(c.incomplete.iter().map(|i| BackupLine {
         id: i.id.to_string(),
-        kind: "physical",
+        kind: i.id.kind().as_str(),
         backup_type: if i.id.as_str().ends_with('I') { "incr" } else { "full" },
         started: i.started,
         finished: None,
@@ -275,21 +333,22 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
 }
 
 fn complete_line(b: &BackupEntry) -> BackupLine {
+    let physical = b.physical.as_ref();
     BackupLine {
         id: b.id.to_string(),
-        kind: "physical",
+        kind: b.kind.as_str(),
         backup_type: type_name(b.backup_type),
         started: Some(b.started),
         finished: Some(b.finished),
         complete: true,
         running: false,
-        lsn_start: Some(b.lsn_start.to_string()),
-        lsn_stop: Some(b.lsn_stop.to_string()),
-        timeline: Some(b.timeline.get()),
+        lsn_start: physical.map(|p| p.lsn_start.to_string()),
+        lsn_stop: physical.map(|p| p.lsn_stop.to_string()),
+        timeline: physical.map(|p| p.timeline.get()),
         size_bytes: b.size_bytes,
         stored_bytes: b.stored_bytes,
-        bad_blocks: b.bad_blocks,
-        from_standby: b.from_standby,
+        bad_blocks: b.bad_blocks(),
+        from_standby: physical.is_some_and(|p| p.from_standby),
         // A hold keeps it too.
         kept: b.kept || !b.holds.is_empty(),
         kept_until: b.kept_until,

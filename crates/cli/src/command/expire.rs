@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use jiff::tz::TimeZone;
 use pgark_engine::expire::policy::Policy;
 use pgark_engine::expire::{self, ExpireOptions, ExpirePlan, ExpireReport, GRACE, Gap};
@@ -60,9 +60,10 @@ pub struct ExpireArgs {
     /// confirms it. Put on record; never for a schedule
     #[arg(long)]
     accept_gap: bool,
-    /// Backups of this kind
-    #[arg(long, value_name = "KIND", default_value = "physical")]
-    kind: KindArg,
+    /// Backups of this kind alone, and of physical ones their WAL. Without it every kind, by its own rules; then the rules
+    /// given here are for physical backups
+    #[arg(long, value_name = "KIND")]
+    kind: Option<Kind>,
     /// Say of each backup why it stays, when it goes, and what is lost then; change nothing
     #[arg(long)]
     explain: bool,
@@ -72,26 +73,23 @@ pub struct ExpireArgs {
     confirm: ConfirmArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum KindArg {
-    Physical,
-    Logical,
-    Files,
-    System,
-}
-
 pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    if args.kind != KindArg::Physical {
-        return Err(Failure::refused("E-KIND", "there are no backups of this kind yet").hint("leave --kind out"));
-    }
     let context = Context::new(global)?;
     context.stop_on_signals()?;
     let settings = context.one_repo_settings()?;
     let repo = context.open_repository(&settings)?;
-    let rules = args.rules(context.cluster_settings()?.retention.rules(Kind::Physical))?;
+    // The flags are for one kind.
+    let named = args.kind.unwrap_or(Kind::Physical);
+    let configured = |kind: Kind| Ok(context.cluster_settings()?.retention.rules(kind));
+    let rules = args.rules(configured(named)?)?;
+    let rules_of = |kind: Kind| if kind == named { Ok(rules.clone()) } else { configured(kind) };
+    let others = [Kind::Logical, Kind::Files, Kind::System].into_iter();
+    let others = others.map(|kind| Ok((kind.into(), policy(&rules_of(kind)?)?)));
     let options = ExpireOptions {
         cluster: context.cluster()?,
-        policy: policy(&rules)?,
+        policy: policy(&rules_of(Kind::Physical)?)?,
+        others: others.collect::<Result<_, Failure>>()?,
+        only: args.kind.map(Into::into),
         grace: rules.gc_grace.map_or(GRACE, |s| s.0),
         hurry: args.gc_grace.map(|s| s.0),
         gap: if args.accept_gap { Gap::Accept } else { Gap::Refuse },

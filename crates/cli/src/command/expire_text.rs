@@ -9,7 +9,7 @@ use pgark_pg::value::{SegmentName, SegmentSize};
 use pgark_repo::wal::SegmentRange;
 use serde_json::{Value, json};
 
-use super::documents::{evidence, type_name};
+use super::documents::{evidence, kind_name};
 use super::locks::Locked;
 use crate::failure::SCHEMA;
 use crate::output::{Align, Table, human_bytes, timestamp};
@@ -37,7 +37,7 @@ pub fn text(
         let verdict = if f.stays() { "stays" } else { "GOES" };
         table.row([
             f.entry.id.to_string(),
-            type_name(f.entry.backup_type).into(),
+            kind_name(&f.entry).into(),
             timestamp(f.entry.finished),
             human_bytes(f.entry.stored_bytes),
             verdict.into(),
@@ -133,7 +133,7 @@ fn explained(f: &Fate) -> String {
     let mut out = format!(
         "{}  {}  finished {}  {} stored  proven: {}\n",
         f.entry.id,
-        type_name(f.entry.backup_type),
+        kind_name(&f.entry),
         timestamp(f.entry.finished),
         human_bytes(f.entry.stored_bytes),
         evidence(f.entry.evidence)

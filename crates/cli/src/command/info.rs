@@ -7,12 +7,14 @@ use pgark_engine::capacity::cost::Cost;
 use pgark_engine::expire::revive::not_listed;
 use pgark_engine::info::{self, ClusterInfo};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, CatalogStore};
-use pgark_repo::record::BackupRecord;
+use pgark_repo::catalog::{BackupEntry, BackupKind, CatalogStore};
+use pgark_repo::record::{PartsRecord, Record};
 
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
-use super::documents::{BaseDocument, InfoDocument, evidence, holds, type_name, version_text};
+use super::documents::{
+    BaseDocument, InfoDocument, database, evidence, globals, holds, kind_name, type_name, version_text,
+};
 use super::{Outcome, space};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
@@ -58,7 +60,14 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             Err(e) => e.into(),
         };
         let entry = found.ok_or_else(|| engine_failure(none()))?;
-        let record = BackupRecord::load(&repo, &cluster, &id, &entry.record).map_err(|e| engine_failure(e.into()))?;
+        let record = match Record::load(&repo, &cluster, &id, &entry.record).map_err(|e| engine_failure(e.into()))? {
+            Record::Physical(record) => record,
+            Record::Parts(record) => {
+                let document = parts_document(entry, &record);
+                output::result(form, &document, || serde_json::to_string_pretty(&document).unwrap_or_default() + "\n")?;
+                return Ok(Exit::Done);
+            }
+        };
         let document = serde_json::json!({
             "schema": crate::failure::SCHEMA, "id": id.to_string(), "cluster": cluster.to_string(),
             "type": type_name(record.backup_type), "base": record.base.as_ref().map(BaseDocument::new),
@@ -91,6 +100,20 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         all.join("\n")
     })?;
     Ok(Exit::Done)
+}
+
+fn parts_document(entry: &BackupEntry, record: &PartsRecord) -> serde_json::Value {
+    serde_json::json!({
+        "schema": crate::failure::SCHEMA, "id": record.id.to_string(), "cluster": record.cluster.to_string(),
+        "kind": record.kind.as_str(), "type": type_name(record.backup_type),
+        "compared_with": record.base.as_ref().map(ToString::to_string), "started": record.started,
+        "finished": record.finished, "program": record.program, "pg_version": version_text(record.version_num),
+        "databases": record.databases.iter().map(database).collect::<Vec<_>>(),
+        "globals": record.globals.as_ref().map(globals), "files": record.totals.files,
+        "size_bytes": record.totals.size_bytes, "stored_bytes": entry.stored_bytes, "packs": record.totals.packs,
+        "kept": entry.kept, "kept_until": entry.kept_until, "holds": holds(entry), "damaged": entry.damaged,
+        "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
+    })
 }
 
 type Looked = Result<Measured, Failure>;
@@ -137,12 +160,12 @@ fn text(c: &ClusterInfo) -> String {
         remarks.extend(b.kept_until.map(|until| format!("kept until {}", timestamp(until))));
         remarks.extend(b.holds.iter().map(|h| format!("legal hold '{}'", h.reason.escape_debug())));
         remarks.extend(b.damaged.map(|at| format!("DAMAGED, seen {}", timestamp(at))));
-        if b.bad_blocks > 0 {
-            remarks.push(format!("{} damaged pages in the source", b.bad_blocks));
+        if b.bad_blocks() > 0 {
+            remarks.push(format!("{} damaged pages in the source", b.bad_blocks()));
         }
         table.row([
             b.id.to_string(),
-            type_name(b.backup_type).into(),
+            kind_name(b).into(),
             timestamp(b.finished),
             human_bytes(b.size_bytes),
             human_bytes(b.stored_bytes),
@@ -223,10 +246,11 @@ fn indent(text: &str) -> String {
 /// What monitoring made for pgBackRest reads, as far as it applies.
 fn pgbackrest(clusters: &[ClusterInfo]) -> Result<Outcome, Failure> {
     let backup = |b: &BackupEntry| {
+        let physical = b.physical.as_ref();
         serde_json::json!({
-            "label": b.id.to_string(), "type": type_name(b.backup_type), "prior": null, "reference": null, "error": b.bad_blocks > 0,
+            "label": b.id.to_string(), "type": type_name(b.backup_type), "prior": null, "reference": null, "error": b.bad_blocks() > 0,
             "timestamp": {"start": b.started.as_second(), "stop": b.finished.as_second()},
-            "lsn": {"start": b.lsn_start, "stop": b.lsn_stop},
+            "lsn": physical.map(|p| serde_json::json!({"start": p.lsn_start, "stop": p.lsn_stop})),
             "info": {"size": b.size_bytes, "delta": b.read_bytes,
                 "repository": {"size": b.stored_bytes, "delta": b.stored_bytes}},
             "database": {"id": 1, "repo-key": 1}, "annotation": b.annotations,
@@ -242,7 +266,7 @@ fn pgbackrest(clusters: &[ClusterInfo]) -> Result<Outcome, Failure> {
                 "status": {"code": if ok { 0 } else { 2 }, "message": if ok { "ok" } else { "no valid backups" },
                     "lock": {"backup": {"held": c.incomplete.iter().any(|i| i.running)}}},
                 "db": [{"id": 1, "repo-key": 1, "system-id": system_id, "version": version_text(c.version_num / 10_000 * 10_000)}],
-                "backup": c.backups.iter().map(backup).collect::<Vec<_>>(),
+                "backup": c.backups.iter().filter(|b| b.kind == BackupKind::Physical).map(backup).collect::<Vec<_>>(),
             })
         })
         .collect();

@@ -3,6 +3,7 @@
 mod annotate;
 mod archive;
 mod backup;
+mod backup_logical;
 mod browse;
 mod check;
 mod config;
@@ -25,6 +26,7 @@ mod misc;
 pub mod readers;
 mod replicate;
 mod restore;
+mod restore_logical;
 mod space;
 mod unexpire;
 mod verify;

@@ -19,18 +19,25 @@ use super::context::{Context, confirm, engine_failure};
 use super::delete::parse_id;
 use super::documents::{RepositoryTrouble, RestoreDocument, StartedDocument};
 use super::readers::{Readers, tell};
+use super::restore_logical::{self, LogicalRestoreArgs};
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs, RateArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, human_duration, timestamp};
+use crate::settings::schema::Kind;
 use crate::settings::units::Span;
 
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// A backup's id; 'latest' or nothing for the newest one that reaches the target
-    id: Option<String>,
+    pub(super) id: Option<String>,
+    /// What is restored: the cluster's files, or a database from a dump
+    #[arg(long, value_name = "KIND", default_value = "physical")]
+    kind: Kind,
+    #[command(flatten)]
+    pub(super) logical: LogicalRestoreArgs,
     /// The directory to restore into: absent or empty, but for --delta
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR", required_if_eq("kind", "physical"))]
+    pub(super) to: Option<PathBuf>,
     /// Recover to this moment, such as '2026-08-22 10:15:00+02'
     #[arg(long, value_name = "TIME", group = "target")]
     target_time: Option<String>,
@@ -62,7 +69,7 @@ pub struct RestoreArgs {
     target_action: ActionArg,
     /// Restore over the directory of the same cluster, which is stopped: only what differs is fetched and written
     #[arg(long)]
-    delta: bool,
+    pub(super) delta: bool,
     /// Put the tablespace that was at OLD (a path or an OID) into NEW; '\=' stands for '=' in a path; repeatable
     #[arg(long, value_name = "OLD=NEW")]
     tablespace_map: Vec<String>,
@@ -71,26 +78,26 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "MODE")]
     archive_mode: Option<ArchiveArg>,
     #[command(flatten)]
-    rate: RateArgs,
+    pub(super) rate: RateArgs,
     #[command(flatten)]
-    confirm: ConfirmArgs,
+    pub(super) confirm: ConfirmArgs,
     /// Start the server, check that recovery reached the planned end, then act as --target-action says
     #[arg(long)]
-    start: bool,
+    pub(super) start: bool,
     /// Port for --start
     #[arg(long, value_name = "PORT", requires = "start")]
     port: Option<u16>,
     /// Directory of the socket for --start; the restored directory when left out
     #[arg(long, value_name = "DIR", requires = "start")]
     socket_dir: Option<PathBuf>,
-    /// Directory with the postgres program for --start
-    #[arg(long, value_name = "DIR", requires = "start")]
-    pg_bin: Option<PathBuf>,
+    /// Directory with the postgres program for --start, or with pg_restore for a logical backup
+    #[arg(long, value_name = "DIR")]
+    pub(super) pg_bin: Option<PathBuf>,
     /// How long recovery may take with --start
     #[arg(long, value_name = "TIME", default_value = "24h")]
     recovery_timeout: Span,
     #[command(flatten)]
-    dry_run: DryRunArgs,
+    pub(super) dry_run: DryRunArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,7 +123,28 @@ enum ArchiveArg {
     Off,
 }
 
+impl RestoreArgs {
+    pub(super) fn has_target(&self) -> bool {
+        self.target_time.is_some()
+            || self.target_lsn.is_some()
+            || self.target_xid.is_some()
+            || self.target_name.is_some()
+            || self.target_immediate
+            || self.target_type.is_some()
+    }
+}
+
 pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    match args.kind {
+        Kind::Physical => args.logical.refuse_for_physical()?,
+        Kind::Logical => {
+            restore_logical::refuse_others(&args)?;
+            return restore_logical::run(&args, global);
+        }
+        Kind::Files | Kind::System => {
+            return Err(Failure::refused("E-NOT-YET", "backups of this kind are not supported in this version"));
+        }
+    }
     let mut context = Context::new(global)?;
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
@@ -264,7 +292,8 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         None | Some("latest") => None,
         Some(id) => Some(parse_id(id)?),
     };
-    let to = std::path::absolute(&args.to).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--to: {e}")))?;
+    let to = args.to.as_ref().ok_or_else(|| Failure::usage("E-TARGET-PATH", "--to DIR is missing"))?;
+    let to = std::path::absolute(to).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--to: {e}")))?;
     let program =
         std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
     let is_own = context.pgdata().is_ok_and(|own| clean(&own) == to);

@@ -50,7 +50,7 @@ pub fn run(args: UnexpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
         };
         all.iter().map(json).collect::<Vec<_>>()
     };
-    let reaches = plan.reaches.format(plan.segment_size);
+    let reaches = plan.reaches.map(|segment| segment.format(plan.segment_size));
     let document = serde_json::json!({"schema": SCHEMA, "id": id.to_string(), "kept_until": until,
         "wal": ranges(&plan.wal), "reaches": reaches, "gone": ranges(&plan.gone), "dry_run": args.dry_run.dry_run});
     output::result(global.form(), &document, || {
@@ -58,8 +58,10 @@ pub fn run(args: UnexpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
         let mark = until.map_or_else(|| "'pgark unkeep'".to_owned(), timestamp);
         let segments: u64 = plan.wal.iter().map(SegmentRange::count).sum();
         let mut out = format!(
-            "backup {id} {would} listed again and kept until {mark}, with {segments} WAL segments; recovery from it goes up \
-             to the end of {reaches}\n"
+            "backup {id} {would} listed again and kept until {mark}{}\n",
+            reaches.as_ref().map_or_else(String::new, |reaches| format!(
+                ", with {segments} WAL segments; recovery from it goes up to the end of {reaches}"
+            ))
         );
         for r in &plan.gone {
             let (first, last) = names(r);

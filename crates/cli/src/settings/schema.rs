@@ -182,6 +182,14 @@ pub struct Logical {
     pub globals: bool,
     pub schemas: Vec<String>,
     pub tables: Vec<String>,
+    /// The directory of `pg_dump` and `pg_restore`; otherwise they are looked for.
+    pub pg_bin: Option<PathBuf>,
+    /// Use client programs although they have holes that are known.
+    pub allow_old_client: bool,
+    /// How long a dump waits for a lock.
+    pub lock_wait: Option<Span>,
+    /// Where temporary files go.
+    pub scratch: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -260,13 +268,24 @@ impl Retention {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Physical,
     Logical,
     Files,
     System,
+}
+
+impl From<Kind> for pgark_repo::catalog::BackupKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Physical => Self::Physical,
+            Kind::Logical => Self::Logical,
+            Kind::Files => Self::Files,
+            Kind::System => Self::System,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]

@@ -22,6 +22,8 @@ mod import;
 mod incremental;
 mod key_commands;
 mod keys;
+mod logical;
+mod logical_care;
 mod names;
 mod nested;
 mod never_short;

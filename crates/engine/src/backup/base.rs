@@ -90,7 +90,7 @@ fn open(
 }
 
 /// Of backups that are still listed nothing would be gained.
-fn worn(catalog: &Catalog, uses: &[PackUse]) -> HashSet<PackId> {
+pub(crate) fn worn(catalog: &Catalog, uses: &[PackUse]) -> HashSet<PackId> {
     let mut candidates: Vec<&PackUse> = uses
         .iter()
         .filter(|u| catalog.backup(&u.id.backup).is_none() && u.used_bytes * 100 < u.fingerprint.size * WORN_PERCENT)
@@ -105,7 +105,11 @@ fn worn(catalog: &Catalog, uses: &[PackUse]) -> HashSet<PackId> {
 }
 
 /// A new backup must not rest on what is not there any more.
-fn check_presence(repo: &Repository, cluster: &ClusterName, uses: &[PackUse]) -> std::result::Result<(), RepoError> {
+pub(crate) fn check_presence(
+    repo: &Repository,
+    cluster: &ClusterName,
+    uses: &[PackUse],
+) -> std::result::Result<(), RepoError> {
     let mut sizes: BTreeMap<&BackupId, HashMap<u32, u64>> = BTreeMap::new();
     for PackUse { id, fingerprint, .. } in uses {
         if !sizes.contains_key(&id.backup) {

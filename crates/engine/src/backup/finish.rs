@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Claim, Evidence, PacksOf};
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Claim, Evidence, PacksOf, PhysicalFacts};
 use pgark_repo::record::{BackupRecord, Base};
 
 use super::{BackupOptions, BackupReport, Copied, SourceFacts};
@@ -74,15 +74,17 @@ pub(super) fn write_record(
         version_num: record.version_num,
         started,
         finished,
-        lsn_start: record.lsn_start,
-        lsn_stop: record.lsn_stop,
-        stopped: crate::restore::resolve::to_timestamp(stopped.stop_time),
-        timeline: record.timeline,
+        physical: Some(PhysicalFacts {
+            lsn_start: record.lsn_start,
+            lsn_stop: record.lsn_stop,
+            stopped: crate::restore::resolve::to_timestamp(stopped.stop_time),
+            timeline: record.timeline,
+            bad_blocks: record.bad_blocks,
+            from_standby: record.from_standby,
+        }),
         size_bytes: totals.size_bytes,
         read_bytes: totals.read_bytes,
         stored_bytes: totals.stored_bytes + print.size,
-        bad_blocks: record.bad_blocks,
-        from_standby: record.from_standby,
         kept: options.keep,
         kept_until: None,
         holds: vec![],
@@ -93,6 +95,7 @@ pub(super) fn write_record(
         needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),
         record: print,
     };
+    let entry = entry.as_physical().expect("it has the facts of one");
     Ok(BackupReport {
         entry,
         vanished_files: record.vanished_files,

@@ -15,7 +15,7 @@ use pgark_pg::control::ControlFile;
 use pgark_pg::value::{Lsn, SegmentName, TimelineId};
 use pgark_pg::{BackupFrom, BackupLabel, TimelineHistory};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupType, CatalogStore, Claim, JobKind, Lineage, Needs, WalNeed};
+use pgark_repo::catalog::{CatalogStore, Claim, JobKind, Lineage, Needs, WalNeed};
 use pgark_repo::codec::Compression;
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::WalArchive;
@@ -98,7 +98,7 @@ pub fn plan(options: &ImportOptions, repo: &Repository, ctx: &Ctx) -> Result<Imp
             if catalog.lineage().is_none_or(|l| l.system_id != control.system_id) {
                 return Err(source::other_lineage(&options.cluster, &control));
             }
-            if let Some(newer) = catalog.backups.iter().find(|b| b.lsn_stop >= lsn_stop) {
+            if let Some(newer) = catalog.physical().iter().find(|b| b.lsn_stop >= lsn_stop) {
                 return Err(EngineError::refused(
                     "E-IMPORT-ORDER",
                     format!("backup {} of '{}' is as new or newer (lsn {})", newer.id, options.cluster, newer.lsn_stop),
@@ -120,7 +120,7 @@ pub fn plan(options: &ImportOptions, repo: &Repository, ctx: &Ctx) -> Result<Imp
             "pg_basebackup -X stream or -X fetch brings it along; otherwise put it there from the archive",
         ));
     }
-    let id = if registers { BackupId::new(ctx.now(), 'F') } else { new_id(&store, ctx.now(), BackupType::Full)? };
+    let id = if registers { BackupId::new(ctx.now(), 'F') } else { new_id(&store, ctx.now(), 'F')? };
     Ok(ImportPlan {
         id,
         timeline,
@@ -147,7 +147,7 @@ pub fn run(options: &ImportOptions, plan: &ImportPlan, repo: &Repository, ctx: &
     let catalog = CatalogStore::new(repo, &options.cluster);
     catalog.register(&lineage(plan, ctx), false)?;
     let started = ctx.now();
-    let id = new_id(&catalog, started, BackupType::Full)?;
+    let id = new_id(&catalog, started, 'F')?;
     let claim = catalog.claim_with(JobKind::Backup, &id, Needs::default(), started)?;
     remove_remains(&catalog)?;
     repo.store().sweep_abandoned(ABANDONED_AFTER)?;

@@ -8,7 +8,7 @@ use crate::error::{EngineError, Result};
 
 /// The id for a backup of this moment; later than every one that was given out, so that ids order backups even when
 /// several are made within a second or the clock is set back.
-pub(super) fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: BackupType) -> Result<BackupId> {
+pub(crate) fn new_id(catalog: &CatalogStore, now: Timestamp, letter: char) -> Result<BackupId> {
     let known = catalog.read()?;
     let listed = known.backups.iter().map(|b| &b.id);
     let given_out = listed
@@ -22,11 +22,15 @@ pub(super) fn new_id(catalog: &CatalogStore, now: Timestamp, backup_type: Backup
     let at = Timestamp::from_second(second).map_err(|e| {
         EngineError::failed("E-CLOCK", format!("the clock says {now}: {e}"), "set the clock of this machine")
     })?;
-    let letter = match backup_type {
+    Ok(BackupId::new(at, letter))
+}
+
+/// Of the ids of physical backups.
+pub(super) fn letter(backup_type: BackupType) -> char {
+    match backup_type {
         BackupType::Full => 'F',
         BackupType::Incremental => 'I',
-    };
-    Ok(BackupId::new(at, letter))
+    }
 }
 
 /// What interrupted backups left. Two passes: the second sees that nothing is left.
@@ -38,7 +42,7 @@ pub fn remove_remains(catalog: &CatalogStore) -> Result<()> {
 
 /// The backup failed; its error is what counts. What it has stored stays for the next one, unless the room is needed.
 /// What cannot be cleaned up now is cleaned up by the next one.
-pub(super) fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineError) {
+pub(crate) fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineError) {
     // Refused for want of room before it wrote anything: there is nothing to keep and nothing to remove.
     if matches!(because, EngineError::Refused { code: "E-REPO-SPACE", .. }) {
         if let Err(e) = claim.release() {

@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind, Needs, Reading, WalNeed};
+use pgark_repo::catalog::{BackupType, CatalogStore, Claim, JobKind, Needs, PhysicalBackup, Reading, WalNeed};
 use pgark_repo::codec::Compression;
 use pgark_repo::manifest::{Item, ManifestWriter};
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -50,7 +50,7 @@ use changed::Stretch;
 use claim::KeptClaim;
 use copy::CopyShared;
 use finish::write_record;
-use job::{give_up, new_id, remove_remains};
+use job::{give_up, letter, new_id, remove_remains};
 use recheck::Rechecked;
 use remains::Remains;
 use room::{Need, Ratio, RoomOptions};
@@ -99,7 +99,7 @@ pub struct BackupPlan {
 
 #[derive(Clone, Debug)]
 pub struct BackupReport {
-    pub entry: BackupEntry,
+    pub entry: PhysicalBackup,
     pub vanished_files: u64,
     pub base: Option<Base>,
     /// Why a backup that was to be incremental is a full one.
@@ -178,7 +178,7 @@ pub fn plan(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Bac
     noticed.warnings.extend(estimate.check_before(options, repo, ctx)?);
     Ok(BackupPlan {
         need: estimate.full,
-        id: new_id(&CatalogStore::new(repo, &options.cluster), ctx.now(), ground.backup_type())?,
+        id: new_id(&CatalogStore::new(repo, &options.cluster), ctx.now(), letter(ground.backup_type()))?,
         backup_type: ground.backup_type(),
         base: ground.parent().map(|p| p.record.id.clone()),
         timeline: source.timeline,
@@ -198,7 +198,7 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let (total, _, _) = source.measure()?;
     let mut estimate = Estimate::make(options, repo, &source, &ground, total, ctx)?;
     warnings.extend(estimate.check_before(options, repo, ctx)?);
-    let id = new_id(&catalog, started, ground.backup_type())?;
+    let id = new_id(&catalog, started, letter(ground.backup_type()))?;
     let needs = Needs { base: ground.parent().map(|p| p.record.id.clone()), wal: None };
     let claim = catalog.claim_with(JobKind::Backup, &id, needs, started)?;
     remove_remains(&catalog)?;

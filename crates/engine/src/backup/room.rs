@@ -15,7 +15,7 @@ use pgark_pg::page::PAGE_SIZE;
 use pgark_pg::value::{SegmentSize, SystemId};
 use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupType, Catalog, CatalogStore, JobKind};
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Catalog, CatalogStore, JobKind};
 use pgark_repo::codec::{Compression, Encoder};
 use pgark_repo::limits::FRAME_BYTES;
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -89,7 +89,8 @@ fn known_ratio(backups: &[BackupEntry], system_id: SystemId) -> Option<Ratio> {
     let fulls = backups
         .iter()
         .rev()
-        .filter(|b| b.backup_type == BackupType::Full && b.system_id == system_id && b.size_bytes > 0);
+        .filter(|b| b.kind == BackupKind::Physical && b.backup_type == BackupType::Full)
+        .filter(|b| b.system_id == system_id && b.size_bytes > 0);
     let of = |b: &BackupEntry| b.stored_bytes as f64 / b.size_bytes as f64;
     let worst = fulls.take(FULLS_LOOKED_AT).max_by(|a, b| of(a).total_cmp(&of(b)))?;
     let how = format!("compressed as in backup {}, {:.1}x", worst.id, 1.0 / of(worst).max(1e-6));

@@ -3,17 +3,25 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use pgark_repo::catalog::{BackupEntry, BackupType, Catalog};
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Catalog};
 use pgark_repo::names::BackupId;
 
 /// Backups whose packs no young backup needs, nor what the next one may build upon: the newest backup and the newest full
 /// one count as young whatever their age. An id may be of a backup that is not listed any more and whose packs are needed.
 pub fn settled(catalog: &Catalog, older_than_days: u32, now: Timestamp) -> Vec<BackupId> {
     let limit = now.as_second().saturating_sub(i64::from(older_than_days) * 86_400);
-    let newest = catalog.backups.iter().max_by_key(|b| &b.id);
-    let newest_full = catalog.backups.iter().filter(|b| b.backup_type == BackupType::Full).max_by_key(|b| &b.id);
-    let always = [newest, newest_full];
-    let is_young = |b: &BackupEntry| b.finished.as_second() > limit || always.iter().flatten().any(|a| a.id == b.id);
+    // Of each kind: the next one of a kind builds upon those.
+    let of = |kind: BackupKind| catalog.backups.iter().filter(move |b| b.kind == kind);
+    let always: Vec<&BackupEntry> = BackupKind::ALL
+        .into_iter()
+        .flat_map(|kind| {
+            let newest = of(kind).max_by_key(|b| &b.id);
+            let newest_full = of(kind).filter(|b| b.backup_type == BackupType::Full).max_by_key(|b| &b.id);
+            [newest, newest_full]
+        })
+        .flatten()
+        .collect();
+    let is_young = |b: &BackupEntry| b.finished.as_second() > limit || always.iter().any(|a| a.id == b.id);
     let (young, old): (Vec<&BackupEntry>, Vec<&BackupEntry>) = catalog.backups.iter().partition(|b| is_young(b));
     let needed = ids(&young);
     ids(&old).difference(&needed).cloned().collect()

@@ -8,7 +8,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use pgark_pg::value::SegmentSize;
-use pgark_repo::catalog::BackupEntry;
+use pgark_repo::catalog::{BackupEntry, PhysicalBackup};
 
 use super::{Room, bytes};
 
@@ -113,7 +113,8 @@ pub fn rate(
     // The first one only says when the stretch began.
     let stored: f64 = used.iter().skip(1).map(|b| b.stored_bytes as f64).sum();
     let (mut wal, mut wal_days) = (0.0, 0.0);
-    for pair in used.windows(2) {
+    let physical: Vec<PhysicalBackup> = used.iter().filter_map(|b| b.as_physical()).collect();
+    for pair in physical.windows(2) {
         let [a, b] = pair else { continue };
         // After a recovery to an earlier moment positions begin again further back.
         if a.system_id == b.system_id && b.lsn_stop >= a.lsn_stop {

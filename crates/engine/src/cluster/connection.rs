@@ -39,6 +39,16 @@ const SHOWN_KEYWORDS: [&str; 13] = [
 const SECRET_KEYWORDS: [&str; 5] =
     ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
+/// Keywords that came after PostgreSQL 13 and have a value even when nobody gives one.
+const NEWER_KEYWORDS: [(&str, &str); 6] = [
+    ("sslsni", "PGSSLSNI"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("sslnegotiation", "PGSSLNEGOTIATION"),
+    ("gssdelegation", "PGGSSDELEGATION"),
+    ("min_protocol_version", "PGMINPROTOCOLVERSION"),
+    ("max_protocol_version", "PGMAXPROTOCOLVERSION"),
+];
+
 /// The timeouts first, so that a tiny `statement_timeout` of the role has no time to strike.
 /// `pg_temp` last: where it is not named, temporary tables would shadow the catalog.
 const PIN_SESSION: &str = "SET statement_timeout = 0; SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; \
@@ -62,6 +72,14 @@ impl ConnectOptions {
 
     pub fn new(keywords: impl IntoIterator<Item = (String, String)>) -> Self {
         Self { keywords: keywords.into_iter().collect(), statement_timeout: Self::STATEMENT_TIMEOUT }
+    }
+
+    /// The same server, another database. The name is literal.
+    pub fn to_database(&self, name: &str) -> Self {
+        let mut options = self.clone();
+        options.keywords.retain(|(keyword, _)| keyword != "dbname");
+        options.keywords.push(("dbname".into(), name.into()));
+        options
     }
 
     fn has(&self, keyword: &str) -> bool {
@@ -103,6 +121,36 @@ impl fmt::Debug for ConnectOptions {
             .field("keywords", &keywords.collect::<Vec<_>>())
             .field("statement_timeout", &self.statement_timeout)
             .finish()
+    }
+}
+
+/// How another program reaches the server that a session is with. libpq's password file counts there, too.
+#[derive(Clone)]
+pub struct Handover {
+    /// Keywords that may stand in an argument.
+    pub keywords: Vec<(String, String)>,
+    /// Options that older versions do not know, as variables.
+    pub variables: Vec<(&'static str, String)>,
+    /// For `PGPASSWORD`.
+    pub password: Option<String>,
+    /// Secrets for which libpq has no way but the connection string.
+    pub other_secrets: Vec<String>,
+}
+
+impl fmt::Debug for Handover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handover").field("keywords", &self.keywords).finish_non_exhaustive()
+    }
+}
+
+impl Handover {
+    /// A connection string to this database. Every value is quoted, so that none is taken for more than a value.
+    pub fn connection_string(&self, database: &str) -> String {
+        let ours = [("dbname", database), ("application_name", "pgark")];
+        let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+        let all = self.keywords.iter().cloned().chain(ours);
+        all.map(|(name, value)| format!("{name}='{}'", quoted(&value))).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -157,6 +205,40 @@ impl Connection {
 
     pub fn major(&self) -> Major {
         self.major
+    }
+
+    /// What another program has to be told to reach the same server in the same way.
+    pub fn handover(&self) -> Handover {
+        let mut handover = Handover { keywords: vec![], variables: vec![], password: None, other_secrets: vec![] };
+        for option in self.pq.effective_options() {
+            // A libpq of an older major does not know the keyword and refuses it; an unknown variable it passes over.
+            if let Some((_, variable)) = NEWER_KEYWORDS.iter().find(|(newer, _)| *newer == option.keyword) {
+                handover.variables.push((variable, option.value));
+                continue;
+            }
+            match option.keyword.as_str() {
+                "password" => handover.password = Some(option.value),
+                name if SECRET_KEYWORDS.contains(&name) => handover.other_secrets.push(option.keyword),
+                // Of this session, not of the way to the server.
+                "dbname"
+                | "service"
+                | "servicefile"
+                | "options"
+                | "replication"
+                | "client_encoding"
+                | "application_name"
+                | "fallback_application_name"
+                | "target_session_attrs"
+                | "load_balance_hosts" => {}
+                name if option.is_default && name != "port" => {}
+                _ => handover.keywords.push((option.keyword, option.value)),
+            }
+        }
+        let is_known = handover.keywords.iter().any(|(name, _)| name == "host" || name == "hostaddr");
+        if let Some(host) = self.pq.host().filter(|_| !is_known) {
+            handover.keywords.push(("host".into(), host));
+        }
+        handover
     }
 
     /// The process id the server announced when the session began; a connection pooler announces one of its own.
@@ -480,5 +562,15 @@ mod tests {
         let completed = options(&[("application_name", "mine")]).completed();
         let names: Vec<_> = completed.iter().filter(|(k, _)| k == "application_name").collect();
         assert_eq!(names, [&("application_name".to_owned(), "mine".to_owned())]);
+    }
+
+    #[test]
+    fn a_connection_string_holds_whatever_a_name_is_made_of() {
+        let keywords = vec![("host".to_owned(), "/tmp/it's".to_owned())];
+        let handover =
+            Handover { keywords, variables: vec![], password: Some("hunter2".into()), other_secrets: vec![] };
+        let text = handover.connection_string("port=1 dbname='x\\");
+        assert_eq!(text, r"host='/tmp/it\'s' dbname='port=1 dbname=\'x\\' application_name='pgark'");
+        assert!(!text.contains("hunter") && !format!("{handover:?}").contains("hunter"));
     }
 }

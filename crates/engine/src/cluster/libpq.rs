@@ -63,6 +63,14 @@ pub(super) struct Libpq {
 // and the `Cell` keeps `Libpq` from being `Sync`.
 unsafe impl Send for Libpq {}
 
+/// A connection option as it is in force.
+pub struct EffectiveOption {
+    pub keyword: String,
+    pub value: String,
+    /// As it is when nobody says anything.
+    pub is_default: bool,
+}
+
 impl Libpq {
     /// Begins a connection from literal keyword/value pairs (nothing is expanded, not even `dbname`), which libpq
     /// completes from its environment, service and password files. `secrets` never appear in a message.
@@ -121,21 +129,33 @@ impl Libpq {
 
     /// The value of a connection option after environment, service file and defaults were applied.
     pub fn effective_option(&self, keyword: &str) -> Option<String> {
+        self.effective_options().into_iter().find(|o| o.keyword == keyword).map(|o| o.value)
+    }
+
+    /// All options that have a value, after environment, service file and defaults were applied.
+    pub fn effective_options(&self) -> Vec<EffectiveOption> {
+        let mut all = vec![];
         // SAFETY: `conn` is live; the array ends with a null keyword and is freed below, after the last use.
         unsafe {
             let options = pq_sys::PQconninfo(self.conn());
-            let mut value = None;
             let mut at = options;
             while !at.is_null() && !(*at).keyword.is_null() {
-                if CStr::from_ptr((*at).keyword).to_bytes() == keyword.as_bytes() {
-                    value = copy_text((*at).val).filter(|v| !v.is_empty());
-                    break;
+                let (keyword, value) = (copy_text((*at).keyword), copy_text((*at).val));
+                if let (Some(keyword), Some(value)) = (keyword, value.filter(|v| !v.is_empty())) {
+                    let is_default = copy_text((*at).compiled).as_ref() == Some(&value);
+                    all.push(EffectiveOption { keyword, value, is_default });
                 }
                 at = at.add(1);
             }
             pq_sys::PQconninfoFree(options);
-            value
         }
+        all
+    }
+
+    /// The host, or the directory of the socket, that the connection goes to.
+    pub fn host(&self) -> Option<String> {
+        // SAFETY: `conn` is live; the text belongs to it and is copied.
+        unsafe { copy_text(pq_sys::PQhost(self.conn())) }.filter(|h| !h.is_empty())
     }
 
     /// As PostgreSQL numbers it: 150018 is 15.18.

@@ -7,13 +7,18 @@
 
 mod backup_session;
 mod connection;
+mod database;
 mod inspect;
 mod libpq;
+pub mod provision;
 
 use std::time::{Duration, Instant};
 
 pub use backup_session::{BackupSession, StoppedBackup};
-pub use connection::{ConnectOptions, Connection, Row};
+pub use connection::{ConnectOptions, Connection, Handover, Row};
+pub use database::{
+    DatabaseFacts, Globals, Membership, Role, SnapshotSession, TablespaceFacts, databases, globals, system_id,
+};
 pub use inspect::{
     ArchiverStats, Database, Inspection, PauseState, RecoveryState, Rights, Tablespace, Unavailable,
     create_restore_point, forget_recovery, inspect, promote, recovery_state, switch_wal,

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, SegmentNo};
-use pgark_repo::catalog::BackupEntry;
+use pgark_repo::catalog::PhysicalBackup;
 use pgark_repo::wal::WalHead;
 
 use super::wal::Archive;
@@ -10,15 +10,20 @@ use crate::archive::WalPath;
 use crate::verify::LostWindow;
 
 /// The moments that this backup alone serves, beside those of `others`, which stay. `after`: the archive as it will be.
-pub fn lost(archive: &Archive, after: &WalHead, backup: &BackupEntry, others: &[&BackupEntry]) -> Vec<LostWindow> {
+pub fn lost(
+    archive: &Archive,
+    after: &WalHead,
+    backup: &PhysicalBackup,
+    others: &[&PhysicalBackup],
+) -> Vec<LostWindow> {
     let mut out: Vec<LostWindow> = vec![];
     for t in &archive.timelines {
         let Some(path) = t.path.as_ref().filter(|p| p.contains(backup.timeline, backup.lsn_stop)) else { continue };
-        let on: Vec<&&BackupEntry> = others
+        let on: Vec<&&PhysicalBackup> = others
             .iter()
             .filter(|b| b.id != backup.id && b.system_id == backup.system_id && path.contains(b.timeline, b.lsn_stop))
             .collect();
-        let covers = |b: &&&BackupEntry| {
+        let covers = |b: &&&PhysicalBackup| {
             b.lsn_stop <= backup.lsn_stop && reach(path, after, b).is_some_and(|end| end >= backup.lsn_stop)
         };
         if on.iter().any(covers) {
@@ -47,7 +52,7 @@ pub fn lost(archive: &Archive, after: &WalHead, backup: &BackupEntry, others: &[
 }
 
 /// The end of the unbroken WAL from a backup on.
-fn reach(path: &WalPath, head: &WalHead, backup: &BackupEntry) -> Option<Lsn> {
+fn reach(path: &WalPath, head: &WalHead, backup: &PhysicalBackup) -> Option<Lsn> {
     let last = path.unbroken_to(head, SegmentNo::containing(backup.lsn_start, path.size()))?;
     let end = last.end(path.size());
     (end >= backup.lsn_stop).then_some(end)

@@ -5,6 +5,7 @@
 //! change that proves that nobody needs it; its objects later.
 
 pub mod forecast;
+mod kinds;
 mod lost;
 pub mod policy;
 mod presence;
@@ -18,7 +19,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_pg::value::{SegmentSize, SystemId};
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Doubt, Expiry, JobKind, Reading, WalNeed};
+use pgark_repo::catalog::{
+    BackupEntry, BackupKind, Catalog, CatalogStore, Claim, Doubt, Expiry, JobKind, PhysicalBackup, Reading, WalNeed,
+};
 use pgark_repo::gc::{self, Collected};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::{SegmentRange, WalArchive};
@@ -30,7 +33,7 @@ use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::verify::LostWindow;
 use forecast::Goes;
-use policy::{Branch, Candidate, FromTheFuture, Policy, Reason, Verdicts};
+use policy::{Branch, Candidate, FromTheFuture, Policy, Reason, Verdict, Verdicts};
 use presence::Look;
 use wal::{Archive, Kept};
 
@@ -40,7 +43,12 @@ pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug)]
 pub struct ExpireOptions {
     pub cluster: ClusterName,
+    /// For physical backups and WAL.
     pub policy: Policy,
+    /// For the other kinds; one that is not named stays.
+    pub others: Vec<(BackupKind, Policy)>,
+    /// Everything of other kinds stays; WAL goes with physical backups.
+    pub only: Option<BackupKind>,
     /// How long what expires now stays on the disk.
     pub grace: Duration,
     /// The same for what expired before, instead of what was decided then.
@@ -127,9 +135,22 @@ impl ExpirePlan {
     }
 }
 
+impl ExpireOptions {
+    /// None: everything of this kind stays.
+    fn policy_of(&self, kind: BackupKind) -> Option<&Policy> {
+        if self.only.is_some_and(|only| only != kind) {
+            return None;
+        }
+        match kind {
+            BackupKind::Physical => Some(&self.policy),
+            _ => self.others.iter().find(|(k, _)| *k == kind).map(|(_, policy)| policy),
+        }
+    }
+}
+
 /// Looks at everything and changes nothing.
 pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<ExpirePlan> {
-    if options.policy.is_empty() {
+    if BackupKind::ALL.into_iter().filter_map(|kind| options.policy_of(kind)).all(Policy::is_empty) {
         return Err(EngineError::refused(
             "E-EXPIRE-POLICY",
             "no rule says what is to be kept, so nothing expires",
@@ -151,23 +172,24 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
     let mut candidates = candidates(options, ctx, &catalog, &archives, &mut look, &mut notes)?;
     let mut opened = BTreeSet::new();
     let (verdicts, wal) = loop {
-        let verdicts = policy::decide(&candidates, &branches, current, &options.policy, time.now).map_err(future)?;
+        let verdicts = kinds::decide(&candidates, &branches, current, options, time.now).map_err(future)?;
         let wal = wal_fates(&archives, &catalog, &candidates, &verdicts, options);
         let gives_up = verdicts.all.iter().any(|v| !v.stays()) || wal.iter().any(|w| !w.going.is_empty());
         if !gives_up || !look_inside(&mut candidates, &verdicts, &look, &mut opened, &mut notes)? {
             break (verdicts, wal);
         }
     };
-    let goes = forecast::forecast(&candidates, &branches, current, &options.policy, &verdicts);
-    let staying: Vec<&BackupEntry> = of(&catalog, &verdicts, true);
+    let goes = kinds::forecast(&candidates, &branches, current, options, &verdicts);
+    let physical = catalog.physical();
+    let staying: Vec<&PhysicalBackup> = staying(&physical, &verdicts);
     let mut backups = vec![];
     for v in &verdicts.all {
         let Some(entry) = catalog.backup(&v.id) else { continue };
         let archive = archives.iter().zip(&wal).find(|(a, _)| a.system_id == entry.system_id);
-        let lost = archive.map_or_else(Vec::new, |(archive, fate)| {
+        let lost = archive.zip(entry.as_physical()).map_or_else(Vec::new, |((archive, fate), physical)| {
             let mut after = archive.head.clone();
             after.expire(u64::MAX, &fate.going);
-            lost::lost(archive, &after, entry, &staying)
+            lost::lost(archive, &after, &physical, &staying)
         });
         backups.push(Fate {
             entry: entry.clone(),
@@ -270,7 +292,7 @@ fn candidates(
             system_id: b.system_id,
             at: if options.gap == Gap::Accept { b.finished } else { b.time() },
             evidence: b.evidence,
-            good: b.bad_blocks == 0 && b.damaged.is_none() && unseen.is_none(),
+            good: b.bad_blocks() == 0 && b.damaged.is_none() && unseen.is_none(),
             kept: b.kept,
             kept_until: b.kept_until,
             holds: b.holds.iter().map(|h| h.reason.clone()).collect(),
@@ -306,9 +328,9 @@ fn look_inside(
     Ok(any)
 }
 
-fn of<'c>(catalog: &'c Catalog, verdicts: &Verdicts, stays: bool) -> Vec<&'c BackupEntry> {
-    let wanted = verdicts.all.iter().filter(|v| v.stays() == stays);
-    wanted.filter_map(|v| catalog.backup(&v.id)).collect()
+fn staying<'c>(physical: &'c [PhysicalBackup], verdicts: &Verdicts) -> Vec<&'c PhysicalBackup> {
+    let wanted = verdicts.all.iter().filter(|v| v.stays());
+    wanted.filter_map(|v| physical.iter().find(|b| b.id == v.id)).collect()
 }
 
 fn wal_fates(
@@ -318,18 +340,22 @@ fn wal_fates(
     verdicts: &Verdicts,
     options: &ExpireOptions,
 ) -> Vec<WalFate> {
+    let physical = catalog.physical();
     let mut time = Timestamp::MIN;
     let mut kept = vec![];
-    for (c, v) in candidates.iter().zip(&verdicts.all) {
+    // The other kinds need no WAL and say nothing of it.
+    let of_physical = |(c, _): &(&Candidate, &Verdict)| c.id.kind() == BackupKind::Physical;
+    for (c, v) in candidates.iter().zip(&verdicts.all).filter(of_physical) {
         time = time.max(c.at);
-        if let Some(entry) = catalog.backup(&c.id).filter(|_| v.stays()) {
+        if let Some(entry) = physical.iter().find(|b| b.id == c.id).filter(|_| v.stays()) {
             kept.push(Kept { entry, time, good: c.good });
         }
     }
     let needs: Vec<WalNeed> = catalog.jobs.iter().filter_map(|j| j.needs.wal).collect();
-    let none_good = !candidates.iter().any(|c| c.good);
+    let none_good = !candidates.iter().any(|c| c.good && c.id.kind() == BackupKind::Physical);
+    let all_stays = none_good || options.policy_of(BackupKind::Physical).is_none();
     let fate = |a: &Archive| {
-        let going = if none_good { vec![] } else { a.going(&kept, &needs, &options.policy, verdicts.at) };
+        let going = if all_stays { vec![] } else { a.going(&kept, &needs, &options.policy, verdicts.at) };
         let all: u64 = a.head.timelines().iter().flat_map(|t| &t.ranges).map(|(first, last)| last - first + 1).sum();
         let staying = all - going.iter().map(SegmentRange::count).sum::<u64>();
         WalFate { system_id: a.system_id, size: a.size, going, staying }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use pgark_repo::catalog::BackupEntry;
 use pgark_repo::manifest::{PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::{BackupRecord, manifest_reader};
+use pgark_repo::record::{Record, manifest_reader};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::{RepoError, Repository};
 
@@ -54,7 +54,7 @@ impl<'a> Look<'a> {
     /// What of a backup's objects is not there, if anything. Trouble on the way to it is an error.
     pub fn missing(&mut self, entry: &BackupEntry) -> Result<Option<String>> {
         self.ctx.check_cancelled()?;
-        let record = match BackupRecord::load(self.repo, self.cluster, &entry.id, &entry.record) {
+        let record = match Record::load(self.repo, self.cluster, &entry.id, &entry.record) {
             Ok(record) => record,
             Err(e) if e.is_damage() => return Ok(Some(e.to_string())),
             Err(e) => return Err(e.into()),
@@ -63,14 +63,14 @@ impl<'a> Look<'a> {
         let own = self.listed.get(&entry.id).unwrap_or(&none);
         let manifest = names::manifest(self.cluster, &entry.id);
         match own.manifest {
-            Some(size) if size == record.manifest.size => {}
-            Some(size) => return Ok(Some(format!("{manifest} has {size} bytes, not {}", record.manifest.size))),
+            Some(size) if size == record.manifest().size => {}
+            Some(size) => return Ok(Some(format!("{manifest} has {size} bytes, not {}", record.manifest().size))),
             None => return Ok(Some(format!("{manifest} is missing"))),
         }
         let packs = own.packs.len() as u64;
-        if packs < record.totals.packs {
-            let missing = record.totals.packs - packs;
-            return Ok(Some(format!("{missing} of its {} packs are missing", record.totals.packs)));
+        if packs < record.totals().packs {
+            let missing = record.totals().packs - packs;
+            return Ok(Some(format!("{missing} of its {} packs are missing", record.totals().packs)));
         }
         for of in &entry.needs {
             let there = &self.listed.get(&of.backup).unwrap_or(&none).packs;
@@ -79,7 +79,7 @@ impl<'a> Look<'a> {
                 return Ok(Some(format!("{} is missing", names::pack(self.cluster, &of.backup, number))));
             }
         }
-        self.manifests.insert(entry.id.clone(), record.manifest);
+        self.manifests.insert(entry.id.clone(), record.manifest().clone());
         Ok(None)
     }
 
@@ -88,8 +88,9 @@ impl<'a> Look<'a> {
         if let Some(what) = self.missing(entry)? {
             return Ok(Some(what));
         }
+        let Some(physical) = entry.as_physical() else { return Ok(None) };
         match archive {
-            Some(archive) if archive.has_wal_of(entry) => Ok(None),
+            Some(archive) if archive.has_wal_of(&physical) => Ok(None),
             _ => Ok(Some("WAL that it needs to become consistent is not in the archive".into())),
         }
     }

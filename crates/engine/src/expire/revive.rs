@@ -24,8 +24,8 @@ pub struct RevivePlan {
     pub entry: BackupEntry,
     /// WAL that comes back with it.
     pub wal: Vec<SegmentRange>,
-    /// The last segment of unbroken WAL from it on, once that is back.
-    pub reaches: SegmentName,
+    /// The last segment of unbroken WAL from it on, once that is back; None where it needs none.
+    pub reaches: Option<SegmentName>,
     /// WAL from it on that is gone: moments in it, and after it from this backup, cannot be reached.
     pub gone: Vec<SegmentRange>,
     pub segment_size: SegmentSize,
@@ -55,18 +55,22 @@ pub fn plan(
     if let Some(what) = what {
         return Err(gone(id, &what));
     }
+    let segment_size = lineage.segment_size;
+    let Some(physical) = entry.as_physical() else {
+        return Ok(RevivePlan { entry, wal: vec![], reaches: None, gone: vec![], segment_size });
+    };
     let mut archive = Archive::load(repo, cluster, &catalog, lineage)?;
-    let (first, _) = entry.segments(lineage.segment_size);
+    let (first, _) = physical.segments(lineage.segment_size);
     let of_system: Vec<&WalExpiry> = catalog.wal_expiries.iter().filter(|e| e.system_id == entry.system_id).collect();
     let wanted = from_on(&archive, &of_system, first);
     archive.head.revive(u64::MAX, &wanted);
     let present = WalArchive::new(repo, cluster, entry.system_id).present(&archive.head, lineage.segment_size)?;
     let wal = common(&wanted, &present);
     archive.head = present;
-    if !archive.has_wal_of(&entry) {
+    if !archive.has_wal_of(&physical) {
         return Err(gone(id, "WAL that it needs to become consistent was removed"));
     }
-    let span = archive.head.timeline(entry.timeline);
+    let span = archive.head.timeline(physical.timeline);
     let last = span.and_then(|s| s.unbroken_to(first)).ok_or_else(|| gone(id, "its WAL was removed"))?;
     let removed = archive.head.timelines().iter().flat_map(|t| {
         let absent = wanted.iter().filter(|r| r.timeline == t.timeline).map(|r| (r.first.0, r.last.0));
@@ -74,8 +78,8 @@ pub fn plan(
         let expired = intersect(&t.expired, &[(first.0, u64::MAX)]).collect::<Vec<_>>();
         merged([absent, expired].concat()).into_iter().map(|r| range(t.timeline, r)).collect::<Vec<_>>()
     });
-    let reaches = SegmentName { timeline: entry.timeline, segment: last };
-    Ok(RevivePlan { wal, reaches, gone: removed.collect(), segment_size: lineage.segment_size, entry })
+    let reaches = Some(SegmentName { timeline: physical.timeline, segment: last });
+    Ok(RevivePlan { wal, reaches, gone: removed.collect(), segment_size, entry })
 }
 
 /// Lists the backup again, kept until that moment or until somebody says otherwise: the rules that gave it up would give it

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, Catalog, Lineage, WalNeed};
+use pgark_repo::catalog::{Catalog, Lineage, PhysicalBackup, WalNeed};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::head::{merged, subtract};
 use pgark_repo::wal::{SegmentRange, TimelineSpan, WalArchive, WalHead};
@@ -50,8 +50,8 @@ impl Archive {
         for e in pending {
             head.expire(e.number, &e.ranges);
         }
-        let of_lineage: Vec<&BackupEntry> =
-            catalog.backups.iter().filter(|b| b.system_id == lineage.system_id).collect();
+        let physical = catalog.physical();
+        let of_lineage: Vec<&PhysicalBackup> = physical.iter().filter(|b| b.system_id == lineage.system_id).collect();
         let mut archive = Archive {
             system_id: lineage.system_id,
             size: lineage.segment_size,
@@ -73,7 +73,7 @@ impl Archive {
                 }
                 Err(e) => return Err(e),
             };
-            let mut on: Vec<&&BackupEntry> = of_lineage
+            let mut on: Vec<&&PhysicalBackup> = of_lineage
                 .iter()
                 .filter(|b| match &path {
                     Some(path) => path.contains(b.timeline, b.lsn_stop),
@@ -98,12 +98,12 @@ impl Archive {
     }
 
     /// Whether everything from start to stop is archived.
-    pub fn has_wal_of(&self, b: &BackupEntry) -> bool {
+    pub fn has_wal_of(&self, b: &PhysicalBackup) -> bool {
         let held = |name: &SegmentName| self.head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment));
         self.segments_of(b).all(|name| held(&name))
     }
 
-    fn segments_of(&self, b: &BackupEntry) -> impl Iterator<Item = SegmentName> + '_ {
+    fn segments_of(&self, b: &PhysicalBackup) -> impl Iterator<Item = SegmentName> + '_ {
         let path = self.path_of(b.timeline);
         let (first, last) = b.segments(self.size);
         let timeline = b.timeline;
@@ -182,7 +182,7 @@ impl Archive {
 /// A backup that stays.
 #[derive(Clone, Copy)]
 pub struct Kept<'a> {
-    pub entry: &'a BackupEntry,
+    pub entry: &'a PhysicalBackup,
     pub time: Timestamp,
     pub good: bool,
 }

@@ -15,7 +15,7 @@ use pgark_repo::crypto::ObjectKind;
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::manifest::packs_of;
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::{BackupRecord, manifest_reader};
+use pgark_repo::record::{Record, manifest_reader};
 use pgark_repo::seals::{TAIL_BYTES, origin_of_bytes};
 use pgark_repo::store::ObjectName;
 use pgark_repo::stream::{Fingerprint, open_bytes};
@@ -62,9 +62,9 @@ type Books = (Fingerprint, Vec<(ObjectName, Fingerprint)>);
 
 /// By the fingerprints in the catalog of the repository that is mended, whichever repository the books are read from.
 fn read_books(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<Books> {
-    let record = BackupRecord::load(repo, cluster, &entry.id, &entry.record)?;
+    let record = Record::load(repo, cluster, &entry.id, &entry.record)?;
     let (uses, print) = packs_of(manifest_reader(repo, cluster, &entry.id)?)?;
-    if print != record.manifest {
+    if print != *record.manifest() {
         return Err(RepoError::corrupt(names::manifest(cluster, &entry.id), "not what was written").into());
     }
     let packs = uses.into_iter().map(|u| (names::pack(cluster, &u.id.backup, u.id.number), u.fingerprint));

@@ -14,7 +14,7 @@ use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Claim, Evidence, J
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::BackupRecord;
+use pgark_repo::record::Record;
 use pgark_repo::store::{ObjectName, ObjectStat};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wal::WalArchive;
@@ -251,13 +251,13 @@ fn backup(
     let (cluster, id) = (&options.cluster, &entry.id);
     let (source, target) = (CatalogStore::new(from, cluster), CatalogStore::new(to, cluster));
     // As a restore, so that nobody deletes it meanwhile.
-    let wal = WalNeed {
-        system_id: entry.system_id,
-        timeline: entry.timeline,
-        from: entry.lsn_start,
-        to: Some(entry.lsn_stop),
-    };
-    let needs = Needs { base: None, wal: Some(wal) };
+    let wal = entry.as_physical().map(|physical| WalNeed {
+        system_id: physical.system_id,
+        timeline: physical.timeline,
+        from: physical.lsn_start,
+        to: Some(physical.lsn_stop),
+    });
+    let needs = Needs { base: None, wal };
     let reading = claim_to_read(&source, id, needs, ctx)?;
     let outcome = (|| {
         let known = target.read()?;
@@ -301,10 +301,10 @@ fn objects_of(
     report: &mut ReplicateReport,
 ) -> Result<()> {
     let (cluster, id) = (&options.cluster, &entry.id);
-    let record = BackupRecord::load(from, cluster, id, &entry.record)?;
+    let record = Record::load(from, cluster, id, &entry.record)?;
     let reader = ManifestReader::open(from.store().clone(), from.keys(), &names::manifest(cluster, id))?;
     let (uses, print) = packs_of(reader)?;
-    if print != record.manifest {
+    if print != *record.manifest() {
         return Err(RepoError::corrupt(names::manifest(cluster, id), "not the manifest that this backup wrote").into());
     }
     let there = packs_there(to, cluster, known, &objects_there(to, cluster)?)?;
@@ -368,12 +368,12 @@ fn lost(
     entry: &BackupEntry,
     there: &BTreeMap<ObjectName, u64>,
 ) -> Result<Vec<(ObjectName, Fingerprint)>> {
-    let record = BackupRecord::load(from, cluster, &entry.id, &entry.record)?;
+    let record = Record::load(from, cluster, &entry.id, &entry.record)?;
     let reader = ManifestReader::open(from.store().clone(), from.keys(), &names::manifest(cluster, &entry.id))?;
     let packs = packs_of(reader)?.0.into_iter();
     let mut all: Vec<(ObjectName, Fingerprint)> =
         packs.map(|u| (names::pack(cluster, &u.id.backup, u.id.number), u.fingerprint)).collect();
-    all.push((names::manifest(cluster, &entry.id), record.manifest));
+    all.push((names::manifest(cluster, &entry.id), record.manifest().clone()));
     all.push((names::record(cluster, &entry.id), entry.record.clone()));
     all.retain(|(name, _)| !there.contains_key(name));
     Ok(all)
@@ -381,8 +381,9 @@ fn lost(
 
 /// The backup's own WAL must be in the copy before it is listed.
 fn check_wal(to: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
+    let Some(physical) = entry.as_physical() else { return Ok(()) };
     let archive = WalArchive::new(to, cluster, entry.system_id);
-    match wal::missing(&archive, entry, to)? {
+    match wal::missing(&archive, &physical, to)? {
         None => Ok(()),
         Some(name) => Err(EngineError::failed(
             "E-REPLICATE-WAL",

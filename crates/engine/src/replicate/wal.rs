@@ -7,7 +7,7 @@ use std::thread;
 
 use pgark_pg::names::WalFileName;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
-use pgark_repo::catalog::{BackupEntry, CatalogStore, Lineage};
+use pgark_repo::catalog::{CatalogStore, Lineage, PhysicalBackup};
 use pgark_repo::names::ClusterName;
 use pgark_repo::seals::{Anew, seal_into};
 use pgark_repo::store::{ObjectName, StoreError};
@@ -244,7 +244,7 @@ impl Copier<'_> {
 }
 
 /// The first segment that a backup needs and the archive does not name.
-pub fn missing(archive: &WalArchive, entry: &BackupEntry, repo: &Repository) -> Result<Option<String>> {
+pub fn missing(archive: &WalArchive, entry: &PhysicalBackup, repo: &Repository) -> Result<Option<String>> {
     let catalog = CatalogStore::new(repo, &archive.place().cluster).read()?;
     let Some(lineage) = catalog.lineage_of(entry.system_id) else { return Ok(Some("(none at all)".into())) };
     let path = WalPath::new(&history(archive, entry.timeline)?, lineage.segment_size);

@@ -21,6 +21,9 @@ A directory that 'backup' wrote is what pg_basebackup would have written: start 
 For a later moment, set restore_command to a call of 'wal %f --to %p' and create recovery.signal, as PostgreSQL's documentation says;
 that a segment is missing is then the end of the recovery, so look at where it ended.
 
+Of a logical backup (ids that end with L) it writes the dumps, each for pg_restore: database/NAME/dump, with other bytes of NAME than letters,
+digits, _ and - as %XX; and globals.json, which lists roles with their password verifiers, tablespaces and settings.
+
 This file changes nothing in the repository. It is not run by pgark. Compare its SHA-256 with the one in pgark's documentation.
 """
 
@@ -908,7 +911,9 @@ def choose_cluster(repo, args):
 def command_list(repo, args):
     for cluster in [args.cluster] if args.cluster else repo.clusters():
         for b in repo.catalog(cluster)["backups"]:
-            print(cluster, b["id"], b["type"], b["finished"], f"{b['size_bytes']} bytes", f"{b['lsn_start']}..{b['lsn_stop']}", f"timeline {b['timeline']}", sep="  ")
+            physical = b["kind"] == "physical"
+            where = (f"{b['lsn_start']}..{b['lsn_stop']}", f"timeline {b['timeline']}") if physical else ()
+            print(cluster, b["id"], b["type"] if physical else b["kind"], b["finished"], f"{b['size_bytes']} bytes", *where, sep="  ")
 
 
 def lsn(text):
@@ -990,7 +995,7 @@ def command_backup(repo, args):
     stream = Stream(repo, RECORD, f"{base}/record", most=RECORD_MAX)
     record = parse_json(b"".join(stream), stream.name)
     stream.check(entry["record"])
-    if record["id"] != args.id or record["cluster"] != cluster or record["kind"] != "physical":
+    if record["id"] != args.id or record["cluster"] != cluster or record["kind"] != entry["kind"]:
         raise Bad(f"{stream.name}: the record of another backup")
     check = FAST_BLAKE3 or repo.keys.algorithm == NONE
     if not FAST_BLAKE3:
@@ -998,6 +1003,14 @@ def command_backup(repo, args):
             "note: neither b3sum nor the Python module blake3 is there. "
             + ("Every byte is checked by a slow BLAKE3 of this file's own." if check else "Everything is authenticated by the key; content ids are not compared besides.")
         )
+    if record["kind"] != "physical":
+        target = Target(args.to, None, {"owner": {"mode": 0o700}, "tablespaces": []})
+        files, size, _ = extract_files(repo, cluster, f"{base}/manifest", record, target, check)
+        os.sync()
+        print(f"extracted {files} files, {size} bytes into {args.to}")
+        for database in record.get("databases", []):
+            print(f"{database['name']!r}: pg_restore --create --exit-on-error -d postgres {args.to}/{database['path']}/dump")
+        return
     wal = Wal(repo, cluster, record["system_id"], record["segment_size"])
     segments = list(wal.segments(record["timeline"], lsn(record["lsn_start"]), lsn(record["lsn_stop"])))
     target = Target(args.to, args.tablespaces, record)

@@ -13,7 +13,7 @@ pub mod run;
 pub mod settings;
 pub mod space;
 pub mod start;
-mod thaw;
+pub(crate) mod thaw;
 pub mod walk;
 mod window;
 pub mod write;

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 use pgark_repo::RepoError;
-use pgark_repo::catalog::{BackupEntry, Catalog, Lineage};
+use pgark_repo::catalog::{Catalog, Lineage, PhysicalBackup};
 use pgark_repo::names::BackupId;
 use pgark_repo::record::BackupRecord;
 use pgark_repo::wal::WalHead;
@@ -17,7 +17,7 @@ use crate::sources::{Sources, joined};
 
 #[derive(Clone, Debug)]
 pub struct RestorePlan {
-    pub backup: BackupEntry,
+    pub backup: PhysicalBackup,
     /// Numbers of the sources that list this backup.
     pub holders: Vec<usize>,
     pub record: BackupRecord,
@@ -73,7 +73,8 @@ fn plan_by(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId], by: 
         let note = format!("DEGRADED: backup {id} was found damaged at {at}");
         return books.plan(avoid, vec![note]);
     }
-    let damaged = all.backups.iter().filter(|b| books.damaged(&b.id).is_some() && !avoid.contains(&b.id));
+    let physical = all.physical();
+    let damaged = physical.iter().filter(|b| books.damaged(&b.id).is_some() && !avoid.contains(&b.id));
     let damaged: Vec<BackupId> = damaged.map(|b| b.id.clone()).collect();
     if damaged.is_empty() {
         return books.plan(avoid, vec![]);
@@ -111,7 +112,7 @@ impl Books<'_> {
         for timeline in timelines(options.timeline, &head, &candidates) {
             let history = wal.history(timeline)?;
             let path = WalPath::new(&history, lineage.segment_size);
-            let on_path: Vec<&BackupEntry> =
+            let on_path: Vec<&PhysicalBackup> =
                 candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
             if on_path.is_empty() {
                 continue;
@@ -152,18 +153,25 @@ impl Books<'_> {
 }
 
 /// Newest first. All of one lineage.
-fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -> Result<Vec<BackupEntry>> {
+fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -> Result<Vec<PhysicalBackup>> {
     if let Some(id) = &options.backup {
         let found = catalog.backup(id).ok_or_else(|| crate::expire::revive::not_listed(catalog, id))?;
-        return Ok(vec![found.clone()]);
+        let physical = found.as_physical().ok_or_else(|| {
+            EngineError::refused(
+                "E-BACKUP-KIND",
+                format!("{id} is a {} backup", found.kind),
+                format!("restore it with --kind {}", found.kind),
+            )
+        })?;
+        return Ok(vec![physical]);
     }
     let current = catalog.lineage().map(|l| l.system_id);
-    let mut all: Vec<BackupEntry> =
-        catalog.backups.iter().filter(|b| Some(b.system_id) == current && !avoid.contains(&b.id)).cloned().collect();
+    let mut all: Vec<PhysicalBackup> =
+        catalog.physical().into_iter().filter(|b| Some(b.system_id) == current && !avoid.contains(&b.id)).collect();
     all.sort_by(|a, b| (b.lsn_stop, &b.id).cmp(&(a.lsn_stop, &a.id)));
     if all.is_empty() {
         let (message, hint) = if avoid.is_empty() {
-            (format!("there is no backup of '{}'", options.cluster), "take one with 'pgark backup'")
+            (format!("there is no physical backup of '{}'", options.cluster), "take one with 'pgark backup'")
         } else {
             (
                 format!("every backup of '{}' that could serve is damaged", options.cluster),
@@ -175,7 +183,7 @@ fn candidates(catalog: &Catalog, options: &RestoreOptions, avoid: &[BackupId]) -
     Ok(all)
 }
 
-fn lineage<'c>(catalog: &'c Catalog, backup: &BackupEntry) -> Result<&'c Lineage> {
+fn lineage<'c>(catalog: &'c Catalog, backup: &PhysicalBackup) -> Result<&'c Lineage> {
     catalog.lineage_of(backup.system_id).ok_or_else(|| {
         EngineError::failed(
             "E-LINEAGE",
@@ -186,7 +194,7 @@ fn lineage<'c>(catalog: &'c Catalog, backup: &BackupEntry) -> Result<&'c Lineage
 }
 
 /// The timelines to try, best first.
-fn timelines(choice: TimelineChoice, head: &WalHead, candidates: &[BackupEntry]) -> Vec<TimelineId> {
+fn timelines(choice: TimelineChoice, head: &WalHead, candidates: &[PhysicalBackup]) -> Vec<TimelineId> {
     let mut all: Vec<TimelineId> = match choice {
         TimelineChoice::Number(n) => vec![n],
         TimelineChoice::Current => candidates.iter().map(|b| b.timeline).collect(),
@@ -206,9 +214,9 @@ fn timelines(choice: TimelineChoice, head: &WalHead, candidates: &[BackupEntry])
 /// against older ones only if the target itself cannot be reached from the newer.
 fn choose<'b>(
     view: &mut WalView<'_>,
-    on_path: &[&'b BackupEntry],
+    on_path: &[&'b PhysicalBackup],
     target: &Target,
-) -> Result<Option<(&'b BackupEntry, StopAt)>> {
+) -> Result<Option<(&'b PhysicalBackup, StopAt)>> {
     let mut first_failure = None;
     for backup in on_path {
         match resolve(view, backup, target) {
@@ -225,7 +233,7 @@ fn choose<'b>(
     first_failure.map_or(Ok(None), Err)
 }
 
-fn before_first(on_path: &[&BackupEntry], options: &RestoreOptions) -> EngineError {
+fn before_first(on_path: &[&PhysicalBackup], options: &RestoreOptions) -> EngineError {
     let oldest = on_path.last().expect("checked by the caller");
     EngineError::refused(
         "E-TARGET-BEFORE",
@@ -239,7 +247,7 @@ fn before_first(on_path: &[&BackupEntry], options: &RestoreOptions) -> EngineErr
 
 fn finish(
     mut view: WalView<'_>,
-    backup: &BackupEntry,
+    backup: &PhysicalBackup,
     record: BackupRecord,
     stop: StopAt,
     options: &RestoreOptions,

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentNo};
-use pgark_repo::catalog::BackupEntry;
+use pgark_repo::catalog::PhysicalBackup;
 
 use super::walk::{FoundRecord, Seen, WalView};
 use super::{Bound, Target};
@@ -56,7 +56,7 @@ pub fn from_timestamp(t: Timestamp) -> PgTimestamp {
 }
 
 /// `view` is along the path to the target timeline, on which `backup` lies.
-pub fn resolve(view: &mut WalView<'_>, backup: &BackupEntry, target: &Target) -> Result<Resolved> {
+pub fn resolve(view: &mut WalView<'_>, backup: &PhysicalBackup, target: &Target) -> Result<Resolved> {
     let size = view.path.size();
     let reachable = view.last_segment(backup.lsn_start);
     let stop_segment = SegmentNo::containing(Lsn(backup.lsn_stop.0.saturating_sub(1)), size);
@@ -82,13 +82,13 @@ pub fn resolve(view: &mut WalView<'_>, backup: &BackupEntry, target: &Target) ->
     if stop.end < backup.lsn_stop { Ok(Resolved::BackupTooNew) } else { Ok(Resolved::At(stop)) }
 }
 
-fn end_of_archive(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<FoundRecord> {
+fn end_of_archive(view: &mut WalView<'_>, backup: &PhysicalBackup, last: SegmentNo) -> Result<FoundRecord> {
     view.last_record(backup.lsn_start, last)?.ok_or_else(|| missing_wal(view, backup, Some(last)))
 }
 
 /// PostgreSQL finds out that it is consistent when it comes to the next record, so that one is read too. Where the
 /// archive ends with the backup (one of a standby may), replay stops at the last record instead.
-fn immediate(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<StopAt> {
+fn immediate(view: &mut WalView<'_>, backup: &PhysicalBackup, last: SegmentNo) -> Result<StopAt> {
     let end = backup.lsn_stop;
     let before = Lsn(end.0.saturating_sub(1)).max(backup.lsn_start);
     match view.find(before, last, &|_| true, &mut |seen| seen.start >= end)? {
@@ -97,7 +97,7 @@ fn immediate(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> R
     }
 }
 
-fn latest(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Result<StopAt> {
+fn latest(view: &mut WalView<'_>, backup: &PhysicalBackup, last: SegmentNo) -> Result<StopAt> {
     let target = view.path.target();
     let target_begins = view.path.ranges().last().map_or(Lsn(0), |r| r.begin);
     // Also what has expired was archived: without it this is not the latest.
@@ -120,7 +120,13 @@ fn latest(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo) -> Resu
     Ok(StopAt::after(&found))
 }
 
-fn time(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, at: Timestamp, bound: Bound) -> Result<StopAt> {
+fn time(
+    view: &mut WalView<'_>,
+    backup: &PhysicalBackup,
+    last: SegmentNo,
+    at: Timestamp,
+    bound: Bound,
+) -> Result<StopAt> {
     let limit = from_timestamp(at);
     let later = move |t: PgTimestamp| if bound == Bound::Inclusive { t > limit } else { t >= limit };
     let found = view.find(
@@ -161,7 +167,13 @@ fn time(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, at: Times
     ))
 }
 
-fn lsn_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, lsn: Lsn, bound: Bound) -> Result<StopAt> {
+fn lsn_target(
+    view: &mut WalView<'_>,
+    backup: &PhysicalBackup,
+    last: SegmentNo,
+    lsn: Lsn,
+    bound: Bound,
+) -> Result<StopAt> {
     let end = end_of_archive(view, backup, last)?;
     if lsn > end.end {
         refuse_expired(view, backup, last, &end)?;
@@ -182,7 +194,13 @@ fn lsn_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, lsn
     })
 }
 
-fn xid_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, xid: u32, bound: Bound) -> Result<StopAt> {
+fn xid_target(
+    view: &mut WalView<'_>,
+    backup: &PhysicalBackup,
+    last: SegmentNo,
+    xid: u32,
+    bound: Bound,
+) -> Result<StopAt> {
     let found = view.find(
         backup.lsn_start,
         last,
@@ -200,7 +218,7 @@ fn xid_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, xid
     }
 }
 
-fn name_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, name: &str) -> Result<StopAt> {
+fn name_target(view: &mut WalView<'_>, backup: &PhysicalBackup, last: SegmentNo, name: &str) -> Result<StopAt> {
     let holds = |index: &pgark_repo::wal::WalIndex| {
         index.restore_points_overflow || index.restore_points.iter().any(|p| p.name == name.as_bytes())
     };
@@ -229,7 +247,7 @@ fn name_target(view: &mut WalView<'_>, backup: &BackupEntry, last: SegmentNo, na
 }
 
 /// Says so when the WAL ends here because retention has given up what followed.
-fn refuse_expired(view: &WalView<'_>, backup: &BackupEntry, last: SegmentNo, end: &FoundRecord) -> Result<()> {
+fn refuse_expired(view: &WalView<'_>, backup: &PhysicalBackup, last: SegmentNo, end: &FoundRecord) -> Result<()> {
     let next = view.path.name(last.next());
     if !view.head.timeline(next.timeline).is_some_and(|t| t.is_expired(next.segment)) {
         return Ok(());
@@ -246,7 +264,7 @@ fn refuse_expired(view: &WalView<'_>, backup: &BackupEntry, last: SegmentNo, end
     ))
 }
 
-fn missing_wal(view: &WalView<'_>, backup: &BackupEntry, reachable: Option<SegmentNo>) -> EngineError {
+fn missing_wal(view: &WalView<'_>, backup: &PhysicalBackup, reachable: Option<SegmentNo>) -> EngineError {
     let next = reachable.map_or(view.segment_of(backup.lsn_start), SegmentNo::next);
     EngineError::refused(
         "E-WAL-GAP",

@@ -37,7 +37,8 @@ pub fn check(sources: &Sources, holders: &[usize], cluster: &ClusterName, entry:
     }
 }
 
-fn check_one(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
+/// As `check`, of one repository.
+pub fn check_one(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
     let store = repo.store().as_ref();
     if !store.may_archive() {
         return Ok(());

@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use jiff::Timestamp;
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence};
+use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, PhysicalBackup};
 use pgark_repo::keyring;
 use pgark_repo::manifest::{PackUse, packs_of};
 use pgark_repo::names::{self, BackupId};
 use pgark_repo::pack;
-use pgark_repo::record::{BackupRecord, manifest_reader};
+use pgark_repo::record::{Record, manifest_reader};
 use pgark_repo::register::RegisterProblem;
 use pgark_repo::store::{ObjectName, StoreErrorKind};
 use pgark_repo::wal::WalArchive;
@@ -49,8 +49,9 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
         false => v.backups(&backups)?,
         true => v.presence_of_backups(&backups).map(|()| BTreeSet::new())?,
     };
+    let physical: Vec<PhysicalBackup> = backups.iter().filter_map(|b| b.as_physical()).collect();
     for lineage in &catalog.lineages {
-        v.wal(lineage, &backups)?;
+        v.wal(lineage, &physical.iter().collect::<Vec<_>>())?;
     }
     if options.only.is_none() && !by_books {
         v.strangers()?;
@@ -139,7 +140,7 @@ impl<'a> Verify<'a> {
             let (record_name, manifest_name) = (names::record(cluster, id), names::manifest(cluster, id));
             self.claimed.insert(&record_name);
             self.claimed.insert(&manifest_name);
-            let record = BackupRecord::load(self.repo, cluster, id, &entry.record);
+            let record = Record::load(self.repo, cluster, id, &entry.record);
             let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
                 continue;
             };
@@ -147,7 +148,7 @@ impl<'a> Verify<'a> {
             let uses = manifest_reader(self.repo, cluster, id).and_then(packs_of).map_err(EngineError::from);
             let Some((uses, print)) = self.sorted(uses, manifest_name.as_str(), id, &mut damaged)? else { continue };
             self.report.bytes_checked += print.size + entry.record.size;
-            if print != record.manifest {
+            if print != *record.manifest() {
                 damaged.insert(id.clone());
                 let what = "not the manifest that this backup wrote";
                 self.problem(manifest_name.as_str(), ProblemKind::Damaged, what, vec![id.clone()], vec![]);

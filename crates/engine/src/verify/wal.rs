@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use pgark_pg::names::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, TimelineId};
 use pgark_repo::RepoError;
-use pgark_repo::catalog::{BackupEntry, Lineage};
+use pgark_repo::catalog::{Lineage, PhysicalBackup};
 use pgark_repo::names::{self, BackupId};
 use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
 
@@ -43,7 +43,7 @@ impl Ends {
 const UNACKNOWLEDGED_NAMED: u64 = 100;
 
 impl Verify<'_> {
-    pub(super) fn wal(&mut self, lineage: &Lineage, backups: &[&BackupEntry]) -> Result<()> {
+    pub(super) fn wal(&mut self, lineage: &Lineage, backups: &[&PhysicalBackup]) -> Result<()> {
         let wal = WalArchive::new(self.repo, &self.options.cluster, lineage.system_id);
         let head = match wal.head() {
             Ok(h) => h,
@@ -107,7 +107,7 @@ impl Verify<'_> {
     }
 
     /// When one backup is verified, its WAL from start to stop; otherwise all.
-    fn wanted_segment(&self, name: &SegmentName, lineage: &Lineage, backups: &[&BackupEntry]) -> bool {
+    fn wanted_segment(&self, name: &SegmentName, lineage: &Lineage, backups: &[&PhysicalBackup]) -> bool {
         if self.options.only.is_none() {
             return true;
         }
@@ -157,7 +157,7 @@ impl Verify<'_> {
         &mut self,
         wal: &WalArchive,
         timeline: TimelineId,
-        backups: &[&BackupEntry],
+        backups: &[&PhysicalBackup],
         lineage: &Lineage,
         head: &WalHead,
     ) -> Result<()> {
@@ -194,7 +194,7 @@ impl Verify<'_> {
         first: SegmentNo,
         last: SegmentNo,
         lineage: &Lineage,
-        backups: &[&BackupEntry],
+        backups: &[&PhysicalBackup],
         head: &WalHead,
     ) {
         let name = |segment| SegmentName { timeline, segment }.format(lineage.segment_size);
@@ -217,7 +217,7 @@ impl Verify<'_> {
         first: SegmentNo,
         last: SegmentNo,
         lineage: &Lineage,
-        backups: &[&BackupEntry],
+        backups: &[&PhysicalBackup],
         good: &Whole,
     ) -> (Vec<BackupId>, Vec<LostWindow>) {
         let size = lineage.segment_size;
@@ -230,7 +230,7 @@ impl Verify<'_> {
             if path.timeline_of(first) != timeline {
                 continue;
             }
-            let mut on_path: Vec<&&BackupEntry> = backups
+            let mut on_path: Vec<&&PhysicalBackup> = backups
                 .iter()
                 .filter(|b| b.system_id == lineage.system_id && path.contains(b.timeline, b.lsn_stop))
                 .collect();

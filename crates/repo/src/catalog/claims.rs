@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use pgark_pg::value::{Lsn, SystemId, TimelineId};
 
-use super::{BackupEntry, Catalog, CatalogStore, Doubt, Holder, PacksOf, Reading, Resealed};
+use super::{BackupEntry, BackupKind, Catalog, CatalogStore, Doubt, Holder, PacksOf, Reading, Resealed};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
 
@@ -149,10 +149,18 @@ fn drop_dead_jobs(c: &mut Catalog, now: Timestamp) {
     let (dead, alive): (Vec<Job>, Vec<Job>) = std::mem::take(&mut c.jobs).into_iter().partition(|j| j.is_dead(now));
     c.jobs = alive;
     for job in dead.into_iter().filter(|j| j.kind.makes_a_backup()) {
-        if let Some(id) = job.backup.filter(|id| c.backup(id).is_none()) {
-            c.interrupt(&id);
+        let Some(id) = job.backup.filter(|id| c.backup(id).is_none()) else { continue };
+        match keeps_remains(job.kind, &id) {
+            true => c.interrupt(&id),
+            false => c.remove(&id),
         }
     }
+}
+
+/// Whether a later backup can use what an interrupted one has stored: a dump is another one each time. A copy goes on from it
+/// always.
+fn keeps_remains(job: JobKind, id: &BackupId) -> bool {
+    job == JobKind::Copy || id.kind() == BackupKind::Physical
 }
 
 impl Catalog {
@@ -311,10 +319,10 @@ impl Claim {
             let mut entry = entry.clone();
             let doubt = reading.and_then(|reading| c.time_backup(&mut entry, reading));
             c.backups.push(entry);
-            // What it needs of them, it says itself from now on.
-            for id in c.interrupted.clone() {
-                c.remove(&id);
-            }
+            // What it needs of them, it says itself from now on. Those of another kind wait for one of theirs.
+            let physical = |id: &BackupId| id.kind() == BackupKind::Physical;
+            let own = physical(self.backup());
+            c.interrupted.clone().iter().filter(|id| physical(id) == own).for_each(|id| c.remove(id));
             c.backups.sort_by(|a, b| a.id.cmp(&b.id));
             Ok(doubt)
         })
@@ -328,7 +336,9 @@ impl Claim {
             else {
                 return Ok(());
             };
-            if keep {
+            if !keeps_remains(self.kind, id) {
+                c.remove(id);
+            } else if keep {
                 c.interrupt(id);
             } else {
                 c.remove(id);

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use pgark_pg::value::{SegmentName, SegmentNo, SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
 
-use super::{BackupEntry, Catalog, Claim, JobKind, Reading};
+use super::{BackupEntry, Catalog, Claim, JobKind, PhysicalBackup, Reading};
 use crate::error::{RepoError, Result};
 use crate::names::BackupId;
 use crate::wal::SegmentRange;
@@ -155,11 +155,12 @@ impl Catalog {
     /// A backup whose WAL was expired while it ran must not come to be.
     pub(super) fn refuse_expired_wal(&self, entry: &BackupEntry) -> Result<()> {
         let Some(lineage) = self.lineage_of(entry.system_id) else { return Ok(()) };
+        let Some(physical) = entry.as_physical() else { return Ok(()) };
         let lost = self
             .wal_expiries
             .iter()
             .filter(|e| e.system_id == entry.system_id)
-            .any(|e| e.ranges.iter().any(|r| uses(entry, r, lineage.segment_size)));
+            .any(|e| e.ranges.iter().any(|r| uses(&physical, r, lineage.segment_size)));
         if lost { Err(RepoError::Expired { what: format!("wal of backup {}", entry.id) }) } else { Ok(()) }
     }
 
@@ -184,7 +185,7 @@ impl Catalog {
                 return Err(changed(job.describe()));
             }
         }
-        for entry in self.backups.iter().filter(|b| !expiry.backups.contains(&b.id)) {
+        for entry in self.physical().iter().filter(|b| !expiry.backups.contains(&b.id)) {
             let Some(lineage) = self.lineage_of(entry.system_id) else { continue };
             let ranges = expiry.wal.iter().filter(|(s, _)| *s == entry.system_id).flat_map(|(_, r)| r);
             if ranges.into_iter().any(|r| uses(entry, r, lineage.segment_size)) {
@@ -213,18 +214,12 @@ fn same_standing(a: &BackupEntry, b: &BackupEntry) -> bool {
 }
 
 /// Whether a backup needs one of these segments to become consistent.
-fn uses(entry: &BackupEntry, range: &SegmentRange, size: SegmentSize) -> bool {
+fn uses(entry: &PhysicalBackup, range: &SegmentRange, size: SegmentSize) -> bool {
     let (first, last) = entry.segments(size);
     range.timeline == entry.timeline && range.first <= last && first <= range.last
 }
 
 impl BackupEntry {
-    /// The first and the last segment without which it is not consistent.
-    pub fn segments(&self, size: SegmentSize) -> (SegmentNo, SegmentNo) {
-        let last = self.lsn_stop.0.saturating_sub(1).max(self.lsn_start.0);
-        (SegmentNo::containing(self.lsn_start, size), SegmentNo::containing(pgark_pg::value::Lsn(last), size))
-    }
-
     /// Whether somebody said that it stays; `marks`: `Catalog::time_of_marks`.
     pub fn is_held(&self, marks: Timestamp) -> bool {
         self.kept || !self.holds.is_empty() || self.kept_until.is_some_and(|until| until > marks)

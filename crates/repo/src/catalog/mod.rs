@@ -9,12 +9,13 @@ mod claims;
 pub mod clock;
 mod expiry;
 pub mod holder;
+mod kind;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use pgark_pg::value::{Lsn, SegmentSize, SystemId, TimelineId};
+use pgark_pg::value::{SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::ObjectKind;
@@ -30,6 +31,7 @@ pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind, Ne
 pub use clock::{CLOCK_TOLERANCE_SECONDS, ClusterClock, Doubt, Reading, StoreTime, Uptime, Witness};
 pub use expiry::{ExpiredBackup, Expiry, Hold, WalExpiry};
 pub use holder::Holder;
+pub use kind::{BackupKind, PhysicalBackup, PhysicalFacts};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Catalog {
@@ -81,12 +83,6 @@ pub struct Lineage {
     pub catalog_version: u32,
     pub segment_size: SegmentSize,
     pub registered: Timestamp,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BackupKind {
-    Physical,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,18 +148,14 @@ pub struct BackupEntry {
     pub version_num: u32,
     pub started: Timestamp,
     pub finished: Timestamp,
-    pub lsn_start: Lsn,
-    pub lsn_stop: Lsn,
-    /// When the server said that the backup is at its end, by the server's clock: no earlier moment can be restored.
-    pub stopped: Timestamp,
-    pub timeline: TimelineId,
+    /// Of a physical backup, and of no other.
+    #[serde(flatten)]
+    pub physical: Option<PhysicalFacts>,
     /// Bytes of the files as restored.
     pub size_bytes: u64,
     pub read_bytes: u64,
     /// Bytes added to the repository.
     pub stored_bytes: u64,
-    pub bad_blocks: u64,
-    pub from_standby: bool,
     pub kept: bool,
     pub kept_until: Option<Timestamp>,
     /// Legal holds: each stays until it is lifted by its name.
@@ -189,6 +181,11 @@ impl Catalog {
 
     pub fn lineage_of(&self, system_id: SystemId) -> Option<&Lineage> {
         self.lineages.iter().find(|l| l.system_id == system_id)
+    }
+
+    /// In the order of their ids.
+    pub fn physical(&self) -> Vec<PhysicalBackup> {
+        self.backups.iter().filter_map(BackupEntry::as_physical).collect()
     }
 
     pub fn backup(&self, id: &BackupId) -> Option<&BackupEntry> {
@@ -237,6 +234,13 @@ impl CatalogStore {
         let catalog: Catalog = serde_json::from_slice(value).map_err(|e| RepoError::corrupt(&object, e))?;
         if catalog.cluster != self.cluster {
             return Err(RepoError::corrupt(object, "the catalog of another cluster"));
+        }
+        let expired = catalog.expired.iter().filter_map(|e| e.entry.as_deref());
+        if let Some(wrong) = catalog.backups.iter().chain(expired).find(|b| !b.has_the_facts_of_its_kind()) {
+            return Err(RepoError::corrupt(
+                object,
+                format!("what it says of backup {} does not fit its kind", wrong.id),
+            ));
         }
         Ok(catalog)
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::crypto::Algorithm;
 use crate::keyring::{NewKeys, Unlock};
 use crate::store::MemoryStore;
+use pgark_pg::value::{Lsn, TimelineId};
 
 fn catalog() -> CatalogStore {
     let new = NewKeys {
@@ -41,15 +42,17 @@ fn entry(id: &BackupId) -> BackupEntry {
         version_num: 150018,
         started: Timestamp::UNIX_EPOCH,
         finished: Timestamp::UNIX_EPOCH,
-        lsn_start: Lsn(1),
-        lsn_stop: Lsn(2),
-        stopped: Timestamp::UNIX_EPOCH,
-        timeline: TimelineId::new(1).unwrap(),
+        physical: Some(PhysicalFacts {
+            lsn_start: Lsn(1),
+            lsn_stop: Lsn(2),
+            stopped: Timestamp::UNIX_EPOCH,
+            timeline: TimelineId::new(1).unwrap(),
+            bad_blocks: 0,
+            from_standby: false,
+        }),
         size_bytes: 0,
         read_bytes: 0,
         stored_bytes: 0,
-        bad_blocks: 0,
-        from_standby: false,
         kept: false,
         kept_until: None,
         holds: vec![],

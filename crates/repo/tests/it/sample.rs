@@ -8,7 +8,9 @@ use pgark_pg::WalFileName;
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
 use pgark_pg::wal::{Activity, Changes, SegmentExpect, scan_segment};
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, CatalogStore, Evidence, JobKind, Lineage};
+use pgark_repo::catalog::{
+    BackupEntry, BackupKind, BackupType, CatalogStore, Evidence, JobKind, Lineage, PhysicalFacts,
+};
 use pgark_repo::codec::{Compression, Decoder, Encoder};
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::error::{RepoError, Result};
@@ -366,15 +368,17 @@ fn entry_of(r: &BackupRecord, record: Fingerprint) -> BackupEntry {
         version_num: r.version_num,
         started: r.started,
         finished: r.finished,
-        lsn_start: r.lsn_start,
-        lsn_stop: r.lsn_stop,
-        stopped: r.finished,
-        timeline: r.timeline,
+        physical: Some(PhysicalFacts {
+            lsn_start: r.lsn_start,
+            lsn_stop: r.lsn_stop,
+            stopped: r.finished,
+            timeline: r.timeline,
+            bad_blocks: r.bad_blocks,
+            from_standby: r.from_standby,
+        }),
         size_bytes: r.totals.size_bytes,
         read_bytes: r.totals.read_bytes,
         stored_bytes: r.totals.stored_bytes,
-        bad_blocks: r.bad_blocks,
-        from_standby: r.from_standby,
         kept: false,
         kept_until: None,
         holds: vec![],

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use pgark_pg::value::{Lsn, SystemId, TimelineId};
-use pgark_repo::catalog::{BackupKind, BackupType, Catalog, Evidence};
+use pgark_repo::catalog::{BackupKind, BackupType, Catalog, Evidence, PhysicalFacts};
 use pgark_repo::names::BackupId;
 use pgark_repo::stream::Fingerprint;
 
@@ -27,15 +27,17 @@ pub fn backup(days_ago: i64, stored_bytes: u64, lsn: u64) -> BackupEntry {
         version_num: 150_000,
         started: time,
         finished: time,
-        lsn_start: Lsn(lsn),
-        lsn_stop: Lsn(lsn),
-        stopped: time,
-        timeline: TimelineId::new(1).unwrap(),
+        physical: Some(PhysicalFacts {
+            lsn_start: Lsn(lsn),
+            lsn_stop: Lsn(lsn),
+            stopped: time,
+            timeline: TimelineId::new(1).unwrap(),
+            bad_blocks: 0,
+            from_standby: false,
+        }),
         size_bytes: 100 * stored_bytes,
         read_bytes: stored_bytes,
         stored_bytes,
-        bad_blocks: 0,
-        from_standby: false,
         kept: false,
         kept_until: None,
         holds: vec![],
@@ -105,7 +107,7 @@ fn a_step_back_of_the_wal_position_is_passed_over() {
     let segment = SegmentSize::DEFAULT.bytes();
     // After the fourth the cluster was recovered to its beginning and goes on at the same pace.
     for (n, b) in backups.iter_mut().enumerate().skip(4) {
-        b.lsn_stop = Lsn((n as u64 - 4) * 10 * segment);
+        b.physical.as_mut().unwrap().lsn_stop = Lsn((n as u64 - 4) * 10 * segment);
     }
     near(rate_of(&backups, Some(MB)).unwrap().wal_segments, 10.0);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use pgark_pg::history::{HistoryEntry, TimelineHistory};
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
-use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence, WalNeed};
+use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence, PhysicalBackup, PhysicalFacts, WalNeed};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wal::WalHead;
 
@@ -38,15 +38,17 @@ pub fn entry(n: usize, timeline: TimelineId, start: Lsn, stop: Lsn, time: Timest
         version_num: 150018,
         started: time,
         finished: time,
-        lsn_start: start,
-        lsn_stop: stop,
-        stopped: time,
-        timeline,
+        physical: Some(PhysicalFacts {
+            lsn_start: start,
+            lsn_stop: stop,
+            stopped: time,
+            timeline,
+            bad_blocks: 0,
+            from_standby: false,
+        }),
         size_bytes: 0,
         read_bytes: 0,
         stored_bytes: 0,
-        bad_blocks: 0,
-        from_standby: false,
         kept: false,
         kept_until: None,
         holds: vec![],
@@ -61,7 +63,7 @@ pub fn entry(n: usize, timeline: TimelineId, start: Lsn, stop: Lsn, time: Timest
 
 struct Case {
     archive: Archive,
-    entries: Vec<(BackupEntry, bool)>,
+    entries: Vec<(PhysicalBackup, bool)>,
     policy: Policy,
     at: Timestamp,
     needs: Vec<WalNeed>,
@@ -100,12 +102,12 @@ fn case(seed: u64) -> Case {
         let switch = histories[&t].last().map_or(Lsn(0), |e| e.switch);
         let from = lsn(start, 40).max(switch);
         let stop = Lsn(from.0 + r.pick(&[200, 1 << 20, 3 << 20]));
-        entries.push((entry(n, timeline(t), from, stop, at(time(start))), !r.one_in(5)));
+        entries.push((entry(n, timeline(t), from, stop, at(time(start))).as_physical().unwrap(), !r.one_in(5)));
     }
     let mut timelines = vec![];
     for (t, history) in &histories {
         let path = WalPath::new(&TimelineHistory { target: timeline(*t), entries: history.clone() }, size());
-        let mut on: Vec<&BackupEntry> =
+        let mut on: Vec<&PhysicalBackup> =
             entries.iter().map(|(e, _)| e).filter(|e| path.contains(e.timeline, e.lsn_stop)).collect();
         on.sort_by_key(|e| (e.lsn_stop, &e.id));
         let last_time = (!r.one_in(6)).then(|| at(time(spans[t].1)));
@@ -186,12 +188,12 @@ impl Oracle<'_> {
     }
 
     /// Where the WAL that stays on this timeline begins.
-    fn base(&self, t: &Timeline) -> Option<&BackupEntry> {
+    fn base(&self, t: &Timeline) -> Option<&PhysicalBackup> {
         if !self.is_alive(t) {
             return None;
         }
         let path = t.path.as_ref()?;
-        let on = |good_only: bool| -> Vec<&BackupEntry> {
+        let on = |good_only: bool| -> Vec<&PhysicalBackup> {
             let wanted = self
                 .0
                 .entries
@@ -200,8 +202,8 @@ impl Oracle<'_> {
             wanted.map(|(e, _)| e).collect()
         };
         let on = if on(true).is_empty() { on(false) } else { on(true) };
-        let ended = |e: &&&BackupEntry| self.cutoff().is_some_and(|c| e.finished.as_second() <= c);
-        let position = |e: &&&BackupEntry| (e.lsn_stop, e.id.clone());
+        let ended = |e: &&&PhysicalBackup| self.cutoff().is_some_and(|c| e.finished.as_second() <= c);
+        let position = |e: &&&PhysicalBackup| (e.lsn_stop, e.id.clone());
         on.iter().filter(ended).max_by_key(position).or(on.iter().min_by_key(position)).copied()
     }
 

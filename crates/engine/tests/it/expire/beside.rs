@@ -41,7 +41,7 @@ fn wal_of_a_running_backup_stays_and_one_whose_wal_expired_is_not_committed() {
         complete(&mut entry, 2);
         entry.id = backup_id(9);
         if told {
-            let (system_id, from) = (sample::SYSTEM, entry.lsn_start);
+            let (system_id, from) = (sample::SYSTEM, entry.as_physical().unwrap().lsn_start);
             claim.need_wal(WalNeed { system_id, timeline: timeline(1), from, to: None }).unwrap();
         }
         expire_now(&store, &evening()).unwrap();

@@ -34,7 +34,8 @@ fn back_up(store: &Arc<dyn Store>, n: u32, ctx: &Ctx) -> Option<Doubt> {
     let claim = CatalogStore::new(&repo, &cluster()).claim(JobKind::Backup, &backup_id(n), ctx.now()).unwrap();
     let (mut entry, _) = sample::write_backup(&repo, &backup_id(n)).unwrap();
     complete(&mut entry, 5);
-    (entry.id, entry.finished, entry.stopped) = (backup_id(n), ctx.now(), ctx.now());
+    (entry.id, entry.finished) = (backup_id(n), ctx.now());
+    entry.physical.as_mut().unwrap().stopped = ctx.now();
     let record = names::record(&cluster(), &entry.id);
     claim.commit_backup_at(&entry, &clock::with_object(&repo, &record, ctx).unwrap()).unwrap()
 }

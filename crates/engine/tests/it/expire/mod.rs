@@ -75,9 +75,10 @@ fn committed(repo: &Repository, n: u32, claim: Claim) -> (BackupEntry, Tree) {
 
 fn complete(entry: &mut BackupEntry, n: u32) {
     let start = segment_of(n) << 20;
-    (entry.lsn_start, entry.lsn_stop) = (Lsn(start + 0x28), Lsn(start + 0x138));
-    (entry.started, entry.finished, entry.stopped) = (day(n), day(n), day(n));
-    entry.bad_blocks = 0;
+    let facts = entry.physical.as_mut().unwrap();
+    (facts.lsn_start, facts.lsn_stop) = (Lsn(start + 0x28), Lsn(start + 0x138));
+    (facts.stopped, facts.bad_blocks) = (day(n), 0);
+    (entry.started, entry.finished) = (day(n), day(n));
 }
 
 fn fill(store: &Arc<dyn Store>) -> Trees {
@@ -138,7 +139,7 @@ fn contents(store: &Arc<dyn Store>) -> Vec<(String, Vec<u8>)> {
 }
 
 fn options(policy: Policy, grace: Duration) -> ExpireOptions {
-    ExpireOptions { cluster: cluster(), policy, grace, hurry: None, gap: Gap::Refuse }
+    ExpireOptions { cluster: cluster(), policy, others: vec![], only: None, grace, hurry: None, gap: Gap::Refuse }
 }
 
 /// Two backups stay, and WAL from the first of them on.
@@ -181,7 +182,7 @@ fn everything_listed_is_whole(store: &Arc<dyn Store>, trees: &Trees, place: &str
     for b in &catalog.backups {
         let (_, tree) = sample::read_backup(&repo, b).unwrap_or_else(|e| panic!("{place}: {}: {e}", b.id));
         assert!(trees.get(&b.id).is_none_or(|t| *t == tree), "{place}: {} came back different", b.id);
-        let (first, last) = b.segments(segment_size());
+        let (first, last) = b.as_physical().unwrap().segments(segment_size());
         assert!((first.0..=last.0).all(|n| span.contains(segment(n).segment)), "{place}: WAL of {} is gone", b.id);
     }
     for n in span.ranges.iter().flat_map(|(a, b)| *a..=*b) {

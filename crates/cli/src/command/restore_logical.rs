@@ -1,0 +1,237 @@
+//! `restore --kind logical`.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use pgark_engine::logical::restore::{self, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport};
+use pgark_engine::logical::{LogicalOptions, Wanted};
+use pgark_repo::codec::Compression;
+
+use super::Outcome;
+use super::backup_logical::{LOCK_WAIT, scratch, tool_options};
+use super::context::{CONNECT_TIMEOUT, Context, confirm, engine_failure};
+use super::delete::parse_id;
+use super::restore::RestoreArgs;
+use crate::args::GlobalArgs;
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output::{self, human_bytes, human_duration};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logical backups")]
+pub struct LogicalRestoreArgs {
+    /// The database to restore
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
+    /// Its name when it is restored; the same as --database replaces it
+    #[arg(long, value_name = "NEW", requires = "database")]
+    to_database: Option<String>,
+    /// Replace the database of the same name
+    #[arg(long, requires = "database", conflicts_with = "to_database")]
+    in_place: bool,
+    /// Do not back up the database that is replaced
+    #[arg(long)]
+    no_safety_backup: bool,
+    /// Keep the database that is replaced, under another name and without connections
+    #[arg(long)]
+    keep_old: bool,
+    /// Make the roles and tablespaces that are missing; what is there stays as it is
+    #[arg(long)]
+    globals: bool,
+}
+
+impl LogicalRestoreArgs {
+    pub fn refuse_for_physical(&self) -> Result<(), Failure> {
+        let given = [
+            ("--database", self.database.is_some()),
+            ("--no-safety-backup", self.no_safety_backup),
+            ("--keep-old", self.keep_old),
+            ("--globals", self.globals),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((flag, _)) => {
+                Err(Failure::usage("E-KIND", format!("{flag} is for logical backups")).hint("add --kind logical"))
+            }
+        }
+    }
+}
+
+pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let mut context = Context::new(global)?;
+    let limit = context.cluster_settings()?.bandwidth_limit;
+    args.rate.apply(limit, &mut context.ctx)?;
+    context.stop_on_signals()?;
+    let options = options(args, &context)?;
+    let (_, repo) = context.open_first()?;
+    let repo = repo.healing();
+    if args.dry_run.dry_run {
+        let plan = restore::plan(&options, &repo, &[]).map_err(engine_failure)?;
+        output::result(global.form(), &document(&plan, None), || format!("would restore\n{}", describe(&plan)))?;
+        return Ok(Exit::Done);
+    }
+    if let Some(database) = options.database.as_ref().filter(|d| matches!(d.replace, Replace::Replace { .. })) {
+        confirm(&args.confirm, &format!("replace database '{}'", database.to.escape_debug()))?;
+    }
+    let began = Instant::now();
+    let quiet = global.quiet;
+    let mut announce = |plan: &RestorePlan| {
+        if !quiet {
+            describe(plan).lines().for_each(|line| context.ctx.progress.note(line));
+        }
+    };
+    let restored = restore::run(&options, &repo, &context.ctx, &mut announce);
+    let notices = repo.store().notices();
+    notices.iter().for_each(|notice| output::warning(notice));
+    let (plan, report) = restored.map_err(engine_failure)?;
+    report.warnings.iter().for_each(|w| output::warning(w));
+    let took = began.elapsed();
+    output::result(global.form(), &document(&plan, Some((&report, took))), || done_text(&plan, &report, took))?;
+    let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
+    let clean = report.warnings.is_empty() && notices.is_empty() && !degraded;
+    Ok(if clean { Exit::Done } else { Exit::Warnings })
+}
+
+fn describe(plan: &RestorePlan) -> String {
+    let mut out = format!("  backup {} of {}\n", plan.record.id, output::timestamp(plan.record.started));
+    if let Some(d) = &plan.database {
+        let (name, to) = (d.dump.name.escape_debug(), d.to.escape_debug());
+        let dump = &d.dump;
+        out += &format!(
+            "  database '{name}' as of {}: {}, owner '{}', {}\n",
+            output::timestamp(dump.taken),
+            human_bytes(dump.dump_bytes),
+            dump.owner.escape_debug(),
+            dump.encoding
+        );
+        out += &match d.replaces {
+            true => format!("  loaded as '{}', then in the place of '{to}'\n", d.loading),
+            false => format!("  loaded as '{}', then called '{to}'\n", d.loading),
+        };
+    }
+    if let Some(g) = plan.record.globals.as_ref().filter(|_| plan.globals) {
+        out += &format!("  those of {} roles and {} tablespaces that are missing\n", g.roles, g.tablespaces);
+    }
+    out += &format!("  with {} ({})\n", plan.tools.restore.display(), plan.tools.version);
+    for note in &plan.notes {
+        out += &format!("  {note}\n");
+    }
+    out
+}
+
+fn done_text(plan: &RestorePlan, report: &RestoreReport, took: Duration) -> String {
+    let mut out = String::new();
+    if let Some(d) = &plan.database {
+        out += &format!(
+            "restored database '{}' ({}) from backup {} as '{}' in {}\n",
+            d.dump.name.escape_debug(),
+            human_bytes(report.bytes_restored),
+            plan.record.id,
+            d.to.escape_debug(),
+            human_duration(took)
+        );
+    }
+    if let Some(id) = &report.safety {
+        out += &format!("  as it was before, it is in backup {id}\n");
+    }
+    if let Some(name) = &report.kept {
+        out += &format!("  the database that was replaced is there as '{name}', without connections\n");
+    }
+    if let Some(g) = &report.globals {
+        out += &format!("  globals: {} made, {} were there\n", g.created.len(), g.present.len());
+    }
+    out
+}
+
+fn document(plan: &RestorePlan, done: Option<(&RestoreReport, Duration)>) -> serde_json::Value {
+    let mut document = serde_json::json!({
+        "schema": SCHEMA, "kind": "logical", "backup": plan.record.id.to_string(),
+        "database": plan.database.as_ref().map(|d| serde_json::json!({
+            "name": d.dump.name, "to": d.to, "as_of": d.dump.taken, "replaces": d.replaces,
+            "dump_bytes": d.dump.dump_bytes, "owner": d.dump.owner})),
+        "globals": plan.globals, "pg_restore": plan.tools.restore.to_string_lossy(),
+        "pg_restore_version": plan.tools.version.to_string(), "notes": plan.notes,
+    });
+    if let (Some((report, took)), Some(fields)) = (done, document.as_object_mut()) {
+        let applied = report.globals.as_ref();
+        let more = serde_json::json!({
+            "bytes_restored": report.bytes_restored, "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "safety_backup": report.safety.as_ref().map(ToString::to_string), "old_database": report.kept,
+            "globals_created": applied.map(|g| &g.created), "globals_present": applied.map(|g| &g.present),
+            "warnings": report.warnings,
+        });
+        fields.extend(more.as_object().cloned().unwrap_or_default());
+    }
+    document
+}
+
+fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Failure> {
+    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
+    let given = &args.logical;
+    let connect = context.connect_options()?;
+    let tools = tool_options(args.pg_bin.as_ref(), &configured);
+    let scratch = scratch(&configured);
+    if given.database.is_none() && !given.globals {
+        return Err(
+            Failure::usage("E-DATABASE-NONE", "nothing to restore is named").hint("give --database NAME, or --globals")
+        );
+    }
+    let safety = LogicalOptions {
+        cluster: context.cluster()?,
+        connect: connect.clone(),
+        connect_timeout: CONNECT_TIMEOUT,
+        databases: Wanted::Named(vec![]),
+        globals: false,
+        schemas: vec![],
+        tables: vec![],
+        tools: tools.clone(),
+        lock_wait: configured.lock_wait.map_or(LOCK_WAIT, |s| s.0),
+        scratch: scratch.clone(),
+        jobs: context.jobs(),
+        compression: Compression::DEFAULT,
+        keep: false,
+        annotations: Default::default(),
+    };
+    let database = given.database.as_ref().map(|name| {
+        let to = match (&given.to_database, given.in_place) {
+            (Some(to), _) => to.clone(),
+            (None, true) => name.clone(),
+            (None, false) => {
+                return Err(Failure::usage("E-DATABASE-TO", "where the database is to go is not said")
+                    .hint("give --to-database NEW, or --in-place to replace it"));
+            }
+        };
+        let replace = if to == *name {
+            let old = if given.keep_old { Old::Keep } else { Old::Drop };
+            Replace::Replace { safety: (!given.no_safety_backup).then(|| Box::new(safety)), old }
+        } else {
+            Replace::Refuse
+        };
+        Ok(RestoreDatabase { name: name.clone(), to, replace })
+    });
+    Ok(RestoreOptions {
+        cluster: context.cluster()?,
+        backup: args.id.as_ref().filter(|id| *id != "latest").map(|id| parse_id(id)).transpose()?,
+        connect,
+        connect_timeout: CONNECT_TIMEOUT,
+        database: database.transpose()?,
+        globals: given.globals,
+        tools,
+        scratch,
+        jobs: context.jobs(),
+    })
+}
+
+/// Options of another kind of restore that were given all the same.
+pub fn refuse_others(args: &RestoreArgs) -> Result<(), Failure> {
+    let given: [(&str, bool); 4] = [
+        ("--to", args.to.is_some()),
+        ("--delta", args.delta),
+        ("--start", args.start),
+        ("a target", args.has_target()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((flag, _)) => Err(Failure::usage("E-KIND", format!("{flag} is for physical backups"))
+            .hint("a dump is of one moment; restore a physical backup for any other")),
+    }
+}

@@ -1,0 +1,305 @@
+//! Making databases and roles. Statements of this kind take no parameters, so the server itself puts them together: names and
+//! values travel as parameters of its `format`, which quotes them.
+
+use std::time::{Duration, Instant};
+
+use pgark_pg::Major;
+use pgark_repo::record::{DatabaseDump, DatabaseSetting, Grant};
+
+use super::database::{Globals, Role};
+use super::{ClusterError, Connection, Deadline};
+
+/// Copying a template, or removing the files of a database.
+const DATABASE_WITHIN: Duration = Duration::from_secs(3600);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Runs the statement that the server makes of this format; `$1` and so on are text. Qualified, because a setting that is being
+/// restored may have changed the search path.
+fn run_made(conn: &Connection, format: &str, params: &[&str]) -> Result<(), ClusterError> {
+    let list: Vec<String> = (1..=params.len()).map(|n| format!("${n}::pg_catalog.text")).collect();
+    let with = if list.is_empty() { String::new() } else { format!(", {}", list.join(", ")) };
+    let sql = format!("SELECT pg_catalog.format('{format}'{with}) AS statement");
+    let row = conn.query_one(&sql, params)?;
+    conn.query_by(row.text("statement")?, &[], Deadline::after(DATABASE_WITHIN)).map(drop)
+}
+
+fn exists(conn: &Connection, sql: &str, name: &str) -> Result<bool, ClusterError> {
+    Ok(!conn.query(sql, &[name])?.is_empty())
+}
+
+pub fn database_exists(conn: &Connection, name: &str) -> Result<bool, ClusterError> {
+    exists(conn, "SELECT 1 FROM pg_database WHERE datname = $1::text", name)
+}
+
+pub fn role_exists(conn: &Connection, name: &str) -> Result<bool, ClusterError> {
+    exists(conn, "SELECT 1 FROM pg_roles WHERE rolname = $1::text", name)
+}
+
+pub fn tablespace_exists(conn: &Connection, name: &str) -> Result<bool, ClusterError> {
+    exists(conn, "SELECT 1 FROM pg_tablespace WHERE spcname = $1::text", name)
+}
+
+/// What keeps a database from being replaced, but for connections.
+pub fn obstacles(conn: &Connection, database: &str) -> Result<Vec<String>, ClusterError> {
+    let sql = "SELECT 'prepared transaction ' || quote_literal(gid) AS what FROM pg_prepared_xacts WHERE database = $1::text \
+         UNION ALL SELECT 'replication slot ' || quote_literal(slot_name) FROM pg_replication_slots WHERE database = $1::text \
+         UNION ALL SELECT 'subscription ' || quote_literal(s.subname) FROM pg_subscription s JOIN pg_database d \
+             ON d.oid = s.subdbid WHERE d.datname = $1::text ORDER BY 1";
+    conn.query(sql, &[database])?.iter().map(|row| row.text("what").map(str::to_owned)).collect()
+}
+
+/// An empty database with the owner, encoding and locale of the dumped one. `tablespace`: None for the default.
+pub fn create_database(
+    conn: &Connection,
+    name: &str,
+    like: &DatabaseDump,
+    tablespace: Option<&str>,
+) -> Result<(), ClusterError> {
+    let mut format = "CREATE DATABASE %I TEMPLATE template0 OWNER %I ENCODING %L LC_COLLATE %L LC_CTYPE %L".to_owned();
+    let mut params = vec![name, &like.owner, &like.encoding, &like.collate, &like.ctype];
+    let mut push = |text: &str, value| {
+        format.push_str(text);
+        params.push(value);
+    };
+    match (like.locale_provider.as_str(), conn.major()) {
+        ("c", major) if major >= Major::V15 => push(" LOCALE_PROVIDER %s", "libc"),
+        ("c", _) => {}
+        ("i", major) if major >= Major::V15 => {
+            push(" LOCALE_PROVIDER %s", "icu");
+            like.locale.iter().for_each(|l| push(" ICU_LOCALE %L", l));
+            if major >= Major::V16 {
+                like.icu_rules.iter().for_each(|r| push(" ICU_RULES %L", r));
+            }
+        }
+        ("b", major) if major >= Major::V17 => {
+            push(" LOCALE_PROVIDER %s", "builtin");
+            like.locale.iter().for_each(|l| push(" BUILTIN_LOCALE %L", l));
+        }
+        (provider, major) => {
+            return Err(ClusterError::Unsupported {
+                message: format!("PostgreSQL {} has no locale provider '{provider}'", major.number()),
+            });
+        }
+    }
+    tablespace.iter().for_each(|t| push(" TABLESPACE %I", t));
+    run_made(conn, &format, &params)
+}
+
+/// Settings, rights, comment and limit, which a dump does not bring by itself. Returns what could not be set and why: none of
+/// it keeps the data from being used.
+pub fn finish_database(conn: &Connection, name: &str, like: &DatabaseDump) -> Result<Vec<String>, ClusterError> {
+    let mut left = vec![];
+    let mut note = |what: String, outcome: Result<(), ClusterError>| match outcome {
+        Ok(()) => Ok(()),
+        Err(ClusterError::Query { message, .. } | ClusterError::Denied { message, .. }) => {
+            left.push(format!("{what}: {message}"));
+            Ok(())
+        }
+        Err(e) => Err(e),
+    };
+    for setting in &like.settings {
+        note(format!("setting {}", setting.name), set_for_database(conn, name, setting))?;
+    }
+    if let Some(acl) = &like.acl {
+        note("rights".into(), run_made(conn, "REVOKE ALL ON DATABASE %I FROM PUBLIC", &[name]))?;
+        for grant in acl {
+            note(format!("the right to {}", grant.privilege), grant_on(conn, "DATABASE", name, grant))?;
+        }
+    }
+    if let Some(comment) = &like.comment {
+        note("comment".into(), run_made(conn, "COMMENT ON DATABASE %I IS %L", &[name, comment]))?;
+    }
+    if like.connection_limit >= 0 {
+        let limit = like.connection_limit.to_string();
+        note("connection limit".into(), run_made(conn, "ALTER DATABASE %I CONNECTION LIMIT %s", &[name, &limit]))?;
+    }
+    if like.is_template {
+        note("template".into(), run_made(conn, "ALTER DATABASE %I IS_TEMPLATE true", &[name]))?;
+    }
+    Ok(left)
+}
+
+fn grant_on(conn: &Connection, what: &str, name: &str, grant: &Grant) -> Result<(), ClusterError> {
+    // Not taken from the backup as text: only what PostgreSQL calls a right of such an object.
+    let privilege = match grant.privilege.as_str() {
+        known @ ("CONNECT" | "CREATE" | "TEMPORARY") => known,
+        other => return Err(ClusterError::Invalid { message: format!("'{}' is no right", other.escape_debug()) }),
+    };
+    let option = if grant.grantable { " WITH GRANT OPTION" } else { "" };
+    match &grant.grantee {
+        None => run_made(conn, &format!("GRANT {privilege} ON {what} %I TO PUBLIC{option}"), &[name]),
+        Some(role) => run_made(conn, &format!("GRANT {privilege} ON {what} %I TO %I{option}"), &[name, role]),
+    }
+}
+
+/// Lists are quoted in ways of their own, so the value is set in this session and taken from there.
+fn set_for_database(conn: &Connection, database: &str, setting: &DatabaseSetting) -> Result<(), ClusterError> {
+    with_setting(conn, setting, &|| match &setting.role {
+        None => run_made(conn, "ALTER DATABASE %I SET %I FROM CURRENT", &[database, &setting.name]),
+        Some(role) => {
+            run_made(conn, "ALTER ROLE %I IN DATABASE %I SET %I FROM CURRENT", &[role, database, &setting.name])
+        }
+    })
+}
+
+fn with_setting(
+    conn: &Connection,
+    setting: &DatabaseSetting,
+    run: &dyn Fn() -> Result<(), ClusterError>,
+) -> Result<(), ClusterError> {
+    // In a transaction, so that the session is as it was afterwards.
+    conn.query("BEGIN", &[])?;
+    let outcome =
+        conn.query("SELECT set_config($1::text, $2::text, true)", &[&setting.name, &setting.value]).and_then(|_| run());
+    let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    conn.query(end, &[])?;
+    outcome
+}
+
+/// Keeps new sessions out and ends those that are there. False when some are left after `within`; then everything is as before.
+pub fn close_database(conn: &Connection, name: &str, within: Duration) -> Result<bool, ClusterError> {
+    run_made(conn, "ALTER DATABASE %I ALLOW_CONNECTIONS false", &[name])?;
+    let until = Instant::now() + within;
+    loop {
+        let sql = "SELECT count(pg_terminate_backend(pid))::text AS sessions FROM pg_stat_activity \
+             WHERE datname = $1::text AND pid <> pg_backend_pid()";
+        let ended = conn.query_one(sql, &[name]).and_then(|row| row.parse::<u64>("sessions"));
+        match ended {
+            Ok(0) => return Ok(true),
+            Ok(_) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
+            other => {
+                open_database(conn, name)?;
+                return other.map(|_| false);
+            }
+        }
+    }
+}
+
+pub fn open_database(conn: &Connection, name: &str) -> Result<(), ClusterError> {
+    run_made(conn, "ALTER DATABASE %I ALLOW_CONNECTIONS true", &[name])
+}
+
+/// In one transaction: `old` steps aside, `new` takes its name.
+pub fn swap_databases(conn: &Connection, old: &str, aside: &str, new: &str) -> Result<(), ClusterError> {
+    conn.query("BEGIN", &[])?;
+    let renamed = run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[old, aside])
+        .and_then(|()| run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[new, old]));
+    match renamed {
+        Ok(()) => conn.query("COMMIT", &[]).map(drop),
+        Err(e) => {
+            conn.query("ROLLBACK", &[])?;
+            Err(e)
+        }
+    }
+}
+
+pub fn rename_database(conn: &Connection, from: &str, to: &str) -> Result<(), ClusterError> {
+    run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[from, to])
+}
+
+/// With whoever is connected to it.
+pub fn drop_database(conn: &Connection, name: &str) -> Result<(), ClusterError> {
+    run_made(conn, "DROP DATABASE %I WITH (FORCE)", &[name])
+}
+
+/// What became of globals.
+#[derive(Clone, Debug, Default)]
+pub struct AppliedGlobals {
+    pub created: Vec<String>,
+    /// Were there, and stay as they are.
+    pub present: Vec<String>,
+    pub failed: Vec<String>,
+}
+
+/// Makes the roles and tablespaces that are missing. What is there is left alone, its password too.
+pub fn apply_globals(conn: &Connection, globals: &Globals) -> Result<AppliedGlobals, ClusterError> {
+    let mut done = AppliedGlobals::default();
+    let mut made = vec![];
+    for role in &globals.roles {
+        let what = format!("role '{}'", role.name.escape_debug());
+        if role_exists(conn, &role.name)? {
+            done.present.push(what);
+        } else if note(&mut done.failed, &what, create_role(conn, role))? {
+            made.push(&role.name);
+            done.created.push(what);
+        }
+    }
+    for m in globals.memberships.iter().filter(|m| made.contains(&&m.member) || made.contains(&&m.role)) {
+        let what = format!("membership of '{}' in '{}'", m.member.escape_debug(), m.role.escape_debug());
+        note(&mut done.failed, &what, grant_membership(conn, m))?;
+    }
+    for role in globals.roles.iter().filter(|r| made.contains(&&r.name)) {
+        for setting in role.settings.iter().flatten() {
+            let what = format!("setting {} of role '{}'", setting.name, role.name.escape_debug());
+            let set = || run_made(conn, "ALTER ROLE %I SET %I FROM CURRENT", &[&role.name, &setting.name]);
+            note(&mut done.failed, &what, with_setting(conn, setting, &set))?;
+        }
+    }
+    for t in &globals.tablespaces {
+        let what = format!("tablespace '{}'", t.name.escape_debug());
+        if tablespace_exists(conn, &t.name)? {
+            done.present.push(what);
+            continue;
+        }
+        let made = run_made(conn, "CREATE TABLESPACE %I OWNER %I LOCATION %L", &[&t.name, &t.owner, &t.location]);
+        if note(&mut done.failed, &what, made)? {
+            for grant in t.acl.iter().flatten() {
+                note(&mut done.failed, &what, grant_on(conn, "TABLESPACE", &t.name, grant))?;
+            }
+            done.created.push(what);
+        }
+    }
+    Ok(done)
+}
+
+/// Whether it was done; what the server refuses is noted, and a lost session is an error.
+fn note(failed: &mut Vec<String>, what: &str, outcome: Result<(), ClusterError>) -> Result<bool, ClusterError> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(
+            ClusterError::Query { message, .. }
+            | ClusterError::Denied { message, .. }
+            | ClusterError::Invalid { message },
+        ) => {
+            failed.push(format!("{what}: {message}"));
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn create_role(conn: &Connection, role: &Role) -> Result<(), ClusterError> {
+    let flags = [
+        (role.superuser, "SUPERUSER", "NOSUPERUSER"),
+        (role.inherit, "INHERIT", "NOINHERIT"),
+        (role.createrole, "CREATEROLE", "NOCREATEROLE"),
+        (role.createdb, "CREATEDB", "NOCREATEDB"),
+        (role.login, "LOGIN", "NOLOGIN"),
+        (role.replication, "REPLICATION", "NOREPLICATION"),
+        (role.bypassrls, "BYPASSRLS", "NOBYPASSRLS"),
+    ];
+    let words: Vec<&str> = flags.iter().map(|(on, yes, no)| if *on { *yes } else { *no }).collect();
+    let limit = role.connection_limit.to_string();
+    let mut format = format!("CREATE ROLE %I WITH {} CONNECTION LIMIT %s", words.join(" "));
+    let mut params = vec![role.name.as_str(), &limit];
+    for (text, value) in [(" PASSWORD %L", &role.password), (" VALID UNTIL %L", &role.valid_until)] {
+        if let Some(value) = value {
+            format.push_str(text);
+            params.push(value);
+        }
+    }
+    run_made(conn, &format, &params)?;
+    match &role.comment {
+        Some(comment) => run_made(conn, "COMMENT ON ROLE %I IS %L", &[&role.name, comment]),
+        None => Ok(()),
+    }
+}
+
+fn grant_membership(conn: &Connection, m: &super::Membership) -> Result<(), ClusterError> {
+    let options = match (conn.major() >= Major::V16, m.inherit, m.set) {
+        (true, Some(inherit), Some(set)) => format!(" WITH ADMIN {}, INHERIT {inherit}, SET {set}", m.admin),
+        _ if m.admin => " WITH ADMIN OPTION".to_owned(),
+        _ => String::new(),
+    };
+    run_made(conn, &format!("GRANT %I TO %I{options}"), &[&m.role, &m.member])
+}

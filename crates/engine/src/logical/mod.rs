@@ -1,0 +1,352 @@
+//! Logical backups: dumps of databases by PostgreSQL's own programs, streamed into the repository, and back.
+//!
+//! Invariant: the catalog lists a backup only when every program ended well, every dump was read back and understood, and all of
+//! it is durable. Nothing of a database's content or name is ever part of a shell command, of an option or of SQL text that is
+//! not quoted by the server. psql is not used.
+
+mod child;
+mod dump;
+mod finish;
+pub mod restore;
+pub mod tools;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgark_repo::Repository;
+use pgark_repo::catalog::{BackupEntry, BackupKind, Catalog, CatalogStore, Claim, JobKind, Needs, Reading};
+use pgark_repo::codec::Compression;
+use pgark_repo::names::{self, BackupId, ClusterName};
+use pgark_repo::record::{DatabaseDump, GlobalsPart, PartsRecord};
+
+use crate::backup::claim::KeptClaim;
+use crate::backup::job::{give_up, new_id, remove_remains};
+use crate::cluster::{self, ConnectOptions, Connection, DatabaseFacts};
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+use crate::parts::{self, Finished, Parent, Writer, WriterOptions};
+use tools::{ToolOptions, Tools};
+
+/// Temporary files of dead processes go when they are older.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// The part that holds what belongs to no database.
+pub const GLOBALS: &str = "globals.json";
+
+#[derive(Clone)]
+pub struct LogicalOptions {
+    pub cluster: ClusterName,
+    pub connect: ConnectOptions,
+    pub connect_timeout: Duration,
+    pub databases: Wanted,
+    pub globals: bool,
+    /// Patterns as `pg_dump` takes them; empty: everything.
+    pub schemas: Vec<String>,
+    pub tables: Vec<String>,
+    pub tools: ToolOptions,
+    /// How long `pg_dump` waits for a lock before it gives up.
+    pub lock_wait: Duration,
+    /// Where what does not fit into memory goes.
+    pub scratch: PathBuf,
+    pub jobs: usize,
+    pub compression: Compression,
+    pub keep: bool,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// These, each once.
+    Named(Vec<String>),
+    /// All that take connections, but for templates.
+    All,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogicalPlan {
+    pub id: BackupId,
+    pub databases: Vec<DatabaseFacts>,
+    pub globals: bool,
+    /// Whose content would be taken over.
+    pub base: Option<BackupId>,
+    pub tools: Tools,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogicalReport {
+    pub entry: BackupEntry,
+    pub databases: Vec<DatabaseDump>,
+    pub globals: Option<GlobalsPart>,
+    pub base: Option<BackupId>,
+    /// Bytes of dumps that no earlier backup had.
+    pub new_bytes: u64,
+    pub tools: Tools,
+    pub warnings: Vec<String>,
+}
+
+/// What the server says before anything is begun.
+struct Server {
+    system_id: pgark_pg::value::SystemId,
+    version_num: u32,
+    from_standby: bool,
+    databases: Vec<DatabaseFacts>,
+    globals: Option<cluster::Globals>,
+    tools: Tools,
+}
+
+impl Server {
+    fn ask(options: &LogicalOptions, catalog: &Catalog, warnings: &mut Vec<String>) -> Result<Self> {
+        let conn = Connection::open(&options.connect, options.connect_timeout)?;
+        let system_id = cluster::system_id(&conn)?;
+        if catalog.lineage().is_none_or(|l| l.system_id != system_id) {
+            return Err(EngineError::refused(
+                "E-CLUSTER-SYSTEM",
+                format!(
+                    "'{}' is registered with another system identifier than this cluster's {system_id}",
+                    options.cluster
+                ),
+                "use another --cluster name, or 'pgark init --adopt' after an upgrade",
+            ));
+        }
+        let databases = choose(cluster::databases(&conn)?, &options.databases)?;
+        let globals = if options.globals { Some(cluster::globals(&conn)?) } else { None };
+        if globals.as_ref().is_some_and(|g| !g.passwords) {
+            warnings.push("passwords of roles are not in the backup: only a superuser can read them".to_owned());
+        }
+        let tools = tools::find(&options.tools, conn.major().number(), warnings)?;
+        let from_standby = conn.query_one("SELECT pg_is_in_recovery() AS standby", &[])?.flag("standby")?;
+        Ok(Server { system_id, version_num: conn.version_num(), from_standby, databases, globals, tools })
+    }
+}
+
+fn choose(there: Vec<DatabaseFacts>, wanted: &Wanted) -> Result<Vec<DatabaseFacts>> {
+    let chosen: Vec<DatabaseFacts> = match wanted {
+        Wanted::All => there.into_iter().filter(|d| d.allow_connections && !d.is_template).collect(),
+        Wanted::Named(names) => {
+            for name in names {
+                let found = there.iter().find(|d| d.name == *name);
+                let why = match found {
+                    Some(d) if d.allow_connections => continue,
+                    Some(_) => "takes no connections",
+                    None => "does not exist",
+                };
+                let known: Vec<String> = there.iter().map(|d| format!("'{}'", d.name.escape_debug())).collect();
+                return Err(EngineError::refused(
+                    "E-DATABASE-NONE",
+                    format!("database '{}' {why}", name.escape_debug()),
+                    format!("there are {}", known.join(", ")),
+                ));
+            }
+            there.into_iter().filter(|d| names.contains(&d.name)).collect()
+        }
+    };
+    if chosen.is_empty() {
+        return Err(EngineError::refused(
+            "E-DATABASE-NONE",
+            "no database is named",
+            "give --database NAME or --all-databases, or set databases in [clusters.NAME.logical]",
+        ));
+    }
+    Ok(chosen)
+}
+
+/// Looks at everything and changes nothing.
+pub fn plan(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<LogicalPlan> {
+    let store = CatalogStore::new(repo, &options.cluster);
+    let catalog = store.read()?;
+    let mut warnings = vec![];
+    let server = Server::ask(options, &catalog, &mut warnings)?;
+    let parent = parent(options, repo, &catalog, &server, &mut warnings)?;
+    Ok(LogicalPlan {
+        id: new_id(&store, ctx.now(), 'L')?,
+        databases: server.databases,
+        globals: server.globals.is_some(),
+        base: parent.map(|p| p.record.id),
+        tools: server.tools,
+        warnings,
+    })
+}
+
+fn parent(
+    options: &LogicalOptions,
+    repo: &Repository,
+    catalog: &Catalog,
+    server: &Server,
+    notes: &mut Vec<String>,
+) -> Result<Option<Parent>> {
+    let counts = |record: &PartsRecord| {
+        let paths = server.databases.iter().map(dump::path_of);
+        paths.filter(|path| record.databases.iter().any(|d| d.path == *path)).count()
+    };
+    parts::choose_parent(repo, &options.cluster, catalog, BackupKind::Logical, &counts, notes)
+}
+
+pub fn run(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<LogicalReport> {
+    let store = CatalogStore::new(repo, &options.cluster);
+    let started = ctx.now();
+    let mut warnings = vec![];
+    let catalog = store.read()?;
+    let server = Server::ask(options, &catalog, &mut warnings)?;
+    let parent = parent(options, repo, &catalog, &server, &mut warnings)?;
+    let id = new_id(&store, started, 'L')?;
+    let base = parent.as_ref().map(|p| p.record.id.clone());
+    let claim = store.claim_with(JobKind::Backup, &id, Needs { base, wal: None }, started)?;
+    remove_remains(&store)?;
+    repo.store().sweep_abandoned(ABANDONED_AFTER)?;
+    let kept = KeptClaim::new(claim.clone(), ctx);
+    let job = Job { options, repo, ctx, claim: &claim, kept: &kept, server: &server, parent: parent.as_ref(), started };
+    let outcome = job.under_claim(&mut warnings);
+    drop(kept);
+    match outcome {
+        Ok((mut report, reading)) => {
+            if let Some(doubt) = claim.commit_backup_at(&report.entry, &reading)? {
+                report.warnings.push(format!(
+                    "{}. Until the clocks agree, backups count as no younger than is certain, and nothing expires",
+                    crate::clock::describe(&doubt)
+                ));
+            }
+            if let Err(e) = crate::expire::remove_due(repo, &options.cluster, ctx) {
+                report.warnings.push(format!("what has expired could not be removed: {e}"));
+            }
+            Ok(report)
+        }
+        Err(e) => {
+            give_up(&store, claim, &e);
+            Err(e)
+        }
+    }
+}
+
+struct Job<'a> {
+    options: &'a LogicalOptions,
+    repo: &'a Repository,
+    ctx: &'a Ctx,
+    claim: &'a Claim,
+    kept: &'a KeptClaim,
+    server: &'a Server,
+    parent: Option<&'a Parent>,
+    started: Timestamp,
+}
+
+/// One database, dumped.
+struct Dumped {
+    facts: DatabaseDump,
+    parts: Vec<Finished>,
+    warnings: Vec<String>,
+}
+
+impl Job<'_> {
+    /// Everything between the claim and the commit.
+    fn under_claim(&self, warnings: &mut Vec<String>) -> Result<(LogicalReport, Reading)> {
+        let id = self.claim.backup();
+        self.check_base()?;
+        let options = WriterOptions {
+            compression: self.options.compression,
+            scratch: self.options.scratch.clone(),
+            jobs: self.workers(),
+        };
+        let writer = Writer::new(self.ctx, self.repo, &self.options.cluster, id, self.parent, options);
+        self.ctx.progress.begin("logical backup", None);
+        let dumped = self.dump_all(&writer);
+        let globals = dumped.as_ref().map_or(Ok(None), |_| self.globals(&writer));
+        self.ctx.progress.end();
+        let (dumped, globals) = (dumped?, globals?);
+        self.kept.check()?;
+        let (mut databases, mut all, mut new_bytes) = (vec![], vec![], 0);
+        for mut one in dumped {
+            warnings.append(&mut one.warnings);
+            new_bytes += one.parts.iter().map(|p| p.new_bytes).sum::<u64>();
+            databases.push(one.facts);
+            all.append(&mut one.parts);
+        }
+        let globals = globals.map(|(facts, part)| {
+            all.push(part);
+            facts
+        });
+        let list = writer.manifest(all)?;
+        self.kept.check()?;
+        let mut record = self.record(databases, globals, &list, warnings);
+        self.read_back(&mut record)?;
+        let report = self.store_record(record, list, new_bytes)?;
+        let reading = crate::clock::with_object(self.repo, &names::record(&self.options.cluster, id), self.ctx)?;
+        self.kept.check()?;
+        Ok((report, reading))
+    }
+
+    fn workers(&self) -> usize {
+        self.options.jobs.clamp(1, self.server.databases.len().max(1))
+    }
+
+    /// Between the choice and the claim the earlier backup may have been deleted.
+    fn check_base(&self) -> Result<()> {
+        let Some(parent) = self.parent else { return Ok(()) };
+        let id = &parent.record.id;
+        match CatalogStore::new(self.repo, &self.options.cluster).read()?.backup(id) {
+            Some(_) => Ok(()),
+            None => Err(EngineError::failed(
+                "E-BACKUP-BASE",
+                format!("backup {id} was deleted while this one was about to build on it"),
+                "run the backup again",
+            )),
+        }
+    }
+
+    /// Several databases at a time, the largest first, in the order of the server's list.
+    fn dump_all(&self, writer: &Writer<'_>) -> Result<Vec<Dumped>> {
+        let databases = &self.server.databases;
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let done: Mutex<Vec<(usize, Dumped)>> = Mutex::default();
+        let work = || -> Result<()> {
+            let mut sink = writer.sink()?;
+            loop {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(EngineError::Cancelled);
+                }
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some(database) = databases.get(n) else { break };
+                let one = self.dump(database, &mut sink, &stop)?;
+                done.lock().expect("no thread panics with the lock").push((n, one));
+            }
+            sink.finish()
+        };
+        let outcome = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.workers())
+                .map(|_| scope.spawn(|| work().inspect_err(|_| stop.store(true, Ordering::Relaxed))))
+                .collect();
+            let mut outcome: Result<()> = Ok(());
+            for w in workers {
+                let done = w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                // Who stopped because another failed has nothing to say.
+                if outcome.is_ok() || matches!(outcome, Err(EngineError::Cancelled)) && done.is_err() {
+                    outcome = done;
+                }
+            }
+            outcome
+        });
+        outcome?;
+        let mut done = done.into_inner().expect("the threads are gone");
+        done.sort_by_key(|(n, _)| *n);
+        Ok(done.into_iter().map(|(_, one)| one).collect())
+    }
+
+    fn globals(&self, writer: &Writer<'_>) -> Result<Option<(GlobalsPart, Finished)>> {
+        let Some(globals) = &self.server.globals else { return Ok(None) };
+        let text = serde_json::to_vec_pretty(globals).expect("globals are plain data");
+        let mut sink = writer.sink()?;
+        let mut once = Some(text);
+        let part = sink.write(GLOBALS, self.ctx.now(), &mut || Ok(once.take()))?;
+        sink.finish()?;
+        let facts = GlobalsPart {
+            path: GLOBALS.into(),
+            roles: globals.roles.len() as u64,
+            tablespaces: globals.tablespaces.len() as u64,
+            passwords: globals.passwords,
+        };
+        Ok(Some((facts, part)))
+    }
+}

@@ -1,0 +1,142 @@
+//! The record of a backup that consists of named parts: dumps of databases, what belongs to all of them, files.
+
+use jiff::Timestamp;
+use pgark_pg::value::SystemId;
+use serde::{Deserialize, Serialize};
+
+use super::Totals;
+use crate::catalog::{BackupKind, BackupType};
+use crate::error::{RepoError, Result};
+use crate::names::{BackupId, ClusterName, record};
+use crate::repository::Repository;
+use crate::stream::Fingerprint;
+
+/// Of every kind but physical.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PartsRecord {
+    pub id: BackupId,
+    pub cluster: ClusterName,
+    pub kind: BackupKind,
+    #[serde(rename = "type")]
+    pub backup_type: BackupType,
+    /// Of the program that wrote it.
+    pub program: String,
+    pub system_id: SystemId,
+    /// Of the server, when the backup began.
+    pub version_num: u32,
+    pub started: Timestamp,
+    pub finished: Timestamp,
+    pub from_standby: bool,
+    /// In the order of their parts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<DatabaseDump>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub globals: Option<GlobalsPart>,
+    pub manifest: Fingerprint,
+    pub totals: Totals,
+    /// The backup whose content was taken over where it was the same; need not exist any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BackupId>,
+    /// Said to the person who took the backup.
+    pub warnings: Vec<String>,
+}
+
+/// One database: what `create database` has to be told, and its dump.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseDump {
+    pub name: String,
+    pub oid: u32,
+    /// The directory of its parts in the manifest.
+    pub path: String,
+    /// The transaction snapshot by which everything of it was read, and when that was taken, by the server's clock.
+    pub snapshot: String,
+    pub taken: Timestamp,
+    pub owner: String,
+    pub encoding: String,
+    /// As `pg_database.datlocprovider`.
+    pub locale_provider: String,
+    pub collate: String,
+    pub ctype: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locale: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icu_rules: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collation_version: Option<String>,
+    pub tablespace: String,
+    /// -1: no limit.
+    pub connection_limit: i32,
+    pub is_template: bool,
+    pub allow_connections: bool,
+    /// `pg_database.datacl`; None: the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acl: Option<Vec<Grant>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    pub settings: Vec<DatabaseSetting>,
+    /// `pg_database_size`; absent where the role may not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// The version of the program that dumped it, such as `15.18`.
+    pub dumped_by: String,
+    /// Bytes of the dump.
+    pub dump_bytes: u64,
+    /// Entries in the dump's table of contents, and those of them that are contents of tables.
+    pub entries: u64,
+    pub table_data: u64,
+    /// Only these; both empty: everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
+}
+
+/// A right on a database or a tablespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// None: everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grantee: Option<String>,
+    /// `CONNECT`, `CREATE`, `TEMPORARY`.
+    pub privilege: String,
+    pub grantable: bool,
+}
+
+/// `alter database … set`, or `alter role … in database … set`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseSetting {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    pub name: String,
+    pub value: String,
+}
+
+/// What belongs to the cluster and not to one database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GlobalsPart {
+    /// Its part in the manifest.
+    pub path: String,
+    pub roles: u64,
+    pub tablespaces: u64,
+    /// Whether password hashes are in it; only a superuser can read them.
+    pub passwords: bool,
+}
+
+impl PartsRecord {
+    /// Writes the record; durable when this returns.
+    pub fn store(&self, repo: &Repository) -> Result<Fingerprint> {
+        super::store(repo, &record(&self.cluster, &self.id), self)
+    }
+
+    /// Reads it back, and compares it with what the catalog knows of it.
+    pub fn load(repo: &Repository, cluster: &ClusterName, id: &BackupId, expected: &Fingerprint) -> Result<Self> {
+        match super::Record::load(repo, cluster, id, expected)? {
+            super::Record::Parts(rec) => Ok(*rec),
+            super::Record::Physical(_) => Err(RepoError::corrupt(record(cluster, id), "of a physical backup")),
+        }
+    }
+
+    pub fn database(&self, name: &str) -> Option<&DatabaseDump> {
+        self.databases.iter().find(|d| d.name == name)
+    }
+}
