@@ -48,6 +48,18 @@ impl Repository {
                 created = Created::Before;
                 return Ok(None);
             }
+            // A new key would open nothing of what lies there.
+            let mut there = None;
+            store.list(CLUSTERS, &mut |stat| {
+                there.get_or_insert(stat.name);
+                Ok(())
+            })?;
+            if let Some(name) = there {
+                return Err(RepoError::corrupt(
+                    "keyring",
+                    format!("it is missing, although {name} is there: 'pgark replicate' from a copy brings it back"),
+                ));
+            }
             created = Created::Now;
             Ok(Some(Keyring::create(new)?.to_bytes()))
         })?;
@@ -87,19 +99,18 @@ impl Repository {
             .read_with(&mut |bytes| open(bytes))?
             .ok_or_else(|| RepoError::NoRepository { url: self.store.url() })?;
         let mut created = Created::Before;
-        keyring::register(store.clone()).update(|current| {
-            let is_older = match &current {
+        // One damaged copy of the ring is not the ring.
+        let mut open_there = |bytes: &[u8]| {
+            if keyring::peek_repository_id(bytes)? != self.id {
+                let why = format!("{} is a repository of its own, and not a copy of {}", store.url(), self.store.url());
+                return Err(RepoError::WrongKey { why });
+            }
+            open(bytes)
+        };
+        keyring::register(store.clone()).update_with(&mut open_there, |current, there| {
+            let is_older = match &there {
                 None => true,
-                Some(v) => {
-                    if keyring::peek_repository_id(&v.value)? != self.id {
-                        let why = format!(
-                            "{} is a repository of its own, and not a copy of {}",
-                            store.url(),
-                            self.store.url()
-                        );
-                        return Err(RepoError::WrongKey { why });
-                    }
-                    let there = open(&v.value)?;
+                Some(there) => {
                     let is_older = there.generation() < ours.generation();
                     // A key that was retired here may be all that opens what is there.
                     if is_older && there.masters().iter().any(|m| !ours.masters().contains(m)) {

@@ -22,6 +22,7 @@ use crate::key_cache::{self, KeyCache};
 use crate::key_commands::ConfiguredCommands;
 use crate::key_pin::KeyPin;
 use crate::secret::{Secret, SecretSource};
+use crate::settings::repo_url::Scheme;
 use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
 use crate::store::{self, Access, Missing};
 use crate::{output, progress};
@@ -409,6 +410,23 @@ impl Opener {
         };
         Ok(Unlock { passphrase, age_identities, commands: ConfiguredCommands::of(&self.settings.key_commands) })
     }
+}
+
+/// One place under two names is not two copies.
+pub fn refuse_same_place(all: &[RepoSettings]) -> Result<(), Failure> {
+    let mut seen: Vec<(PathBuf, &str)> = vec![];
+    let local = all.iter().filter(|s| s.url.scheme == Scheme::File);
+    for settings in local {
+        // What is not there yet has no other name.
+        let Ok(path) = std::fs::canonicalize(&settings.url.path) else { continue };
+        if let Some((_, other)) = seen.iter().find(|(p, _)| *p == path) {
+            let message =
+                format!("repositories {other} and {} are the same directory: {}", settings.name, path.display());
+            return Err(Failure::refused("E-REPO-TWICE", message).hint("a copy lies in a place of its own"));
+        }
+        seen.push((path, &settings.name));
+    }
+    Ok(())
 }
 
 type Started = (usize, Result<Repository, Failure>);

@@ -7,7 +7,7 @@ use pgark_repo::keyring::NewKeys;
 use serde::Serialize;
 
 use super::Outcome;
-use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
+use super::context::{CONNECT_TIMEOUT, Context, engine_failure, refuse_same_place};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::key_cache;
@@ -61,6 +61,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let settings = context.repo_settings()?;
     let others = context.settings.selected_repos()?.split_off(1);
+    refuse_same_place(&context.settings.selected_repos()?)?;
     let unlock = context.unlock(&settings)?;
     let encryption = encryption(&args, &settings);
     if encryption != Algorithm::None && unlock.is_empty() {
@@ -92,6 +93,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     for one in std::iter::once(&settings).chain(&others) {
         context.refuse_nested(one)?;
     }
+    make_copy_of_others(&context, &settings, &others)?;
     let store = context.open_store(&settings, Missing::Create)?;
     let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
     if let Some(pin) = context.key_pin(&**done.repository.store()) {
@@ -127,6 +129,34 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     };
     output::result(global.form(), &document, || text(&document))?;
     Ok(Exit::Done)
+}
+
+/// Where the first repository has gone and another one is there, it becomes a copy of that one again: a key ring of its own
+/// would part them.
+fn make_copy_of_others(context: &Context, first: &RepoSettings, others: &[RepoSettings]) -> Result<(), Failure> {
+    let has_ring = |settings: &RepoSettings| match context.open_store(settings, Missing::Refuse) {
+        Ok(store) => {
+            let ring = pgark_repo::keyring::register(store).read();
+            ring.map(|ring| ring.is_some()).map_err(|e| engine_failure(e.into()))
+        }
+        Err(failure) if failure.exit == Exit::NoRepository => Ok(false),
+        Err(failure) => Err(failure),
+    };
+    if has_ring(first)? {
+        return Ok(());
+    }
+    for other in others {
+        if has_ring(other)? {
+            let of = context.open_repository(other)?;
+            context.open_copy(&of, first, Missing::Create)?;
+            output::warning(&format!(
+                "repository {} was not there and is a copy of {} now: 'pgark replicate --from {} --to {}' completes it",
+                first.name, other.name, other.name, first.name
+            ));
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn encryption(args: &InitArgs, settings: &RepoSettings) -> Algorithm {

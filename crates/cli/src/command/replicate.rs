@@ -11,7 +11,7 @@ use pgark_repo::repository::Rekeyed;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::context::{Context, engine_failure, named};
+use super::context::{Context, engine_failure, named, refuse_same_place};
 use super::delete::parse_id;
 use super::locks::{self, Locked};
 use crate::args::{DryRunArgs, GlobalArgs};
@@ -56,6 +56,7 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let [from, to] = repos.as_slice() else {
         return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories"));
     };
+    refuse_same_place(&[from.clone(), to.clone()])?;
     let which = args.id.as_deref().map(parse_id).transpose()?.map_or(Which::Missing, Which::One);
     let source = context.open_repository(from).map_err(|f| named(f, &from.name, 2))?;
     let missing = if args.dry_run.dry_run { Missing::Refuse } else { Missing::Create };

@@ -79,9 +79,10 @@ fn repaired(
     for round in 0..ROUNDS {
         let done = repair::repair(repo, &from, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
         if round == 0 && done.had_no_source() && others.is_empty() && data.is_none() {
-            return Err(Failure::usage("E-REPO-CHOICE", "there is no parity, repository or cluster to repair from").hint(
-                "name another repository with --from, give the cluster several, or give its directory with --pgdata",
-            ));
+            output::warning(
+                "there is no parity, repository or cluster to repair from: name another repository with --from, give the \
+                 cluster several, or give its directory with --pgdata",
+            );
         }
         let left = done.left.iter().map(|(object, why)| format!("{object} could not be repaired: {why}"));
         repo.store().notices().into_iter().chain(left).for_each(|line| output::warning(&line));

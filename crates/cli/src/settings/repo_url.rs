@@ -245,6 +245,11 @@ fn options_of(scheme: Scheme, query: &str) -> Result<BTreeMap<String, String>, S
                         use the cloud's own credential chain"
                 .into());
         }
+        if has_userinfo(&value) {
+            return Err(format!(
+                "the URL option '{name}' names a user or password; a proxy with a password belongs in HTTPS_PROXY"
+            ));
+        }
         if options.insert(name.clone(), value).is_some() {
             return Err(format!("the URL option '{name}' is given twice"));
         }
@@ -373,6 +378,7 @@ mod tests {
             "s3://bucket/x?secret_access_key=hunter2",
             "az://c/x?sas_token=hunter2",
             "s3://bucket?endpoint=http://u:hunter2@host",
+            "s3://bucket?proxy=http://u:hunter2@host:3128",
             "hunter2@x://y",
         ];
         for text in urls {

@@ -38,6 +38,7 @@ mod replicate;
 mod retention;
 mod retention_mistakes;
 mod several;
+mod several_mistakes;
 mod sftp;
 mod tamper;
 mod timelines;

@@ -226,7 +226,8 @@ impl Continuity {
     }
 }
 
-fn follows(before: &WalIndex, after: &WalIndex) -> bool {
+/// Whether the one can lie right behind the other in one history.
+pub(crate) fn follows(before: &WalIndex, after: &WalIndex) -> bool {
     let Some(_) = after.first_record else { return true };
     let known: Vec<Lsn> = before.last_starts().into_iter().flatten().collect();
     known.is_empty() || known.contains(&after.first_prev)

@@ -171,11 +171,15 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
     let mut look = Look::new(repo, &options.cluster, ctx)?;
     let mut candidates = candidates(options, ctx, &catalog, &archives, &mut look, &mut notes)?;
     let mut opened = BTreeSet::new();
+    let wal_damage = |id: &BackupId| {
+        let Some(b) = catalog.backup(id).and_then(BackupEntry::as_physical) else { return Ok(None) };
+        archives.iter().find(|a| a.system_id == b.system_id).map_or(Ok(None), |a| a.damaged_wal_of(&b))
+    };
     let (verdicts, wal) = loop {
         let verdicts = kinds::decide(&candidates, &branches, current, options, time.now).map_err(future)?;
         let wal = wal_fates(&archives, &catalog, &candidates, &verdicts, options);
         let gives_up = verdicts.all.iter().any(|v| !v.stays()) || wal.iter().any(|w| !w.going.is_empty());
-        if !gives_up || !look_inside(&mut candidates, &verdicts, &look, &mut opened, &mut notes)? {
+        if !gives_up || !look_inside(&mut candidates, &verdicts, &look, &wal_damage, &mut opened, &mut notes)? {
             break (verdicts, wal);
         }
     };
@@ -280,8 +284,10 @@ fn candidates(
     for b in &catalog.backups {
         let archive = archives.iter().find(|a| a.system_id == b.system_id);
         let unseen = look.missing_with_wal(b, archive)?;
-        if let Some(what) = &unseen {
-            notes.push(damage_note(&b.id, what));
+        match (&unseen, b.damaged) {
+            (Some(what), _) => notes.push(damage_note(&b.id, what)),
+            (None, Some(at)) => notes.push(damage_note(&b.id, &format!("a verification found that at {at}"))),
+            (None, None) => {}
         }
         let reads = |j: &&pgark_repo::catalog::Job| {
             let its_own = j.kind != JobKind::Delete && j.backup.as_ref() == Some(&b.id);
@@ -307,11 +313,13 @@ fn damage_note(id: &BackupId, what: &str) -> String {
     format!("backup {id} is damaged and does not count: {what}; 'pgark verify' tells more")
 }
 
-/// Opens what others would go for and was not opened before. Returns whether any of it turned out to be damaged.
+/// Opens what others would go for and was not opened before, and the WAL that it needs. Returns whether any of it turned out
+/// to be damaged.
 fn look_inside(
     candidates: &mut [Candidate],
     verdicts: &Verdicts,
     look: &Look<'_>,
+    wal_damage: &dyn Fn(&BackupId) -> Result<Option<String>>,
     opened: &mut BTreeSet<BackupId>,
     notes: &mut Vec<String>,
 ) -> Result<bool> {
@@ -320,7 +328,11 @@ fn look_inside(
         if !c.good || !v.stays() || !v.reasons.iter().any(Reason::replaces_others) || !opened.insert(c.id.clone()) {
             continue;
         }
-        if let Some(what) = look.damaged(&c.id)? {
+        let damage = match look.damaged(&c.id)? {
+            None => wal_damage(&c.id)?,
+            found => found,
+        };
+        if let Some(what) = damage {
             notes.push(damage_note(&c.id, &what));
             (c.good, c.unseen, any) = (false, Some(what), true);
         }

@@ -10,7 +10,7 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, Lineage, PhysicalBackup, WalNeed};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::head::{merged, subtract};
-use pgark_repo::wal::{SegmentRange, TimelineSpan, WalArchive, WalHead};
+use pgark_repo::wal::{SegmentRange, SegmentReader, TimelineSpan, WalArchive, WalHead};
 
 use super::policy::{self, Branch, Policy};
 use crate::archive::{self, WalPath};
@@ -29,6 +29,7 @@ pub struct Archive {
     pub timelines: Vec<Timeline>,
     pub is_current: bool,
     pub notes: Vec<String>,
+    pub wal: WalArchive,
 }
 
 pub struct Timeline {
@@ -59,6 +60,7 @@ impl Archive {
             is_current: catalog.lineage().is_some_and(|l| l.system_id == lineage.system_id),
             notes: vec![],
             head,
+            wal: wal.clone(),
         };
         for span in archive.head.timelines() {
             let has_backup = of_lineage.iter().any(|b| b.timeline == span.timeline);
@@ -101,6 +103,18 @@ impl Archive {
     pub fn has_wal_of(&self, b: &PhysicalBackup) -> bool {
         let held = |name: &SegmentName| self.head.timeline(name.timeline).is_some_and(|t| t.contains(name.segment));
         self.segments_of(b).all(|name| held(&name))
+    }
+
+    /// What of the stored objects that hold it is missing, does not open or is too short. Contents are not read.
+    pub fn damaged_wal_of(&self, b: &PhysicalBackup) -> Result<Option<String>> {
+        for name in self.segments_of(b) {
+            match self.wal.open_segment(&name, self.size).and_then(SegmentReader::check_length) {
+                Ok(()) => {}
+                Err(e) if e.is_damage() => return Ok(Some(format!("WAL that it needs: {e}"))),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(None)
     }
 
     fn segments_of(&self, b: &PhysicalBackup) -> impl Iterator<Item = SegmentName> + '_ {

@@ -5,22 +5,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use pgark_pg::names::WalFileName;
-use pgark_pg::value::{SegmentSize, SystemId};
+use pgark_pg::value::{SegmentName, SegmentNo, SegmentSize, SystemId};
 use pgark_repo::RepoError;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, Catalog};
-use pgark_repo::crypto::ObjectKind;
+use pgark_repo::crypto::{Algorithm, ObjectKind, generation_of};
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::manifest::packs_of;
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::{Record, manifest_reader};
-use pgark_repo::seals::{TAIL_BYTES, origin_of_bytes};
-use pgark_repo::store::ObjectName;
+use pgark_repo::seals::{Place, TAIL_BYTES, origin_of_bytes, seal_into};
+use pgark_repo::store::{MemoryStore, ObjectName, Store};
 use pgark_repo::stream::{Fingerprint, open_bytes};
-use pgark_repo::wal::WalArchive;
+use pgark_repo::wal::{WalArchive, WalIndex};
 
+use crate::archive::follows;
 use crate::error::{EngineError, Result};
 use crate::rebuild;
 use crate::replicate::objects::read_exactly;
@@ -50,25 +52,28 @@ pub(super) fn expected(
     let mut all = BTreeMap::new();
     for entry in backups {
         all.insert(names::record(cluster, &entry.id), entry.record.clone());
-        if let Some((manifest, packs)) = sources.iter().find_map(|m| read_books(&m.repo, cluster, entry).ok()) {
-            all.insert(names::manifest(cluster, &entry.id), manifest);
-            all.extend(packs);
-        }
+        // One of them may have the record alone, another one the manifest.
+        let record = sources.iter().find_map(|m| Record::load(&m.repo, cluster, &entry.id, &entry.record).ok());
+        let Some(record) = record else { continue };
+        all.insert(names::manifest(cluster, &entry.id), record.manifest().clone());
+        let packs = sources.iter().find_map(|m| packs_by(&m.repo, cluster, &entry.id, record.manifest()).ok());
+        all.extend(packs.into_iter().flatten());
     }
     all
 }
 
-type Books = (Fingerprint, Vec<(ObjectName, Fingerprint)>);
-
 /// By the fingerprints in the catalog of the repository that is mended, whichever repository the books are read from.
-fn read_books(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<Books> {
-    let record = Record::load(repo, cluster, &entry.id, &entry.record)?;
-    let (uses, print) = packs_of(manifest_reader(repo, cluster, &entry.id)?)?;
-    if print != *record.manifest() {
-        return Err(RepoError::corrupt(names::manifest(cluster, &entry.id), "not what was written").into());
+fn packs_by(
+    repo: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+    manifest: &Fingerprint,
+) -> Result<Vec<(ObjectName, Fingerprint)>> {
+    let (uses, print) = packs_of(manifest_reader(repo, cluster, id)?)?;
+    if print != *manifest {
+        return Err(RepoError::corrupt(names::manifest(cluster, id), "not what was written").into());
     }
-    let packs = uses.into_iter().map(|u| (names::pack(cluster, &u.id.backup, u.id.number), u.fingerprint));
-    Ok((print, packs.collect()))
+    Ok(uses.into_iter().map(|u| (names::pack(cluster, &u.id.backup, u.id.number), u.fingerprint)).collect())
 }
 
 /// Returns the name of the source that the bytes came from.
@@ -80,13 +85,78 @@ pub(super) fn from_others(
 ) -> std::result::Result<String, Vec<String>> {
     let mut why = vec![];
     for source in others {
-        let bytes = whole(&source.repo, name, known);
-        match bytes.and_then(|(seal, bytes)| replace_damaged(repo, name, &seal, &bytes, known)) {
+        let right = whole(&source.repo, name, known).and_then(|right| under_keys_of(repo, &source.repo, name, right));
+        let right = right.and_then(|right| belongs(repo, name, &right, known).map(|()| right));
+        match right.and_then(|(seal, bytes)| replace_damaged(repo, name, &seal, &bytes, known)) {
             Ok(()) => return Ok(source.name.clone()),
             Err(e) => why.push(format!("{}: {e}", source.name)),
         }
     }
     Err(why)
+}
+
+/// A copy that missed a rotation has seals whose key this repository may have retired: such an object is sealed anew.
+fn under_keys_of(
+    repo: &Repository,
+    source: &Repository,
+    name: &ObjectName,
+    right: (ObjectName, Vec<u8>),
+) -> Result<(ObjectName, Vec<u8>)> {
+    let generation = right.1.first_chunk().and_then(generation_of);
+    if repo.keys().algorithm() == Algorithm::None || generation.is_some_and(|g| repo.keys().generations().contains(&g))
+    {
+        return Ok(right);
+    }
+    let memory: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let place = Place { store: &memory, keys: repo.keys() };
+    seal_into(&Place { store: source.store(), keys: source.keys() }, &place, name, None)?;
+    let mut sealed = None;
+    memory
+        .list("", &mut |stat| {
+            sealed = Some(stat.name);
+            Ok(())
+        })
+        .map_err(RepoError::from)?;
+    let sealed = sealed.ok_or_else(|| not_repairable("it could not be sealed anew"))?;
+    let bytes = memory.read(&sealed, OBJECT_BYTES_MAX).map_err(RepoError::from)?;
+    Ok((sealed, bytes))
+}
+
+/// WAL of another history may lie in the copy under the same name: what is put back continues what lies before it here, and
+/// is continued by what lies behind.
+fn belongs(repo: &Repository, name: &ObjectName, right: &(ObjectName, Vec<u8>), known: &Known<'_>) -> Result<()> {
+    if known.expected.contains_key(name) {
+        return Ok(());
+    }
+    for (system_id, size) in known.lineages {
+        let archive = WalArchive::new(repo, known.cluster, *system_id);
+        let Some((segment, _)) = names::segment_copy(name.basename(), *size) else { continue };
+        if !name.as_str().starts_with(&format!("{}/", archive.place().dir())) {
+            continue;
+        }
+        let (seal, bytes) = right;
+        let own = if seal == name {
+            bytes.as_slice()
+        } else {
+            bytes.split_last_chunk::<TAIL_BYTES>().map_or(bytes.as_slice(), |b| b.0)
+        };
+        let index = archive.open_bytes(name, own.to_vec())?.index;
+        let neighbour = |number: Option<u64>| -> Result<Option<WalIndex>> {
+            let Some(number) = number else { return Ok(None) };
+            match archive.index(&SegmentName { segment: SegmentNo(number), ..segment }, *size) {
+                Ok(index) => Ok(Some(index)),
+                // It cannot speak for itself.
+                Err(e) if e.is_damage() => Ok(None),
+                Err(e) => Err(e.into()),
+            }
+        };
+        let before = neighbour(segment.segment.0.checked_sub(1))?;
+        let after = neighbour(segment.segment.0.checked_add(1))?;
+        if !before.is_none_or(|b| follows(&b, &index)) || !after.is_none_or(|a| follows(&index, &a)) {
+            return Err(not_repairable("it does not continue the WAL beside it: it is of another history"));
+        }
+    }
+    Ok(())
 }
 
 /// A damaged pack made whole by the pages that the data directory still has as they were.

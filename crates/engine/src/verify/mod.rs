@@ -59,8 +59,8 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     v.report_parity();
     v.report_unopened();
     let mut report = VerifyReport { accounted: v.claimed, ..v.report };
-    if options.depth == Depth::Full {
-        match record_findings(&catalog_store, &backups, &damaged, &report, ctx.now()) {
+    if !by_books {
+        match record_findings(&catalog_store, options.depth, &backups, &damaged, &report, ctx.now()) {
             Err(EngineError::Repo(RepoError::Store(e)))
                 if matches!(e.kind(), StoreErrorKind::Denied | StoreErrorKind::ReadOnly | StoreErrorKind::NoSpace) =>
             {
@@ -302,7 +302,7 @@ impl<'a> Verify<'a> {
             if known {
                 continue;
             }
-            self.problem(&name, ProblemKind::Unexpected, parity::stranger(&name), id.into_iter().collect(), vec![]);
+            self.problem(&name, ProblemKind::Unexpected, parity::stranger(&name), vec![], vec![]);
         }
         Ok(())
     }
@@ -322,17 +322,22 @@ fn kind_of(e: &RepoError) -> ProblemKind {
 }
 
 /// Backups of which every byte was just compared have earned it; those that cannot be restored are not counted on by
-/// retention.
+/// retention, however little was looked at.
 fn record_findings(
     catalog: &CatalogStore,
+    depth: Depth,
     backups: &[&BackupEntry],
     damaged: &BTreeSet<BackupId>,
     report: &VerifyReport,
     now: Timestamp,
 ) -> Result<()> {
-    let hurt: BTreeSet<&BackupId> = report.problems.iter().flat_map(|p| &p.backups).chain(damaged).collect();
+    // What lies there besides takes nothing from a backup.
+    let harm = |p: &&Problem| !matches!(p.kind, ProblemKind::Unexpected | ProblemKind::Conflict);
+    let hurt = report.problems.iter().filter(harm).flat_map(|p| &p.backups).chain(damaged);
+    let hurt: BTreeSet<&BackupId> = hurt.collect();
     let unread: BTreeSet<&BackupId> = report.unchecked.iter().flat_map(|u| &u.backups).collect();
-    let proven = backups.iter().map(|b| &b.id).filter(|id| !hurt.contains(id) && !unread.contains(id));
+    let proven = |id: &&BackupId| depth == Depth::Full && !hurt.contains(id) && !unread.contains(id);
+    let proven = backups.iter().map(|b| &b.id).filter(proven);
     let proven: Vec<&BackupId> = proven.collect();
     let changes = |b: &BackupEntry| {
         let proven = proven.contains(&&b.id) && (b.evidence < Evidence::Authenticated || b.damaged.is_some());

@@ -103,7 +103,45 @@ impl Verify<'_> {
                 self.effect(&wal, &head, name.timeline, name.segment, name.segment, lineage, backups, &good);
             self.problem(&object, kind, what, lost, windows);
         }
+        self.own_wal(&wal, &head, lineage, backups)?;
         self.side_files(&wal, &head, lineage)
+    }
+
+    /// What each backup needs to become consistent must be on record: the head may have lost what the catalog still knows of.
+    fn own_wal(
+        &mut self,
+        wal: &WalArchive,
+        head: &WalHead,
+        lineage: &Lineage,
+        backups: &[&PhysicalBackup],
+    ) -> Result<()> {
+        for b in backups.iter().filter(|b| b.system_id == lineage.system_id) {
+            let told = |p: &super::Problem| p.kind == ProblemKind::Gap && p.backups.contains(&b.id);
+            if self.report.problems.iter().any(told) {
+                continue;
+            }
+            let path = match archive::history(wal, b.timeline) {
+                Ok(history) => Some(WalPath::new(&history, lineage.segment_size)),
+                // That it is missing is told as such; the segments are looked for on the backup's own timeline.
+                Err(e) if e.is_damage() || e.code() == "E-HISTORY-MISSING" => None,
+                Err(e) => return Err(e),
+            };
+            let (first, last) = b.segments(lineage.segment_size);
+            let names = (first.0..=last.0).map(|n| match &path {
+                Some(path) => path.name(SegmentNo(n)),
+                None => SegmentName { timeline: b.timeline, segment: SegmentNo(n) },
+            });
+            let unknown = |n: &SegmentName| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment));
+            let unknown: Vec<SegmentName> = names.filter(unknown).collect();
+            let Some(first) = unknown.first() else { continue };
+            let object = wal.object_of(head, first, lineage.segment_size)?;
+            let what = format!(
+                "{} WAL segments that the backup needs to become consistent are not in the archive, this one first",
+                unknown.len()
+            );
+            self.problem(object.as_str(), ProblemKind::Missing, what, vec![b.id.clone()], vec![]);
+        }
+        Ok(())
     }
 
     /// When one backup is verified, its WAL from start to stop; otherwise all.

@@ -1,13 +1,18 @@
 //! Which WAL stays, over random trees of timelines: by what recovery needs, and by what nothing accounts for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use pgark_pg::history::{HistoryEntry, TimelineHistory};
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
+use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence, PhysicalBackup, PhysicalFacts, WalNeed};
+use pgark_repo::crypto::KeySet;
+use pgark_repo::names::ClusterName;
+use pgark_repo::store::MemoryStore;
 use pgark_repo::stream::Fingerprint;
-use pgark_repo::wal::WalHead;
+use pgark_repo::wal::{WalArchive, WalHead};
 
 use super::super::policy::{Branch, Policy};
 use super::super::wal::{Archive, Kept, Timeline};
@@ -126,8 +131,14 @@ fn case(seed: u64) -> Case {
     let needs = needs.collect();
     let at = at(time(r.below(60)));
     let is_current = !r.one_in(4);
-    let archive = Archive { system_id: SYSTEM, size: size(), head, timelines, is_current, notes: vec![] };
+    let archive =
+        Archive { system_id: SYSTEM, size: size(), head, timelines, is_current, notes: vec![], wal: nowhere() };
     Case { archive, entries, policy, at, needs }
+}
+
+fn nowhere() -> WalArchive {
+    let repo = Repository::open_for_wal(Arc::new(MemoryStore::new()), KeySet::unencrypted());
+    WalArchive::new(&repo, &ClusterName::parse("c").unwrap(), SYSTEM)
 }
 
 #[test]
