@@ -39,6 +39,7 @@ need strace strace
 need /usr/sbin/mkfs.ext4 e2fsprogs
 need /usr/sbin/losetup mount
 need setpriv util-linux
+ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
 need python3 python3
 need tar tar
 # What extract.py, which lies in each repository, uses.

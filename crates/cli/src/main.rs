@@ -7,6 +7,7 @@ mod failure;
 mod key_cache;
 mod key_commands;
 mod key_pin;
+mod nested;
 mod output;
 mod program;
 mod progress;

@@ -39,6 +39,9 @@ pub enum EngineError {
     Failed { code: &'static str, message: String, hint: String },
     #[error("cancelled")]
     Cancelled,
+    /// Which one of several repositories it is about.
+    #[error("repository {name}: {source}")]
+    In { name: String, source: Box<EngineError> },
 }
 
 impl From<pgark_repo::store::StoreError> for EngineError {
@@ -60,8 +63,32 @@ impl EngineError {
         EngineError::Failed { code, message: message.into(), hint: hint.into() }
     }
 
+    #[must_use]
+    pub fn in_repository(self, name: &str) -> Self {
+        match self {
+            // It concerns no repository, or says already which.
+            e @ (EngineError::Cancelled | EngineError::File { .. } | EngineError::In { .. }) => e,
+            e => EngineError::In { name: name.to_owned(), source: Box::new(e) },
+        }
+    }
+
+    /// What a repository said.
+    pub fn repo(&self) -> Option<&RepoError> {
+        match self {
+            EngineError::Repo(e) => Some(e),
+            EngineError::In { source, .. } => source.repo(),
+            _ => None,
+        }
+    }
+
+    /// As `RepoError::is_damage`.
+    pub fn is_damage(&self) -> bool {
+        self.repo().is_some_and(RepoError::is_damage)
+    }
+
     pub fn class(&self) -> FailureClass {
         match self {
+            EngineError::In { source, .. } => source.class(),
             EngineError::Cancelled => FailureClass::Cancelled,
             EngineError::Refused { .. } => FailureClass::Refused,
             EngineError::Repo(e) => repo_class(e),
@@ -71,6 +98,7 @@ impl EngineError {
 
     pub fn code(&self) -> &'static str {
         match self {
+            EngineError::In { source, .. } => source.code(),
             EngineError::Cancelled => "E-CANCELLED",
             EngineError::Refused { code, .. } | EngineError::Failed { code, .. } => code,
             EngineError::Cluster(e) => e.code(),
@@ -82,6 +110,7 @@ impl EngineError {
 
     pub fn hint(&self) -> Option<String> {
         match self {
+            EngineError::In { source, .. } => source.hint(),
             EngineError::Refused { hint, .. } | EngineError::Failed { hint, .. } => {
                 (!hint.is_empty()).then(|| hint.clone())
             }

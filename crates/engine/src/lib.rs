@@ -20,6 +20,7 @@ pub mod keep;
 pub mod keys;
 pub mod lock;
 pub mod pace;
+pub mod rebuild;
 pub mod reencrypt;
 pub mod register;
 pub mod repair;
@@ -27,6 +28,7 @@ pub mod replicate;
 pub mod rescue;
 pub mod restore;
 pub mod several;
+pub mod sources;
 pub mod verify;
 
 pub use ctx::{Ctx, ProgressSink};

@@ -29,10 +29,10 @@ pub(crate) struct Present<'a> {
 
 /// Whether a repository could not be reached or written to, so that the same may succeed later.
 pub fn is_away(e: &EngineError) -> bool {
-    let EngineError::Repo(e) = e else { return false };
-    match e {
-        RepoError::NoRepository { .. } => true,
-        RepoError::Store(e) => matches!(
+    match e.repo() {
+        None => e.code() == "E-REPO-AWAY",
+        Some(RepoError::NoRepository { .. }) => true,
+        Some(RepoError::Store(e)) => matches!(
             e.kind(),
             StoreErrorKind::Io | StoreErrorKind::NoSpace | StoreErrorKind::ReadOnly | StoreErrorKind::Denied
         ),
@@ -63,7 +63,15 @@ impl<'a> Present<'a> {
                 }
                 Ok(None)
             }
-            Err(e) => Err(e),
+            Err(e) => Err(self.named(member, e)),
+        }
+    }
+
+    /// With the name of the repository, when there are several.
+    fn named(&self, member: usize, e: EngineError) -> EngineError {
+        match self.members.get(member) {
+            Some(m) if self.members.len() > 1 => e.in_repository(&m.name),
+            _ => e,
         }
     }
 
@@ -90,7 +98,9 @@ impl<'a> Present<'a> {
         if away.is_empty() {
             return EngineError::failed("E-REPO-NONE", "no repository took it", "check --repo");
         }
-        away.remove(0).1
+        let (member, e) = away.remove(0);
+        drop(away);
+        self.named(member, e)
     }
 
     pub fn away(self) -> Vec<(String, EngineError)> {

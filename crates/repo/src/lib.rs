@@ -26,6 +26,7 @@ pub mod seals;
 pub mod store;
 pub mod stream;
 pub mod wal;
+pub mod wreck;
 
 pub use error::{RepoError, Result};
 pub use repository::Repository;

@@ -12,7 +12,7 @@ use crate::seals::{AnewWriter, Place, origin};
 use crate::store::{ObjectName, ObjectStat, ObjectWriter, Store};
 use crate::stream::{Fingerprint, Source};
 
-const FOOTER_BYTES: usize = 24;
+pub(crate) const FOOTER_BYTES: usize = 24;
 const FOOTER_MAGIC: &[u8; 8] = b"PGARKTOC";
 
 /// Where a frame lies in its pack, and how to decode it.
@@ -26,7 +26,7 @@ pub struct FrameAt {
 }
 
 impl FrameAt {
-    fn aad(&self) -> [u8; 5] {
+    pub(crate) fn aad(&self) -> [u8; 5] {
         let mut a = [0u8; 5];
         a[0] = self.codec as u8;
         a[1..].copy_from_slice(&self.plain_len.to_le_bytes());
@@ -86,12 +86,7 @@ impl PackWriter {
     /// that is where the waiting for the disk happens.
     pub fn seal(mut self) -> Result<SealedPack> {
         let mut table = std::mem::take(&mut self.table);
-        let table_len = u32::try_from(table.len() + TAG_BYTES).expect("packs are bounded");
-        let mut footer = [0u8; FOOTER_BYTES];
-        footer[..8].copy_from_slice(&self.offset.to_le_bytes());
-        footer[8..12].copy_from_slice(&table_len.to_le_bytes());
-        footer[12..16].copy_from_slice(&self.frames.to_le_bytes());
-        footer[16..].copy_from_slice(FOOTER_MAGIC);
+        let footer = footer(self.offset, table.len(), self.frames as usize);
         self.key.seal(Purpose::TableOfContents, self.offset, &footer, &mut table, 0);
         for part in [&table[..], &footer] {
             self.writer.write(part)?;
@@ -101,6 +96,17 @@ impl PackWriter {
         let print = Fingerprint { size, blake3: self.hasher.finalize().to_hex().to_string() };
         Ok(SealedPack { writer: self.writer, print })
     }
+}
+
+/// The end of a pack whose table begins at `offset`.
+pub(crate) fn footer(offset: u64, table_len: usize, frames: usize) -> [u8; FOOTER_BYTES] {
+    let number = |n: usize| u32::try_from(n).expect("packs are bounded").to_le_bytes();
+    let mut footer = [0u8; FOOTER_BYTES];
+    footer[..8].copy_from_slice(&offset.to_le_bytes());
+    footer[8..12].copy_from_slice(&number(table_len + TAG_BYTES));
+    footer[12..16].copy_from_slice(&number(frames));
+    footer[16..].copy_from_slice(FOOTER_MAGIC);
+    footer
 }
 
 pub struct SealedPack {
@@ -192,7 +198,7 @@ pub struct TableEntry {
 }
 
 /// Decodes a pack's table from its footer and sealed bytes.
-fn parse_table(name: &ObjectName, plain: &[u8], frames: u32, table_offset: u64) -> Result<Vec<TableEntry>> {
+pub(crate) fn parse_table(name: &ObjectName, plain: &[u8], frames: u32, table_offset: u64) -> Result<Vec<TableEntry>> {
     let bad = || RepoError::corrupt(name, "its table of contents does not parse");
     let mut c = Cursor::new(plain);
     let mut offset = HEADER_BYTES as u64;
@@ -315,15 +321,7 @@ fn read_table(reader: &PackReader) -> Result<Table> {
         .ok_or_else(|| bad("shorter than an empty pack"))?;
     let mut footer = vec![];
     reader.fetch(footer_at, FOOTER_BYTES, &mut footer)?;
-    let mut c = Cursor::new(&footer);
-    let fields = (|| Some((c.u64()?, c.u32()?, c.u32()?, c.array::<8>()?)))();
-    let (offset, len, frames, magic) = fields.ok_or_else(|| bad("footer does not parse"))?;
-    if &magic != FOOTER_MAGIC || offset.checked_add(u64::from(len)) != Some(footer_at) {
-        return Err(bad("footer damaged"));
-    }
-    if len as usize > PACK_TOC_BYTES_MAX || offset < HEADER_BYTES as u64 {
-        return Err(bad("its table of contents is larger than any we write"));
-    }
+    let (offset, len, frames) = parse_footer(&reader.name, &footer, footer_at)?;
     let mut plain = vec![];
     reader.fetch(offset, len as usize, &mut plain)?;
     let n = reader
@@ -333,4 +331,19 @@ fn read_table(reader: &PackReader) -> Result<Table> {
     plain.truncate(n);
     let entries = parse_table(&reader.name, &plain, frames, offset)?;
     Ok(Table { entries, plain, footer, offset })
+}
+
+/// Where the table begins, its stored length, and the number of frames.
+pub(crate) fn parse_footer(name: &ObjectName, footer: &[u8], footer_at: u64) -> Result<(u64, u32, u32)> {
+    let bad = |what: &str| RepoError::corrupt(name, what);
+    let mut c = Cursor::new(footer);
+    let fields = (|| Some((c.u64()?, c.u32()?, c.u32()?, c.array::<8>()?)))();
+    let (offset, len, frames, magic) = fields.ok_or_else(|| bad("footer does not parse"))?;
+    if &magic != FOOTER_MAGIC || offset.checked_add(u64::from(len)) != Some(footer_at) {
+        return Err(bad("footer damaged"));
+    }
+    if len as usize > PACK_TOC_BYTES_MAX || offset < HEADER_BYTES as u64 {
+        return Err(bad("its table of contents is larger than any we write"));
+    }
+    Ok((offset, len, frames))
 }

@@ -54,6 +54,15 @@ impl Pgark {
             .env("PGDATABASE", "postgres")
     }
 
+    /// The program with a machine clock that is wrong by `offset`, as libfaketime writes it.
+    pub fn with_clock(&self, scratch: &Scratch, libfaketime: &Path, offset: &str) -> Pgark {
+        // Preloaded by a script: what changes the user on the way must not load it, or its semaphores would be root's.
+        let (library, binary) = (libfaketime.display(), self.binary.display());
+        let script = format!("#!/bin/sh\nexport LD_PRELOAD='{library}' FAKETIME='{offset}'\nexec '{binary}' \"$@\"\n");
+        let binary = scratch.file(&format!("pgark{offset}"), script.as_bytes(), 0o755);
+        Pgark { binary, ..self.clone() }
+    }
+
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Pgark {
         self.env.insert(name.into(), value.as_ref().to_owned());
         self

@@ -3,21 +3,27 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pgark_engine::archive::Archives;
 use pgark_engine::archive::ahead::{Ahead, is_backlog};
 use pgark_engine::archive::early::Early;
-use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch};
+use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch, is_standby};
 use pgark_engine::archive::prefetch::Prefetch;
 use pgark_engine::archive::pressure::Pressure;
 use pgark_engine::archive::push::{Damaged, PushOptions, push_to_all};
 use pgark_engine::archive::spool::Spool;
+use pgark_engine::repair::mend_wal;
+use pgark_engine::restore::ReadFrom;
 use pgark_engine::restore::settings::RestoreFile;
 use pgark_engine::several::Member;
+use pgark_engine::sources::{Source, Sources, Unopened};
+use pgark_pg::value::SystemId;
 use pgark_repo::Repository;
-use pgark_repo::catalog::CatalogStore;
-use pgark_repo::wal::{Pushed, WalArchive};
+use pgark_repo::names::ClusterName;
+use pgark_repo::wal::Pushed;
 
 use super::Outcome;
 use super::context::{Context, engine_failure, is_away};
+use super::readers::{Readers, tell};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
@@ -195,29 +201,39 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let threads = global.jobs.map_or_else(cores, |n| n.get() as usize);
     let prefetch = if args.alone { None } else { Prefetch::beside(&args.dest, threads) };
-    let (repo, archive, options) = match &args.restore_file {
+    let (asked, options) = match &args.restore_file {
         Some(path) => {
             let file = RestoreFile::read(path).map_err(engine_failure)?;
-            let store = store::by_url(&file.repository, &Access::kept(file.access.0.clone()))?;
-            let repo = Repository::open_for_wal(store, file.key_set().map_err(engine_failure)?).healing();
-            let archive = WalArchive::new(&repo, &file.cluster, file.system_id);
-            let options = GetOptions { segment_size: file.segment_size, planned_end: Some(file.planned_end), prefetch };
-            (repo, archive, options)
+            let options = GetOptions {
+                segment_size: file.segment_size,
+                planned_end: Some(file.planned_end),
+                newest_timeline: file.newest_timeline,
+                prefetch,
+            };
+            (recovering(&file)?, options)
         }
         None => {
             let context = Context::new(global)?;
-            let repo = context.open_first()?.1.healing();
-            let cluster = context.cluster()?;
-            let catalog = CatalogStore::new(&repo, &cluster).read().map_err(|e| engine_failure(e.into()))?;
+            let (readers, cluster) = (Readers::new(&context)?, context.cluster()?);
+            let catalog = readers.sources.catalog(&cluster).map_err(|e| readers.failure(e))?;
             let lineage =
                 catalog.lineage().ok_or_else(|| Failure::failed("E-CLUSTER-NONE", "the cluster has no lineage"))?;
-            let archive = WalArchive::new(&repo, &cluster, lineage.system_id);
-            (repo, archive, GetOptions { segment_size: lineage.segment_size, planned_end: None, prefetch })
+            let options =
+                GetOptions { segment_size: lineage.segment_size, planned_end: None, newest_timeline: None, prefetch };
+            let archives = Archives::new(&readers.sources, &cluster, lineage.system_id);
+            // A standby asks again, and streams; ending its server because one repository is away would not make it safer.
+            let archives = if is_standby(&args.dest) { archives.ignoring_silence() } else { archives };
+            (Asked { archives, sources: readers.sources, cluster, system_id: lineage.system_id }, options)
         }
     };
-    let fetched = fetch(&archive, &args.name, &args.dest, &options);
+    let fetched = fetch(&asked.archives, &args.name, &args.dest, &options);
     // In PostgreSQL's log: the exit code can only tell it whether it has the file.
-    repo.store().notices().iter().for_each(|notice| output::warning(notice));
+    asked.sources.notices().iter().for_each(|notice| output::warning(notice));
+    let troubles = asked.sources.troubles();
+    if !troubles.is_empty() {
+        let mended = mend_wal(&asked.sources, &asked.cluster, asked.system_id, options.segment_size);
+        tell(&troubles, &mended);
+    }
     match fetched.map_err(engine_failure)? {
         Fetched::Delivered => Ok(Exit::Done),
         Fetched::Absent => {
@@ -225,4 +241,42 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             Ok(Exit::Failed)
         }
     }
+}
+
+/// Where a call of `archive-get` looks.
+struct Asked {
+    archives: Archives,
+    sources: Sources,
+    cluster: ClusterName,
+    system_id: SystemId,
+}
+
+/// By what a restore left beside the recovering server.
+fn recovering(file: &RestoreFile) -> Result<Asked, Failure> {
+    let keys = file.key_set().map_err(engine_failure)?;
+    let source = |place: ReadFrom| {
+        let (url, keys) = (place.repository, keys.clone());
+        let access = Access::kept(place.access.0);
+        let open = {
+            let url = url.clone();
+            move |_: Option<&Repository>| {
+                let store = store::by_url(&url, &access)
+                    .map_err(|failure| Unopened::Other(format!("{}: {}", failure.code, failure.message)))?;
+                Ok(Repository::open_for_wal(store, keys.clone()).healing())
+            }
+        };
+        let remote = !url.starts_with("file:") && !url.starts_with('/');
+        Source { name: url, remote, witness: place.witness, open: Box::new(open) }
+    };
+    let places = file.places();
+    let sources = match places.as_slice() {
+        // Its own failure is the answer.
+        [only] => {
+            let store = store::by_url(&only.repository, &Access::kept(only.access.0.clone()))?;
+            Sources::one(Repository::open_for_wal(store, keys.clone()).healing())
+        }
+        _ => Sources::new(places.into_iter().map(source).collect()),
+    };
+    let archives = Archives::new(&sources, &file.cluster, file.system_id).never_empty();
+    Ok(Asked { archives, sources, cluster: file.cluster.clone(), system_id: file.system_id })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use pgark_engine::EngineError;
 use pgark_engine::backup::base::Wanted;
 use pgark_engine::backup::recheck::Rechecked;
 use pgark_engine::backup::room::RoomOptions;
@@ -84,8 +85,12 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let opened = context.open_members(None)?;
     let options = options(&args, &context, &opened)?;
     let repo = opened.members.first().expect("there is at least one").repo.clone();
+    let several = opened.members.len() + opened.away.len() > 1;
+    let first = opened.members.first().map(|m| m.name.clone()).unwrap_or_default();
+    let failed =
+        |e: EngineError| engine_failure(if several && e.repo().is_some() { e.in_repository(&first) } else { e });
     if args.dry_run.dry_run {
-        let plan = backup::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
+        let plan = backup::plan(&options, &repo, &context.ctx).map_err(failed)?;
         let document = serde_json::json!({
             "schema": SCHEMA, "id": plan.id.to_string(), "cluster": options.cluster.to_string(), "type": type_name(plan.backup_type),
             "base": plan.base.as_ref().map(ToString::to_string), "timeline": plan.timeline.get(), "size_bytes": plan.size_bytes, "files": plan.files,
@@ -111,7 +116,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     super::archive::drain_spool(&context, &opened.members)?;
     let began = Instant::now();
-    let mut report = backup::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let mut report = backup::run(&options, &repo, &context.ctx).map_err(failed)?;
     for w in &report.warnings {
         output::warning(w);
     }

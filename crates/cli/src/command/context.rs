@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pgark_engine::cluster::ConnectOptions;
 use pgark_engine::several::Member;
+use pgark_engine::sources::PATIENCE;
 use pgark_engine::{Ctx, EngineError, FailureClass};
 use pgark_repo::Repository;
 use pgark_repo::keyring::Unlock;
@@ -132,22 +133,17 @@ impl Context {
     }
 
     pub fn open_repository(&self, settings: &RepoSettings) -> Result<Repository, Failure> {
-        let store = self.open_store(settings, Missing::Refuse)?;
-        let unlock = self.unlock(settings)?;
-        let cache = self.key_cache(settings, &unlock);
-        let pin = self.key_pin(&*store);
-        let open = || -> Result<Repository, Failure> {
-            let repo = key_cache::open(store.clone(), &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))?;
-            pin.as_ref().map_or(Ok(()), |pin| pin.check(&repo))?;
-            if !self.admits_writers {
-                repo.require_reader("what this command needs").map_err(|e| engine_failure(e.into()))?;
-            }
-            Ok(repo)
-        };
-        match open() {
-            // Another process may have seen a rotation between our reading and our looking.
-            Err(failure) if failure.code == "E-KEY-OLDER" => open(),
-            opened => opened,
+        self.opener(settings).open()
+    }
+
+    /// What opens this repository, on any thread.
+    pub fn opener(&self, settings: &RepoSettings) -> Opener {
+        Opener {
+            settings: settings.clone(),
+            access: self.access.clone(),
+            cache_dir: self.cache_dir.clone(),
+            age_identity: self.age_identity.clone(),
+            admits_writers: self.admits_writers,
         }
     }
 
@@ -162,6 +158,7 @@ impl Context {
         for settings in &all {
             let repo = match opened.members.first() {
                 None => self.open_repository(settings),
+                // Writing waits for the first one as long as it takes: what it lacks has to be completed later.
                 Some(first) => match first.repo.keys().writes_only() {
                     None => open_member(&first.repo, settings, &self.access, patience),
                     Some(_) => self.open_copy_as_writer(&first.repo, settings, patience),
@@ -174,12 +171,13 @@ impl Context {
                 Err(failure) if is_away(&failure) && !settings.required && all.len() > 1 => {
                     opened.away.push((settings.name.clone(), failure));
                 }
-                Err(failure) => return Err(failure),
+                Err(failure) => return Err(named(failure, &settings.name, all.len())),
             }
         }
         if opened.members.is_empty() {
             let none = || Failure::usage("E-REPO-CHOICE", "no repository is configured");
-            return Err(opened.away.into_iter().next().map_or_else(none, |(_, failure)| failure));
+            let away = opened.away.into_iter().next();
+            return Err(away.map_or_else(none, |(name, failure)| named(failure, &name, all.len())));
         }
         for (name, failure) in &opened.away {
             output::warning(&format!("repository {name} is away: {}: {}", failure.code, failure.message));
@@ -194,14 +192,8 @@ impl Context {
         settings: &RepoSettings,
         patience: Option<Duration>,
     ) -> Result<Repository, Failure> {
-        let unlock = self.unlock(settings)?;
-        let cache = self.key_cache(settings, &unlock);
-        let (owned, access) = (settings.clone(), self.access.clone());
-        let copy = in_time(settings, patience, move || {
-            let store = store::open_as(&owned, &access, Missing::Refuse)?;
-            key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
-        })?;
-        self.key_pin(&**copy.store()).map_or(Ok(()), |pin| pin.check(&copy))?;
+        let opener = self.opener(settings);
+        let copy = in_time(settings, patience, move || opener.open())?;
         if copy.id() == of.id() && copy.keys().writes_only().is_some() {
             return Ok(copy);
         }
@@ -234,26 +226,56 @@ impl Context {
         Ok(others)
     }
 
-    /// The first repository that can be opened, to read from.
+    /// The first repository that can be opened, to read from. One that lets us wait does so only until another one answers.
     pub fn open_first(&self) -> Result<(RepoSettings, Repository), Failure> {
         let all = self.settings.selected_repos()?;
-        let mut failed: Option<Failure> = None;
-        for settings in &all {
-            match self.open_repository(settings) {
-                Ok(repo) => {
-                    if let Some(failure) = &failed {
-                        output::warning(&format!(
-                            "{}: {}; reading from repository {}",
-                            failure.code, failure.message, settings.name
-                        ));
+        if let [only] = all.as_slice() {
+            return Ok((only.clone(), self.open_repository(only)?));
+        }
+        let (send, receive) = std::sync::mpsc::channel();
+        let (mut next, mut running, mut failed, mut late) = (0, 0, None::<Failure>, None::<String>);
+        loop {
+            if running == 0 {
+                let Some(settings) = all.get(next) else { break };
+                start(self.opener(settings), next, &send);
+                (next, running) = (next + 1, 1);
+            }
+            let got = match next < all.len() {
+                true => receive.recv_timeout(PATIENCE),
+                false => receive.recv().map_err(|_| std::sync::mpsc::RecvTimeoutError::Disconnected),
+            };
+            let settings = |n: usize| all.get(n).cloned().ok_or_else(no_repository);
+            match got {
+                Ok((n, Ok(repo))) => {
+                    let settings = settings(n)?;
+                    let why = failed.map(|f| format!("{}: {}", f.code, f.message)).or(late);
+                    if let Some(why) = why {
+                        output::warning(&format!("{why}; reading from repository {}", settings.name));
                     }
-                    return Ok((settings.clone(), repo));
+                    return Ok((settings, repo));
                 }
-                Err(failure) if is_away(&failure) => drop(failed.get_or_insert(failure)),
-                Err(failure) => return Err(failure),
+                Ok((n, Err(failure))) => {
+                    running -= 1;
+                    let failure = named(failure, &settings(n)?.name, all.len());
+                    if !is_away(&failure) {
+                        return Err(failure);
+                    }
+                    failed = failed.or(Some(failure));
+                }
+                Err(_) => {
+                    let waited = settings(next - 1)?.name;
+                    late = Some(format!("repository {waited} did not answer within {} s", PATIENCE.as_secs()));
+                    start(self.opener(&settings(next)?), next, &send);
+                    (next, running) = (next + 1, running + 1);
+                }
             }
         }
-        Err(failed.unwrap_or_else(|| Failure::usage("E-REPO-CHOICE", "no repository is configured")))
+        Err(failed.unwrap_or_else(no_repository))
+    }
+
+    /// Before a repository is made there.
+    pub fn refuse_nested(&self, settings: &RepoSettings) -> Result<(), Failure> {
+        crate::nested::refuse_nested(&settings.url, &self.access)
     }
 
     /// The same repository in another place, which is made when there is none and that is allowed.
@@ -282,22 +304,11 @@ impl Context {
     }
 
     pub fn key_cache(&self, settings: &RepoSettings, unlock: &Unlock) -> Option<KeyCache> {
-        match (&settings.passphrase, &unlock.passphrase) {
-            // A passphrase that is on no disk must not become guessable from one.
-            (SecretSource::File(_), Some(p)) => KeyCache::find(self.cache_dir.as_deref(), p),
-            _ => None,
-        }
+        self.opener(settings).key_cache(unlock)
     }
 
     pub fn unlock(&self, settings: &RepoSettings) -> Result<Unlock, Failure> {
-        let passphrase = settings.passphrase.read()?.map(|s| Zeroizing::new(s.expose().to_vec()));
-        let identity = self.age_identity.read()?;
-        let age_identities = match identity.as_ref().map(|s| s.expose_str()) {
-            None => None,
-            Some(Some(text)) => Some(Zeroizing::new(text.to_owned())),
-            Some(None) => return Err(Failure::usage("E-SECRET-TEXT", "the age identity file is not text")),
-        };
-        Ok(Unlock { passphrase, age_identities, commands: ConfiguredCommands::of(&settings.key_commands) })
+        self.opener(settings).unlock()
     }
 
     /// What the environment says a new slot is opened with.
@@ -335,6 +346,82 @@ impl Context {
                 .hint("give --pgdata, set PGDATA, or set pgdata for the cluster in pgark.toml")
         })
     }
+}
+
+/// All that it takes to open one repository.
+#[derive(Clone)]
+pub struct Opener {
+    pub settings: RepoSettings,
+    access: Access,
+    cache_dir: Option<PathBuf>,
+    age_identity: SecretSource,
+    admits_writers: bool,
+}
+
+impl Opener {
+    pub fn open(&self) -> Result<Repository, Failure> {
+        let store = store::open_as(&self.settings, &self.access, Missing::Refuse)?;
+        let unlock = self.unlock()?;
+        let cache = self.key_cache(&unlock);
+        let pin = KeyPin::find(self.cache_dir.as_deref(), &store.url());
+        let open = || -> Result<Repository, Failure> {
+            let repo = key_cache::open(store.clone(), &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))?;
+            pin.as_ref().map_or(Ok(()), |pin| pin.check(&repo))?;
+            if !self.admits_writers {
+                repo.require_reader("what this command needs").map_err(|e| engine_failure(e.into()))?;
+            }
+            Ok(repo)
+        };
+        match open() {
+            // Another process may have seen a rotation between our reading and our looking.
+            Err(failure) if failure.code == "E-KEY-OLDER" => open(),
+            opened => opened,
+        }
+    }
+
+    /// With the keys of another copy.
+    pub fn open_as_copy(&self, of: &Repository) -> Result<Repository, Failure> {
+        open_member(of, &self.settings, &self.access, None)
+    }
+
+    fn key_cache(&self, unlock: &Unlock) -> Option<KeyCache> {
+        match (&self.settings.passphrase, &unlock.passphrase) {
+            // A passphrase that is on no disk must not become guessable from one.
+            (SecretSource::File(_), Some(p)) => KeyCache::find(self.cache_dir.as_deref(), p),
+            _ => None,
+        }
+    }
+
+    fn unlock(&self) -> Result<Unlock, Failure> {
+        let passphrase = self.settings.passphrase.read()?.map(|s| Zeroizing::new(s.expose().to_vec()));
+        let identity = self.age_identity.read()?;
+        let age_identities = match identity.as_ref().map(|s| s.expose_str()) {
+            None => None,
+            Some(Some(text)) => Some(Zeroizing::new(text.to_owned())),
+            Some(None) => return Err(Failure::usage("E-SECRET-TEXT", "the age identity file is not text")),
+        };
+        Ok(Unlock { passphrase, age_identities, commands: ConfiguredCommands::of(&self.settings.key_commands) })
+    }
+}
+
+type Started = (usize, Result<Repository, Failure>);
+
+/// A thread that is given up ends with the program.
+fn start(opener: Opener, n: usize, send: &std::sync::mpsc::Sender<Started>) {
+    let send = send.clone();
+    std::thread::spawn(move || send.send((n, opener.open())).unwrap_or_default());
+}
+
+fn no_repository() -> Failure {
+    Failure::usage("E-REPO-CHOICE", "no repository is configured")
+}
+
+/// Of several repositories, the one that failed is named.
+pub fn named(failure: Failure, repository: &str, of: usize) -> Failure {
+    if of < 2 || failure.message.starts_with("repository ") {
+        return failure;
+    }
+    Failure { message: format!("repository {repository}: {}", failure.message), ..failure }
 }
 
 fn open_copy(

@@ -3,8 +3,11 @@
 use jiff::Timestamp;
 use pgark_engine::backup::BackupReport;
 use pgark_engine::info::{ClusterInfo, Window};
+use pgark_engine::repair::Mended;
 use pgark_engine::restore::RestorePlan;
+use pgark_engine::restore::RestoreReport;
 use pgark_engine::restore::resolve::StopHow;
+use pgark_engine::sources::{Trouble, TroubleKind};
 use pgark_engine::verify::{Depth, ProblemKind, VerifyReport};
 use pgark_repo::catalog::{BackupEntry, BackupType, Evidence};
 use pgark_repo::record::{Base, Method};
@@ -312,8 +315,44 @@ pub struct RestoreDocument {
     pub bytes_written: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
+    /// What one repository lacked and another one had.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryTrouble>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<StartedDocument>,
+}
+
+#[derive(Serialize)]
+pub struct RepositoryTrouble {
+    repository: String,
+    /// missing, damaged or away
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<String>,
+    what: String,
+    /// Whether the object is whole again in this repository.
+    repaired: bool,
+}
+
+impl RepositoryTrouble {
+    pub fn all(report: &RestoreReport) -> Vec<Self> {
+        let repaired = |t: &Trouble| {
+            let same = |m: &&Mended| m.repository == t.repository && Some(&m.object) == t.object.as_ref();
+            report.mended.iter().find(same).is_some_and(|m| m.outcome.is_ok())
+        };
+        let one = |t: &Trouble| RepositoryTrouble {
+            repository: t.repository.clone(),
+            kind: match t.kind {
+                TroubleKind::Missing => "missing",
+                TroubleKind::Damaged => "damaged",
+                TroubleKind::Away => "away",
+            },
+            object: t.object.clone(),
+            what: t.what.clone(),
+            repaired: repaired(t),
+        };
+        report.troubles.iter().map(one).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -356,6 +395,7 @@ impl RestoreDocument {
             bytes_restored: None,
             bytes_written: None,
             duration_ms: None,
+            repositories: vec![],
             started: None,
         }
     }
@@ -370,6 +410,9 @@ pub struct VerifyDocument {
     objects_checked: u64,
     bytes_checked: u64,
     problems: Vec<ProblemDocument>,
+    /// Present, and archived by the store: their content was not checked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unchecked: Vec<UncheckedDocument>,
     /// Objects that were made right again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     repaired: Vec<String>,
@@ -383,6 +426,13 @@ pub struct VerifyDocument {
 struct ParityDocument {
     present: u64,
     missing: u64,
+}
+
+#[derive(Serialize)]
+struct UncheckedDocument {
+    object: String,
+    why: String,
+    backups: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -425,9 +475,14 @@ impl VerifyDocument {
                 })
                 .collect(),
         };
+        let unchecked = |u: &pgark_engine::verify::Unchecked| UncheckedDocument {
+            object: u.object.clone(),
+            why: u.why.clone(),
+            backups: u.backups.iter().map(ToString::to_string).collect(),
+        };
         VerifyDocument {
             schema: SCHEMA,
-            ok: r.problems.is_empty(),
+            ok: r.problems.is_empty() && r.unchecked.is_empty(),
             depth: match depth {
                 Depth::Full => "full",
                 Depth::Quick if r.by_books => "books",
@@ -437,6 +492,7 @@ impl VerifyDocument {
             objects_checked: r.objects_checked,
             bytes_checked: r.bytes_checked,
             problems: r.problems.iter().map(problem).collect(),
+            unchecked: r.unchecked.iter().map(unchecked).collect(),
             repaired,
             parity: ParityDocument { present: r.parity_present, missing: r.parity_missing.len() as u64 },
             notes: r.notes.clone(),

@@ -89,6 +89,9 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         output::text(&format!("would create or open {urls}, and register cluster '{cluster}' there\n"))?;
         return Ok(Exit::Done);
     }
+    for one in std::iter::once(&settings).chain(&others) {
+        context.refuse_nested(one)?;
+    }
     let store = context.open_store(&settings, Missing::Create)?;
     let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
     if let Some(pin) = context.key_pin(&**done.repository.store()) {
@@ -103,6 +106,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let mut copies = vec![];
     for other in &others {
+        context.refuse_nested(other)?;
         // The first repository's key ring: what is in one can be copied into the other as it is.
         let copy = context.open_copy(&done.repository, other, Missing::Create)?.expect("it is made when missing");
         let catalog = pgark_repo::catalog::CatalogStore::new(&copy, &cluster);

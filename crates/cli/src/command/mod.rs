@@ -22,6 +22,7 @@ mod key_reencrypt;
 mod lifecycle;
 mod locks;
 mod misc;
+pub mod readers;
 mod replicate;
 mod restore;
 mod space;

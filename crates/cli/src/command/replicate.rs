@@ -11,7 +11,7 @@ use pgark_repo::repository::Rekeyed;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::context::{Context, engine_failure};
+use super::context::{Context, engine_failure, named};
 use super::delete::parse_id;
 use super::locks::{self, Locked};
 use crate::args::{DryRunArgs, GlobalArgs};
@@ -57,12 +57,16 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
         return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories"));
     };
     let which = args.id.as_deref().map(parse_id).transpose()?.map_or(Which::Missing, Which::One);
-    let source = context.open_repository(from)?;
+    let source = context.open_repository(from).map_err(|f| named(f, &from.name, 2))?;
     let missing = if args.dry_run.dry_run { Missing::Refuse } else { Missing::Create };
+    if missing == Missing::Create {
+        context.refuse_nested(to)?;
+    }
     let target = match args.rekey {
-        false => context.open_copy(&source, to, missing)?,
-        true => rekeyed(&context, &source, to, args.new_passphrase_file, missing)?,
+        false => context.open_copy(&source, to, missing),
+        true => rekeyed(&context, &source, to, args.new_passphrase_file, missing),
     };
+    let target = target.map_err(|f| named(f, &to.name, 2))?;
     let options = ReplicateOptions { cluster: context.cluster()?, which, jobs: context.jobs() };
     let plan = replicate::plan(&source, target.as_ref(), &options).map_err(engine_failure)?;
     let Some(target) = target.filter(|_| !args.dry_run.dry_run) else {

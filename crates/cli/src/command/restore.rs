@@ -8,16 +8,17 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    AccessVariables, ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target,
-    TargetAction, TimelineChoice, run as restoring,
+    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, TimelineChoice,
+    run as restoring,
 };
+use pgark_engine::sources::Sources;
 use pgark_pg::value::TimelineId;
-use pgark_repo::Repository;
 
 use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
 use super::delete::parse_id;
-use super::documents::{RestoreDocument, StartedDocument};
+use super::documents::{RepositoryTrouble, RestoreDocument, StartedDocument};
+use super::readers::{Readers, tell};
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs, RateArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, human_duration, timestamp};
@@ -121,11 +122,12 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let mut options = options(&args, &context)?;
-    let (settings, repo) = context.open_first()?;
-    let repo = repo.healing();
-    options.access = AccessVariables(context.access_to_keep(&settings)?);
+    let readers = Readers::opened(&context)?;
+    let sources = &readers.sources;
+    options.places = readers.places(&context)?;
     if args.dry_run.dry_run {
-        let (plan, remains) = restoring::prepare(&options, &repo, &[]).map_err(engine_failure)?;
+        let (plan, remains) = restoring::prepare(&options, sources, &[]).map_err(|e| readers.failure(e))?;
+        tell(&sources.troubles(), &[]);
         output::result(global.form(), &RestoreDocument::new(&plan), || {
             let left = if remains.are_there() {
                 "  the remains of an interrupted restore there would be removed\n"
@@ -149,23 +151,28 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             describe(plan).lines().for_each(|line| context.ctx.progress.note(line));
         }
     };
-    let restored = restoring::run(&options, &repo, &context.ctx, &mut announce);
-    let notices = repo.store().notices();
+    let done = restoring::run(&options, sources, &context.ctx, &mut announce);
+    let notices = sources.notices();
     notices.iter().for_each(|notice| output::warning(notice));
-    let (plan, report) = restored.map_err(engine_failure)?;
+    let (plan, report) = done.map_err(|e| {
+        tell(&sources.troubles(), &[]);
+        readers.failure(e)
+    })?;
+    tell(&report.troubles, &report.mended);
     for warning in &report.warnings {
         output::warning(warning);
     }
     let mut document = RestoreDocument::new(&plan);
     document.bytes_restored = Some(report.bytes_restored);
     document.bytes_written = Some(report.bytes_written);
-    let started = if args.start { Some(start_server(&args, &options, &plan, &repo, &context)?) } else { None };
+    document.repositories = RepositoryTrouble::all(&report);
+    let started = if args.start { Some(start_server(&args, &options, &plan, sources, &context)?) } else { None };
     let duration = began.elapsed();
     document.duration_ms = Some(duration.as_millis().try_into().unwrap_or(u64::MAX));
     let done = done_text(&options, &plan, report.bytes_restored, duration, started.as_ref());
     document.started = started;
     output::result(global.form(), &document, || done)?;
-    let healed = !notices.is_empty();
+    let healed = !notices.is_empty() || !report.troubles.is_empty();
     let degraded = healed || plan.notes.iter().any(|n| n.starts_with("DEGRADED")) || !report.warnings.is_empty();
     Ok(if degraded { Exit::Warnings } else { Exit::Done })
 }
@@ -208,7 +215,7 @@ fn start_server(
     args: &RestoreArgs,
     options: &RestoreOptions,
     plan: &RestorePlan,
-    repo: &Repository,
+    sources: &Sources,
     context: &Context,
 ) -> Result<StartedDocument, Failure> {
     let start_options = StartOptions {
@@ -218,7 +225,7 @@ fn start_server(
         within: args.recovery_timeout.0,
     };
     let done = start(&options.to, plan, options.action, &start_options, &context.ctx).map_err(engine_failure)?;
-    if let Err(e) = restoring::record_replay(repo, &options.cluster, &plan.backup.id) {
+    if let Err(e) = restoring::record_replay(sources, &options.cluster, plan) {
         tracing::warn!(target: "pgark", %e, "that the backup was recovered could not be recorded in the repository");
     }
     Ok(StartedDocument {
@@ -282,7 +289,7 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         delta: args.delta,
         jobs: context.jobs(),
         program,
-        access: AccessVariables::default(),
+        places: vec![],
     })
 }
 

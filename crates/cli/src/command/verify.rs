@@ -1,11 +1,13 @@
 //! `verify`.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
-use pgark_engine::repair::{self, RepairReport};
+use pgark_engine::repair::{self, RepairFrom, RepairReport};
 use pgark_engine::verify::{self, Depth, LostWindow, ProblemKind, VerifyOptions, VerifyReport};
 
 use pgark_repo::Repository;
-use pgark_repo::names;
+use pgark_repo::names::{self, BackupId};
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
@@ -22,7 +24,8 @@ pub struct VerifyArgs {
     /// Presence and size only: says nothing about content
     #[arg(long)]
     quick: bool,
-    /// Make right what is missing or damaged, from parity or another repository, and write parity where it lacks
+    /// Make right what is missing or damaged, from parity, another repository, or (packs alone) unchanged pages of the
+    /// cluster's own directory (--pgdata), and write parity where it lacks
     #[arg(long, conflicts_with = "quick")]
     repair: bool,
     /// Repository to repair from; otherwise the others of the cluster
@@ -48,7 +51,11 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     output::result(global.form(), &document, || {
         repaired.iter().map(|object| format!("REPAIRED: {object}\n")).collect::<String>() + &text(&report, depth)
     })?;
-    Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Damage })
+    Ok(match (report.problems.is_empty(), report.unchecked.is_empty()) {
+        (false, _) => Exit::Damage,
+        (true, false) => Exit::Warnings,
+        (true, true) => Exit::Done,
+    })
 }
 
 /// How often what a repair uncovers is repaired in turn: records hide manifests, and these hide packs.
@@ -66,15 +73,15 @@ fn repaired(
         true => vec![],
         false => context.open_others(repo, args.from.as_deref())?,
     };
+    let data = context.pgdata().ok().filter(|dir| dir.is_dir());
+    let from = RepairFrom { others: &others, data: data.as_deref() };
     let mut all = vec![];
     for round in 0..ROUNDS {
-        let done = repair::repair(repo, &others, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
-        if round == 0 && done.had_no_source() && others.is_empty() {
-            return Err(Failure::usage(
-                "E-REPO-CHOICE",
-                "there is neither parity nor another repository to repair from",
-            )
-            .hint("name one with --from, or give the cluster several repositories"));
+        let done = repair::repair(repo, &from, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
+        if round == 0 && done.had_no_source() && others.is_empty() && data.is_none() {
+            return Err(Failure::usage("E-REPO-CHOICE", "there is no parity, repository or cluster to repair from").hint(
+                "name another repository with --from, give the cluster several, or give its directory with --pgdata",
+            ));
         }
         let left = done.left.iter().map(|(object, why)| format!("{object} could not be repaired: {why}"));
         repo.store().notices().into_iter().chain(left).for_each(|line| output::warning(&line));
@@ -133,6 +140,17 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
             out += &format!("  targets that cannot be reached: {}\n", span(w));
         }
     }
+    if let Some(first) = r.unchecked.first() {
+        let backups: BTreeSet<&BackupId> = r.unchecked.iter().flat_map(|u| &u.backups).collect();
+        let ids: Vec<String> = backups.into_iter().map(ToString::to_string).collect();
+        out += &format!(
+            "NOT CHECKED: {} packs are archived and have to be thawed before they can be read, {} among them\n  backups \
+             that need them: {}\n",
+            r.unchecked.len(),
+            first.object,
+            ids.join(", ")
+        );
+    }
     for note in &r.notes {
         out += &format!("note: {note}\n");
     }
@@ -144,6 +162,9 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
         }
     };
     let depth = match depth {
+        Depth::Full if !r.unchecked.is_empty() => {
+            format!("{} read and authenticated, {} objects not read", human_bytes(r.bytes_checked), r.unchecked.len())
+        }
         Depth::Full => format!("every byte of {} read and authenticated", human_bytes(r.bytes_checked)),
         Depth::Quick if r.by_books => "as far as a writer sees them: contents were not checked".to_owned(),
         Depth::Quick => "presence and size only: contents were not checked".to_owned(),

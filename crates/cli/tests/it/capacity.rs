@@ -317,9 +317,18 @@ fn archived_packs_are_told_before_a_restore_writes_anything() {
         let (_, dry) = site.try_restore(&format!("d-{id}"), &latest, &[id, "--dry-run"]);
         assert!(dry.code == Some(4) && dry.stderr.contains("E-REPO-ARCHIVED"), "{dry}");
     }
-    let verify = site.elsewhere.run(["verify"]);
-    assert!(verify.stderr.contains("E-REPO-ARCHIVED") && verify.code == Some(1), "{verify}");
+    // What cannot be read is neither right nor wrong, and nothing is proven by it; all else is checked.
+    let evidence = || site.elsewhere.json(["info"])["clusters"][0]["backups"][0]["evidence"].clone();
+    let verify = site.elsewhere.run(["verify", "--json"]).expect_code(3).json();
+    assert_eq!(verify["unchecked"].as_array().map(Vec::len), Some(packs.len()), "{verify}");
+    assert_eq!((&verify["ok"], &verify["problems"]), (&false.into(), &serde_json::json!([])), "{verify}");
+    assert_eq!(evidence(), "stored");
+    let verify = site.elsewhere.run(["verify"]).expect_code(3);
+    assert!(verify.stdout.contains("NOT CHECKED") && !verify.stdout.contains("every byte"), "{verify}");
     packs.iter().for_each(|key| store.thaw(key));
+    let verify = site.elsewhere.run(["verify", "--json"]).expect_code(0).json();
+    assert_eq!((&verify["ok"], verify.get("unchecked")), (&true.into(), None), "{verify}");
+    assert_eq!(evidence(), "authenticated");
     site.assert_restores("thawed", &latest, 1, &[&incr]);
 
     let of = |name: &str, settings: &str| configured(&site.elsewhere, &site.scratch, name, settings, "");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use pgark_testkit::{Pgark, Target};
+use pgark_testkit::{Pgark, Target, skip};
 use serde_json::Value;
 
 use crate::site::{Site, strings};
@@ -105,4 +105,37 @@ fn quiet_says_what_scripts_need_and_a_number_that_is_none_is_told() {
             assert!(told && refused.stderr.contains("HINT"), "{refused}");
         }
     }
+}
+
+/// Debian's place of libfaketime, under the architecture's directory.
+fn faketime() -> Option<std::path::PathBuf> {
+    let libraries = fs::read_dir("/usr/lib").ok()?.flatten();
+    libraries.map(|dir| dir.path().join("faketime/libfaketime.so.1")).find(|path| path.exists())
+}
+
+/// The clock of the machine itself is wrong, as the program sees it.
+#[test]
+fn a_clock_of_another_year_expires_nothing_and_the_right_one_goes_on() {
+    let server = installed_or_skip!();
+    let Some(library) = faketime() else { skip!("libfaketime is not installed") };
+    let site = Site::small(&server, "faketime");
+    let past = past(&site, &["full", "incr", "full"]);
+    let ids: Vec<&str> = past.iter().map(|(id, _)| id.as_str()).collect();
+    let objects = || files_in(&site.elsewhere.repo().join("clusters/main/backups"));
+    let before = objects();
+    let policy = ["--window", "7d", "--wal", "7d"];
+    for (jump, code) in [("+3650d", "E-EXPIRE-CLOCKS"), ("+40d", "E-EXPIRE-CLOCKS"), ("-3650d", "E-EXPIRE-CLOCK")] {
+        let wrong = site.elsewhere.with_clock(&site.scratch, &library, jump);
+        let refused = wrong.run([&["expire", "--yes"][..], &policy].concat()).expect_code(4);
+        assert!(refused.stderr.contains(code), "{jump}: {refused}");
+        assert_eq!(
+            (listed(&site.elsewhere), objects()),
+            (ids.iter().map(ToString::to_string).collect(), before),
+            "{jump}"
+        );
+    }
+    let done = site.elsewhere.json([&["expire", "--yes"][..], &policy].concat());
+    assert_eq!(done["expired"], Value::Array(vec![]), "nothing is that old: {done}");
+    assert_eq!(listed(&site.elsewhere), ids);
+    site.assert_restores("r", &past[1].1, 1, &[]);
 }

@@ -9,15 +9,15 @@ use serde_json::{Value, json};
 use crate::site::{BINARY, Site};
 
 /// A site whose repositories `a` and `b` are configured, `b` required or not.
-struct Two {
-    site: Site,
-    config: PathBuf,
-    a: PathBuf,
-    b: PathBuf,
+pub struct Two {
+    pub site: Site,
+    pub config: PathBuf,
+    pub a: PathBuf,
+    pub b: PathBuf,
 }
 
 impl Two {
-    fn new(label: &str, required: bool) -> Option<Two> {
+    pub fn new(label: &str, required: bool) -> Option<Two> {
         let server = match pgark_testkit::Server::installed() {
             Ok(server) => server,
             Err(why) => {
@@ -50,16 +50,16 @@ impl Two {
         Some(Two { site: Site { cluster, ledger, pgark, elsewhere, server, scratch }, config, a, b })
     }
 
-    fn backup(&self) -> Outcome {
+    pub fn backup(&self) -> Outcome {
         self.site.pgark.run(["backup", "--json"])
     }
 
     /// Looks at one repository alone.
-    fn only(&self, name: &str) -> Pgark {
+    pub fn only(&self, name: &str) -> Pgark {
         self.site.elsewhere.clone().env("PGARK_REPO", name)
     }
 
-    fn assert_restores_from(&self, name: &str, to: &str, latest: &Target) {
+    pub fn assert_restores_from(&self, name: &str, to: &str, latest: &Target) {
         let (path, outcome) = {
             let to = self.site.scratch.join(to);
             let words = self.site.restore_arguments(&to, latest, &[]);

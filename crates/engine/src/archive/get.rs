@@ -7,9 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use pgark_pg::names::WalFileName;
-use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize};
-use pgark_repo::wal::WalArchive;
+use pgark_pg::value::{Lsn, SegmentName, SegmentSize, TimelineId};
 
+use super::archives::Archives;
 use super::prefetch::Prefetch;
 use crate::error::{EngineError, Result};
 
@@ -24,11 +24,13 @@ pub struct GetOptions {
     pub segment_size: SegmentSize,
     /// What lies wholly beyond it is not needed, whatever its state.
     pub planned_end: Option<Lsn>,
+    /// As far as the plan of the recovery knew.
+    pub newest_timeline: Option<TimelineId>,
     /// None: this segment and no other.
     pub prefetch: Option<Prefetch>,
 }
 
-pub fn get(archive: &WalArchive, name: &str, dest: &Path, options: &GetOptions) -> Result<Fetched> {
+pub fn get(archives: &Archives, name: &str, dest: &Path, options: &GetOptions) -> Result<Fetched> {
     match super::parse_name(name)? {
         WalFileName::Segment(raw) => {
             let segment = raw.number(options.segment_size).map_err(|e| {
@@ -38,22 +40,22 @@ pub fn get(archive: &WalArchive, name: &str, dest: &Path, options: &GetOptions) 
                     "is the wal segment size of the cluster right?",
                 )
             })?;
-            self::segment(archive, &SegmentName { timeline: raw.timeline, segment }, dest, options)
+            self::segment(archives, &SegmentName { timeline: raw.timeline, segment }, dest, options)
         }
-        file @ WalFileName::History(timeline) => match archive.side_file(&file) {
-            Ok(bytes) => deliver(dest, |out| Ok(out.write_all(&bytes)?)),
-            Err(e) if e.is_not_found() => {
-                if archive.head()?.timeline(timeline).is_some_and(|t| t.history) {
-                    return Err(e.into());
-                }
-                Ok(Fetched::Absent)
+        file @ WalFileName::History(timeline) => {
+            // The first timeline has none, and one that began after the plan was made is none of this recovery's. At its end
+            // PostgreSQL asks for both, and a repository that is away must not keep it from being promoted.
+            let nobody_has_it = timeline.get() == 1 || options.newest_timeline.is_some_and(|newest| timeline > newest);
+            let asked = if nobody_has_it { archives.clone().ignoring_silence() } else { archives.clone() };
+            match asked.side_file(&file)? {
+                Some(bytes) => deliver(dest, |out| Ok(out.write_all(&bytes)?)),
+                None => Ok(Fetched::Absent),
             }
-            Err(e) => Err(e.into()),
-        },
+        }
         // PostgreSQL does not ask for these during recovery; whoever does gets the truth.
-        file @ WalFileName::BackupHistory { .. } => match archive.side_file(&file) {
-            Ok(bytes) => deliver(dest, |out| Ok(out.write_all(&bytes)?)),
-            Err(e) => Err(e.into()),
+        file @ WalFileName::BackupHistory { .. } => match archives.side_file(&file)? {
+            Some(bytes) => deliver(dest, |out| Ok(out.write_all(&bytes)?)),
+            None => Err(EngineError::failed("E-REPO-MISSING", format!("{name} is not in the archive"), "")),
         },
         WalFileName::Partial(_) => Err(EngineError::failed(
             "E-WAL-NAME",
@@ -63,65 +65,45 @@ pub fn get(archive: &WalArchive, name: &str, dest: &Path, options: &GetOptions) 
     }
 }
 
-fn segment(archive: &WalArchive, name: &SegmentName, dest: &Path, options: &GetOptions) -> Result<Fetched> {
+fn segment(archives: &Archives, name: &SegmentName, dest: &Path, options: &GetOptions) -> Result<Fetched> {
     let (size, end) = (options.segment_size, options.planned_end);
     if end.is_some_and(|end| name.segment.start(size) >= end) {
         options.prefetch.iter().for_each(Prefetch::clear);
         return Ok(Fetched::Absent);
     }
-    let mut reader = match archive.open_segment(name, size) {
-        Ok(r) => r,
-        Err(e) if e.is_not_found() => {
-            options.prefetch.iter().for_each(Prefetch::clear);
-            return absent(archive, name, size, e.into());
+    let fetched = archives.with_segment(name, size, &mut |reader| {
+        if let Some(prefetch) = &options.prefetch
+            && prefetch.take(&reader.index, dest).map_err(|e| EngineError::file("delivering", dest, e))?
+        {
+            return Ok(Fetched::Delivered);
         }
-        Err(e) => return Err(e.into()),
-    };
-    if let Some(prefetch) = &options.prefetch
-        && prefetch.take(&reader.index, dest).map_err(|e| EngineError::file("delivering", dest, e))?
-    {
-        return Ok(Fetched::Delivered);
-    }
-    let mut deliver = || {
-        deliver(dest, |out| {
-            while let Some(bytes) = reader.next().map_err(CopyError::Repo)? {
-                out.write_all(bytes)?;
-            }
-            Ok(())
-        })
-    };
-    match &options.prefetch {
-        Some(prefetch) => prefetch.beside_delivery(archive, name, size, end, deliver),
-        None => deliver(),
+        let mut deliver = || {
+            deliver(dest, |out| {
+                while let Some(bytes) = reader.next().map_err(CopyError::Repo)? {
+                    out.write_all(bytes)?;
+                }
+                Ok(())
+            })
+        };
+        match &options.prefetch {
+            Some(prefetch) => prefetch.beside_delivery(archives, name, size, end, deliver),
+            None => deliver(),
+        }
+    });
+    match fetched? {
+        Some(fetched) => Ok(fetched),
+        None => {
+            options.prefetch.iter().for_each(Prefetch::clear);
+            Ok(Fetched::Absent)
+        }
     }
 }
 
-/// The segment is not there. That is the end of the archive only if the archive says so.
-fn absent(archive: &WalArchive, name: &SegmentName, size: SegmentSize, missing: EngineError) -> Result<Fetched> {
-    let head = archive.head()?;
-    let Some(span) = head.timeline(name.timeline) else { return Ok(Fetched::Absent) };
-    if span.contains(name.segment) {
-        return Err(missing);
-    }
-    if span.is_expired(name.segment) {
-        return Err(EngineError::failed(
-            "E-WAL-EXPIRED",
-            format!("wal segment {} has expired: retention has removed it", name.format(size)),
-            "'pgark info' shows what can still be recovered",
-        ));
-    }
-    match span.end() {
-        Some(last) if name.segment < last => Err(EngineError::failed(
-            "E-WAL-GAP",
-            format!(
-                "wal segment {} was never archived, later ones were (up to {})",
-                name.format(size),
-                SegmentNo(last.0).start(size)
-            ),
-            "recovery across this gap is impossible: choose a target before it, or a backup after it",
-        )),
-        _ => Ok(Fetched::Absent),
-    }
+/// Whether the file is for a standby server: `dest` lies in `pg_wal` of its data directory.
+pub fn is_standby(dest: &Path) -> bool {
+    let pg_wal = dest.parent().unwrap_or(Path::new(""));
+    let data = pg_wal.parent().filter(|_| !pg_wal.as_os_str().is_empty());
+    data.is_some_and(|data| data.join("standby.signal").exists())
 }
 
 enum CopyError {

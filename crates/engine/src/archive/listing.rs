@@ -12,7 +12,7 @@ use pgark_repo::wal::index::Ending;
 use pgark_repo::wal::{TimelineSpan, WalArchive, WalHead, WalIndex};
 
 use crate::ctx::Ctx;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::info::Gap;
 use crate::restore::resolve::to_timestamp;
 
@@ -25,6 +25,8 @@ pub struct TimelineListing {
     /// None for the first timeline, and where the history file is missing.
     pub begins: Option<Switch>,
     pub history_missing: bool,
+    /// It is there, and a writer's secret does not open it.
+    pub history_unopened: bool,
     pub ranges: Vec<RangeListing>,
     pub gaps: Vec<Gap>,
     /// Stretches that retention has given up.
@@ -80,7 +82,9 @@ pub fn timelines(wal: &WalArchive, head: &WalHead, size: SegmentSize) -> Result<
 fn timeline(wal: &WalArchive, head: &WalHead, span: &TimelineSpan, size: SegmentSize) -> Result<TimelineListing> {
     let timeline = span.timeline;
     let missing = timeline.get() > 1 && !span.history;
-    let begins = if missing { None } else { switch(wal, timeline)? };
+    let begins = if missing { Ok(None) } else { switch(wal, timeline) };
+    let unopened = matches!(begins, Err(EngineError::Repo(RepoError::WriteOnly { .. })));
+    let begins = if unopened { None } else { begins? };
     let index = |segment| {
         let name = SegmentName { timeline, segment: SegmentNo(segment) };
         index_if_open(wal, head, &name, size)
@@ -106,7 +110,8 @@ fn timeline(wal: &WalArchive, head: &WalHead, span: &TimelineSpan, size: Segment
     let gaps = span.gaps().into_iter().map(|(first, last)| Gap { timeline, first, last }).collect();
     let expired = span.expired.iter().map(|(a, b)| (SegmentNo(*a), SegmentNo(*b))).collect();
     let ranges = ranges.collect::<Result<_>>()?;
-    Ok(TimelineListing { timeline, begins, history_missing: missing, ranges, gaps, expired })
+    let (history_missing, history_unopened) = (missing, unopened);
+    Ok(TimelineListing { timeline, begins, history_missing, history_unopened, ranges, gaps, expired })
 }
 
 /// Where `timeline` begins.

@@ -1,6 +1,7 @@
 //! WAL archiving: pushing segments, fetching them, and knowing which ones a stretch of WAL consists of.
 
 pub mod ahead;
+pub mod archives;
 pub mod early;
 pub mod events;
 pub mod get;
@@ -27,6 +28,7 @@ use pgark_repo::{RepoError, Repository};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 
+pub use archives::Archives;
 pub use path::WalPath;
 
 /// How long the wait between two looks at the archive may grow.
@@ -38,23 +40,31 @@ pub fn history(archive: &WalArchive, timeline: TimelineId) -> Result<TimelineHis
         return Ok(TimelineHistory::root(timeline));
     }
     match archive.history(timeline) {
-        Ok(bytes) => TimelineHistory::parse(timeline, &bytes).map_err(|e| {
-            EngineError::failed(
-                "E-HISTORY",
-                format!("the history of timeline {timeline} does not parse: {e}"),
-                "the file was archived by PostgreSQL as it is: check the server's pg_wal",
-            )
-        }),
-        Err(e) if e.is_not_found() => Err(EngineError::refused(
-            "E-HISTORY-MISSING",
-            format!("the history file of timeline {timeline} is not in the archive"),
-            format!(
-                "archive {}.history from the pg_wal of a server on this timeline with 'pgark archive-push'",
-                timeline.hex()
-            ),
-        )),
+        Ok(bytes) => parse_history(timeline, &bytes),
+        Err(e) if e.is_not_found() => Err(no_history(timeline)),
         Err(e) => Err(e.into()),
     }
+}
+
+fn parse_history(timeline: TimelineId, bytes: &[u8]) -> Result<TimelineHistory> {
+    TimelineHistory::parse(timeline, bytes).map_err(|e| {
+        EngineError::failed(
+            "E-HISTORY",
+            format!("the history of timeline {timeline} does not parse: {e}"),
+            "the file was archived by PostgreSQL as it is: check the server's pg_wal",
+        )
+    })
+}
+
+fn no_history(timeline: TimelineId) -> EngineError {
+    EngineError::refused(
+        "E-HISTORY-MISSING",
+        format!("the history file of timeline {timeline} is not in the archive"),
+        format!(
+            "archive {}.history from the pg_wal of a server on this timeline with 'pgark archive-push'",
+            timeline.hex()
+        ),
+    )
 }
 
 /// Whether retention has decided to give up none of these since they were looked at; to be asked once they are pinned.
@@ -65,6 +75,11 @@ pub fn check_kept(
     names: &[SegmentName],
     size: SegmentSize,
 ) -> Result<()> {
+    all_kept(&kept_head(repo, cluster, system_id)?, names, size)
+}
+
+/// The head as it is when all that was decided is carried out.
+pub(crate) fn kept_head(repo: &Repository, cluster: &ClusterName, system_id: SystemId) -> Result<WalHead> {
     let catalog = CatalogStore::new(repo, cluster).read()?;
     let mut head = WalArchive::new(repo, cluster, system_id).head()?;
     let mut pending: Vec<_> = catalog.wal_expiries.iter().filter(|e| e.system_id == system_id).collect();
@@ -72,6 +87,10 @@ pub fn check_kept(
     for e in pending {
         head.expire(e.number, &e.ranges);
     }
+    Ok(head)
+}
+
+pub(crate) fn all_kept(head: &WalHead, names: &[SegmentName], size: SegmentSize) -> Result<()> {
     let expired = |n: &&SegmentName| head.timeline(n.timeline).is_some_and(|t| t.is_expired(n.segment));
     match names.iter().find(expired) {
         Some(name) => Err(RepoError::Expired { what: format!("wal segment {}", name.format(size)) }.into()),

@@ -13,11 +13,10 @@ use std::sync::Mutex;
 use std::thread;
 
 use pgark_pg::value::{Lsn, SegmentName, SegmentNo, SegmentSize};
-use pgark_repo::wal::{Ending, SegmentReader, WalArchive, WalIndex};
+use pgark_repo::wal::{Ending, SegmentReader, WalIndex};
 
-use crate::error::Result;
-
-type Fetched = std::result::Result<bool, FetchError>;
+use super::archives::Archives;
+use crate::error::{EngineError, Result};
 
 const DIRECTORY: &str = "pgark-prefetch";
 /// Segments, and bytes, fetched ahead by one call: PostgreSQL waits for it.
@@ -74,13 +73,13 @@ impl Prefetch {
     }
 
     /// The segments to be fetched beside this one. Only who reads on from the segment before is served in advance.
-    fn next(&self, archive: &WalArchive, name: &SegmentName, size: SegmentSize, end: Option<Lsn>) -> Vec<SegmentName> {
+    fn next(&self, archives: &Archives, name: &SegmentName, size: SegmentSize, end: Option<Lsn>) -> Vec<SegmentName> {
         let before = name.segment.0.checked_sub(1).map(|n| SegmentName { segment: SegmentNo(n), ..*name });
         let reads_on = before.is_some_and(|b| self.wal_dir.join(b.format(size)).exists());
         if !reads_on {
             return vec![];
         }
-        let Ok(head) = archive.head() else { return vec![] };
+        let Ok(head) = archives.near_head() else { return vec![] };
         let last = head.timeline(name.timeline).and_then(|t| t.unbroken_to(name.segment));
         let count = AHEAD_MAX.min(AHEAD_BYTES_MAX / size.bytes());
         (1..=count)
@@ -93,7 +92,7 @@ impl Prefetch {
     /// own calls will say.
     pub fn beside_delivery<T>(
         &self,
-        archive: &WalArchive,
+        archives: &Archives,
         name: &SegmentName,
         size: SegmentSize,
         end: Option<Lsn>,
@@ -101,7 +100,7 @@ impl Prefetch {
     ) -> Result<T> {
         // What is here was for somebody else's way through the WAL.
         self.clear();
-        let mut next = self.next(archive, name, size, end);
+        let mut next = self.next(archives, name, size, end);
         next.reverse();
         if next.is_empty() {
             return deliver();
@@ -111,7 +110,7 @@ impl Prefetch {
         let fetch = || {
             loop {
                 let Some(name) = queue.lock().expect("no thread panics with the lock").pop() else { return };
-                match self.fetch(archive, &name, size) {
+                match self.fetch(archives, &name, size) {
                     Ok(true) => {}
                     Ok(false) => queue.lock().expect("no thread panics with the lock").clear(),
                     Err(e) => {
@@ -136,39 +135,36 @@ impl Prefetch {
     }
 
     /// False for a segment that a longer one may replace: nothing is fetched beyond it.
-    fn fetch(&self, archive: &WalArchive, name: &SegmentName, size: SegmentSize) -> Fetched {
-        let mut reader = archive.open_segment(name, size)?;
-        if reader.index.ending == Ending::Ended {
-            return Ok(false);
-        }
-        match DirBuilder::new().mode(0o700).create(&self.dir) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e.into()),
-            _ => {}
-        }
-        let path = self.path(&reader.index);
-        let temp = path.with_extension("tmp");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
-        match copy(&mut reader, &mut file) {
-            Ok(()) => Ok(fs::rename(&temp, &path).map(|()| true)?),
-            Err(e) => {
-                fs::remove_file(&temp)?;
-                Err(e)
+    fn fetch(&self, archives: &Archives, name: &SegmentName, size: SegmentSize) -> Result<bool> {
+        let fetched = archives.with_segment(name, size, &mut |reader| {
+            if reader.index.ending == Ending::Ended {
+                return Ok(false);
             }
-        }
+            let path = self.path(&reader.index);
+            let failed = |e: io::Error| EngineError::file("prefetching into", &path, e);
+            match DirBuilder::new().mode(0o700).create(&self.dir) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(failed(e)),
+                _ => {}
+            }
+            let temp = path.with_extension("tmp");
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temp).map_err(failed)?;
+            match copy(reader, &mut file, &path) {
+                Ok(()) => fs::rename(&temp, &path).map(|()| true).map_err(failed),
+                Err(e) => {
+                    fs::remove_file(&temp).map_err(failed)?;
+                    Err(e)
+                }
+            }
+        })?;
+        Ok(fetched.unwrap_or(false))
     }
 }
 
-fn copy(reader: &mut SegmentReader, file: &mut File) -> std::result::Result<(), FetchError> {
+fn copy(reader: &mut SegmentReader, file: &mut File, path: &Path) -> Result<()> {
+    let failed = |e: io::Error| EngineError::file("prefetching into", path, e);
     while let Some(bytes) = reader.next()? {
-        file.write_all(bytes)?;
+        file.write_all(bytes).map_err(failed)?;
     }
-    Ok(file.sync_all()?)
-}
-
-#[derive(Debug, thiserror::Error)]
-enum FetchError {
-    #[error(transparent)]
-    Repo(#[from] pgark_repo::RepoError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    file.sync_all().map_err(failed)
 }

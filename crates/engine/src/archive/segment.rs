@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use crossbeam_channel::bounded;
 
 use pgark_pg::names::RawSegment;
@@ -111,10 +112,29 @@ fn in_memory(mut file: File, indexer: Indexer<'_>, compression: Compression, thr
     Ok(Prepared { index: indexed.index, changes: indexed.changes, data: Held::Memory(encoded) })
 }
 
+/// What a block contributes to the hash of its segment: that of the subtree over it. Blocks are a power of two of bytes, and
+/// begin at a multiple of that, so the hash of the segment follows from these in any order.
+fn hash_block(n: usize, block: &[u8]) -> ChainingValue {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset((n * BLOCK_BYTES) as u64).update(block);
+    hasher.finalize_non_root()
+}
+
+/// The hash of a segment, from those of its blocks. A segment is 2 to the power of n blocks, and at least four.
+fn hash_segment(mut row: Vec<ChainingValue>) -> blake3::Hash {
+    while row.len() > 2 {
+        row = row.chunks_exact(2).map(|two| merge_subtrees_non_root(&two[0], &two[1], Mode::Hash)).collect();
+    }
+    merge_subtrees_root(&row[0], &row[1], Mode::Hash)
+}
+
 /// An encoder and where it writes, one of each for all blocks of a thread: fresh memory for each costs more than copying.
 type Scratch = (Encoder, Vec<u8>);
 
-/// One thread reads and walks; it and the others compress. Buffers go round, so that few of them stay in the cache.
+/// A block's number, hash and compressed form.
+type Done = (usize, ChainingValue, EncodedBlock);
+
+/// One thread reads and walks; it and the others hash and compress. Buffers go round, so that few of them stay in the cache.
 fn read_and_encode(
     file: &mut File,
     blocks: usize,
@@ -125,11 +145,12 @@ fn read_and_encode(
     let buffers = if threads > 1 { BLOCKS_WAITING } else { 1 };
     let (to_encode, work) = bounded::<(usize, Vec<u8>)>(buffers);
     let (give_back, free) = bounded::<Vec<u8>>(buffers);
-    let done: Mutex<Vec<(usize, EncodedBlock)>> = Mutex::new(Vec::with_capacity(blocks));
+    let done: Mutex<Vec<Done>> = Mutex::new(Vec::with_capacity(blocks));
     let encode = |(encoder, scratch): &mut Scratch, n: usize, plain: &[u8]| -> Result<()> {
+        let hash = hash_block(n, plain);
         let codec = encoder.encode(plain, scratch)?;
         let block = EncodedBlock { plain_len: plain.len(), codec, encoded: scratch.as_slice().to_vec() };
-        done.lock().expect("no thread panics with the lock").push((n, block));
+        done.lock().expect("no thread panics with the lock").push((n, hash, block));
         Ok(())
     };
     let help = |encoder: &mut Scratch| -> Result<()> {
@@ -142,7 +163,7 @@ fn read_and_encode(
     };
     let scratch = || Encoder::new(compression).map(|encoder| (encoder, vec![]));
     let mut encoder = scratch()?;
-    let indexed = thread::scope(|scope| {
+    thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads)
             .map(|_| scope.spawn(|| scratch().map_err(Into::into).and_then(|mut e| help(&mut e))))
             .collect();
@@ -176,11 +197,12 @@ fn read_and_encode(
         for h in helpers {
             outcome = outcome.and(h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
-        read.and(outcome).and_then(|()| indexer.finish())
+        read.and(outcome)
     })?;
-    let mut encoded = done.into_inner().expect("the threads are gone");
-    encoded.sort_unstable_by_key(|(n, _)| *n);
-    Ok((indexed, encoded.into_iter().map(|(_, block)| block).collect()))
+    let mut done = done.into_inner().expect("the threads are gone");
+    done.sort_unstable_by_key(|(n, ..)| *n);
+    let (hashes, encoded) = done.into_iter().map(|(_, hash, block)| (hash, block)).unzip();
+    Ok((indexer.finish(hash_segment(hashes))?, encoded))
 }
 
 /// Opens what should be an ordinary file; a pipe under its name must not make us wait.
@@ -239,8 +261,12 @@ pub fn not_wal(path: &Path, why: &str) -> EngineError {
 
 /// Walks a segment once: checks that it is what its name says, makes its index, and notes the blocks it changes.
 pub fn index_segment(data: &mut SegmentData<'_>, mut indexer: Indexer<'_>) -> Result<(WalIndex, Changes)> {
-    data.each(u64::MAX, &mut |bytes| indexer.feed(bytes))?;
-    let mut indexed = indexer.finish()?;
+    let mut hasher = blake3::Hasher::new();
+    data.each(u64::MAX, &mut |bytes| {
+        hasher.update(bytes);
+        indexer.feed(bytes)
+    })?;
+    let mut indexed = indexer.finish(hasher.finalize())?;
     indexed.hash_valid(data)?;
     Ok((indexed.index, indexed.changes))
 }
@@ -252,9 +278,6 @@ pub struct Indexer<'a> {
     size: SegmentSize,
     walker: Walker,
     seen: (Changes, Activity),
-    hasher: blake3::Hasher,
-    /// As the hasher was before each block.
-    before: Vec<blake3::Hasher>,
     total: u64,
 }
 
@@ -262,22 +285,12 @@ pub struct Indexer<'a> {
 struct Indexed {
     index: WalIndex,
     changes: Changes,
-    before: Vec<blake3::Hasher>,
 }
 
 impl<'a> Indexer<'a> {
     pub fn new(path: &'a Path, name: SegmentName, size: SegmentSize, system_id: SystemId) -> Self {
         let expect = SegmentExpect { timeline: name.timeline, segment: name.segment, size, system_id: Some(system_id) };
-        Indexer {
-            path,
-            name,
-            size,
-            walker: Walker::new(expect),
-            seen: Default::default(),
-            hasher: blake3::Hasher::new(),
-            before: vec![],
-            total: 0,
-        }
+        Indexer { path, name, size, walker: Walker::new(expect), seen: Default::default(), total: 0 }
     }
 
     fn feed(&mut self, block: &[u8]) -> Result<()> {
@@ -285,38 +298,48 @@ impl<'a> Indexer<'a> {
         if !block.len().is_multiple_of(WAL_PAGE_SIZE) || self.total > self.size.bytes() {
             return Err(not_wal(self.path, "its size is not that of a segment"));
         }
-        self.before.push(self.hasher.clone());
-        self.hasher.update(block);
         self.walker.feed(block, &mut self.seen).map_err(|e| not_wal(self.path, &e.to_string()))
     }
 
-    fn finish(self) -> Result<Indexed> {
+    fn finish(self, content: blake3::Hash) -> Result<Indexed> {
         if self.total != self.size.bytes() {
             return Err(not_wal(self.path, &format!("it has {} bytes instead of {}", self.total, self.size.bytes())));
         }
         let scan = self.walker.finish().map_err(|e| not_wal(self.path, &e.to_string()))?;
-        let content = self.hasher.finalize().to_hex().to_string();
+        let content = content.to_hex().to_string();
         let (changes, activity) = self.seen;
         let index = WalIndex::new(&scan, activity.finish(), self.name, content.clone(), content);
-        Ok(Indexed { index, changes, before: self.before })
+        Ok(Indexed { index, changes })
     }
 }
 
 impl Indexed {
-    /// Where the valid WAL ends before the segment does, hashes up to there: only the block it ends in once more.
+    /// Where the valid WAL ends before the segment does, hashes what is before that.
     fn hash_valid(&mut self, data: &mut SegmentData<'_>) -> Result<()> {
         let valid = self.index.valid_bytes();
         if valid >= self.index.segment_size.bytes() {
             return Ok(());
         }
-        let block_bytes = BLOCK_BYTES as u64;
-        let whole = usize::try_from(valid / block_bytes).expect("blocks of one segment");
-        let mut hasher = self.before.get(whole).cloned().unwrap_or_default();
-        let mut last = vec![];
-        data.block(whole, &mut last)?;
-        let rest = usize::try_from(valid % block_bytes).expect("less than a block");
-        hasher.update(last.get(..rest).unwrap_or(&last));
+        let mut hasher = blake3::Hasher::new();
+        data.each(valid, &mut |bytes| {
+            hasher.update(bytes);
+            Ok::<(), EngineError>(())
+        })?;
         self.index.valid_content = hasher.finalize().to_hex().to_string();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_a_segment_follows_from_those_of_its_blocks() {
+        for blocks in [4, 8, 64] {
+            let bytes: Vec<u8> = (0..blocks * BLOCK_BYTES / 4).flat_map(|n| (n as u32).to_le_bytes()).collect();
+            let hashes = bytes.chunks(BLOCK_BYTES).enumerate().map(|(n, block)| hash_block(n, block)).collect();
+            assert_eq!(hash_segment(hashes), blake3::hash(&bytes), "{blocks}");
+        }
     }
 }

@@ -396,12 +396,15 @@ fn under_claim(
 ) -> Result<Collected> {
     let catalog = CatalogStore::new(repo, &options.cluster);
     gc::apply_pending(repo, &catalog)?;
-    // The claim has just been written, so the store says what time it is, too.
+    // In this order, or what somebody else writes between both would be from the future. The claim has just been written,
+    // so the store says what time it is, too.
+    let mut seen = catalog.read()?;
     let reading = clock::with_catalog(&catalog, ctx)?;
-    if options.gap == Gap::Accept && (plan.accepts.is_some() || catalog.read()?.judge(&reading).doubt.is_some()) {
+    if options.gap == Gap::Accept && (plan.accepts.is_some() || seen.judge(&reading).doubt.is_some()) {
         claim.accept_clock(&reading)?;
+        seen = catalog.read()?;
     }
-    let time = Time::of(&catalog.read()?, &reading, options.gap)?;
+    let time = Time::of(&seen, &reading, options.gap)?;
     prune_registers(repo, &catalog)?;
     // Where only such clients back up, nobody else does it.
     repo.store().sweep_abandoned(crate::backup::ABANDONED_AFTER)?;

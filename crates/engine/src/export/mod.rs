@@ -25,9 +25,9 @@ use crate::backup::claim::KeptClaim;
 use crate::ctx::Ctx;
 use crate::error::Result;
 use crate::restore::{
-    AccessVariables, ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction, TimelineChoice, plan as restoring,
-    run::pin,
+    ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction, TimelineChoice, plan as restoring, run::pin,
 };
+use crate::sources::Sources;
 
 pub use output::Destination;
 pub use pack::Packing;
@@ -76,9 +76,9 @@ pub fn plan(options: &ExportOptions, repo: &Repository) -> Result<ExportPlan> {
         delta: false,
         jobs: 1,
         program: PathBuf::new(),
-        access: AccessVariables::default(),
+        places: vec![],
     };
-    let restore = restoring(&restore, repo, &[])?;
+    let restore = restoring(&restore, &Sources::one(repo.clone()), &[])?;
     let wal = restore.path.segments(restore.backup.lsn_start, restore.backup.lsn_stop);
     let top = format!("{}-{}", options.cluster, restore.backup.id);
     Ok(ExportPlan { restore, wal, top })
@@ -92,8 +92,8 @@ pub fn run(
     repo: &Repository,
     ctx: &Ctx,
 ) -> Result<ExportReport> {
-    let claim = pin(repo, &options.cluster, &plan.restore, ctx)?;
-    let kept = claim.clone().map(|c| KeptClaim::new(c, ctx));
+    let claims = pin(&Sources::one(repo.clone()), &options.cluster, &plan.restore, ctx)?;
+    let kept: Vec<KeptClaim> = claims.iter().map(|claim| KeptClaim::new(claim.clone(), ctx)).collect();
     let outcome = (|| {
         // Between the plan and the pin something may have expired.
         let record = &plan.restore.record;
@@ -101,10 +101,10 @@ pub fn run(
         to.write(&mut |out| write::write(options, plan, out, repo, ctx))
     })();
     drop(kept);
-    if let Some(claim) = claim
-        && let Err(e) = claim.release()
-    {
-        tracing::debug!(%e, "the claim on the backup was not released");
+    for claim in claims {
+        if let Err(e) = claim.release() {
+            tracing::debug!(%e, "the claim on the backup was not released");
+        }
     }
     outcome
 }

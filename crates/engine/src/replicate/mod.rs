@@ -234,10 +234,9 @@ fn mend(
 
 /// Damage or absence concerns one backup; a store that does not answer concerns all.
 fn is_about_one(e: &EngineError) -> bool {
-    match e {
-        EngineError::Repo(e) => e.is_damage() || e.is_not_found(),
-        EngineError::Cancelled => false,
-        e => e.code() == "E-REPLICATE-WAL",
+    match e.repo() {
+        Some(e) => e.is_damage() || e.is_not_found(),
+        None => e.code() == "E-REPLICATE-WAL",
     }
 }
 

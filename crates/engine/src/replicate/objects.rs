@@ -49,12 +49,15 @@ pub fn copy_all(
 /// Returns the bytes that were written; none when the same object was there. It gets there under the seal that it has here,
 /// or, where the copy has keys of its own, under those.
 pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {
+    let in_target = |e: EngineError| e.in_repository(&to.store().url());
+    let in_source = |e: EngineError| e.in_repository(&from.store().url());
+    let failed = |e: StoreError| in_target(RepoError::from(e).into());
     // What an interrupted copy left has its whole content, or it would have no name.
     match to.store().stat(name).map(|s| s.size) {
-        Ok(size) if size == print.size => return compare(to, name, print, ctx),
-        Ok(_) => return Err(taken(name)),
+        Ok(size) if size == print.size => return compare(to, name, print, ctx).map_err(in_target),
+        Ok(_) => return Err(in_target(taken(name))),
         Err(e) if e.is_not_found() => {}
-        Err(e) => return Err(RepoError::from(e).into()),
+        Err(e) => return Err(failed(e)),
     }
     if from.id() != to.id() {
         return match seal_into(&place(from), &place(to), name, Some(print))? {
@@ -62,24 +65,25 @@ pub fn copy(from: &Repository, to: &Repository, name: &ObjectName, print: &Finge
                 ctx.progress.advance(print.size);
                 Ok(bytes)
             }
-            Anew::There => compare(to, name, print, ctx),
+            Anew::There => compare(to, name, print, ctx).map_err(in_target),
         };
     }
-    let found = from.store().find(name).map_err(RepoError::from)?;
-    let mut writer = to.store().create(&found.name).map_err(RepoError::from)?;
-    let stored = print_at(from, &found, print.size, ctx, &mut |piece| Ok(writer.write(piece)?))?;
-    if stored != *print {
-        return Err(RepoError::corrupt(name, "not what was written").into());
+    let read_failed = |e: StoreError| in_source(RepoError::from(e).into());
+    let found = from.store().find(name).map_err(read_failed)?;
+    let mut writer = to.store().create(&found.name).map_err(failed)?;
+    let stored = print_at(from, &found, print.size, ctx, &mut |piece| writer.write(piece).map_err(failed));
+    if stored.map_err(in_source)? != *print {
+        return Err(in_source(RepoError::corrupt(name, "not what was written").into()));
     }
     let mut tail = vec![0; usize::try_from(tail_of(&found.name)).expect("a tail is short")];
     if !tail.is_empty() {
-        from.store().read_at(&found.name, found.size, &mut tail).map_err(RepoError::from)?;
-        writer.write(&tail).map_err(RepoError::from)?;
+        from.store().read_at(&found.name, found.size, &mut tail).map_err(read_failed)?;
+        writer.write(&tail).map_err(failed)?;
     }
     match writer.finish() {
         Ok(()) => Ok(print.size),
-        Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx),
-        Err(e) => Err(RepoError::from(e).into()),
+        Err(StoreError::AlreadyExists { .. }) => compare(to, name, print, ctx).map_err(in_target),
+        Err(e) => Err(failed(e)),
     }
 }
 
@@ -121,7 +125,7 @@ fn print_at(
     found: &ObjectStat,
     size: u64,
     ctx: &Ctx,
-    take: &mut dyn FnMut(&[u8]) -> std::result::Result<(), RepoError>,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Fingerprint> {
     let (store, name) = (repo.store(), &found.name);
     if found.size != size {

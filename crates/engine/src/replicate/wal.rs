@@ -10,7 +10,7 @@ use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use pgark_repo::catalog::{BackupEntry, CatalogStore, Lineage};
 use pgark_repo::names::ClusterName;
 use pgark_repo::seals::{Anew, seal_into};
-use pgark_repo::store::StoreError;
+use pgark_repo::store::{ObjectName, StoreError};
 use pgark_repo::wal::{WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
 
@@ -25,6 +25,7 @@ use crate::error::{EngineError, Result};
 const BATCH: usize = 64;
 /// Longer objects are not held in memory: they are read twice.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const OTHER_SEGMENT: &str = "the index is of another segment";
 
 /// WAL of one system identifier that the copy lacks.
 pub struct WalToCopy {
@@ -101,7 +102,7 @@ pub fn copy(
                     report.bytes += bytes;
                 }
                 // What is wrong with one segment is told, and the others go on.
-                Err(EngineError::Repo(e)) if e.is_damage() || e.is_not_found() || is_conflict(&e) => {
+                Err(e) if e.is_damage() || e.repo().is_some_and(|e| e.is_not_found() || is_conflict(e)) => {
                     report.failed.push((segment.0.format(size), e.to_string()));
                 }
                 Err(e) => return Err(e),
@@ -150,54 +151,67 @@ impl Copier<'_> {
 
     /// Returns the bytes written; none when the copy has the segment already.
     fn copy_one(&self, name: &SegmentName, copy: u32) -> Result<u64> {
+        if self.from.id() != self.to.id() {
+            return self.copy_anew(name, copy);
+        }
+        // What the target says is named already.
+        self.copy_named(name, copy).map_err(|e| e.in_repository(&self.from.store().url()))
+    }
+
+    /// Into a repository with keys of its own.
+    fn copy_anew(&self, name: &SegmentName, copy: u32) -> Result<u64> {
+        let object = self.source.place().segment(name, self.size, copy)?;
+        let content = self.whole(&object, name)?;
+        if self.to.store().stat(&object).is_ok() {
+            return self.compare(&object, &content);
+        }
+        match seal_into(&place(self.from), &place(self.to), &object, None)? {
+            Anew::Sealed(bytes) => Ok(bytes),
+            Anew::There => self.compare(&object, &content),
+        }
+    }
+
+    /// Reads all of the segment; returns what it holds.
+    fn whole(&self, object: &ObjectName, name: &SegmentName) -> Result<String> {
+        let mut reader = self.source.open_object(object)?;
+        if reader.index.segment_name() != *name {
+            return Err(RepoError::corrupt(object, OTHER_SEGMENT).into());
+        }
+        while reader.next()?.is_some() {}
+        Ok(reader.index.content)
+    }
+
+    fn copy_named(&self, name: &SegmentName, copy: u32) -> Result<u64> {
         let object = self.source.place().segment(name, self.size, copy)?;
         let store = self.from.store();
         let stored = store.stat(&object).map_err(RepoError::from)?.size;
-        let wrong = || RepoError::corrupt(&object, "the index is of another segment");
-        if self.from.id() != self.to.id() {
-            let mut reader = self.source.open_object(&object)?;
-            if reader.index.segment_name() != *name {
-                return Err(wrong().into());
-            }
-            while reader.next()?.is_some() {}
-            if self.to.store().stat(&object).is_ok() {
-                return self.compare(&object, &reader.index.content);
-            }
-            return match seal_into(&place(self.from), &place(self.to), &object, None)? {
-                Anew::Sealed(bytes) => Ok(bytes),
-                Anew::There => self.compare(&object, &reader.index.content),
-            };
-        }
         if stored > MEMORY_BYTES_MAX {
-            let mut reader = self.source.open_object(&object)?;
-            if reader.index.segment_name() != *name {
-                return Err(wrong().into());
-            }
-            while reader.next()?.is_some() {}
+            self.whole(&object, name)?;
             return self.put_large(&object, stored);
         }
         let bytes = store.read(&object, MEMORY_BYTES_MAX).map_err(RepoError::from)?;
         let mut reader = self.source.open_bytes(&object, bytes.clone())?;
         if reader.index.segment_name() != *name {
-            return Err(wrong().into());
+            return Err(RepoError::corrupt(&object, OTHER_SEGMENT).into());
         }
         while reader.next()?.is_some() {}
         match self.to.store().put_new(&object, &bytes) {
             Ok(()) => Ok(bytes.len() as u64),
             Err(StoreError::AlreadyExists { .. }) => self.compare(&object, &reader.index.content),
-            Err(e) => Err(RepoError::from(e).into()),
+            Err(e) => Err(self.in_target(RepoError::from(e))),
         }
     }
 
-    fn put_large(&self, object: &pgark_repo::store::ObjectName, stored: u64) -> Result<u64> {
+    fn put_large(&self, object: &ObjectName, stored: u64) -> Result<u64> {
         let found = self.from.store().find(object).map_err(RepoError::from)?;
-        let mut writer = self.to.store().create(object).map_err(RepoError::from)?;
+        let failed = |e: StoreError| self.in_target(RepoError::from(e));
+        let mut writer = self.to.store().create(object).map_err(failed)?;
         let mut buffer = vec![0; 4 * 1024 * 1024];
         let mut at = 0;
         while at < stored {
             let len = usize::try_from((stored - at).min(buffer.len() as u64)).expect("at most the buffer");
             self.from.store().read_at(&found.name, at, &mut buffer[..len]).map_err(RepoError::from)?;
-            writer.write(&buffer[..len]).map_err(RepoError::from)?;
+            writer.write(&buffer[..len]).map_err(failed)?;
             at += len as u64;
         }
         match writer.finish() {
@@ -206,18 +220,25 @@ impl Copier<'_> {
                 let content = self.source.open_object(object)?.index.content;
                 self.compare(object, &content)
             }
-            Err(e) => Err(RepoError::from(e).into()),
+            Err(e) => Err(self.in_target(RepoError::from(e))),
         }
     }
 
+    fn in_target(&self, e: RepoError) -> EngineError {
+        EngineError::from(e).in_repository(&self.to.store().url())
+    }
+
     /// The copy may have got the same segment from PostgreSQL itself, sealed on its own.
-    fn compare(&self, object: &pgark_repo::store::ObjectName, content: &str) -> Result<u64> {
-        let mut there = self.target.open_object(object)?;
-        while there.next()?.is_some() {}
-        if there.index.content == content {
-            Ok(0)
-        } else {
-            Err(RepoError::Conflict { object: object.to_string() }.into())
+    fn compare(&self, object: &ObjectName, content: &str) -> Result<u64> {
+        let same = || -> Result<bool, RepoError> {
+            let mut there = self.target.open_object(object)?;
+            while there.next()?.is_some() {}
+            Ok(there.index.content == content)
+        };
+        match same() {
+            Ok(true) => Ok(0),
+            Ok(false) => Err(self.in_target(RepoError::Conflict { object: object.to_string() })),
+            Err(e) => Err(self.in_target(e)),
         }
     }
 }

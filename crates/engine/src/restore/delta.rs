@@ -9,18 +9,19 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use pgark_pg::control::ControlFile;
-use pgark_repo::Repository;
 use pgark_repo::manifest::{Item, path_order};
 use pgark_repo::names::ClusterName;
-use pgark_repo::record::{BackupRecord, manifest_reader};
+use pgark_repo::record::BackupRecord;
 use rustix::fs::{AtFlags, OFlags};
 
+use super::books::Books;
 use super::files::INCOMPLETE;
 use super::roots::Roots;
 use super::space::{PlacedTablespace, running_postmaster};
 use crate::backup::scan::{join, show};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::sources::Sources;
 
 /// Where an old `pg_wal` goes; a number is appended. Backups leave these directories out.
 const OLD_WAL: &str = "pgark-old-wal";
@@ -80,7 +81,7 @@ pub fn is_own_tablespace(to: &Path, place: &PlacedTablespace) -> bool {
 pub fn prepare(
     roots: &Roots,
     places: &[PlacedTablespace],
-    repo: &Repository,
+    sources: &Sources,
     cluster: &ClusterName,
     record: &BackupRecord,
     ctx: &Ctx,
@@ -91,7 +92,7 @@ pub fn prepare(
         unlink(roots, format!("pg_tblspc/{}", place.oid).as_bytes())?;
     }
     let mut extras = Extras { roots, places, ctx, removed: 0 };
-    let mut manifest = manifest_reader(repo, cluster, &record.id)?;
+    let mut manifest = Books::open(sources, cluster, &record.id)?;
     let mut walk = Walk::new();
     extras.list(b"", &mut walk)?;
     while let Some(item) = manifest.next_item()? {

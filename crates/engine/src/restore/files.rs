@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use pgark_pg::control::ControlFile;
 use pgark_pg::exclude::required_dirs;
 use pgark_repo::record::BackupRecord;
-use pgark_repo::{RepoError, Repository, names};
+use pgark_repo::{RepoError, names};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::delta;
@@ -20,6 +20,7 @@ use super::write::write_files;
 use super::{RestoreOptions, RestorePlan, RestoreReport};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::sources::Sources;
 
 /// Present while a restore is under way; says which tablespaces are part of it.
 pub const INCOMPLETE: &str = "pgark-restore.incomplete";
@@ -28,22 +29,22 @@ pub fn run(
     options: &RestoreOptions,
     plan: &RestorePlan,
     places: &[PlacedTablespace],
-    repo: &Repository,
+    sources: &Sources,
     ctx: &Ctx,
 ) -> Result<RestoreReport> {
     let over = options.delta && delta::check(&options.to, &plan.record)?;
     let roots = Roots::create(&options.to, places, &plan.record)?;
     if over {
-        delta::prepare(&roots, places, repo, &options.cluster, &plan.record, ctx)?;
+        delta::prepare(&roots, places, sources, &options.cluster, &plan.record, ctx)?;
     }
     ctx.progress.begin("restore", Some(plan.record.totals.size_bytes));
-    let mut report = write_files(options, plan, repo, ctx, &roots, over)?;
+    let mut report = write_files(options, plan, sources, ctx, &roots, over)?;
     ctx.progress.end();
     roots.link_tablespaces(places)?;
     for dir in required_dirs(major(&plan.record)?) {
         roots.make_dir(dir.as_bytes(), 0o700)?;
     }
-    write_settings(options, plan, repo, &roots)?;
+    write_settings(options, plan, sources, &roots)?;
     ctx.progress.note("waiting for the disk");
     roots.sync()?;
     complete(plan, &roots)?;
@@ -99,7 +100,7 @@ pub(crate) fn major(record: &BackupRecord) -> Result<pgark_pg::Major> {
     })
 }
 
-fn write_settings(options: &RestoreOptions, plan: &RestorePlan, repo: &Repository, roots: &Roots) -> Result<()> {
+fn write_settings(options: &RestoreOptions, plan: &RestorePlan, sources: &Sources, roots: &Roots) -> Result<()> {
     let mut original = vec![];
     match roots.open(AUTO_CONF, OFlags::RDONLY, 0) {
         Ok(mut f) => drop(f.read_to_end(&mut original).map_err(|e| roots.error("reading", AUTO_CONF, e))?),
@@ -110,6 +111,7 @@ fn write_settings(options: &RestoreOptions, plan: &RestorePlan, repo: &Repositor
     roots.replace(AUTO_CONF, &content)?;
     roots.write_file(b"recovery.signal", b"", 0o600)?;
     roots.write_file(b"backup_label", &plan.record.backup_label, 0o600)?;
+    let repo = sources.first()?;
     let file = RestoreFile::new(plan, options, repo.store().url(), repo.keys());
     roots.write_file(RESTORE_FILE.as_bytes(), &file.to_bytes(), 0o600)?;
     for config in &plan.record.config_files {

@@ -2,6 +2,7 @@
 //! write. Recovery has an explicit end that we chose; it is compared with what was reached before the cluster
 //! opens for writing.
 
+mod books;
 mod delta;
 pub mod files;
 pub mod plan;
@@ -14,6 +15,7 @@ pub mod space;
 pub mod start;
 mod thaw;
 pub mod walk;
+mod window;
 pub mod write;
 
 use std::path::PathBuf;
@@ -22,6 +24,9 @@ use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
 use serde::{Deserialize, Serialize};
+
+use crate::repair::Mended;
+use crate::sources::Trouble;
 
 pub use plan::{RestorePlan, plan};
 pub use start::{StartOptions, Started};
@@ -112,12 +117,24 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// This program's path, for `restore_command`.
     pub program: PathBuf,
-    /// What the recovering server needs to read the repository.
+    /// All repositories, the ones that are away too, and what the recovering server needs to read them.
+    pub places: Vec<ReadFrom>,
+}
+
+/// A repository, for a recovering server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadFrom {
+    /// Its URL.
+    pub repository: String,
+    #[serde(default)]
     pub access: AccessVariables,
+    /// The plan was made with it: WAL that nobody else has may be there.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 /// Variables that give access to a store. They may hold secrets.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessVariables(pub Vec<(String, String)>);
 
 impl std::fmt::Debug for AccessVariables {
@@ -133,6 +150,10 @@ pub struct RestoreReport {
     pub bytes_written: u64,
     pub files: u64,
     pub warnings: Vec<String>,
+    /// What one repository lacked and another one had.
+    pub troubles: Vec<Trouble>,
+    /// What became of that.
+    pub mended: Vec<Mended>,
 }
 
 impl std::fmt::Display for Target {

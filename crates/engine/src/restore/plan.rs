@@ -1,21 +1,25 @@
 //! The plan of a restore: which backup, along which timelines, to which record. Nothing is written here.
 
+use jiff::Timestamp;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
-use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Lineage};
+use pgark_repo::RepoError;
+use pgark_repo::catalog::{BackupEntry, Catalog, Lineage};
 use pgark_repo::names::BackupId;
 use pgark_repo::record::BackupRecord;
-use pgark_repo::wal::{WalArchive, WalHead};
+use pgark_repo::wal::WalHead;
 
 use super::resolve::{Resolved, StopAt, from_timestamp, resolve};
 use super::walk::WalView;
 use super::{RestoreOptions, Target, TimelineChoice};
-use crate::archive::{self, Continuity, WalPath};
+use crate::archive::{Archives, Continuity, WalPath};
 use crate::error::{EngineError, Result};
+use crate::sources::{Sources, joined};
 
 #[derive(Clone, Debug)]
 pub struct RestorePlan {
     pub backup: BackupEntry,
+    /// Numbers of the sources that list this backup.
+    pub holders: Vec<usize>,
     pub record: BackupRecord,
     pub target: Target,
     pub stop: StopAt,
@@ -24,6 +28,8 @@ pub struct RestorePlan {
     pub timeline: TimelineId,
     pub wal_from: SegmentName,
     pub wal_to: SegmentName,
+    /// The newest timeline that any repository has WAL or the history of.
+    pub newest_timeline: TimelineId,
     /// Said to the person who restores: fall-backs, ambiguities.
     pub notes: Vec<String>,
 }
@@ -38,89 +44,111 @@ enum Wal {
 }
 
 /// `avoid`: backups that turned out to be damaged.
-pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<RestorePlan> {
-    match plan_by(options, repo, avoid, Wal::Booked) {
+pub fn plan(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId]) -> Result<RestorePlan> {
+    match plan_by(options, sources, avoid, Wal::Booked) {
         // Somebody removed what the books have. What lies before it can be reached all the same.
         // Not so everything that is archived: without what is gone it would end early.
-        Err(EngineError::Repo(e)) if e.is_not_found() && !matches!(options.target, Target::Latest) => {
-            plan_by(options, repo, avoid, Wal::Present)
+        Err(e) if e.repo().is_some_and(RepoError::is_not_found) && !matches!(options.target, Target::Latest) => {
+            plan_by(options, sources, avoid, Wal::Present)
         }
         planned => planned,
     }
 }
 
-fn plan_by(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId], by: Wal) -> Result<RestorePlan> {
-    let catalog = CatalogStore::new(repo, &options.cluster).read()?;
-    let known = |id: &BackupId| catalog.backup(id).and_then(|b| b.damaged);
-    if let Some((id, at)) = options.backup.as_ref().and_then(|id| Some((id, known(id)?))) {
+/// What the plan is made by.
+struct Books<'a> {
+    options: &'a RestoreOptions,
+    sources: &'a Sources,
+    catalogs: &'a [(usize, Catalog)],
+    /// What any of them lists.
+    all: &'a Catalog,
+    by: Wal,
+}
+
+fn plan_by(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId], by: Wal) -> Result<RestorePlan> {
+    let catalogs = sources.catalogs(&options.cluster)?;
+    let all = joined(&catalogs).expect("there is at least one");
+    let books = Books { options, sources, catalogs: &catalogs, all: &all, by };
+    if let Some((id, at)) = options.backup.as_ref().and_then(|id| Some((id, books.damaged(id)?))) {
         let note = format!("DEGRADED: backup {id} was found damaged at {at}");
-        return plan_from(&catalog, options, repo, avoid, by, vec![note]);
+        return books.plan(avoid, vec![note]);
     }
-    let damaged = catalog.backups.iter().filter(|b| b.damaged.is_some() && !avoid.contains(&b.id));
+    let damaged = all.backups.iter().filter(|b| books.damaged(&b.id).is_some() && !avoid.contains(&b.id));
     let damaged: Vec<BackupId> = damaged.map(|b| b.id.clone()).collect();
     if damaged.is_empty() {
-        return plan_from(&catalog, options, repo, avoid, by, vec![]);
+        return books.plan(avoid, vec![]);
     }
     let others: Vec<BackupId> = avoid.iter().chain(&damaged).cloned().collect();
-    match plan_from(&catalog, options, repo, &others, by, vec![]) {
+    match books.plan(&others, vec![]) {
         // Better tried than refused: much of it may be whole.
         Err(EngineError::Refused { .. }) => {
             let note =
                 |id: &BackupId| format!("DEGRADED: backup {id} was found damaged, and no other reaches the target");
-            plan_from(&catalog, options, repo, avoid, by, damaged.iter().map(note).collect())
+            books.plan(avoid, damaged.iter().map(note).collect())
         }
         planned => planned,
     }
 }
 
-fn plan_from(
-    catalog: &Catalog,
-    options: &RestoreOptions,
-    repo: &Repository,
-    avoid: &[BackupId],
-    by: Wal,
-    mut notes: Vec<String>,
-) -> Result<RestorePlan> {
-    let candidates = candidates(catalog, options, avoid)?;
-    let lineage = lineage(catalog, &candidates[0])?;
-    let wal = WalArchive::new(repo, &options.cluster, lineage.system_id);
-    let head = match by {
-        Wal::Booked => wal.head()?,
-        Wal::Present => wal.present(&wal.head()?, lineage.segment_size)?,
-    };
-    notes.extend(avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")));
-    for timeline in timelines(options.timeline, &head, &candidates) {
-        let history = archive::history(&wal, timeline)?;
-        let path = WalPath::new(&history, lineage.segment_size);
-        let on_path: Vec<&BackupEntry> = candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
-        if on_path.is_empty() {
-            continue;
-        }
-        let mut view = WalView::new(&wal, path, &head);
-        let Some((backup, stop)) = choose(&mut view, &on_path, &options.target)? else {
-            return Err(before_first(&on_path, options));
-        };
-        if options.timeline == TimelineChoice::Latest {
-            refuse_ambiguous(&wal, &head, &view.path, options)?;
-        }
-        let record = match BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record) {
-            Err(e) if e.is_damage() && options.backup.is_none() => {
-                let avoid: Vec<BackupId> = avoid.iter().cloned().chain([backup.id.clone()]).collect();
-                return plan_from(catalog, options, repo, &avoid, by, vec![]);
-            }
-            other => other?,
-        };
-        return finish(view, backup, record, stop, options, notes);
+impl Books<'_> {
+    /// When it was found damaged, if it was in every repository that lists it.
+    fn damaged(&self, id: &BackupId) -> Option<Timestamp> {
+        let found: Option<Vec<Timestamp>> =
+            self.catalogs.iter().filter_map(|(_, c)| c.backup(id)).map(|b| b.damaged).collect();
+        found?.into_iter().max()
     }
-    notes.clear();
-    Err(EngineError::refused(
-        "E-TIMELINE",
-        match options.timeline {
-            TimelineChoice::Number(n) => format!("no backup lies on the history of timeline {n}"),
-            _ => "no backup lies on the history of any archived timeline".to_owned(),
-        },
-        "'pgark info' shows timelines and the backups on them",
-    ))
+
+    fn plan(&self, avoid: &[BackupId], mut notes: Vec<String>) -> Result<RestorePlan> {
+        let Books { options, sources, catalogs, all, by } = *self;
+        let candidates = candidates(all, options, avoid)?;
+        let lineage = lineage(all, &candidates[0])?;
+        let wal = Archives::new(sources, &options.cluster, lineage.system_id);
+        let head = match by {
+            Wal::Booked => wal.head()?,
+            Wal::Present => wal.present_head(lineage.segment_size)?,
+        };
+        notes.extend(avoid.iter().map(|id| format!("DEGRADED: backup {id} is damaged and was not used")));
+        for timeline in timelines(options.timeline, &head, &candidates) {
+            let history = wal.history(timeline)?;
+            let path = WalPath::new(&history, lineage.segment_size);
+            let on_path: Vec<&BackupEntry> =
+                candidates.iter().filter(|b| path.contains(b.timeline, b.lsn_stop)).collect();
+            if on_path.is_empty() {
+                continue;
+            }
+            let mut view = WalView::new(&wal, path, &head);
+            let Some((backup, stop)) = choose(&mut view, &on_path, &options.target)? else {
+                return Err(before_first(&on_path, options));
+            };
+            if options.timeline == TimelineChoice::Latest {
+                refuse_ambiguous(&wal, &head, &view.path, options)?;
+            }
+            // What another one lacks of it is not missing there.
+            let lists = |c: &Catalog| c.backup(&backup.id).is_some_and(|b| b.record == backup.record);
+            let holders: Vec<usize> = catalogs.iter().filter(|(_, c)| lists(c)).map(|(n, _)| *n).collect();
+            let load = sources
+                .only(&holders)
+                .each(|_, repo| Ok(BackupRecord::load(repo, &options.cluster, &backup.id, &backup.record)?));
+            let record = match load {
+                Err(e) if e.is_damage() && options.backup.is_none() => {
+                    let avoid: Vec<BackupId> = avoid.iter().cloned().chain([backup.id.clone()]).collect();
+                    return self.plan(&avoid, vec![]);
+                }
+                other => other?,
+            };
+            let plan = finish(view, backup, record, stop, options, notes)?;
+            return Ok(RestorePlan { holders, ..plan });
+        }
+        notes.clear();
+        Err(EngineError::refused(
+            "E-TIMELINE",
+            match options.timeline {
+                TimelineChoice::Number(n) => format!("no backup lies on the history of timeline {n}"),
+                _ => "no backup lies on the history of any archived timeline".to_owned(),
+            },
+            "'pgark info' shows timelines and the backups on them",
+        ))
+    }
 }
 
 /// Newest first. All of one lineage.
@@ -235,7 +263,10 @@ fn finish(
         notes.push(format!("backup {} holds {} pages that were damaged in the source", backup.id, backup.bad_blocks));
     }
     let name = |segment: Option<&SegmentName>| *segment.expect("there is at least one");
+    let newest_timeline = view.head.timelines().last().map_or(timeline, |t| t.timeline.max(timeline));
     Ok(RestorePlan {
+        newest_timeline,
+        holders: vec![],
         backup: backup.clone(),
         record,
         target: options.target.clone(),
@@ -250,7 +281,7 @@ fn finish(
 
 /// Does the same moment also exist on a branch that the chosen path does not follow? Then only the person who
 /// asks knows which one is meant.
-fn refuse_ambiguous(wal: &WalArchive, head: &WalHead, path: &WalPath, options: &RestoreOptions) -> Result<()> {
+fn refuse_ambiguous(wal: &Archives, head: &WalHead, path: &WalPath, options: &RestoreOptions) -> Result<()> {
     let Target::Time { at, .. } = &options.target else { return Ok(()) };
     let wanted = from_timestamp(*at);
     for span in head.timelines() {
@@ -272,7 +303,7 @@ fn refuse_ambiguous(wal: &WalArchive, head: &WalHead, path: &WalPath, options: &
 
 /// First and last transaction time of the WAL of `timeline` that is not on the path.
 fn branch_times(
-    wal: &WalArchive,
+    wal: &Archives,
     head: &WalHead,
     path: &WalPath,
     timeline: TimelineId,
@@ -283,7 +314,7 @@ fn branch_times(
             Some(end) => end,
             None => return Ok(None),
         },
-        None => archive::history(wal, timeline)?.path_to_target().last().map_or(Lsn(0), |r| r.begin),
+        None => wal.history(timeline)?.path_to_target().last().map_or(Lsn(0), |r| r.begin),
     };
     let Some(span) = head.timeline(timeline) else { return Ok(None) };
     let own = WalPath::new(&pgark_pg::history::TimelineHistory::root(timeline), size);

@@ -52,7 +52,8 @@ fn renewed(repo: &Repository, dir: &Path) -> Result<(RestoreFile, Renewed)> {
     let held = file.key_set()?;
     let now = repo.keys().wal_keys();
     let same = held.algorithm() == repo.encryption() && held.wal_keys().iter().all(|key| now.contains(key));
-    if !same || file.repository != repo.store().url() {
+    let url = repo.store().url();
+    if !same || !file.places().iter().any(|place| place.repository == url) {
         return Err(EngineError::refused(
             "E-RESTORE-FILE",
             format!("{} belongs to another repository: {}", path.display(), file.repository),

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use pgark_repo::RepoError;
-use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Claim, Evidence, JobKind, Needs, WalNeed};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::store::StoreErrorKind;
+use pgark_repo::wal::WalHead;
 
 use super::files::{self, empty_dir, unfinished};
 use super::space::{PlacedTablespace, check_target, running_postmaster};
@@ -16,11 +16,13 @@ use crate::archive;
 use crate::backup::claim::KeptClaim;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, FailureClass, Result};
+use crate::repair;
+use crate::sources::Sources;
 
 /// Plans and checks the target; writes nothing.
-pub fn prepare(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> Result<(RestorePlan, Remains)> {
-    let plan = plan(options, repo, avoid)?;
-    thaw::check(repo, &options.cluster, &plan.backup)?;
+pub fn prepare(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId]) -> Result<(RestorePlan, Remains)> {
+    let mut plan = plan(options, sources, avoid)?;
+    plan.holders = thaw::check(sources, &plan.holders, &options.cluster, &plan.backup)?;
     let remains = if options.delta { Remains { found: None } } else { Remains::of(&options.to) };
     if remains.found.is_none() {
         check_target(options, &plan)?;
@@ -75,20 +77,20 @@ fn remove_version_dirs(location: &Path) -> Result<()> {
 /// Restores. `announce` is called with each plan before anything of it is written.
 pub fn run(
     options: &RestoreOptions,
-    repo: &Repository,
+    sources: &Sources,
     ctx: &Ctx,
     announce: &mut dyn FnMut(&RestorePlan),
 ) -> Result<(RestorePlan, RestoreReport)> {
     let mut avoid: Vec<BackupId> = vec![];
     loop {
-        let (plan, remains) = prepare(options, repo, &avoid)?;
+        let (plan, remains) = prepare(options, sources, &avoid)?;
         announce(&plan);
         if remains.are_there() {
             ctx.progress.note("removing what an interrupted restore left in the target directory");
             remains.remove(&options.to)?;
         }
         let places = check_target(options, &plan)?;
-        match write(options, &plan, &places, repo, ctx) {
+        match write(options, &plan, &places, sources, ctx) {
             Ok(report) => return Ok((plan, report)),
             Err(e) if e.class() == FailureClass::Damaged && options.backup.is_none() => {
                 ctx.progress
@@ -107,18 +109,18 @@ fn write(
     options: &RestoreOptions,
     plan: &RestorePlan,
     places: &[PlacedTablespace],
-    repo: &Repository,
+    sources: &Sources,
     ctx: &Ctx,
 ) -> Result<RestoreReport> {
-    let claim = pin(repo, &options.cluster, plan, ctx)?;
-    let kept = claim.clone().map(|c| KeptClaim::new(c, ctx));
+    let holders = sources.only(&plan.holders);
+    let claims = pin(&holders, &options.cluster, plan, ctx)?;
+    let kept: Vec<KeptClaim> = claims.iter().map(|claim| KeptClaim::new(claim.clone(), ctx)).collect();
     // Between the plan and the pin something may have expired.
-    let names = plan.path.segments(plan.backup.lsn_start, plan.stop.read_to);
-    let still_there =
-        archive::check_kept(repo, &options.cluster, plan.backup.system_id, &names, plan.record.segment_size);
-    let outcome = still_there.and_then(|()| files::run(options, plan, places, repo, ctx));
+    let outcome = still_there(sources, &options.cluster, plan)
+        .and_then(|()| files::run(options, plan, places, &holders, ctx))
+        .map(|report| mended(report, &options.cluster, plan, sources, ctx));
     drop(kept);
-    if let Some(claim) = claim {
+    for claim in claims {
         // The files are written either way; a claim that cannot be given back runs out by itself.
         if let Err(e) = claim.release() {
             tracing::debug!(%e, "the claim on the backup was not released");
@@ -127,8 +129,8 @@ fn write(
     outcome
 }
 
-/// Keeps the backup from being deleted meanwhile. A repository that is read-only needs no pin.
-pub(crate) fn pin(repo: &Repository, cluster: &ClusterName, plan: &RestorePlan, ctx: &Ctx) -> Result<Option<Claim>> {
+/// Keeps the backup from being deleted meanwhile, in each repository that lists it. One that is read-only needs no pin.
+pub(crate) fn pin(sources: &Sources, cluster: &ClusterName, plan: &RestorePlan, ctx: &Ctx) -> Result<Vec<Claim>> {
     let wal = WalNeed {
         system_id: plan.backup.system_id,
         timeline: plan.path.target(),
@@ -136,7 +138,25 @@ pub(crate) fn pin(repo: &Repository, cluster: &ClusterName, plan: &RestorePlan, 
         to: Some(plan.stop.read_to),
     };
     let needs = Needs { base: None, wal: Some(wal) };
-    claim_to_read(&CatalogStore::new(repo, cluster), &plan.backup.id, needs, ctx)
+    let (mut claims, mut failed, mut unprotected) = (vec![], None, 0);
+    for n in sources.order() {
+        let claim = sources
+            .repo(n)
+            .and_then(|repo| claim_to_read(&CatalogStore::new(&repo, cluster), &plan.backup.id, needs.clone(), ctx));
+        match claim {
+            Ok(Some(claim)) => claims.push(claim),
+            Ok(None) => unprotected += 1,
+            // It may be another one that has this backup.
+            Err(e) => {
+                sources.passes(n, &e);
+                failed = failed.or(Some(sources.named(n, e)));
+            }
+        }
+    }
+    match failed {
+        Some(e) if claims.is_empty() && unprotected == 0 => Err(e),
+        _ => Ok(claims),
+    }
 }
 
 /// The claim of who reads a backup; None from a repository that cannot be written to.
@@ -154,11 +174,50 @@ pub(crate) fn claim_to_read(catalog: &CatalogStore, id: &BackupId, needs: Needs,
     }
 }
 
-/// Records that this backup was recovered to its planned end.
-pub fn record_replay(repo: &Repository, cluster: &ClusterName, id: &BackupId) -> Result<()> {
-    CatalogStore::new(repo, cluster).update(|c| {
-        let entry = c.backups.iter_mut().find(|b| b.id == *id && b.evidence < Evidence::Replayed);
-        Ok(entry.map(|b| b.evidence = Evidence::Replayed))
-    })?;
-    Ok(())
+/// Whether the WAL that recovery needs is kept, in one repository or another.
+fn still_there(sources: &Sources, cluster: &ClusterName, plan: &RestorePlan) -> Result<()> {
+    let (mut heads, mut failed) = (vec![], None);
+    for n in sources.order() {
+        let head = sources.repo(n).and_then(|repo| archive::kept_head(&repo, cluster, plan.backup.system_id));
+        match head {
+            Ok(head) => heads.push(head),
+            Err(e) if sources.len() > 1 => {
+                sources.passes(n, &e);
+                failed = failed.or(Some(sources.named(n, e)));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    match failed {
+        Some(e) if heads.is_empty() => Err(e),
+        _ => {
+            let names = plan.path.segments(plan.backup.lsn_start, plan.stop.read_to);
+            archive::all_kept(&WalHead::joined(&heads), &names, plan.record.segment_size)
+        }
+    }
+}
+
+/// What was missing or damaged in one repository is put back from another while the backup is protected. That it fails is
+/// told, and no failure of the restore.
+fn mended(
+    report: RestoreReport,
+    cluster: &ClusterName,
+    plan: &RestorePlan,
+    sources: &Sources,
+    ctx: &Ctx,
+) -> RestoreReport {
+    let mended = repair::mend(sources, cluster, Some(&plan.backup.id), ctx);
+    RestoreReport { troubles: sources.troubles(), mended, ..report }
+}
+
+/// Records that this backup was recovered to its planned end, where it was read from.
+pub fn record_replay(sources: &Sources, cluster: &ClusterName, plan: &RestorePlan) -> Result<()> {
+    let id = &plan.backup.id;
+    sources.only(&plan.holders).each(|_, repo| {
+        CatalogStore::new(repo, cluster).update(|c| {
+            let entry = c.backups.iter_mut().find(|b| b.id == *id && b.evidence < Evidence::Replayed);
+            Ok(entry.map(|b| b.evidence = Evidence::Replayed))
+        })?;
+        Ok(())
+    })
 }

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use pgark_pg::value::{Lsn, SegmentSize, SystemId};
+use pgark_pg::value::{Lsn, SegmentSize, SystemId, TimelineId};
 use pgark_repo::crypto::{Algorithm, Key32, KeySet, hex, unhex};
 use pgark_repo::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
 use super::resolve::StopHow;
-use super::{AccessVariables, ArchiveMode, Bound, RestoreOptions, RestorePlan};
+use super::{AccessVariables, ArchiveMode, Bound, ReadFrom, RestoreOptions, RestorePlan};
 use crate::error::{EngineError, Result};
 
 pub const RESTORE_FILE: &str = "pgark-restore.key";
@@ -29,11 +29,23 @@ pub struct RestoreFile {
     /// Variables that give access to the repository's store.
     #[serde(default)]
     pub access: AccessVariables,
+    /// Further copies of the repository.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<ReadFrom>,
+    /// That the plan knew of.
+    #[serde(default)]
+    pub newest_timeline: Option<TimelineId>,
 }
 
 impl RestoreFile {
+    /// `repository`: the URL of the one to ask first.
     pub fn new(plan: &RestorePlan, options: &RestoreOptions, repository: String, keys: &KeySet) -> Self {
+        let (own, others): (Vec<ReadFrom>, Vec<ReadFrom>) =
+            options.places.iter().cloned().partition(|place| place.repository == repository);
         RestoreFile {
+            access: own.into_iter().next().map(|place| place.access).unwrap_or_default(),
+            others,
+            newest_timeline: Some(plan.newest_timeline),
             schema: 1,
             repository,
             cluster: options.cluster.clone(),
@@ -43,7 +55,6 @@ impl RestoreFile {
             encryption: keys.algorithm(),
             generation: keys.generation(),
             keys: keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect(),
-            access: options.access.clone(),
         }
     }
 
@@ -51,6 +62,12 @@ impl RestoreFile {
     pub fn with_keys(self, keys: &KeySet) -> Self {
         let wal = keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect();
         RestoreFile { encryption: keys.algorithm(), generation: keys.generation(), keys: wal, ..self }
+    }
+
+    /// All repositories, the one to ask first in front.
+    pub fn places(&self) -> Vec<ReadFrom> {
+        let first = ReadFrom { repository: self.repository.clone(), access: self.access.clone(), witness: true };
+        std::iter::once(first).chain(self.others.iter().cloned()).collect()
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -11,13 +11,33 @@ use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::store::{Store, StoreError};
 
 use crate::error::{EngineError, Result};
+use crate::sources::Sources;
 
 /// Directories that are named in the message.
 const NAMED_MAX: usize = 5;
 
+/// Those of `holders` from which the backup can be read at once.
+///
 /// # Errors
-/// `E-REPO-ARCHIVED`, refused, with what has to be thawed.
-pub fn check(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
+/// `E-REPO-ARCHIVED`, refused, with what has to be thawed, when there is none.
+pub fn check(sources: &Sources, holders: &[usize], cluster: &ClusterName, entry: &BackupEntry) -> Result<Vec<usize>> {
+    let (mut at_once, mut archived) = (vec![], None);
+    for n in holders {
+        match sources.repo(*n).and_then(|repo| check_one(&repo, cluster, entry)) {
+            Err(e) if e.code() == "E-REPO-ARCHIVED" => archived = archived.or(Some(sources.named(*n, e))),
+            // What is wrong with it otherwise shows when it is read.
+            Err(e) if sources.passes(*n, &e) => at_once.push(*n),
+            Err(e) => return Err(sources.named(*n, e)),
+            Ok(()) => at_once.push(*n),
+        }
+    }
+    match archived {
+        Some(e) if at_once.is_empty() => Err(e),
+        _ => Ok(at_once),
+    }
+}
+
+fn check_one(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
     let store = repo.store().as_ref();
     if !store.may_archive() {
         return Ok(());

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo};
 use pgark_pg::wal::{Record, RecordSink, SegmentExpect, Tail, TransactionEnd, Walker, join_crossing};
-use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
+use pgark_repo::RepoError;
+use pgark_repo::wal::{WalHead, WalIndex};
 
-use crate::archive::WalPath;
+use crate::archive::{Archives, WalPath};
 use crate::error::{EngineError, Result};
 
 /// A record that was found, and the end of the one before it.
@@ -28,7 +29,7 @@ pub struct Seen {
 }
 
 pub struct WalView<'a> {
-    archive: &'a WalArchive,
+    archives: &'a Archives,
     pub path: WalPath,
     pub head: &'a WalHead,
     indexes: HashMap<SegmentName, WalIndex>,
@@ -38,8 +39,8 @@ pub struct WalView<'a> {
 const INDEXES_MAX: usize = 256;
 
 impl<'a> WalView<'a> {
-    pub fn new(archive: &'a WalArchive, path: WalPath, head: &'a WalHead) -> Self {
-        WalView { archive, path, head, indexes: HashMap::new() }
+    pub fn new(archives: &'a Archives, path: WalPath, head: &'a WalHead) -> Self {
+        WalView { archives, path, head, indexes: HashMap::new() }
     }
 
     pub fn segment_of(&self, lsn: Lsn) -> SegmentNo {
@@ -56,7 +57,7 @@ impl<'a> WalView<'a> {
         if let Some(i) = self.indexes.get(&name) {
             return Ok(i.clone());
         }
-        let index = self.archive.index(&name, self.path.size())?;
+        let index = self.archives.index(&name, self.path.size())?;
         if self.indexes.len() >= INDEXES_MAX {
             self.indexes.clear();
         }
@@ -168,20 +169,22 @@ impl<'a> WalView<'a> {
     ) -> Result<Option<FoundRecord>> {
         let name = self.path.name(segment);
         let size = self.path.size();
-        let mut reader = self.archive.open_segment(&name, size)?;
-        let expect =
-            SegmentExpect { timeline: name.timeline, segment, size, system_id: Some(self.archive.place().system_id) };
-        let mut walker = Walker::new(expect);
-        let mut search = Search { from, before_end: before, wanted, found: None };
-        while let Some(bytes) = reader.next()? {
-            if bytes.is_empty() {
-                continue;
+        let system_id = Some(self.archives.system_id());
+        let found = self.archives.with_segment(&name, size, &mut |reader| {
+            let expect = SegmentExpect { timeline: name.timeline, segment, size, system_id };
+            let mut walker = Walker::new(expect);
+            let mut search = Search { from, before_end: before, wanted: &mut *wanted, found: None };
+            while let Some(bytes) = reader.next()? {
+                if bytes.is_empty() {
+                    continue;
+                }
+                walker.feed(bytes, &mut search).map_err(|e| {
+                    EngineError::Repo(RepoError::corrupt(name.format(size), format!("archived WAL: {e}")))
+                })?;
             }
-            walker.feed(bytes, &mut search).map_err(|e| {
-                EngineError::Repo(pgark_repo::RepoError::corrupt(name.format(size), format!("archived WAL: {e}")))
-            })?;
-        }
-        Ok(search.found)
+            Ok(search.found)
+        })?;
+        found.ok_or_else(|| RepoError::corrupt(name.format(size), "the archive does not hold it any more").into())
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Invariant: nothing reaches a file that was not compared with the content id in the manifest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,31 +13,31 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pgark_pg::page::is_all_zero;
 use pgark_repo::codec::Decoder;
-use pgark_repo::crypto::ContentId;
+use pgark_repo::crypto::{ContentId, KeySet};
 use pgark_repo::direct::{ALIGNMENT, AlignedBuffer, set_direct};
 use pgark_repo::limits::FRAME_BYTES_MAX;
-use pgark_repo::manifest::{Chunk, Item, ManifestReader, PackId, Part};
+use pgark_repo::manifest::{Chunk, Item, PackId, Part};
 use pgark_repo::names::ClusterName;
-use pgark_repo::pack::{FrameAt, PackReader};
-use pgark_repo::record::manifest_reader;
+use pgark_repo::pack::PackReader;
 use pgark_repo::store::ObjectName;
-use pgark_repo::{RepoError, Repository, names};
+use pgark_repo::{RepoError, names};
 use rustix::fs::OFlags;
 
+use super::books::Books;
 use super::roots::Roots;
+use super::window::{Window, fetch};
 use super::{RestoreOptions, RestorePlan, RestoreReport};
 use crate::backup::copy::read_full;
 use crate::backup::scan::show;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::sources::Sources;
 
 /// Plain bytes that one worker takes at a time, at most, and those that all of them may hold.
 const JOB_BYTES: u64 = 4 * 1024 * 1024;
 const JOB_BYTES_TOTAL: u64 = 64 * 1024 * 1024;
 /// Chunks that one worker takes at a time.
 const JOB_CHUNKS: usize = 64;
-/// Stored bytes fetched by one read.
-const FETCH_BYTES: usize = 8 * 1024 * 1024;
 /// Decoded frames that a worker keeps because chunks take parts of them: pages that were changed between backups lie
 /// together in frames of their own.
 const FRAMES_KEPT: usize = 8;
@@ -58,12 +58,16 @@ struct Write1 {
 }
 
 struct Shared<'a> {
-    repo: &'a Repository,
+    sources: &'a Sources,
+    keys: KeySet,
     cluster: &'a ClusterName,
     ctx: &'a Ctx,
     roots: &'a Roots,
     pack_names: RwLock<HashMap<u32, ObjectName>>,
-    packs: Mutex<HashMap<u32, Arc<PackReader>>>,
+    /// By source and index.
+    packs: Mutex<HashMap<(usize, u32), Arc<PackReader>>>,
+    /// Packs of which something was missing or damaged in this source: the others are asked first.
+    bad: Mutex<BTreeSet<(usize, u32)>>,
     written: AtomicU64,
     /// The files may be there already: only what differs is fetched and written.
     over: bool,
@@ -76,23 +80,35 @@ impl Shared<'_> {
         let name = names::pack(self.cluster, &id.backup, id.number);
         self.pack_names.write().expect("no thread panics with the lock").insert(index, name);
     }
+
+    /// Whom to ask for a frame of this pack, in turn.
+    fn order(&self, pack: u32) -> Vec<usize> {
+        let mut order = self.sources.order();
+        if order.len() > 1 {
+            let bad = self.bad.lock().expect("no thread panics with the lock");
+            order.sort_by_key(|n| bad.contains(&(*n, pack)));
+        }
+        order
+    }
 }
 
 pub fn write_files(
     options: &RestoreOptions,
     plan: &RestorePlan,
-    repo: &Repository,
+    sources: &Sources,
     ctx: &Ctx,
     roots: &Roots,
     over: bool,
 ) -> Result<RestoreReport> {
     let shared = Shared {
-        repo,
+        sources,
+        keys: sources.first()?.keys().clone(),
         cluster: &options.cluster,
         ctx,
         roots,
         pack_names: RwLock::default(),
         packs: Mutex::default(),
+        bad: Mutex::default(),
         written: AtomicU64::new(0),
         over,
         unchanged: AtomicU64::new(0),
@@ -101,7 +117,14 @@ pub fn write_files(
     // Direct writes wait for the disk: while one worker waits, another one decodes.
     let jobs = options.jobs.max(1) * 2;
     let (tx, rx) = bounded::<Vec<Write1>>(2 * jobs);
-    let mut report = RestoreReport { bytes_restored: 0, bytes_written: 0, files: 0, warnings: vec![] };
+    let mut report = RestoreReport {
+        bytes_restored: 0,
+        bytes_written: 0,
+        files: 0,
+        warnings: vec![],
+        troubles: vec![],
+        mended: vec![],
+    };
     thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..jobs)
             .map(|_| {
@@ -135,7 +158,7 @@ fn stream_manifest(
     jobs: Sender<Vec<Write1>>,
     report: &mut RestoreReport,
 ) -> Result<()> {
-    let mut manifest = manifest_reader(shared.repo, shared.cluster, &plan.backup.id)?;
+    let mut manifest = Books::open(shared.sources, shared.cluster, &plan.backup.id)?;
     let mut batch = Batch { jobs, writes: vec![], bytes: 0, job_bytes: JOB_BYTES_TOTAL / workers.max(1) as u64 };
     while let Some(item) = manifest.next_item()? {
         shared.ctx.check_cancelled()?;
@@ -172,7 +195,7 @@ fn stream_manifest(
 /// Creates the file and hands out its chunks.
 fn restore_file(
     shared: &Shared<'_>,
-    manifest: &mut ManifestReader,
+    manifest: &mut Books<'_>,
     batch: &mut Batch,
     path: &[u8],
     mode: u32,
@@ -303,9 +326,8 @@ impl Run {
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     decoder: Decoder,
-    /// Stored bytes that were fetched together: pack, offset, bytes. Whole frames are decrypted in place there,
-    /// each once.
-    window: Option<(u32, u64, Vec<u8>)>,
+    /// Stored bytes that were fetched together. Whole frames are decrypted in place there, each once.
+    window: Option<Window>,
     run: Run,
     /// The last frames of which chunks took a part, the latest at the end.
     frames: VecDeque<Frame>,
@@ -360,7 +382,7 @@ impl Worker<'_> {
                 let len = usize::try_from(w.chunk.len()).expect("chunks are bounded");
                 self.present.resize(len, 0);
                 let got = read_full(file, w.offset, &mut self.present).map_err(failed)?;
-                Ok(got == len && self.shared.repo.keys().content_id(&self.present) == *id)
+                Ok(got == len && self.shared.keys.content_id(&self.present) == *id)
             }
             Chunk::Zero(len) => {
                 let (mut at, end) = (w.offset, w.offset + len);
@@ -429,7 +451,7 @@ impl Worker<'_> {
             }
         };
         let bytes = &self.run.buffer.bytes()[from..from + len];
-        if self.shared.repo.keys().content_id(bytes) == *id { Ok(()) } else { Err(differs()) }
+        if self.shared.keys.content_id(bytes) == *id { Ok(()) } else { Err(differs()) }
     }
 
     fn begin_run(&mut self, w: &Write1) -> Result<()> {
@@ -455,24 +477,48 @@ impl Worker<'_> {
         self.run.write_out().map_err(|e| self.shared.roots.error("writing", &path, e))
     }
 
-    fn pack(&self, index: u32) -> Result<Arc<PackReader>> {
-        if let Some(p) = self.shared.packs.lock().expect("no thread panics with the lock").get(&index) {
+    fn pack(&self, source: usize, index: u32) -> Result<Arc<PackReader>> {
+        if let Some(p) = self.shared.packs.lock().expect("no thread panics with the lock").get(&(source, index)) {
             return Ok(p.clone());
         }
         let name = self.shared.pack_names.read().expect("no thread panics with the lock").get(&index).cloned();
         let name = name.ok_or_else(|| RepoError::corrupt("manifest", "an undeclared pack"))?;
-        let reader = Arc::new(PackReader::open(self.shared.repo.store().clone(), self.shared.repo.keys(), &name)?);
+        let repo = self.shared.sources.repo(source)?;
+        let reader = Arc::new(PackReader::open(repo.store().clone(), repo.keys(), &name)?);
         let mut packs = self.shared.packs.lock().expect("no thread panics with the lock");
-        Ok(packs.entry(index).or_insert(reader).clone())
+        Ok(packs.entry((source, index)).or_insert(reader).clone())
+    }
+
+    /// Runs `load` with one source after another until one has what is wanted of this pack.
+    fn any_source<T>(&mut self, pack: u32, mut load: impl FnMut(&mut Self, usize) -> Result<T>) -> Result<T> {
+        let sources = self.shared.sources;
+        let mut failed: Option<EngineError> = None;
+        for n in self.shared.order(pack) {
+            match load(self, n) {
+                Ok(value) => return Ok(value),
+                Err(e) if sources.passes(n, &e) => {
+                    self.window = None;
+                    self.shared.bad.lock().expect("no thread panics with the lock").insert((n, pack));
+                    // Damage says more than silence: an older backup may do instead.
+                    if failed.as_ref().is_none_or(|f| !f.is_damage() && e.is_damage()) {
+                        failed = Some(sources.named(n, e));
+                    }
+                }
+                Err(e) => return Err(sources.named(n, e)),
+            }
+        }
+        Err(failed.unwrap_or(EngineError::Cancelled))
     }
 
     /// Decodes a whole frame into the run at `to`.
     fn load_whole(&mut self, part: &Part, upcoming: &[Write1], to: usize) -> Result<()> {
         let at = part.frame;
-        let pack = self.pack(part.pack)?;
-        let stored = fetch(&mut self.window, &pack, part, upcoming)?;
-        let plain = &mut self.run.buffer.bytes_mut()[to..to + at.plain_len as usize];
-        Ok(pack.decode_into(&at, stored, &mut self.decoder, plain)?)
+        self.any_source(part.pack, |worker, source| {
+            let pack = worker.pack(source, part.pack)?;
+            let stored = fetch(&mut worker.window, source, &pack, part, parts_of(upcoming))?;
+            let plain = &mut worker.run.buffer.bytes_mut()[to..to + at.plain_len as usize];
+            Ok(pack.decode_into(&at, stored, &mut worker.decoder, plain)?)
+        })
     }
 
     /// Copies a part of a frame into the run at `to` and returns the content id of the frame, which is kept for the
@@ -487,11 +533,19 @@ impl Worker<'_> {
                     FRAMES_KEPT.. => self.frames.pop_front().map(|f| f.plain).unwrap_or_default(),
                     _ => vec![],
                 };
-                let pack = self.pack(part.pack)?;
-                self.scratch.clear();
-                self.scratch.extend_from_slice(fetch(&mut self.window, &pack, part, upcoming)?);
-                pack.decode(&at, &mut self.scratch, &mut self.decoder, &mut plain)?;
-                let id = self.shared.repo.keys().content_id(&plain);
+                self.any_source(part.pack, |worker, source| {
+                    let pack = worker.pack(source, part.pack)?;
+                    worker.scratch.clear();
+                    worker.scratch.extend_from_slice(fetch(
+                        &mut worker.window,
+                        source,
+                        &pack,
+                        part,
+                        parts_of(upcoming),
+                    )?);
+                    Ok(pack.decode(&at, &mut worker.scratch, &mut worker.decoder, &mut plain)?)
+                })?;
+                let id = self.shared.keys.content_id(&plain);
                 Frame { pack: part.pack, offset: at.offset, id, plain }
             }
         };
@@ -505,42 +559,6 @@ impl Worker<'_> {
     }
 }
 
-/// The stored bytes of a frame, from what was fetched or by fetching the frames that follow it along with it.
-fn fetch<'w>(
-    window: &'w mut Option<(u32, u64, Vec<u8>)>,
-    pack: &PackReader,
-    part: &Part,
-    upcoming: &[Write1],
-) -> Result<&'w mut [u8]> {
-    let at = part.frame;
-    if !window_holds(window.as_ref(), part.pack, &at) {
-        let len = contiguous(part, upcoming);
-        let mut bytes = window.take().map(|(_, _, b)| b).unwrap_or_default();
-        pack.fetch(at.offset, len, &mut bytes)?;
-        *window = Some((part.pack, at.offset, bytes));
-    }
-    let missing = || RepoError::corrupt(pack.name(), "a frame outside of what was fetched");
-    let (_, start, bytes) = window.as_mut().ok_or_else(missing)?;
-    let from = usize::try_from(at.offset - *start).map_err(|_| missing())?;
-    Ok(bytes.get_mut(from..from + at.stored_len as usize).ok_or_else(missing)?)
-}
-
-fn window_holds(window: Option<&(u32, u64, Vec<u8>)>, pack: u32, at: &FrameAt) -> bool {
-    window.is_some_and(|(p, start, bytes)| {
-        *p == pack && at.offset >= *start && at.offset + u64::from(at.stored_len) <= start + bytes.len() as u64
-    })
-}
-
-/// Stored bytes from this part on that belong to the coming chunks and lie side by side. Frames in the window are
-/// decrypted in place, so each is used once from it.
-fn contiguous(part: &Part, upcoming: &[Write1]) -> usize {
-    let mut end = part.frame.offset + u64::from(part.frame.stored_len);
-    let mut len = part.frame.stored_len as usize;
-    for p in upcoming.iter().flat_map(|w| w.chunk.parts()) {
-        if p.pack == part.pack && p.frame.offset == end && len + p.frame.stored_len as usize <= FETCH_BYTES {
-            end += u64::from(p.frame.stored_len);
-            len += p.frame.stored_len as usize;
-        }
-    }
-    len
+fn parts_of(writes: &[Write1]) -> impl Iterator<Item = &Part> {
+    writes.iter().flat_map(|w| w.chunk.parts())
 }

@@ -20,7 +20,7 @@ use pgark_repo::names::{self, BackupId};
 use pgark_repo::pack;
 use pgark_repo::record::{BackupRecord, manifest_reader};
 use pgark_repo::register::RegisterProblem;
-use pgark_repo::store::StoreErrorKind;
+use pgark_repo::store::{ObjectName, StoreErrorKind};
 use pgark_repo::wal::WalArchive;
 use pgark_repo::{RepoError, Repository};
 
@@ -30,7 +30,7 @@ use crate::rescue;
 
 use self::books::Unopened;
 use self::parity::ParityFindings;
-pub use report::{Depth, LostWindow, Names, Problem, ProblemKind, VerifyOptions, VerifyReport};
+pub use report::{Depth, LostWindow, Names, Problem, ProblemKind, Unchecked, VerifyOptions, VerifyReport};
 
 pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
     let by_books = repo.keys().writes_only().is_some();
@@ -204,7 +204,7 @@ impl<'a> Verify<'a> {
                             let Some((_, Check::Pack { object, .. })) = list.get(i) else { return Ok(()) };
                             match this.check_pack(object) {
                                 Ok(n) => drop(bytes.fetch_add(n, Ordering::Relaxed)),
-                                Err(e) if e.is_damage() => {
+                                Err(e) if e.is_damage() || is_archived(&e) => {
                                     found.lock().expect("no thread panics with the lock").push((i, e))
                                 }
                                 Err(e) => return Err(e.into()),
@@ -221,6 +221,12 @@ impl<'a> Verify<'a> {
         self.report.bytes_checked += bytes.load(Ordering::Relaxed);
         for (i, e) in found.into_inner().expect("the workers are gone") {
             let Some((name, Check::Pack { users, .. })) = list.get(i) else { continue };
+            if is_archived(&e) {
+                self.report.objects_checked -= 1;
+                let (object, why, backups) = (name.clone(), e.to_string(), users.clone());
+                self.report.unchecked.push(Unchecked { object, why, backups });
+                continue;
+            }
             damaged.extend(users.iter().cloned());
             self.problem(name, kind_of(&e), e, users.clone(), vec![]);
         }
@@ -230,18 +236,28 @@ impl<'a> Verify<'a> {
     fn check_pack(&self, object: &PackUse) -> Result<u64, RepoError> {
         let name = names::pack(&self.options.cluster, &object.id.backup, object.id.number);
         let read = match self.options.depth {
-            Depth::Full => pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint)?,
-            Depth::Quick => {
-                let size = self.repo.store().stat(&name)?.size;
-                if size != object.fingerprint.size {
-                    let what = format!("{size} bytes, {} were written", object.fingerprint.size);
-                    return Err(RepoError::corrupt(&name, what));
+            Depth::Full => match pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint) {
+                // That it is there with the right length can be seen.
+                Err(e) if is_archived(&e) => {
+                    self.check_size(object, &name)?;
+                    return Err(e);
                 }
+                read => read?,
+            },
+            Depth::Quick => {
+                self.check_size(object, &name)?;
                 0
             }
         };
         self.parity.check(self.repo, &name)?;
         Ok(read)
+    }
+
+    fn check_size(&self, object: &PackUse, name: &ObjectName) -> Result<(), RepoError> {
+        match self.repo.store().stat(name)?.size {
+            size if size == object.fingerprint.size => Ok(()),
+            size => Err(RepoError::corrupt(name, format!("{size} bytes, {} were written", object.fingerprint.size))),
+        }
     }
 
     /// Objects of the cluster, and at the top of the repository, that nothing listed accounts for.
@@ -296,6 +312,10 @@ fn is_probe(name: &str) -> bool {
     name.starts_with("probe/")
 }
 
+fn is_archived(e: &RepoError) -> bool {
+    matches!(e, RepoError::Store(e) if e.kind() == StoreErrorKind::Archived)
+}
+
 fn kind_of(e: &RepoError) -> ProblemKind {
     if e.is_not_found() { ProblemKind::Missing } else { ProblemKind::Damaged }
 }
@@ -310,7 +330,9 @@ fn record_findings(
     now: Timestamp,
 ) -> Result<()> {
     let hurt: BTreeSet<&BackupId> = report.problems.iter().flat_map(|p| &p.backups).chain(damaged).collect();
-    let proven: Vec<&BackupId> = backups.iter().map(|b| &b.id).filter(|id| !hurt.contains(id)).collect();
+    let unread: BTreeSet<&BackupId> = report.unchecked.iter().flat_map(|u| &u.backups).collect();
+    let proven = backups.iter().map(|b| &b.id).filter(|id| !hurt.contains(id) && !unread.contains(id));
+    let proven: Vec<&BackupId> = proven.collect();
     let changes = |b: &BackupEntry| {
         let proven = proven.contains(&&b.id) && (b.evidence < Evidence::Authenticated || b.damaged.is_some());
         proven || (hurt.contains(&b.id) && b.damaged.is_none())

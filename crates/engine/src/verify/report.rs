@@ -40,6 +40,15 @@ pub struct Problem {
     pub windows: Vec<LostWindow>,
 }
 
+/// What could not be read to be checked: neither right nor wrong.
+#[derive(Clone, Debug)]
+pub struct Unchecked {
+    pub object: String,
+    pub why: String,
+    /// Backups that need it.
+    pub backups: Vec<BackupId>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostWindow {
     pub timeline: TimelineId,
@@ -80,6 +89,8 @@ pub struct VerifyReport {
     pub bytes_checked: u64,
     pub backups_checked: Vec<BackupId>,
     pub problems: Vec<Problem>,
+    /// Packs that the store has archived: present, and not to be read before they are thawed.
+    pub unchecked: Vec<Unchecked>,
     /// Objects with parity; in a full verification, with sound parity.
     pub parity_present: u64,
     /// Whole objects without parity, where it is to be written.

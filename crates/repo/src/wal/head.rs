@@ -172,6 +172,22 @@ impl WalHead {
         (span.expired, span.renewed) = (from.expired.clone(), from.renewed.clone());
     }
 
+    /// What any of several archives of one cluster has. Which copy of a segment counts is each one's own affair.
+    pub fn joined<'a>(heads: impl IntoIterator<Item = &'a WalHead>) -> WalHead {
+        let mut all = WalHead::default();
+        for span in heads.into_iter().flat_map(|h| &h.timelines) {
+            let own = all.span(span.timeline);
+            own.history |= span.history;
+            own.ranges.extend(&span.ranges);
+            own.expired.extend(&span.expired);
+        }
+        for span in &mut all.timelines {
+            span.ranges = merged(std::mem::take(&mut span.ranges));
+            span.expired = subtract(&merged(std::mem::take(&mut span.expired)), &span.ranges);
+        }
+        all
+    }
+
     pub fn add_history(&mut self, timeline: TimelineId) -> bool {
         let span = self.span(timeline);
         !std::mem::replace(&mut span.history, true)
@@ -324,6 +340,38 @@ mod tests {
                     prop_assert_eq!(span.is_some_and(|s| s.contains(SegmentNo(n))), there);
                     let end = (n..).take_while(|m| oracle.contains(&(t, *m))).last().map(SegmentNo);
                     prop_assert_eq!(span.and_then(|s| s.unbroken_to(SegmentNo(n))), end);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn heads_together_say_what_any_of_them_says(
+            heads in proptest::collection::vec(
+                (proptest::collection::vec((1u32..3, 0u64..20), 0..30), proptest::option::of((0u64..20, 0u64..6))),
+                1..4,
+            )
+        ) {
+            let timeline = |t| TimelineId::new(t).unwrap();
+            let heads: Vec<WalHead> = heads.into_iter().map(|(pushes, expiry)| {
+                let mut head = WalHead::default();
+                for (t, n) in pushes {
+                    head.add_segment(&SegmentName { timeline: timeline(t), segment: SegmentNo(n) }, 0);
+                }
+                if let Some((first, more)) = expiry {
+                    let (first, last) = (SegmentNo(first), SegmentNo(first + more));
+                    head.expire(1, &[SegmentRange { timeline: timeline(1), first, last }]);
+                }
+                head
+            }).collect();
+            let all = WalHead::from_bytes(&WalHead::joined(&heads).to_bytes()).unwrap();
+            for t in 1..3 {
+                for n in 0..30 {
+                    let has = |h: &WalHead| h.timeline(timeline(t)).is_some_and(|s| s.contains(SegmentNo(n)));
+                    let gone = |h: &WalHead| h.timeline(timeline(t)).is_some_and(|s| s.is_expired(SegmentNo(n)));
+                    prop_assert_eq!(has(&all), heads.iter().any(has));
+                    prop_assert_eq!(gone(&all), heads.iter().any(gone) && !heads.iter().any(has));
                 }
             }
         }

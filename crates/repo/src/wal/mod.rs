@@ -119,26 +119,6 @@ impl SegmentData<'_> {
             }
         }
     }
-
-    /// Replaces `out` by the block of this number; nothing when there is none.
-    pub fn block(&mut self, number: usize, out: &mut Vec<u8>) -> Result<()> {
-        out.clear();
-        match self {
-            SegmentData::Memory(bytes) => {
-                out.extend_from_slice(bytes.chunks(BLOCK_BYTES).nth(number).unwrap_or_default());
-                Ok(())
-            }
-            SegmentData::Encoded(blocks) => match blocks.get(number) {
-                Some(block) => block.decode(&mut Decoder::new()?, out),
-                None => Ok(()),
-            },
-            SegmentData::File(file) => {
-                let reading = |source| RepoError::System { what: "reading WAL", source };
-                file.seek(SeekFrom::Start((number * BLOCK_BYTES) as u64)).map_err(reading)?;
-                file.take(BLOCK_BYTES as u64).read_to_end(out).map(drop).map_err(reading)
-            }
-        }
-    }
 }
 
 impl WalArchive {

@@ -14,9 +14,10 @@ use pgark_engine::cluster::{Connection, Deadline, switch_wal};
 use pgark_engine::register::{self, Identity};
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::{
-    AccessVariables, ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Started, Target, TargetAction,
-    TimelineChoice, run as restoring,
+    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, Started, Target, TargetAction, TimelineChoice,
+    run as restoring,
 };
+use pgark_engine::sources::Sources;
 use pgark_engine::verify::{Depth, VerifyOptions, VerifyReport, verify};
 use pgark_engine::{Ctx, ProgressSink};
 use pgark_pg::history::TimelineHistory;
@@ -332,9 +333,10 @@ impl Story<'_> {
             archive_mode: ArchiveMode::Off,
             jobs: self.jobs,
             program: self.place.program.clone(),
-            access: AccessVariables::default(),
+            places: vec![],
         };
-        let (plan, done) = restoring::run(&options, &source.repo, self.ctx, &mut |_| {}).map_err(engine_failure)?;
+        let (plan, done) = restoring::run(&options, &Sources::one(source.repo.clone()), self.ctx, &mut |_| {})
+            .map_err(engine_failure)?;
         let what = format!("{} files, {}", done.files, human_bytes(done.bytes_restored));
         self.step(7, &format!("restore   {what}; planned end {}, just before transaction {xid}", plan.stop.end));
         Ok((options, plan))
@@ -354,7 +356,7 @@ impl Story<'_> {
         };
         let started = start(&options.to, plan, options.action, &start_options, self.ctx).map_err(engine_failure)?;
         let server = Server::adopt(options.to.clone(), started.pid, &started.socket_dir, started.port)?;
-        restoring::record_replay(&source.repo, &self.cluster, &plan.backup.id).map_err(engine_failure)?;
+        restoring::record_replay(&Sources::one(source.repo.clone()), &self.cluster, plan).map_err(engine_failure)?;
         self.step(7, &format!("recover   reached {}, as planned, and promoted", started.reached));
         Ok((server, started))
     }

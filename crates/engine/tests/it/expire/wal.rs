@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pgark_engine::archive::check_kept;
 use pgark_engine::archive::get::{Fetched, GetOptions, get};
+use pgark_engine::archive::{Archives, check_kept};
 use pgark_engine::expire;
 use pgark_pg::wal::Changes;
 use pgark_repo::RepoError;
@@ -23,8 +23,9 @@ fn expired_wal_is_never_the_end_of_the_archive() {
     let dest = dir.join("got");
     let archive = archive(&repo);
     let fetch = |n: u64| {
-        let options = GetOptions { segment_size: segment_size(), planned_end: None, prefetch: None };
-        get(&archive, &segment(n).format(segment_size()), &dest, &options)
+        let options =
+            GetOptions { segment_size: segment_size(), planned_end: None, newest_timeline: None, prefetch: None };
+        get(&Archives::one(&archive), &segment(n).format(segment_size()), &dest, &options)
     };
     assert_eq!(fetch(3).unwrap_err().code(), "E-WAL-EXPIRED");
     // A restore that was planned before is told once it has pinned its backup.

@@ -1,154 +1,54 @@
-//! `verify --repair`: what a verification found missing or damaged in one repository, replaced by the same bytes, made again
-//! from its parity or taken from another copy of the repository. Parity that is missing or damaged is written anew.
+//! One object that is missing or damaged, and right bytes for it.
 //!
-//! Invariant: a damaged object is removed only when the bytes that replace it were read as a whole and found to be exactly
-//! those that were written once, and when they lie durably elsewhere. What cannot be replaced stays as it is.
+//! Invariant: an object is removed only when it was just seen to be damaged, and when the bytes that replace it were read as
+//! a whole and found to be exactly those that were written once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use pgark_pg::names::WalFileName;
+use pgark_pg::value::{SegmentSize, SystemId};
 use pgark_repo::RepoError;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, JobKind};
+use pgark_repo::catalog::{BackupEntry, Catalog};
 use pgark_repo::crypto::ObjectKind;
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::manifest::packs_of;
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::parity;
 use pgark_repo::record::{BackupRecord, manifest_reader};
 use pgark_repo::seals::{TAIL_BYTES, origin_of_bytes};
 use pgark_repo::store::ObjectName;
 use pgark_repo::stream::{Fingerprint, open_bytes};
 use pgark_repo::wal::WalArchive;
 
-use crate::backup::claim::KeptClaim;
-use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::rebuild;
 use crate::replicate::objects::read_exactly;
 use crate::several::Member;
-use crate::verify::{Problem, ProblemKind, VerifyReport};
 
 /// Larger objects are not replaced: they would have to be held in memory.
 const OBJECT_BYTES_MAX: u64 = 1 << 30;
 
-#[derive(Clone, Debug, Default)]
-pub struct RepairReport {
-    /// Objects that are whole again.
-    pub repaired: Vec<String>,
-    /// What could not be repaired, and why.
-    pub left: Vec<(String, String)>,
-    /// Objects that have parity now.
-    pub protected: Vec<ObjectName>,
-    /// Backups that were affected and should be verified again.
-    pub backups: BTreeSet<BackupId>,
+/// What is said of right bytes.
+pub(super) struct Known<'a> {
+    pub cluster: &'a ClusterName,
+    pub lineages: &'a [(SystemId, SegmentSize)],
+    /// Of packs, manifests and records.
+    pub expected: &'a BTreeMap<ObjectName, Fingerprint>,
 }
 
-impl RepairReport {
-    /// There was neither parity nor another repository to take anything from.
-    pub fn had_no_source(&self) -> bool {
-        let nothing_done = self.repaired.is_empty() && self.protected.is_empty();
-        nothing_done && self.left.iter().all(|(_, why)| why == NO_SOURCE)
-    }
+pub(super) fn lineages_of(listed: &Catalog) -> Vec<(SystemId, SegmentSize)> {
+    listed.lineages.iter().map(|l| (l.system_id, l.segment_size)).collect()
 }
 
-/// Replaces what `found` says is missing or damaged in `repo`.
-pub fn repair(
-    repo: &Repository,
-    others: &[Member],
+/// What packs, manifests and records of these backups must be; as far as one of the repositories can tell.
+pub(super) fn expected(
+    sources: &[Member],
     cluster: &ClusterName,
-    found: &VerifyReport,
-    ctx: &Ctx,
-) -> Result<RepairReport> {
-    crate::error::refuse_append_only(repo)?;
-    let catalog = CatalogStore::new(repo, cluster);
-    let listed = catalog.read()?;
-    let sources = sources(repo, others);
-    let expected = expected(&sources, cluster, &listed);
-    let known = Known { cluster, listed: &listed, expected: &expected };
-    let mut report = RepairReport::default();
-    for problem in found.problems.iter().filter(|p| matches!(p.kind, ProblemKind::Missing | ProblemKind::Damaged)) {
-        ctx.check_cancelled()?;
-        // Nobody may delete what is being mended.
-        let mut pins = vec![];
-        for id in &problem.backups {
-            let pin = catalog.claim(JobKind::Restore, id, ctx.now())?;
-            pins.push((KeptClaim::new(pin.clone(), ctx), pin));
-        }
-        let outcome = one(repo, &sources, &known, problem);
-        for (kept, pin) in pins {
-            drop(kept);
-            if let Err(e) = pin.release() {
-                tracing::warn!(%e, "the claim ends by itself");
-            }
-        }
-        match outcome {
-            Ok(from) => {
-                tracing::info!(object = problem.object, from, "repaired");
-                report.repaired.push(problem.object.clone());
-                report.backups.extend(problem.backups.iter().cloned());
-            }
-            Err(why) => report.left.push((problem.object.clone(), why)),
-        }
-    }
-    remove_leftovers(repo, found, &mut report);
-    for name in &found.parity_missing {
-        ctx.check_cancelled()?;
-        match write_parity(repo, name) {
-            Ok(()) => report.protected.push(name.clone()),
-            Err(why) => report.left.push((names::parity(name).map_or(name.to_string(), |p| p.to_string()), why)),
-        }
-    }
-    Ok(report)
-}
-
-/// Where right bytes may come from, in the order in which they are asked.
-fn sources(repo: &Repository, others: &[Member]) -> Vec<Member> {
-    let parity = Member { name: PARITY.into(), repo: repo.healing(), required: false };
-    std::iter::once(parity).chain(others.iter().cloned()).collect()
-}
-
-const NO_SOURCE: &str = "it has no parity, and there is no other repository";
-
-/// Of the source that needs no other repository.
-const PARITY: &str = "its parity";
-
-/// What the verified bytes give. An object that is gone meanwhile needs none.
-fn write_parity(repo: &Repository, name: &ObjectName) -> std::result::Result<(), String> {
-    let store = &**repo.bare_store();
-    let percent = store.parity().ok_or("no parity is configured for this repository")?;
-    parity::protect(store, name, percent).map_err(|e| e.to_string())
-}
-
-/// Healed bytes that an interrupted repair left beside objects that are whole.
-fn remove_leftovers(repo: &Repository, found: &VerifyReport, report: &mut RepairReport) {
-    for problem in found.problems.iter().filter(|p| p.kind == ProblemKind::Unexpected) {
-        let Some(_) = names::healed_from(&problem.object) else { continue };
-        let principal = names::principal(&problem.object);
-        let damaged = found.problems.iter().any(|p| p.object == principal);
-        if damaged && !report.repaired.iter().any(|object| object == principal) {
-            continue;
-        }
-        let removed = ObjectName::parse(&problem.object).and_then(|name| repo.store().delete(&name));
-        match removed {
-            Ok(()) => report.repaired.push(problem.object.clone()),
-            // The repair of the object has just taken it away.
-            Err(e) if e.is_not_found() => report.repaired.push(problem.object.clone()),
-            Err(e) => report.left.push((problem.object.clone(), e.to_string())),
-        }
-    }
-}
-
-/// What the repository's books say of right bytes.
-struct Known<'a> {
-    cluster: &'a ClusterName,
-    listed: &'a Catalog,
-    expected: &'a BTreeMap<ObjectName, Fingerprint>,
-}
-
-/// What packs, manifests and records of listed backups must be; as far as one of the repositories can tell.
-fn expected(sources: &[Member], cluster: &ClusterName, listed: &Catalog) -> BTreeMap<ObjectName, Fingerprint> {
+    backups: &[BackupEntry],
+) -> BTreeMap<ObjectName, Fingerprint> {
     let mut all = BTreeMap::new();
-    for entry in &listed.backups {
+    for entry in backups {
         all.insert(names::record(cluster, &entry.id), entry.record.clone());
         if let Some((manifest, packs)) = sources.iter().find_map(|m| read_books(&m.repo, cluster, entry).ok()) {
             all.insert(names::manifest(cluster, &entry.id), manifest);
@@ -171,58 +71,57 @@ fn read_books(repo: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> 
     Ok((print, packs.collect()))
 }
 
-/// Returns where the bytes came from.
-fn one(
+/// Returns the name of the source that the bytes came from.
+pub(super) fn from_others(
     repo: &Repository,
-    sources: &[Member],
+    others: &[Member],
     known: &Known<'_>,
-    problem: &Problem,
-) -> std::result::Result<String, String> {
-    let name = ObjectName::parse(&problem.object).map_err(|_| "it is no single object".to_owned())?;
-    if let Some(protected) = names::protected_by(name.as_str()) {
-        let protected = ObjectName::parse(protected).map_err(|e| e.to_string())?;
-        return write_parity(repo, &protected).map(|()| "the object that it protects".to_owned());
-    }
+    name: &ObjectName,
+) -> std::result::Result<String, Vec<String>> {
     let mut why = vec![];
-    for seal in seals_of(repo, &name) {
-        // An interrupted repair has got so far.
-        match complete(repo, &name, &seal, known) {
-            Some(Ok(())) => return Ok("an interrupted repair".to_owned()),
-            Some(Err(e)) => why.push(e.to_string()),
-            None => {}
-        }
-    }
-    for source in sources {
-        let only_place = source.name == PARITY;
-        if only_place {
-            let heals = source.repo.store().heal(&name);
-            let said = source.repo.store().notices();
-            if !heals {
-                why.extend(said);
-                continue;
-            }
-        }
-        let replaced = whole(&source.repo, &name, known).and_then(|(seal, bytes)| match only_place {
-            true => heal(repo, &name, &seal, &bytes),
-            false => replace(repo, &name, &seal, &bytes),
-        });
-        match replaced {
+    for source in others {
+        let bytes = whole(&source.repo, name, known);
+        match bytes.and_then(|(seal, bytes)| replace_damaged(repo, name, &seal, &bytes, known)) {
             Ok(()) => return Ok(source.name.clone()),
             Err(e) => why.push(format!("{}: {e}", source.name)),
         }
     }
-    Err(if why.is_empty() { NO_SOURCE.to_owned() } else { why.join("; ") })
+    Err(why)
+}
+
+/// A damaged pack made whole by the pages that the data directory still has as they were.
+pub(super) fn from_data(
+    repo: &Repository,
+    books: &[&Repository],
+    users: &BTreeSet<BackupId>,
+    known: &Known<'_>,
+    name: &ObjectName,
+    data: &Path,
+) -> Result<()> {
+    let print = known.expected.get(name).filter(|_| name.parent().ends_with("/packs"));
+    let print = print.ok_or_else(|| not_repairable("it holds no pages"))?;
+    if print.size > OBJECT_BYTES_MAX {
+        return Err(not_repairable("it is too large to be held in memory"));
+    }
+    let bytes = rebuild::pack(repo, books, known.cluster, users, name, print, data)?;
+    // What comes out are the bytes of the first seal.
+    replace_damaged(repo, name, name, &bytes, known)
 }
 
 /// The names that an object may lie under, the newest seal first.
-fn seals_of(repo: &Repository, name: &ObjectName) -> Vec<ObjectName> {
+pub(super) fn seals_of(repo: &Repository, name: &ObjectName) -> Vec<ObjectName> {
     let generations = repo.keys().generations().into_iter().rev().filter(|g| *g > 1);
     let later = generations.filter_map(|g| names::later_seal(name, g).ok());
     later.chain([name.clone()]).collect()
 }
 
 /// Puts in place what an interrupted repair has healed of this seal; None where there is no such thing.
-fn complete(repo: &Repository, name: &ObjectName, seal: &ObjectName, known: &Known<'_>) -> Option<Result<()>> {
+pub(super) fn complete(
+    repo: &Repository,
+    name: &ObjectName,
+    seal: &ObjectName,
+    known: &Known<'_>,
+) -> Option<Result<()>> {
     let beside = names::healed(seal).ok()?;
     let bytes = repo.bare_store().read(&beside, OBJECT_BYTES_MAX).ok()?;
     match known.expected.get(name) {
@@ -234,7 +133,7 @@ fn complete(repo: &Repository, name: &ObjectName, seal: &ObjectName, known: &Kno
 }
 
 /// The bytes of an object, authenticated as a whole, and the name under which they belong: that of one of its seals.
-fn whole(from: &Repository, name: &ObjectName, known: &Known<'_>) -> Result<(ObjectName, Vec<u8>)> {
+pub(super) fn whole(from: &Repository, name: &ObjectName, known: &Known<'_>) -> Result<(ObjectName, Vec<u8>)> {
     if let Some(print) = known.expected.get(name) {
         if print.size > OBJECT_BYTES_MAX {
             return Err(not_repairable("it is too large to be held in memory"));
@@ -257,13 +156,13 @@ fn authenticate_wal(
 ) -> Result<()> {
     origin_of_bytes(repo.keys(), seal, bytes)?;
     let bytes = if seal == name { bytes } else { bytes.split_last_chunk::<TAIL_BYTES>().map_or(bytes, |(b, _)| b) };
-    for lineage in &known.listed.lineages {
-        let archive = WalArchive::new(repo, known.cluster, lineage.system_id);
+    for (system_id, size) in known.lineages {
+        let archive = WalArchive::new(repo, known.cluster, *system_id);
         if !name.as_str().starts_with(&format!("{}/", archive.place().dir())) {
             continue;
         }
         let (kind, max) = (ObjectKind::WalSideFile, SIDE_FILE_BYTES_MAX);
-        let segment = names::segment_copy(name.basename(), lineage.segment_size).map(|(segment, _)| segment);
+        let segment = names::segment_copy(name.basename(), *size).map(|(segment, _)| segment);
         match WalFileName::parse(names::without_copy(name.basename())) {
             Ok(WalFileName::History(_) | WalFileName::BackupHistory { .. }) => {
                 open_bytes(repo.keys(), kind, name, bytes.to_vec(), max)?;
@@ -287,7 +186,7 @@ fn not_repairable(why: &str) -> EngineError {
 }
 
 /// No other copy of the bytes exists than what is damaged: they must lie durably beside it before it goes.
-fn heal(repo: &Repository, name: &ObjectName, seal: &ObjectName, bytes: &[u8]) -> Result<()> {
+pub(super) fn heal(repo: &Repository, name: &ObjectName, seal: &ObjectName, bytes: &[u8]) -> Result<()> {
     let beside = names::healed(seal).map_err(RepoError::from)?;
     let store = repo.bare_store();
     let lies_there = || store.read(&beside, bytes.len() as u64).is_ok_and(|there| there == bytes);
@@ -306,6 +205,22 @@ fn heal(repo: &Repository, name: &ObjectName, seal: &ObjectName, bytes: &[u8]) -
     Ok(store.delete(&beside).map_err(RepoError::from)?)
 }
 
+/// Leaves alone what is whole after all: somebody else may have mended it, or what was read was not what is there.
+fn replace_damaged(
+    repo: &Repository,
+    name: &ObjectName,
+    seal: &ObjectName,
+    bytes: &[u8],
+    known: &Known<'_>,
+) -> Result<()> {
+    match whole(repo, name, known) {
+        Ok(_) => Ok(()),
+        Err(e) if e.is_damage() => replace(repo, name, seal, bytes),
+        // Whether it is damaged cannot be told, so it stays.
+        Err(e) => Err(e),
+    }
+}
+
 /// The bytes are in memory and lie elsewhere: between the removal and the creation nothing else is needed.
 fn replace(repo: &Repository, name: &ObjectName, seal: &ObjectName, bytes: &[u8]) -> Result<()> {
     let store = repo.store();
@@ -314,7 +229,12 @@ fn replace(repo: &Repository, name: &ObjectName, seal: &ObjectName, bytes: &[u8]
         Err(e) if e.is_not_found() => {}
         Err(e) => return Err(RepoError::from(e).into()),
     }
-    store.put_new(seal, bytes).map_err(RepoError::from)?;
+    match store.put_new(seal, bytes) {
+        Ok(()) => {}
+        // Somebody else mends it too; what is there now is looked at below.
+        Err(e) if e.is_already_exists() => {}
+        Err(e) => return Err(RepoError::from(e).into()),
+    }
     let stored = repo.bare_store().read(seal, bytes.len() as u64).map_err(RepoError::from)?;
     if stored == bytes {
         Ok(())
