@@ -145,7 +145,7 @@ fn timeline_json(t: &TimelineListing, size: SegmentSize) -> Value {
     let name = |segment| SegmentName { timeline: t.timeline, segment }.format(size);
     let ranges = t.ranges.iter().map(|r| {
         json!({"first": name(r.first), "last": name(r.last), "segments": r.last.0 - r.first.0 + 1,
-            "from_lsn": r.from_lsn, "to_lsn": r.to_lsn, "from_time": r.from_time, "to_time": r.to_time})
+            "from_lsn": r.from_lsn, "to_lsn": r.to_lsn, "from_time": r.from_time, "to_time": r.to_time, "not_opened": r.unopened})
     });
     json!({"timeline": t.timeline,
         "parent": t.begins.as_ref().map(|b| b.parent), "switch_lsn": t.begins.as_ref().map(|b| b.lsn),
@@ -192,7 +192,10 @@ fn timeline_text(t: &TimelineListing, size: SegmentSize) -> String {
             r.last.0 - r.first.0 + 1,
             r.from_lsn,
             r.to_lsn.map_or("?".to_owned(), |lsn| lsn.to_string()),
-            span(r.from_time, r.to_time)
+            match (r.unopened, span(r.from_time, r.to_time)) {
+                (false, span) => span,
+                (true, span) => format!("{span}, as far as a writer sees"),
+            }
         );
     }
     out

@@ -189,6 +189,7 @@ fn a_writer_opens_no_content_and_every_other_command_refuses_it() {
     let segments = listed["segments"].as_array().expect("segments");
     assert!(!segments.is_empty() && listed["not_opened"].as_u64() > Some(0), "{listed}");
     assert!(segments.iter().all(|s| s["restore_points"].is_null()), "{listed}");
+    assert_eq!(listed["timelines"][0]["ranges"][0]["not_opened"], true, "{listed}");
     // A secret that opens one thing is not made to open another.
     let file = site.scratch.join("writer").display().to_string();
     refused(site.elsewhere.run(["key", "add", "--new-passphrase-file", &file]), 4, "E-KEY-SLOT-TAKEN");

@@ -51,6 +51,8 @@ pub struct RangeListing {
     /// Of the first and of the last transaction near the ends; None when there is none.
     pub from_time: Option<Timestamp>,
     pub to_time: Option<Timestamp>,
+    /// A writer's secret does not open all that was looked at: there may be transactions that it does not see.
+    pub unopened: bool,
 }
 
 /// One segment, by its index.
@@ -90,22 +92,28 @@ fn timeline(wal: &WalArchive, head: &WalHead, span: &TimelineSpan, size: Segment
         index_if_open(wal, head, &name, size)
     };
     let ranges = span.ranges.iter().map(|&(first, last)| {
-        let mut from_time = None;
+        let (mut from_time, mut unopened) = (None, false);
+        let mut look = |n, of: &dyn Fn(&WalIndex) -> Option<i64>| {
+            let found = index(n)?;
+            unopened |= found.is_none();
+            Ok::<_, EngineError>(found.and_then(|i| time(of(&i))))
+        };
         for n in first..=last.min(first.saturating_add(LOOKS_FOR_TIME)) {
-            from_time = index(n)?.and_then(|i| time(i.min_time));
+            from_time = look(n, &|i| i.min_time)?;
             if from_time.is_some() {
                 break;
             }
         }
         let mut to_time = None;
         for n in (first.max(last.saturating_sub(LOOKS_FOR_TIME))..=last).rev() {
-            to_time = index(n)?.and_then(|i| time(i.max_time));
+            to_time = look(n, &|i| i.max_time)?;
             if to_time.is_some() {
                 break;
             }
         }
         let (from_lsn, to_lsn) = (SegmentNo(first).start(size), index(last)?.map(|i| i.valid_end));
-        Ok(RangeListing { first: SegmentNo(first), last: SegmentNo(last), from_lsn, to_lsn, from_time, to_time })
+        let (first, last) = (SegmentNo(first), SegmentNo(last));
+        Ok(RangeListing { first, last, from_lsn, to_lsn, from_time, to_time, unopened })
     });
     let gaps = span.gaps().into_iter().map(|(first, last)| Gap { timeline, first, last }).collect();
     let expired = span.expired.iter().map(|(a, b)| (SegmentNo(*a), SegmentNo(*b))).collect();
