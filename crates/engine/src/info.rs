@@ -91,11 +91,7 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
     let mut problems = vec![];
     let (windows, gaps) = match windows(repo, name, &lineage, &catalog.physical()) {
         Ok((windows, gaps, unopened)) => {
-            if unopened > 0 {
-                problems.push(format!(
-                    "the recoverable windows of {unopened} backups are unknown to a writer: they rest on WAL from before there was one"
-                ));
-            }
+            problems.extend(unopened.describe());
             (windows, gaps)
         }
         Err(e) => {
@@ -121,20 +117,47 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
     })
 }
 
+/// What a writer's secret does not open, because it is from before there was a writer.
+#[derive(Default)]
+struct Unopened {
+    backups: usize,
+    timelines: Vec<TimelineId>,
+}
+
+impl Unopened {
+    fn describe(&self) -> Vec<String> {
+        let before = "from before there was a writer, and are not for it to open";
+        let mut all = vec![];
+        if self.backups > 0 {
+            all.push(format!("the recoverable windows of {} backups rest on WAL segments {before}", self.backups));
+        }
+        for timeline in &self.timelines {
+            all.push(format!("the recoverable windows on timeline {timeline} rest on files {before}"));
+        }
+        all
+    }
+}
+
 fn windows(
     repo: &Repository,
     name: &ClusterName,
     lineage: &Lineage,
     backups: &[PhysicalBackup],
-) -> Result<(Vec<Window>, Vec<Gap>, usize)> {
+) -> Result<(Vec<Window>, Vec<Gap>, Unopened)> {
     let wal = WalArchive::new(repo, name, lineage.system_id);
     // A window must not promise what is no longer there.
     let head = wal.present(&wal.head()?, lineage.segment_size)?;
     let gaps = gaps(&head);
     let mut out: Vec<Window> = vec![];
-    let mut unopened = 0;
+    let mut unopened = Unopened::default();
     for span in head.timelines().iter().filter(|t| t.last().is_some()) {
-        let history = archive::history(&wal, span.timeline)?;
+        let history = match archive::history(&wal, span.timeline) {
+            Err(EngineError::Repo(RepoError::WriteOnly { .. })) => {
+                unopened.timelines.push(span.timeline);
+                continue;
+            }
+            found => found?,
+        };
         let mut on_path: Vec<&PhysicalBackup> = backups
             .iter()
             // What is known to be damaged is no promise.
@@ -145,7 +168,7 @@ fn windows(
         for backup in on_path {
             let found = match window(&wal, &head, &history, lineage, backup) {
                 Err(EngineError::Repo(RepoError::WriteOnly { .. })) => {
-                    unopened += 1;
+                    unopened.backups += 1;
                     continue;
                 }
                 found => found?,

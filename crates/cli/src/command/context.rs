@@ -193,14 +193,8 @@ impl Context {
         settings: &RepoSettings,
         patience: Option<Duration>,
     ) -> Result<Repository, Failure> {
-        let unlock = self.unlock(settings)?;
-        let cache = self.key_cache(settings, &unlock);
-        let (owned, access) = (settings.clone(), self.access.clone());
-        let copy = in_time(settings, patience, move || {
-            let store = store::open_as(&owned, &access, Missing::Refuse)?;
-            key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
-        })?;
-        self.key_pin(&**copy.store()).map_or(Ok(()), |pin| pin.check(&copy))?;
+        let opener = self.opener(settings);
+        let copy = in_time(settings, patience, move || opener.open())?;
         if copy.id() == of.id() && copy.keys().writes_only().is_some() {
             return Ok(copy);
         }

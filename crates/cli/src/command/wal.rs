@@ -145,11 +145,12 @@ fn timeline_json(t: &TimelineListing, size: SegmentSize) -> Value {
     let name = |segment| SegmentName { timeline: t.timeline, segment }.format(size);
     let ranges = t.ranges.iter().map(|r| {
         json!({"first": name(r.first), "last": name(r.last), "segments": r.last.0 - r.first.0 + 1,
-            "from_lsn": r.from_lsn, "to_lsn": r.to_lsn, "from_time": r.from_time, "to_time": r.to_time})
+            "from_lsn": r.from_lsn, "to_lsn": r.to_lsn, "from_time": r.from_time, "to_time": r.to_time, "not_opened": r.unopened})
     });
     json!({"timeline": t.timeline,
         "parent": t.begins.as_ref().map(|b| b.parent), "switch_lsn": t.begins.as_ref().map(|b| b.lsn),
         "reason": t.begins.as_ref().map(|b| &b.reason), "history_missing": t.history_missing,
+        "history_not_opened": t.history_unopened,
         "ranges": ranges.collect::<Vec<_>>(),
         "expired": t.expired.iter().map(|(a, b)| json!({"first": name(*a), "last": name(*b),
             "segments": b.0 - a.0 + 1})).collect::<Vec<_>>(),
@@ -170,6 +171,7 @@ fn segment_json(s: &SegmentListing, size: SegmentSize) -> Value {
 fn timeline_text(t: &TimelineListing, size: SegmentSize) -> String {
     let mut out = match &t.begins {
         Some(b) => format!("timeline {}, left timeline {} at {} ({})\n", t.timeline, b.parent, b.lsn, b.reason),
+        None if t.history_unopened => format!("timeline {}, begun where a writer's secret does not tell\n", t.timeline),
         None if t.history_missing => format!("timeline {}: ITS HISTORY FILE IS MISSING\n", t.timeline),
         None => format!("timeline {}\n", t.timeline),
     };
@@ -190,7 +192,10 @@ fn timeline_text(t: &TimelineListing, size: SegmentSize) -> String {
             r.last.0 - r.first.0 + 1,
             r.from_lsn,
             r.to_lsn.map_or("?".to_owned(), |lsn| lsn.to_string()),
-            span(r.from_time, r.to_time)
+            match (r.unopened, span(r.from_time, r.to_time)) {
+                (false, span) => span,
+                (true, span) => format!("{span}, as far as a writer sees"),
+            }
         );
     }
     out

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use pgark_testkit::{
-    Fault, Pgark, Target, as_postgres, assert_same_state, give_to_postgres, objects_under, points_of, skip, state_of,
-    strace_works, traced, tree_of,
+    Fault, Pgark, StopMode, Target, as_postgres, assert_same_state, give_to_postgres, objects_under, points_of, skip,
+    state_of, strace_works, traced, tree_of,
 };
 use serde_json::Value;
 
@@ -189,6 +189,7 @@ fn a_writer_opens_no_content_and_every_other_command_refuses_it() {
     let segments = listed["segments"].as_array().expect("segments");
     assert!(!segments.is_empty() && listed["not_opened"].as_u64() > Some(0), "{listed}");
     assert!(segments.iter().all(|s| s["restore_points"].is_null()), "{listed}");
+    assert_eq!(listed["timelines"][0]["ranges"][0]["not_opened"], true, "{listed}");
     // A secret that opens one thing is not made to open another.
     let file = site.scratch.join("writer").display().to_string();
     refused(site.elsewhere.run(["key", "add", "--new-passphrase-file", &file]), 4, "E-KEY-SLOT-TAKEN");
@@ -369,4 +370,62 @@ fn overwrite(path: &Path, bytes: &[u8]) {
     fs::write(&temp, bytes).expect("write");
     assert!(as_postgres("cp").arg(&temp).arg(path).status().expect("cp").success());
     fs::remove_file(&temp).expect("remove");
+}
+
+#[test]
+fn a_writer_archives_into_each_repository_in_which_its_secret_has_a_slot() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "writer-two");
+    let (a, b) = (site.elsewhere.repo().display().to_string(), site.scratch.join("b").display().to_string());
+    site.pgark.run(["init", "--repo", &a, "--repo", &b]).expect_code(0);
+    site.pgark.backup("full");
+    let writer = writer_of(&site);
+    let segment = next_segment(&site);
+    let push = ["archive-push", "--repo", &a, "--repo", &b, segment.to_str().expect("text")];
+    // The copy does not know it yet: PostgreSQL keeps the segment.
+    refused(writer.run(push), 12, "E-KEY-WRONG");
+    let file = site.scratch.join("writer").display().to_string();
+    site.elsewhere.json(["key", "add", "--writer", "--repo", &b, "--new-passphrase-file", &file]);
+    writer.run(push).expect_code(0);
+    writer.run(push).expect_code(0);
+    assert_delivers(&site, &segment);
+    let (name, got) = (segment.file_name().expect("name").to_str().expect("text"), site.scratch.join("of-b"));
+    let words = ["archive-get", "--repo", &b, name, got.to_str().expect("text")];
+    site.elsewhere.run(words).expect_code(0);
+    assert!(fs::read(&got).expect("got") == fs::read(&segment).expect("segment"));
+    refused(writer.run(["restore", "--repo", &a, "--repo", &b, "--to", "/nonexistent/x"]), 4, "E-KEY-WRITER");
+    refused(writer.run(["verify", "--repo", &b]), 4, "E-KEY-WRITER");
+}
+
+#[test]
+fn a_writer_goes_on_where_the_cluster_was_promoted_before_there_was_one() {
+    let server = installed_or_skip!();
+    let mut site = Site::small(&server, "writer-promoted");
+    site.ledger.write_rows(&site.cluster, 3);
+    site.pgark.backup("full");
+    site.cluster.stop(StopMode::Fast);
+    let signal = site.cluster.data_dir().join("standby.signal");
+    fs::write(&signal, "").expect("write");
+    give_to_postgres(&signal);
+    site.cluster.start();
+    site.cluster.promote();
+    site.cluster.switch_and_archive();
+    let writer = writer_of(&site);
+    site.ledger.write_rows(&site.cluster, 3);
+    site.cluster.switch_and_archive();
+    // The history of timeline 2 is not for it to read; the server has it.
+    let id = writer.backup("full");
+    assert_eq!(writer.backup_info(&id)["timeline"], 2);
+    site.ledger.write_rows(&site.cluster, 3);
+    let state = state_of(&site.cluster);
+    let latest = site.archive_all();
+    let info = writer.json(["info"]);
+    assert!(info["clusters"][0]["problems"].to_string().contains("on timeline 2"), "{info}");
+    let listed = writer.json(["wal", "list"]);
+    assert_eq!(listed["timelines"][1]["history_not_opened"], true, "{listed}");
+    let quick = writer.json(["verify", "--quick"]);
+    assert!(quick["notes"].to_string().contains("when the cluster had no writer"), "{quick}");
+    site.elsewhere.run(["verify"]).expect_code(0);
+    let recovered = site.restore("restored", &latest, &[&id]);
+    assert_same_state(&state, &state_of(&recovered), "recovered");
 }

@@ -165,6 +165,12 @@ impl Archives {
     }
 
     pub fn index(&self, name: &SegmentName, size: SegmentSize) -> Result<WalIndex> {
+        // A writer opens no segment, and knows of it what the index says to it.
+        if let Origin::One(archive) = &self.from
+            && archive.keys().writes_only().is_some()
+        {
+            return Ok(archive.index(name, size)?);
+        }
         let index = self.with_segment(name, size, &mut |reader| Ok(reader.index.clone()))?;
         index.ok_or_else(|| RepoError::corrupt(name.format(size), "the archive does not hold it any more").into())
     }

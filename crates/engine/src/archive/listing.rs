@@ -12,7 +12,7 @@ use pgark_repo::wal::index::Ending;
 use pgark_repo::wal::{TimelineSpan, WalArchive, WalHead, WalIndex};
 
 use crate::ctx::Ctx;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::info::Gap;
 use crate::restore::resolve::to_timestamp;
 
@@ -25,6 +25,8 @@ pub struct TimelineListing {
     /// None for the first timeline, and where the history file is missing.
     pub begins: Option<Switch>,
     pub history_missing: bool,
+    /// It is there, and a writer's secret does not open it.
+    pub history_unopened: bool,
     pub ranges: Vec<RangeListing>,
     pub gaps: Vec<Gap>,
     /// Stretches that retention has given up.
@@ -49,6 +51,8 @@ pub struct RangeListing {
     /// Of the first and of the last transaction near the ends; None when there is none.
     pub from_time: Option<Timestamp>,
     pub to_time: Option<Timestamp>,
+    /// A writer's secret does not open all that was looked at: there may be transactions that it does not see.
+    pub unopened: bool,
 }
 
 /// One segment, by its index.
@@ -80,33 +84,42 @@ pub fn timelines(wal: &WalArchive, head: &WalHead, size: SegmentSize) -> Result<
 fn timeline(wal: &WalArchive, head: &WalHead, span: &TimelineSpan, size: SegmentSize) -> Result<TimelineListing> {
     let timeline = span.timeline;
     let missing = timeline.get() > 1 && !span.history;
-    let begins = if missing { None } else { switch(wal, timeline)? };
+    let begins = if missing { Ok(None) } else { switch(wal, timeline) };
+    let unopened = matches!(begins, Err(EngineError::Repo(RepoError::WriteOnly { .. })));
+    let begins = if unopened { None } else { begins? };
     let index = |segment| {
         let name = SegmentName { timeline, segment: SegmentNo(segment) };
         index_if_open(wal, head, &name, size)
     };
     let ranges = span.ranges.iter().map(|&(first, last)| {
-        let mut from_time = None;
+        let (mut from_time, mut unopened) = (None, false);
+        let mut look = |n, of: &dyn Fn(&WalIndex) -> Option<i64>| {
+            let found = index(n)?;
+            unopened |= found.is_none();
+            Ok::<_, EngineError>(found.and_then(|i| time(of(&i))))
+        };
         for n in first..=last.min(first.saturating_add(LOOKS_FOR_TIME)) {
-            from_time = index(n)?.and_then(|i| time(i.min_time));
+            from_time = look(n, &|i| i.min_time)?;
             if from_time.is_some() {
                 break;
             }
         }
         let mut to_time = None;
         for n in (first.max(last.saturating_sub(LOOKS_FOR_TIME))..=last).rev() {
-            to_time = index(n)?.and_then(|i| time(i.max_time));
+            to_time = look(n, &|i| i.max_time)?;
             if to_time.is_some() {
                 break;
             }
         }
         let (from_lsn, to_lsn) = (SegmentNo(first).start(size), index(last)?.map(|i| i.valid_end));
-        Ok(RangeListing { first: SegmentNo(first), last: SegmentNo(last), from_lsn, to_lsn, from_time, to_time })
+        let (first, last) = (SegmentNo(first), SegmentNo(last));
+        Ok(RangeListing { first, last, from_lsn, to_lsn, from_time, to_time, unopened })
     });
     let gaps = span.gaps().into_iter().map(|(first, last)| Gap { timeline, first, last }).collect();
     let expired = span.expired.iter().map(|(a, b)| (SegmentNo(*a), SegmentNo(*b))).collect();
     let ranges = ranges.collect::<Result<_>>()?;
-    Ok(TimelineListing { timeline, begins, history_missing: missing, ranges, gaps, expired })
+    let (history_missing, history_unopened) = (missing, unopened);
+    Ok(TimelineListing { timeline, begins, history_missing, history_unopened, ranges, gaps, expired })
 }
 
 /// Where `timeline` begins.

@@ -177,7 +177,7 @@ fn wal_is_read_to_the_last_byte() {
             let (mut index, bytes) = sample::read_segment(&archive, &sample::segment(n)).unwrap();
             if which == "writer" {
                 // Made later than the others, with what indexes have got since.
-                assert!(index.changes_bytes.take().is_some() && index.activity.take().is_some());
+                assert!(index.activity.take().is_some());
             }
             same(which, &format!("wal/{name}.index.json"), expected::pretty(&index).as_bytes());
             let mut wanted = file(&format!("wal/{name}"));
