@@ -27,6 +27,9 @@ pub mod replicate;
 pub mod rescue;
 pub mod restore;
 pub mod several;
+pub mod table;
+pub mod truth;
+pub mod validate;
 pub mod verify;
 
 pub use ctx::{Ctx, ProgressSink};
