@@ -31,6 +31,9 @@ pub mod rescue;
 pub mod restore;
 pub mod several;
 pub mod sources;
+pub mod table;
+pub mod truth;
+pub mod validate;
 pub mod verify;
 
 pub use ctx::{Ctx, ProgressSink};

@@ -27,8 +27,11 @@ pub mod readers;
 mod replicate;
 mod restore;
 mod restore_logical;
+mod restore_table;
 mod space;
+mod truth;
 mod unexpire;
+mod validate;
 mod verify;
 mod wal;
 
@@ -72,8 +75,16 @@ pub enum Command {
     Wal(wal::WalArgs),
     /// Restore the cluster, to now or to a moment in the past
     Restore(Box<restore::RestoreArgs>),
+    /// Bring one table back as it was at some moment, beside the live one
+    RestoreTable(Box<restore_table::RestoreTableArgs>),
+    #[command(hide = true)]
+    ScratchKeeper(restore_table::KeeperArgs),
     /// Read and authenticate everything that backups and WAL consist of
     Verify(verify::VerifyArgs),
+    /// Compare a database with the truth about it, read its tables and indexes, ask the configured checks
+    Validate(Box<validate::ValidateArgs>),
+    /// Write down what a database holds at this moment, to compare another one with
+    Truth(truth::TruthArgs),
     /// Remove what the retention policy gives up: backups, and WAL that nothing kept needs
     Expire(expire::ExpireArgs),
     /// Bring back a backup that retention gave up, before its objects are removed
@@ -120,7 +131,11 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::ArchiveGet(a) => archive::get(a, global),
         Command::Wal(a) => wal::run(a, global),
         Command::Restore(a) => restore::run(*a, global),
+        Command::RestoreTable(a) => restore_table::run(&a, global),
+        Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),
+        Command::Validate(a) => validate::run(*a, global),
+        Command::Truth(a) => truth::run(&a, global),
         Command::Expire(a) => expire::run(a, global),
         Command::Unexpire(a) => unexpire::run(a, global),
         Command::Keep(a) => keep::keep(a, global),

@@ -251,6 +251,8 @@ fn start_server(
         port: args.port,
         socket_dir: args.socket_dir.clone(),
         within: args.recovery_timeout.0,
+        settings: vec![],
+        role: None,
     };
     let done = start(&options.to, plan, options.action, &start_options, &context.ctx).map_err(engine_failure)?;
     if let Err(e) = restoring::record_replay(sources, &options.cluster, plan) {
@@ -267,7 +269,7 @@ fn start_server(
 }
 
 /// What is about to happen, for the person who may still stop it.
-fn describe(plan: &RestorePlan) -> String {
+pub fn describe(plan: &RestorePlan) -> String {
     let size = plan.record.segment_size;
     let mut out = format!(
         "  target    {}\n  backup    {} (finished {}, {})\n  recovery  from {} to {} on timeline {}, WAL {} to {}\n",
@@ -341,12 +343,34 @@ fn target(args: &RestoreArgs) -> Result<Target, Failure> {
             TypeArg::Name => parse_name(value()?),
         };
     }
-    match (&args.target_time, &args.target_lsn, &args.target_xid, &args.target_name) {
+    target_of(&TargetText {
+        time: args.target_time.as_deref(),
+        lsn: args.target_lsn.as_deref(),
+        xid: args.target_xid.as_deref(),
+        name: args.target_name.as_deref(),
+        immediate: args.target_immediate,
+        exclusive: args.target_exclusive,
+    })
+}
+
+/// The flags that say where recovery is to end; one of them at most is set.
+pub struct TargetText<'a> {
+    pub time: Option<&'a str>,
+    pub lsn: Option<&'a str>,
+    pub xid: Option<&'a str>,
+    pub name: Option<&'a str>,
+    pub immediate: bool,
+    pub exclusive: bool,
+}
+
+pub fn target_of(text: &TargetText) -> Result<Target, Failure> {
+    let bound = if text.exclusive { Bound::Exclusive } else { Bound::Inclusive };
+    match (text.time, text.lsn, text.xid, text.name) {
         (Some(t), ..) => parse_time(t, bound),
         (_, Some(l), ..) => parse_lsn(l, bound),
         (_, _, Some(x), _) => parse_xid(x, bound),
         (_, _, _, Some(n)) => parse_name(n),
-        _ if args.target_immediate => Ok(Target::Immediate),
+        _ if text.immediate => Ok(Target::Immediate),
         _ => Ok(Target::Latest),
     }
 }
@@ -399,7 +423,7 @@ fn parse_name(text: &str) -> Result<Target, Failure> {
     Ok(Target::Name(text.to_owned()))
 }
 
-fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
+pub fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
     match text {
         "latest" => Ok(TimelineChoice::Latest),
         "current" => Ok(TimelineChoice::Current),

@@ -129,6 +129,8 @@ pub struct ClusterSettings {
     pub retention: Retention,
     pub recover: Option<Recover>,
     pub checks: Vec<Check>,
+    pub check_user: Option<String>,
+    pub scratch_dir: Option<PathBuf>,
     pub drill: Option<Drill>,
 }
 

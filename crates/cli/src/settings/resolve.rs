@@ -195,6 +195,8 @@ fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
         retention: section.retention,
         recover: section.recover,
         checks: section.checks,
+        check_user: section.check_user,
+        scratch_dir: section.scratch_dir,
         drill: section.drill,
     }
 }

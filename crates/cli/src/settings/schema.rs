@@ -171,6 +171,10 @@ pub struct ClusterSection {
     pub retention: Retention,
     pub recover: Option<Recover>,
     pub checks: Vec<Check>,
+    /// As whom checks are asked: a role without privileges.
+    pub check_user: Option<String>,
+    /// Where `restore-table` makes a cluster for a while.
+    pub scratch_dir: Option<PathBuf>,
     pub drill: Option<Drill>,
 }
 
@@ -327,6 +331,8 @@ pub struct Check {
     pub database: Option<String>,
     pub sql: String,
     pub expect: String,
+    /// Where names without a schema are looked for; `public` when left out.
+    pub schemas: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

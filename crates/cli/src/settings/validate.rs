@@ -136,6 +136,7 @@ fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSectio
     check_path(&["pgdata"], section.pgdata.as_deref())?;
     check_path(&["wal_spool"], section.wal_spool.as_deref())?;
     check_path(&["password_file"], section.password_file.as_deref())?;
+    check_path(&["scratch_dir"], section.scratch_dir.as_deref())?;
     check_path(&["drill", "dir"], section.drill.as_ref().map(|d| d.dir.as_path()))?;
     check_path(&["recover", "report_dir"], section.recover.as_ref().and_then(|r| r.report_dir.as_deref()))?;
     let service = section.recover.as_ref().and_then(|r| r.service.as_ref());

@@ -8,9 +8,11 @@ use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pgark_pg::Major;
+use zeroize::Zeroizing;
 
 use super::libpq::{Libpq, Notice, ResultFormat, ResultSet, Value};
 use super::{ClusterError, Deadline};
@@ -74,12 +76,20 @@ impl ConnectOptions {
         Self { keywords: keywords.into_iter().collect(), statement_timeout: Self::STATEMENT_TIMEOUT }
     }
 
-    /// The same server, another database. The name is literal.
-    pub fn to_database(&self, name: &str) -> Self {
-        let mut options = self.clone();
-        options.keywords.retain(|(keyword, _)| keyword != "dbname");
-        options.keywords.push(("dbname".into(), name.into()));
-        options
+    /// The same server, another database. The name is taken literally.
+    pub fn to_database(&self, database: &str) -> Self {
+        self.with("dbname", database)
+    }
+
+    pub fn with(&self, keyword: &str, value: &str) -> Self {
+        let others = self.keywords.iter().filter(|(name, _)| name != keyword).cloned();
+        let keywords = others.chain([(keyword.to_owned(), value.to_owned())]).collect();
+        Self { keywords, statement_timeout: self.statement_timeout }
+    }
+
+    pub fn without(&self, keyword: &str) -> Self {
+        let keywords = self.keywords.iter().filter(|(name, _)| name != keyword).cloned().collect();
+        Self { keywords, statement_timeout: self.statement_timeout }
     }
 
     fn has(&self, keyword: &str) -> bool {
@@ -263,7 +273,7 @@ impl Connection {
         format: ResultFormat,
         deadline: Deadline,
     ) -> Result<Vec<Row>, ClusterError> {
-        let ResultSet { columns, rows, .. } = self.pq.exec_params(sql, params, format, deadline)?;
+        let ResultSet { columns, rows, .. } = self.pq.exec_params(sql.as_bytes(), params, format, deadline)?;
         let columns: Arc<[String]> = columns.into();
         Ok(rows.into_iter().map(|values| Row { columns: Arc::clone(&columns), values }).collect())
     }
@@ -285,8 +295,50 @@ impl Connection {
     /// Runs a statement and returns the number of rows it touched, 0 where it does not count rows.
     pub fn execute(&self, sql: &str, params: &[&str]) -> Result<u64, ClusterError> {
         let params: Vec<_> = params.iter().map(|p| Some(p.as_bytes())).collect();
-        let result = self.pq.exec_params(sql, &params, ResultFormat::Text, self.default_deadline())?;
+        let result = self.pq.exec_params(sql.as_bytes(), &params, ResultFormat::Text, self.default_deadline())?;
         Ok(result.affected.unwrap_or(0))
+    }
+
+    /// Runs a statement that the server itself put together.
+    pub(super) fn query_composed(
+        &self,
+        statement: &Composed,
+        params: &[Option<&[u8]>],
+        deadline: Deadline,
+    ) -> Result<Vec<Row>, ClusterError> {
+        let set = self.pq.exec_params(&statement.0, params, ResultFormat::Text, deadline)?;
+        let columns: Arc<[String]> = set.columns.into();
+        Ok(set.rows.into_iter().map(|values| Row { columns: Arc::clone(&columns), values }).collect())
+    }
+
+    /// One statement that the server puts together from these parameters, with `format()`, in the only column of the only row.
+    pub(super) fn compose(&self, sql: &'static str, params: &[&[u8]]) -> Result<Composed, ClusterError> {
+        let params: Vec<_> = params.iter().map(|p| Some(*p)).collect();
+        let rows = self.query_bytes(sql, &params, ResultFormat::Text, self.default_deadline())?;
+        match (rows.first(), rows.len()) {
+            (Some(row), 1) => row.composed("statement"),
+            (_, n) => Err(ClusterError::Unexpected { message: format!("{n} rows instead of one statement") }),
+        }
+    }
+
+    /// Several statements without parameters; `sql` is constant text.
+    pub(super) fn script(&self, sql: &'static str) -> Result<(), ClusterError> {
+        self.pq.exec_script(sql, self.default_deadline())
+    }
+
+    /// From here on a statement under way is cancelled, and fails as one that was too late, once this is set.
+    pub fn interrupt_by(&self, flag: Arc<AtomicBool>) {
+        self.pq.interrupt_by(flag);
+    }
+
+    /// What this session really uses, for programs that are to reach the same server: everything but secrets.
+    pub fn effective_options(&self) -> Vec<(String, String)> {
+        self.pq.reached_options()
+    }
+
+    /// The password that was used to open this session, if any.
+    pub fn used_password(&self) -> Option<Zeroizing<String>> {
+        self.pq.used_password().map(Zeroizing::new)
     }
 
     /// What the server remarked since the last call.
@@ -389,6 +441,17 @@ fn split_hosts(lists: &[(&str, Option<String>)]) -> Result<Vec<Vec<(String, Stri
     Ok(candidates)
 }
 
+/// A statement that the server put together, so that names in it are quoted by its own rules and in its own bytes. Nothing
+/// else makes one.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Composed(Vec<u8>);
+
+impl fmt::Debug for Composed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Composed({})", String::from_utf8_lossy(&self.0))
+    }
+}
+
 /// One row of a result; columns are asked for by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -435,6 +498,17 @@ impl Row {
 
     pub fn flag(&self, column: &str) -> Result<bool, ClusterError> {
         self.opt_flag(column)?.ok_or_else(|| unexpected(column, "is NULL"))
+    }
+
+    /// A column in which a query of ours put together a statement with `format()`.
+    pub(super) fn composed(&self, column: &str) -> Result<Composed, ClusterError> {
+        let bytes = self.bytes(column)?.ok_or_else(|| unexpected(column, "is NULL"))?;
+        Ok(Composed(bytes.to_vec()))
+    }
+
+    /// The names of the columns.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
     }
 
     /// The values in the order of the columns.

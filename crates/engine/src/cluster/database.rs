@@ -196,7 +196,7 @@ pub fn globals(conn: &Connection) -> Result<Globals, ClusterError> {
 }
 
 /// A transaction whose snapshot stays as long as it is open; programs and other sessions read the same state by its name.
-pub struct SnapshotSession {
+pub struct DumpSession {
     conn: Connection,
     /// For `pg_dump --snapshot`, or `SET TRANSACTION SNAPSHOT`.
     pub snapshot: String,
@@ -204,7 +204,7 @@ pub struct SnapshotSession {
     pub taken: Timestamp,
 }
 
-impl SnapshotSession {
+impl DumpSession {
     pub fn open(options: &ConnectOptions, database: &str, within: Duration) -> Result<Self, ClusterError> {
         let conn = Connection::open(&options.to_database(database), within)?;
         conn.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY", &[])?;
@@ -215,7 +215,7 @@ impl SnapshotSession {
         let seconds = row.parse("seconds")?;
         let taken = Timestamp::from_second(seconds)
             .map_err(|e| ClusterError::Unexpected { message: format!("the server's clock: {e}") })?;
-        Ok(SnapshotSession { snapshot: row.text("snapshot")?.to_owned(), taken, conn })
+        Ok(DumpSession { snapshot: row.text("snapshot")?.to_owned(), taken, conn })
     }
 
     /// For questions about the same state.

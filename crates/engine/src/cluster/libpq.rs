@@ -10,6 +10,8 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pq_sys::{ConnStatusType, ExecStatusType, PGVerbosity, PGcancelConn, PGconn, PGresult, PostgresPollingStatusType};
@@ -21,6 +23,8 @@ use super::{ClusterError, Deadline};
 const CANCEL_GRACE: Duration = Duration::from_secs(3);
 /// One wait in poll(2): a step of the wall clock cannot stretch a deadline by more than this.
 const POLL_SLICE: Duration = Duration::from_secs(1);
+/// How long a wish to stop may go unnoticed.
+const INTERRUPT_SLICE: Duration = Duration::from_millis(200);
 /// Notices kept per connection; a server that talks endlessly cannot fill our memory.
 const NOTICES_MAX: usize = 100;
 const NOTICE_BYTES_MAX: usize = 4096;
@@ -57,6 +61,8 @@ pub(super) struct Libpq {
     notices: NonNull<RefCell<Vec<Notice>>>,
     secrets: Vec<String>,
     broken: Cell<bool>,
+    /// Set by who wants a long statement to be given up.
+    interrupt: RefCell<Option<Arc<AtomicBool>>>,
 }
 
 // SAFETY: a PGconn has no tie to the thread that made it, libpq since 17 is always thread-safe between connections,
@@ -88,7 +94,7 @@ impl Libpq {
         let conn = NonNull::new(conn)
             .ok_or_else(|| ClusterError::Unreachable { message: "libpq is out of memory".to_owned() })?;
         let notices = NonNull::from(Box::leak(Box::new(RefCell::new(Vec::new()))));
-        let this = Self { conn, notices, secrets, broken: Cell::new(false) };
+        let this = Self { conn, notices, secrets, broken: Cell::new(false), interrupt: RefCell::new(None) };
         // SAFETY: `conn` is live, and `notices` lives until after PQfinish (see Drop).
         unsafe {
             pq_sys::PQsetNoticeReceiver(this.conn(), Some(receive_notice), notices.as_ptr().cast::<c_void>());
@@ -188,12 +194,12 @@ impl Libpq {
     /// Runs one statement with text parameters.
     pub fn exec_params(
         &self,
-        sql: &str,
+        sql: &[u8],
         params: &[Option<&[u8]>],
         format: ResultFormat,
         deadline: Deadline,
     ) -> Result<ResultSet, ClusterError> {
-        let sql = c_string(sql.as_bytes(), "statement")?;
+        let sql = c_string(sql, "statement")?;
         let values = params
             .iter()
             .map(|p| p.map(|bytes| c_string(bytes, "parameter")).transpose())
@@ -262,11 +268,77 @@ impl Libpq {
         // SAFETY: `conn` is live; PQgetResult hands over the result, which `OwnedResult` frees.
         unsafe {
             while pq_sys::PQisBusy(self.conn()) == 1 {
-                wait_for(self.socket()?, Want::Read, deadline, "waiting for the result of a statement")?;
+                self.wait_for_answer(deadline)?;
                 self.consume()?;
             }
             Ok(NonNull::new(pq_sys::PQgetResult(self.conn())).map(OwnedResult))
         }
+    }
+
+    /// As `wait_for`, with a look now and then at whether the answer is still wanted.
+    fn wait_for_answer(&self, deadline: Deadline) -> Result<(), ClusterError> {
+        const DOING: &str = "waiting for the result of a statement";
+        let Some(interrupt) = self.interrupt.borrow().clone() else {
+            return wait_for(self.socket()?, Want::Read, deadline, DOING);
+        };
+        loop {
+            let slice = Deadline::after(deadline.remaining().min(INTERRUPT_SLICE));
+            match wait_for(self.socket()?, Want::Read, slice, DOING) {
+                Err(ClusterError::Timeout { .. }) if interrupt.load(Ordering::Relaxed) => {
+                    return Err(ClusterError::Timeout { doing: "a statement that is not wanted any more" });
+                }
+                Err(ClusterError::Timeout { .. }) if !deadline.has_passed() => {}
+                waited => return waited,
+            }
+        }
+    }
+
+    /// From here on a statement under way is cancelled once this is set.
+    pub fn interrupt_by(&self, flag: Arc<AtomicBool>) {
+        *self.interrupt.borrow_mut() = Some(flag);
+    }
+
+    /// What this session really uses: its keywords completed by environment, service file and defaults, without secrets.
+    pub fn reached_options(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        // SAFETY: `conn` is live; the array ends with a null keyword and is freed below, after the last use.
+        unsafe {
+            let options = pq_sys::PQconninfo(self.conn());
+            let mut at = options;
+            while !at.is_null() && !(*at).keyword.is_null() {
+                let value = copy_text((*at).val).filter(|v| !v.is_empty());
+                // libpq marks what should be hidden with '*'.
+                let hidden = copy_text((*at).dispchar).is_some_and(|mark| mark.contains('*'));
+                if let (Some(keyword), Some(value), false) = (copy_text((*at).keyword), value, hidden) {
+                    found.push((keyword, value));
+                }
+                at = at.add(1);
+            }
+            pq_sys::PQconninfoFree(options);
+        }
+        // Of several hosts, or of none given, the one that was reached.
+        // SAFETY: `conn` is live; the texts belong to it and are copied at once.
+        let reached = unsafe {
+            [("host", pq_sys::PQhost(self.conn())), ("port", pq_sys::PQport(self.conn()))]
+                .map(|(name, value)| (name, copy_text(value).filter(|v| !v.is_empty())))
+        };
+        for (name, value) in reached {
+            if let Some(value) = value {
+                found.retain(|(known, _)| known != name && known != "hostaddr");
+                found.push((name.to_owned(), value));
+            }
+        }
+        found
+    }
+
+    /// The password that this session was opened with, if one was used.
+    pub fn used_password(&self) -> Option<String> {
+        // SAFETY: `conn` is live.
+        if unsafe { pq_sys::PQconnectionUsedPassword(self.conn()) } != 1 {
+            return None;
+        }
+        // SAFETY: `conn` is live; the text is copied at once.
+        unsafe { copy_text(pq_sys::PQpass(self.conn())) }
     }
 
     fn consume(&self) -> Result<(), ClusterError> {

@@ -5,25 +5,40 @@
 //! no message and no `Debug` output carries a secret.
 //! It does not know what a repository is, and it does not wait for WAL to be archived.
 
+mod assertion;
 mod backup_session;
 mod connection;
+mod content;
 mod database;
 mod inspect;
 mod libpq;
+mod objects;
+mod objects_sql;
 pub mod provision;
+mod snapshot;
+mod soundness;
+mod table;
 
 use std::time::{Duration, Instant};
 
+pub use assertion::{AskAs, Question, Questioner, Reply};
 pub use backup_session::{BackupSession, StoppedBackup};
 pub use connection::{ConnectOptions, Connection, Handover, Row};
+pub use content::{Answer, ContentReader, Reading, RowsHash, Subject, Task, tasks};
 pub use database::{
-    DatabaseFacts, Globals, Membership, Role, SnapshotSession, TablespaceFacts, databases, globals, system_id,
+    DatabaseFacts, DumpSession, Globals, Membership, Role, TablespaceFacts, databases, globals, system_id,
 };
 pub use inspect::{
     ArchiverStats, Database, Inspection, PauseState, RecoveryState, Rights, Tablespace, Unavailable,
     create_restore_point, forget_recovery, inspect, promote, recovery_state, switch_wal,
 };
 pub use libpq::{Notice, ResultFormat};
+pub use objects::{DatabaseState, ObjectFacts, ObjectKind, database_state, each_object, is_printed};
+pub use snapshot::{SnapshotId, SnapshotSession};
+pub use soundness::{Examined, Examiners, Finding, examine};
+pub use table::{
+    Companion, ForeignKey, Found, KeyState, LeftOut, NAME_BYTES_MAX, SequenceState, TableName, TableSession,
+};
 
 /// The moment by which a call has to have ended, on the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

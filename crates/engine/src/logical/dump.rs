@@ -11,7 +11,7 @@ use pgark_repo::record::DatabaseDump;
 
 use super::child::{self, Running};
 use super::{Dumped, Job};
-use crate::cluster::{DatabaseFacts, SnapshotSession};
+use crate::cluster::{DatabaseFacts, DumpSession};
 use crate::error::{EngineError, Result};
 use crate::parts::{Finished, PartSink, component};
 
@@ -35,7 +35,7 @@ pub fn dump_path(path: &str) -> String {
 impl Job<'_> {
     pub(super) fn dump(&self, database: &DatabaseFacts, sink: &mut PartSink<'_>, stop: &AtomicBool) -> Result<Dumped> {
         let options = self.options;
-        let session = SnapshotSession::open(&options.connect, &database.name, options.connect_timeout)?;
+        let session = DumpSession::open(&options.connect, &database.name, options.connect_timeout)?;
         let size_bytes = session.database_bytes()?;
         let path = path_of(database);
         self.ctx.progress.note(&format!("dumping '{}'", database.name.escape_debug()));
@@ -82,7 +82,7 @@ impl Job<'_> {
     fn run_pg_dump(
         &self,
         database: &DatabaseFacts,
-        session: &SnapshotSession,
+        session: &DumpSession,
         path: &str,
         sink: &mut PartSink<'_>,
         stop: &AtomicBool,

@@ -30,6 +30,10 @@ pub struct StartOptions {
     pub socket_dir: Option<PathBuf>,
     /// How long recovery may take.
     pub within: Duration,
+    /// Settings that overrule every file of the restored cluster.
+    pub settings: Vec<(String, String)>,
+    /// As whom recovery is watched; by default as libpq decides.
+    pub role: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,8 +58,12 @@ pub fn start(
     let socket_dir = options.socket_dir.clone().unwrap_or_else(|| to.to_owned());
     let port = options.port.unwrap_or(5432);
     ctx.progress.note("starting PostgreSQL to recover");
-    let mut server = Server { child: launch(&bin, to, &socket_dir, port)?, dir: to.to_owned(), stop_on_drop: true };
-    let connect = connect_options(&socket_dir, port);
+    let mut server = Server {
+        child: launch(&bin, to, &socket_dir, port, &options.settings)?,
+        dir: to.to_owned(),
+        stop_on_drop: true,
+    };
+    let connect = connect_options(&socket_dir, port, options.role.as_deref());
     let reached = wait_for_end(&mut server, &connect, plan, options, ctx)?;
     let done = |server: &Server, promoted, running| Started {
         reached,
@@ -97,13 +105,14 @@ fn remove_secret(to: &Path) -> Result<()> {
     }
 }
 
-fn connect_options(socket_dir: &Path, port: u16) -> ConnectOptions {
+fn connect_options(socket_dir: &Path, port: u16, role: Option<&str>) -> ConnectOptions {
     let pairs = [
         ("host", socket_dir.to_string_lossy().into_owned()),
         ("port", port.to_string()),
         ("dbname", "postgres".into()),
     ];
-    ConnectOptions::new(pairs.map(|(k, v)| (k.to_owned(), v)))
+    let role = role.map(|role| ("user", role.to_owned()));
+    ConnectOptions::new(pairs.into_iter().chain(role).map(|(k, v)| (k.to_owned(), v)))
 }
 
 fn find_bin(options: &StartOptions, plan: &RestorePlan) -> Result<PathBuf> {
@@ -144,7 +153,7 @@ fn version_of(postgres: &Path) -> Option<u32> {
 }
 
 /// The server in the foreground of a process group of its own; no shell is involved.
-fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16) -> Result<Child> {
+fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16, settings: &[(String, String)]) -> Result<Child> {
     let log_path = to.join(LOG_FILE);
     let failed = |e| EngineError::file("creating", &log_path, e);
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path).map_err(failed)?;
@@ -160,6 +169,7 @@ fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16) -> Result<Child> 
         .args(["-c", "log_destination=stderr", "-c"])
         // The one that is configured may be the original's.
         .arg(format!("external_pid_file={}", to.join("pgark-recovery.pid").display()))
+        .args(settings.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]))
         .stdin(Stdio::null())
         .stderr(log.try_clone().map_err(failed)?)
         .stdout(log)

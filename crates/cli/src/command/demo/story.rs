@@ -353,6 +353,8 @@ impl Story<'_> {
             port: Some(self.place.recovered_port()),
             socket_dir: Some(self.place.dir.clone()),
             within: RECOVERY_WITHIN,
+            settings: vec![],
+            role: None,
         };
         let started = start(&options.to, plan, options.action, &start_options, self.ctx).map_err(engine_failure)?;
         let server = Server::adopt(options.to.clone(), started.pid, &started.socket_dir, started.port)?;

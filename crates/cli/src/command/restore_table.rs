@@ -1,0 +1,226 @@
+//! `restore-table`: one table as it was, beside the live one.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use pgark_engine::restore::{ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction};
+use pgark_engine::table::{self, TableOptions, TablePlan, TableReport, scratch};
+use serde::Serialize;
+
+use super::Outcome;
+use super::context::{Context, engine_failure};
+use super::delete::parse_id;
+use super::readers::{Readers, tell};
+use super::restore::{TargetText, describe, target_of, timeline};
+use super::truth::ServerArgs;
+use crate::args::{DryRunArgs, GlobalArgs};
+use crate::failure::{Exit, Failure, SCHEMA, escape};
+use crate::output::{self, human_bytes, human_duration};
+use crate::settings::units::Span;
+
+#[derive(Debug, Args)]
+pub struct RestoreTableArgs {
+    /// The table, as SQL writes its name: orders, app.orders, '"Odd name"'. Without a schema it is in public
+    table: String,
+    /// The database it was in, and into which it is loaded
+    #[arg(long, value_name = "NAME")]
+    database: String,
+    /// The schema of the table
+    #[arg(long, value_name = "NAME")]
+    schema: Option<String>,
+    /// Name of the rescued table, in the same schema [default: TABLE_rescued]
+    #[arg(long = "as", value_name = "NAME")]
+    rename_to: Option<String>,
+    /// The backup to begin with; by default the newest one that reaches the target
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// As it was at this moment, such as '2026-08-22 10:15:00+02'
+    #[arg(long, value_name = "TIME", group = "target")]
+    target_time: Option<String>,
+    /// As it was at this position, such as 2/F3000028
+    #[arg(long, value_name = "LSN", group = "target")]
+    target_lsn: Option<String>,
+    /// As it was at the end of this transaction
+    #[arg(long, value_name = "XID", group = "target")]
+    target_xid: Option<String>,
+    /// As it was at this restore point
+    #[arg(long, value_name = "NAME", group = "target")]
+    target_name: Option<String>,
+    /// As it was at the end of the backup
+    #[arg(long, group = "target")]
+    target_immediate: bool,
+    /// latest, current (the backup's own) or a number
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    target_timeline: String,
+    /// Just before the target instead of just after it
+    #[arg(long)]
+    target_exclusive: bool,
+    /// Where a cluster is made for a while, which needs as much room as the whole original
+    /// [setting: scratch_dir] [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    scratch_dir: Option<PathBuf>,
+    /// Directory with postgres, pg_dump and pg_restore
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+    /// How long recovery, and each step after it, may take
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    timeout: Span,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
+}
+
+/// Hidden: waits beside `restore-table` until that has ended, and removes its scratch cluster.
+#[derive(Debug, Args)]
+pub struct KeeperArgs {
+    dir: PathBuf,
+}
+
+#[derive(Serialize)]
+struct RestoreTableDocument<'a> {
+    schema: u32,
+    database: &'a str,
+    table: String,
+    rescued: String,
+    backup: String,
+    target: String,
+    scratch_dir: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<&'a TableReport>,
+}
+
+pub fn keep(args: &KeeperArgs) -> Result<Outcome, Failure> {
+    scratch::keep(&args.dir, std::io::stdin().lock()).map_err(engine_failure)?;
+    Ok(Exit::Done)
+}
+
+pub fn run(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    context.stop_on_signals()?;
+    let live = args.server.apply(context.connect_options()?);
+    let readers = Readers::opened(&context)?;
+    let sources = &readers.sources;
+    let mut options = options(args, &context)?;
+    options.restore.places = readers.places(&context)?;
+    let plan = table::plan(&options, &live, sources).map_err(|e| readers.failure(e))?;
+    let mut document = RestoreTableDocument {
+        schema: SCHEMA,
+        database: &args.database,
+        table: plan.table.to_string(),
+        rescued: plan.rescued.to_string(),
+        backup: plan.restore.backup.id.to_string(),
+        target: plan.restore.target.to_string(),
+        scratch_dir: options.scratch_base.display().to_string(),
+        report: None,
+    };
+    if args.dry_run.dry_run {
+        tell(&sources.troubles(), &[]);
+        output::result(global.form(), &document, || format!("would do this\n{}", planned(&plan, &options)))?;
+        return Ok(Exit::Done);
+    }
+    if !global.quiet {
+        planned(&plan, &options).lines().for_each(|line| context.ctx.progress.note(line));
+    }
+    let mut degraded = false;
+    let mut announce = |plan: &RestorePlan| degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
+    let run = table::run(&options, &plan, &live, sources, &context.ctx, &mut announce);
+    let (notices, troubles) = (sources.notices(), sources.troubles());
+    notices.iter().for_each(|notice| output::warning(notice));
+    tell(&troubles, &[]);
+    let report = run.map_err(|e| readers.failure(e))?;
+    document.report = Some(&report);
+    if !global.says_nothing() {
+        output::result(global.form(), &document, || done(&plan, &report))?;
+    }
+    let unsure = report.foreign_keys.iter().any(|key| key.orphans != Some(0));
+    let healed = !notices.is_empty() || !troubles.is_empty();
+    Ok(if degraded || unsure || healed { Exit::Warnings } else { Exit::Done })
+}
+
+fn options(args: &RestoreTableArgs, context: &Context) -> Result<TableOptions, Failure> {
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
+    let configured = context.cluster_settings()?.scratch_dir.clone();
+    let base = args.scratch_dir.clone().or(configured).unwrap_or_else(std::env::temp_dir);
+    let base =
+        std::path::absolute(&base).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--scratch-dir: {e}")))?;
+    let text = TargetText {
+        time: args.target_time.as_deref(),
+        lsn: args.target_lsn.as_deref(),
+        xid: args.target_xid.as_deref(),
+        name: args.target_name.as_deref(),
+        immediate: args.target_immediate,
+        exclusive: args.target_exclusive,
+    };
+    let target: Target = target_of(&text)?;
+    Ok(TableOptions {
+        table: args.table.clone(),
+        schema: args.schema.clone(),
+        database: args.database.clone(),
+        rename_to: args.rename_to.clone(),
+        restore: RestoreOptions {
+            cluster: context.cluster()?,
+            backup: args.backup.as_deref().map(parse_id).transpose()?,
+            to: base.clone(),
+            target,
+            timeline: timeline(&args.target_timeline)?,
+            action: TargetAction::Promote,
+            tablespace_map: vec![],
+            archive_mode: ArchiveMode::Off,
+            delta: false,
+            jobs: context.jobs(),
+            program,
+            places: vec![],
+        },
+        scratch_base: base,
+        bin: args.pg_bin.clone(),
+        within: args.timeout.0,
+    })
+}
+
+fn planned(plan: &TablePlan, options: &TableOptions) -> String {
+    format!(
+        "  table     {} as {}\n{}  scratch   a cluster of {} in {}, removed at the end\n",
+        escape(&plan.table.to_string()),
+        escape(&plan.rescued.to_string()),
+        describe(&plan.restore),
+        human_bytes(plan.restore.record.totals.size_bytes),
+        options.scratch_base.display()
+    )
+}
+
+fn done(plan: &TablePlan, report: &TableReport) -> String {
+    let took = human_duration(std::time::Duration::from_millis(report.duration_ms));
+    let mut out = format!(
+        "{}: {} rows of {}, compared with the scratch cluster, in {took}\n",
+        escape(&plan.rescued.to_string()),
+        report.rows,
+        escape(&plan.table.to_string())
+    );
+    let mut line = |text: String| out += &format!("  {}\n", escape(&text));
+    if !report.owner_kept {
+        line(format!("its owner {} is not there any more: it is yours", report.owner));
+    }
+    for key in &report.foreign_keys {
+        let state = match (key.orphans, &key.not_checked) {
+            (Some(0), _) => "every row has its counterpart".to_owned(),
+            (Some(n), _) => format!("{n} rows have no counterpart"),
+            (None, why) => format!("not checked: {}", why.as_deref().unwrap_or("no reason given")),
+        };
+        line(format!("foreign key {} to {} was left out; {state}", key.name, key.refers_to));
+    }
+    for s in &report.sequences {
+        let furthest = s.furthest.as_deref().unwrap_or("nothing");
+        let live = s.live_last_value.as_ref().map_or(String::new(), |v| format!("; the live table's stands at {v}"));
+        line(format!(
+            "sequence {} of column {} stands at {}, the column has {furthest}{live}",
+            s.sequence, s.column, s.last_value
+        ));
+    }
+    for left in report.left_out.iter().filter(|left| left.what != "foreign key") {
+        line(format!("left out: {} {}", left.what, left.name));
+    }
+    report.notes.iter().for_each(|note| line(note.clone()));
+    out
+}

@@ -1,0 +1,97 @@
+-- A database with a little of everything, with names that try to be something else.
+create role "app owner" nologin;
+create role "it's ""reader""; drop role postgres" nologin;
+create schema app authorization "app owner";
+create schema "Odd ""schema"" $$;--";
+create extension hstore;
+create extension citext schema app;
+create extension btree_gist;
+create extension pg_trgm;
+create type app.mood as enum ('sad', 'it''s ok', 'happy', 'naïve 🐘');
+create type app.pair as (a int, "b b" text);
+create domain app.positive as int check (value > 0);
+create function app.twice(int) returns int language sql immutable as 'select $1 * 2';
+create function app.note() returns trigger language plpgsql as 'begin new.note := coalesce(new.note, ''-''); return new; end';
+create aggregate app.total(int) (sfunc = int4pl, stype = int, initcond = '0');
+create procedure app.nothing() language sql as 'select 1';
+create table app.customers (
+    id bigint generated always as identity primary key,
+    name text not null collate "C",
+    email app.citext unique,
+    mood app.mood default 'happy',
+    tags hstore,
+    pairs app.pair[],
+    age app.positive,
+    price money,
+    born interval,
+    at timestamptz default '2026-01-02 03:04:05.678+02',
+    ratio float8, small real,
+    raw bytea,
+    doc jsonb, plain json,
+    span int4range,
+    doubled int generated always as (app.twice(4)) stored,
+    note text,
+    constraint "no ""bad"" names" check (name <> 'bad'),
+    exclude using gist (span with &&)
+);
+create trigger "note it" before insert on app.customers for each row execute function app.note();
+insert into app.customers (name, email, mood, tags, pairs, age, price, born, ratio, small, raw, doc, plain, span)
+select 'name ' || i || E'\n"\\', 'e' || i || '@x', (array['sad', 'it''s ok', null]::app.mood[])[i % 3 + 1], hstore('k', i::text),
+       array[row(i, 'x,"y"')::app.pair], i + 1, (i * 1.1)::numeric::money, make_interval(days => i, secs => 1.5),
+       case i % 4 when 0 then 'NaN' when 1 then '-Infinity' else i / 3.0 end, i / 7.0, decode(md5(i::text), 'hex'),
+       jsonb_build_object('b', i, 'a', null), '{"b": 1,  "a": 2}', int4range(i * 10, i * 10 + 5)
+from generate_series(1, 500) as i;
+create table app.orders (
+    id serial, customer bigint references app.customers, placed date not null, amount numeric(12, 3), primary key (id, placed)
+) partition by range (placed);
+create table app.orders_2025 partition of app.orders for values from ('2025-01-01') to ('2026-01-01');
+create table app.orders_2026 partition of app.orders for values from ('2026-01-01') to ('2027-01-01') partition by hash (id);
+create table app.orders_2026_a partition of app.orders_2026 for values with (modulus 2, remainder 0);
+create table app.orders_2026_b partition of app.orders_2026 for values with (modulus 2, remainder 1);
+create index on app.orders (amount desc nulls last) where amount > 5;
+insert into app.orders (customer, placed, amount)
+select i % 500 + 1, date '2025-06-01' + i % 400, i / 8.0 from generate_series(1, 3000) as i;
+create table app.parent (a int, t text);
+create table app.child (b int) inherits (app.parent);
+insert into app.parent select i, 'p' from generate_series(1, 10) i;
+insert into app.child select i, 'c', i from generate_series(1, 20) i;
+create table "Odd ""schema"" $$;--"."it's; drop table app.orders; --" ("t" text, "r" int, "select" int, "%I %s" text, line text);
+insert into "Odd ""schema"" $$;--"."it's; drop table app.orders; --" select E'a\tb', i, null, '%', '' from generate_series(1, 33) as i;
+create index "odd ""index""; --" on "Odd ""schema"" $$;--"."it's; drop table app.orders; --" (lower("%I %s"));
+create table public."sixty-three bytes long, which is the most that a name may have." (x int);
+create table public."🐘
+next" as select 7 as seven;
+create unlogged table app.cache as select i from generate_series(1, 40) i;
+create table app.empty (like app.customers);
+create table app.nothing_at_all ();
+insert into app.nothing_at_all default values;
+insert into app.nothing_at_all default values;
+create view app.names as select id, name from app.customers where age > 3;
+create view app.more as select n.name, c.mood from app.names n join app.customers c using (id);
+create materialized view app.per_mood as select mood, count(*) from app.customers group by mood;
+create unique index on app.per_mood (mood);
+create materialized view app.unread as select 1 as one with no data;
+create rule "no deletes" as on delete to app.empty do instead nothing;
+create sequence app.down increment -2 start 100 minvalue -1000 maxvalue 100;
+select nextval('app.down'), nextval('app.down');
+create sequence app.shared;
+create table app.uses_shared (n bigint default nextval('app.shared'), v text);
+insert into app.uses_shared (v) select 'x' from generate_series(1, 12);
+create statistics app.stats on placed, amount from app.orders;
+create index "trigrams" on app.customers using gin (name gin_trgm_ops);
+create collation app.german (provider = icu, locale = 'de');
+create text search configuration app.words (copy = simple);
+create operator app.@+@ (leftarg = int, rightarg = int, function = int4pl);
+alter table app.customers enable row level security;
+create policy "only ""mine""" on app.customers for select to "it's ""reader""; drop role postgres" using (id > 3);
+grant usage on schema app to public;
+grant select on app.customers to "it's ""reader""; drop role postgres" with grant option;
+grant update (name, note) on app.customers to "it's ""reader""; drop role postgres";
+alter table app.customers owner to "app owner";
+alter table app.orders owner to "app owner";
+alter default privileges in schema app grant select on tables to "it's ""reader""; drop role postgres";
+create publication news for table app.parent;
+select lo_from_bytea(70000, decode(repeat('ab', 5000), 'hex')), lo_from_bytea(70001, ''), lo_create(70002);
+do $$ begin perform lo_put(70002, 100000, 'far away'); end $$;
+grant select on large object 70000 to public;
+comment on table app.customers is 'it''s';

@@ -1,0 +1,145 @@
+//! What a database consists of, object by object, as facts that can be compared with those of another database.
+//!
+//! Invariants: objects come in the order of their kind and of their names' bytes, each once; a fact that may change with the
+//! server's major version, because PostgreSQL prints it, is marked as such; what an extension made belongs to the extension
+//! and is left out, but for its tables. Names are bytes.
+
+use pgark_pg::Major;
+
+use super::connection::Row;
+use super::objects_sql;
+use super::{ClusterError, Deadline, SnapshotSession};
+
+/// Objects fetched from the server at a time.
+const PAGE_OBJECTS: usize = 1000;
+
+/// In the order in which they are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectKind {
+    Database,
+    Schema,
+    Extension,
+    Type,
+    Function,
+    Relation,
+    Index,
+    Constraint,
+    Trigger,
+    Rule,
+    Policy,
+    /// A column that takes its values from a sequence.
+    SequenceUse,
+    LargeObjects,
+    Other,
+}
+
+impl ObjectKind {
+    pub const ALL: [ObjectKind; 14] = [
+        Self::Database,
+        Self::Schema,
+        Self::Extension,
+        Self::Type,
+        Self::Function,
+        Self::Relation,
+        Self::Index,
+        Self::Constraint,
+        Self::Trigger,
+        Self::Rule,
+        Self::Policy,
+        Self::SequenceUse,
+        Self::LargeObjects,
+        Self::Other,
+    ];
+}
+
+/// One object: up to three names that tell it apart, and its facts under fixed names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectFacts {
+    pub kind: ObjectKind,
+    pub name: Vec<Vec<u8>>,
+    /// Of relations and of columns that use a sequence: what `content` knows them by.
+    pub key: Option<u64>,
+    pub facts: Vec<(String, Vec<u8>)>,
+}
+
+/// Tells every object of the database in order. `each` may end it with an error of its own.
+pub fn each_object<E: From<ClusterError>>(
+    session: &SnapshotSession,
+    deadline: Deadline,
+    mut each: impl FnMut(ObjectFacts) -> Result<(), E>,
+) -> Result<(), E> {
+    let conn = session.connection();
+    for kind in ObjectKind::ALL {
+        let sql = objects_sql::of(kind, conn.major());
+        // A cursor, so that neither side ever holds all of it.
+        conn.query_by(&format!("DECLARE pgark_objects NO SCROLL CURSOR FOR {sql}"), &[], deadline)?;
+        loop {
+            let rows = conn.query_by(&format!("FETCH FORWARD {PAGE_OBJECTS} FROM pgark_objects"), &[], deadline)?;
+            let last = rows.len() < PAGE_OBJECTS;
+            for row in &rows {
+                each(object(kind, row)?)?;
+            }
+            if last {
+                break;
+            }
+        }
+        conn.query_by("CLOSE pgark_objects", &[], deadline)?;
+    }
+    Ok(())
+}
+
+fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
+    let mut object = ObjectFacts { kind, name: vec![], key: None, facts: vec![] };
+    for (column, value) in row.columns().iter().zip(row.values()) {
+        let value = value.clone().unwrap_or_default();
+        match column.as_str() {
+            "id1" | "id2" | "id3" => object.name.push(value),
+            "key" => object.key = Some(row.parse("key")?),
+            // What does not apply is NULL; that a fact is missing says the same.
+            _ if value.is_empty() => {}
+            fact => object.facts.push((fact.to_owned(), value)),
+        }
+    }
+    // Names that do not apply are empty, and only the last ones.
+    while object.name.last().is_some_and(Vec::is_empty) {
+        object.name.pop();
+    }
+    Ok(object)
+}
+
+/// Facts that PostgreSQL prints, and may print otherwise in another major version.
+pub fn is_printed(fact: &str) -> bool {
+    matches!(fact, "definition" | "defaults" | "bound" | "version" | "options")
+}
+
+/// For the header of a truth: what hangs on the server and the database as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseState {
+    pub major: Major,
+    pub version_num: u32,
+    pub encoding: String,
+    pub size_bytes: u64,
+    pub in_recovery: bool,
+    /// A hash of a fixed text: servers that differ in it count other hashes for the same rows.
+    pub probe: String,
+}
+
+pub fn database_state(session: &SnapshotSession) -> Result<DatabaseState, ClusterError> {
+    let conn = session.connection();
+    let row = conn.query_one(
+        "SELECT current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS in_recovery, \
+                pg_database_size(current_database()) AS size_bytes, \
+                hashtextextended('pgark' COLLATE \"C\", 0)::text || ':' \
+                || hashtextextended('pgark, and more than twelve bytes' COLLATE \"C\", 8117) AS probe",
+        &[],
+    )?;
+    Ok(DatabaseState {
+        major: conn.major(),
+        version_num: conn.version_num(),
+        encoding: row.text("encoding")?.to_owned(),
+        size_bytes: row.parse("size_bytes")?,
+        in_recovery: row.flag("in_recovery")?,
+        probe: row.text("probe")?.to_owned(),
+    })
+}

@@ -1,0 +1,324 @@
+//! The questions behind `objects`: one statement for each kind. All of it is constant text; each gives `id1` to `id3`, by whose
+//! bytes it is sorted, perhaps a `key`, and facts.
+
+use pgark_pg::Major;
+
+use super::objects::ObjectKind;
+
+/// Schemas of users; no user's schema can be called `pg_…`.
+const USER_SCHEMA: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+const SORTED: &str = " ORDER BY id1 COLLATE \"C\", id2 COLLATE \"C\", id3 COLLATE \"C\"";
+
+pub(super) fn of(kind: ObjectKind, major: Major) -> String {
+    let sql = match kind {
+        ObjectKind::Database => database(major),
+        ObjectKind::Schema => schemas(),
+        ObjectKind::Extension => {
+            "SELECT e.extname::text AS id1, ''::text AS id2, ''::text AS id3, e.extversion AS version, \
+             n.nspname::text AS schema FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace"
+                .to_owned()
+        }
+        ObjectKind::Type => types(),
+        ObjectKind::Function => functions(major),
+        ObjectKind::Relation => relations(),
+        ObjectKind::Index => indexes(),
+        ObjectKind::Constraint => constraints(),
+        ObjectKind::Trigger => triggers(),
+        ObjectKind::Rule => rules(),
+        ObjectKind::Policy => policies(),
+        ObjectKind::SequenceUse => sequence_uses(),
+        ObjectKind::LargeObjects => large_objects(),
+        ObjectKind::Other => others(),
+    };
+    format!("SELECT * FROM ({sql}) AS object {SORTED}")
+}
+
+/// A short text that stands for a long one.
+fn digest(text: &str) -> String {
+    format!("left(encode(sha256(convert_to({text}, getdatabaseencoding())), 'hex'), 32)")
+}
+
+/// Privileges as what they differ in from those that PostgreSQL gives by default: that is the same whether the defaults are written
+/// out or not, and does not change when a major version adds a privilege of owners.
+fn acl(acl: &str, object_type: &str, owner: &str) -> String {
+    let default = format!("acldefault('{object_type}', {owner})");
+    let line = |sign: &str, these: &str, those: &str| {
+        format!(
+            "SELECT '{sign}' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_literal(pg_get_userbyid(a.grantee)::text) END \
+             || '=' || a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END || '/' \
+             || quote_literal(pg_get_userbyid(a.grantor)::text) AS line \
+             FROM (SELECT * FROM aclexplode({these}) EXCEPT SELECT * FROM aclexplode({those})) AS a"
+        )
+    };
+    let (more, less) = (line("+", acl, &default), line("-", &default, acl));
+    format!(
+        "CASE WHEN {acl} IS NOT NULL THEN (SELECT string_agg(d.line, ' ' ORDER BY d.line COLLATE \"C\") \
+         FROM ({more} UNION ALL {less}) AS d) END"
+    )
+}
+
+fn not_of_extension(catalog: &str, oid: &str) -> String {
+    format!(
+        "NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = '{catalog}'::regclass AND e.objid = {oid} \
+         AND e.objsubid = 0 AND e.deptype = 'e')"
+    )
+}
+
+fn owner(oid: &str) -> String {
+    format!("pg_get_userbyid({oid})::text AS owner")
+}
+
+fn database(major: Major) -> String {
+    let provider = match major {
+        Major::V13 | Major::V14 => "'c'",
+        Major::V15 | Major::V16 => "concat_ws(' ', d.datlocprovider::text, d.daticulocale)",
+        Major::V17 | Major::V18 => "concat_ws(' ', d.datlocprovider::text, d.datlocale)",
+    };
+    let acl = acl("d.datacl", "d", "d.datdba");
+    format!(
+        "SELECT ''::text AS id1, ''::text AS id2, ''::text AS id3, {}, {acl} AS acl, \
+         pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS collate, d.datctype::text AS ctype, \
+         {provider} AS provider, nullif(d.datconnlimit, -1)::text AS connection_limit, \
+         (SELECT string_agg(coalesce(quote_literal(r.rolname::text), '') || s.setconfig::text, ' ' \
+                            ORDER BY r.rolname NULLS FIRST) \
+          FROM pg_db_role_setting AS s LEFT JOIN pg_roles AS r ON r.oid = s.setrole WHERE s.setdatabase = d.oid) AS settings \
+         FROM pg_database AS d WHERE d.datname = current_database()",
+        owner("d.datdba")
+    )
+}
+
+fn schemas() -> String {
+    format!(
+        "SELECT n.nspname::text AS id1, ''::text AS id2, ''::text AS id3, {}, {} AS acl FROM pg_namespace AS n \
+         WHERE {USER_SCHEMA} AND {}",
+        owner("n.nspowner"),
+        acl("n.nspacl", "n", "n.nspowner"),
+        not_of_extension("pg_namespace", "n.oid")
+    )
+}
+
+/// Enumerations, domains, composite types, ranges. Those of tables and arrays come with what they belong to.
+fn types() -> String {
+    let domain = "concat_ws(' ', format_type(t.typbasetype, t.typtypmod), CASE WHEN t.typnotnull THEN 'not null' END, t.typdefault, \
+         (SELECT string_agg(pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname) FROM pg_constraint AS k \
+          WHERE k.contypid = t.oid AND k.contype = 'c'))";
+    let columns = "(SELECT string_agg(concat_ws(' ', quote_literal(a.attname::text), format_type(a.atttypid, a.atttypmod)), ',' \
+         ORDER BY a.attnum) FROM pg_attribute AS a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)";
+    let range = "(SELECT format_type(r.rngsubtype, NULL) FROM pg_range AS r WHERE r.rngtypid = t.oid)";
+    format!(
+        "SELECT n.nspname::text AS id1, t.typname::text AS id2, ''::text AS id3, {owner}, {acl} AS acl, t.typtype::text AS typtype, \
+         CASE t.typtype WHEN 'e' THEN (SELECT {labels} FROM pg_enum AS e WHERE e.enumtypid = t.oid) \
+                        WHEN 'c' THEN {columns} WHEN 'r' THEN {range} END AS shape, \
+         CASE t.typtype WHEN 'd' THEN {domain} END AS definition \
+         FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace \
+         WHERE {USER_SCHEMA} AND {mine} AND (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND EXISTS \
+               (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c'))",
+        owner = owner("t.typowner"),
+        acl = acl("t.typacl", "T", "t.typowner"),
+        labels = digest("string_agg(quote_literal(e.enumlabel::text), ',' ORDER BY e.enumsortorder)"),
+        columns = digest(&format!("coalesce({columns}, '')")),
+        domain = digest(domain),
+        mine = not_of_extension("pg_type", "t.oid"),
+    )
+}
+
+fn functions(major: Major) -> String {
+    let body = if major >= Major::V14 { digest("pg_get_function_sqlbody(p.oid)") } else { "NULL::text".to_owned() };
+    let source = "concat_ws(chr(31), l.lanname, p.prokind, p.provolatile, p.proparallel, p.prosecdef, p.proleakproof, p.proisstrict, \
+         pg_get_function_result(p.oid), pg_get_function_arguments(p.oid), p.proconfig::text, p.prosrc, p.probin, \
+         (SELECT concat_ws(' ', a.aggtransfn, a.aggfinalfn, a.agginitval) FROM pg_aggregate AS a WHERE a.aggfnoid = p.oid))";
+    format!(
+        "SELECT n.nspname::text AS id1, p.proname::text AS id2, pg_get_function_identity_arguments(p.oid) AS id3, {}, {} AS acl, \
+         {} AS source, {body} AS definition \
+         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
+         WHERE {USER_SCHEMA} AND {} AND NOT EXISTS (SELECT FROM pg_depend AS i WHERE i.classid = 'pg_proc'::regclass \
+               AND i.objid = p.oid AND i.deptype = 'i')",
+        owner("p.proowner"),
+        acl("p.proacl", "f", "p.proowner"),
+        digest(source),
+        not_of_extension("pg_proc", "p.oid")
+    )
+}
+
+fn relations() -> String {
+    let columns = "(SELECT string_agg(concat_ws(' ', quote_literal(a.attname::text), format_type(a.atttypid, a.atttypmod), \
+         a.attnotnull, nullif(a.attidentity, ''), nullif(a.attgenerated, ''), \
+         CASE WHEN a.attcollation <> t.typcollation THEN quote_literal(o.collname::text) END), ',' ORDER BY a.attnum) \
+         FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid LEFT JOIN pg_collation AS o ON o.oid = a.attcollation \
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)";
+    let defaults = "(SELECT string_agg(concat_ws(' ', quote_literal(a.attname::text), pg_get_expr(f.adbin, f.adrelid)), ',' \
+         ORDER BY a.attnum) FROM pg_attrdef AS f JOIN pg_attribute AS a ON a.attrelid = f.adrelid AND a.attnum = f.adnum \
+         WHERE f.adrelid = c.oid)";
+    let column_acl = "(SELECT string_agg(quote_literal(a.attname::text) || ' ' || (SELECT string_agg(concat_ws(' ', \
+         CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_literal(pg_get_userbyid(x.grantee)::text) END, x.privilege_type, x.is_grantable), \
+         ',' ORDER BY x.grantee = 0, pg_get_userbyid(x.grantee), x.privilege_type) FROM aclexplode(a.attacl) AS x), ' ' \
+         ORDER BY a.attnum) FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped)";
+    let sequence = "(SELECT concat_ws(' ', format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, \
+         s.seqcycle) FROM pg_sequence AS s WHERE s.seqrelid = c.oid)";
+    format!(
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, ''::text AS id3, c.oid::bigint AS key, c.relkind::text AS relkind, \
+         c.relpersistence::text AS persistence, {owner}, \
+         CASE WHEN c.relkind = 'S' THEN {acl_s} ELSE {acl_r} END AS acl, {column_acl} AS column_acl, \
+         CASE WHEN c.relkind <> 'S' THEN {columns} END AS columns, {defaults} AS defaults, \
+         CASE WHEN c.relkind IN ('v', 'm') THEN {view} END AS definition, \
+         (SELECT string_agg(format('%L.%L', m.nspname, h.relname), ' ' ORDER BY i.inhseqno) FROM pg_inherits AS i \
+          JOIN pg_class AS h ON h.oid = i.inhparent JOIN pg_namespace AS m ON m.oid = h.relnamespace WHERE i.inhrelid = c.oid) \
+         AS parents, pg_get_expr(c.relpartbound, c.oid) AS bound, \
+         CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END AS partition_key, \
+         concat(CASE WHEN c.relrowsecurity THEN 'on' END, CASE WHEN c.relforcerowsecurity THEN ' forced' END) AS row_security, \
+         c.reloptions::text AS options, CASE WHEN c.relkind = 'm' AND NOT c.relispopulated THEN 'no' END AS populated, \
+         (SELECT nullif(count(*), 0)::text FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND t.tgisinternal AND t.tgenabled = 'D') \
+         AS internal_triggers_off, CASE WHEN c.relkind = 'S' THEN {sequence} END AS sequence, \
+         (SELECT quote_literal(x.extname::text) FROM pg_depend AS e JOIN pg_extension AS x ON x.oid = e.refobjid \
+          WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e') AS member_of \
+         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+         WHERE {USER_SCHEMA} AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'",
+        owner = owner("c.relowner"),
+        acl_s = acl("c.relacl", "s", "c.relowner"),
+        acl_r = acl("c.relacl", "r", "c.relowner"),
+        columns = digest(&format!("coalesce({columns}, '')")),
+        defaults = digest(defaults),
+        view = digest("pg_get_viewdef(c.oid)"),
+    )
+}
+
+fn indexes() -> String {
+    let columns = "(SELECT string_agg(coalesce(quote_literal(a.attname::text), '()'), ',' ORDER BY k.place) \
+         FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place) \
+         LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND k.attnum <> 0)";
+    format!(
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, ''::text AS id3, \
+         format('%L.%L', m.nspname, t.relname) AS on_table, \
+         concat_ws(' ', am.amname, CASE WHEN i.indisunique THEN 'unique' END, CASE WHEN i.indisprimary THEN 'primary' END, \
+                   CASE WHEN i.indisexclusion THEN 'exclusion' END, {columns}) AS shape, \
+         {definition} AS definition, \
+         CASE WHEN i.indisvalid AND i.indisready AND i.indislive THEN 'yes' ELSE 'no' END AS valid \
+         FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+         JOIN pg_class AS t ON t.oid = i.indrelid JOIN pg_namespace AS m ON m.oid = t.relnamespace \
+         JOIN pg_am AS am ON am.oid = c.relam \
+         WHERE {USER_SCHEMA} AND c.relpersistence <> 't' AND {mine}",
+        definition = digest("pg_get_indexdef(c.oid)"),
+        mine = not_of_extension("pg_class", "t.oid"),
+    )
+}
+
+/// NOT NULL is a property of columns here, as it was before 18. Foreign keys that partitions take over get new names at a restore.
+fn constraints() -> String {
+    format!(
+        "SELECT n.nspname::text AS id1, coalesce(c.relname, t.typname)::text AS id2, k.conname::text AS id3, k.contype::text AS contype, \
+         {} AS definition, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
+         FROM pg_constraint AS k LEFT JOIN pg_class AS c ON c.oid = k.conrelid LEFT JOIN pg_type AS t ON t.oid = k.contypid \
+         JOIN pg_namespace AS n ON n.oid = coalesce(c.relnamespace, t.typnamespace) \
+         WHERE {USER_SCHEMA} AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND NOT (k.contype = 'f' AND k.conparentid <> 0) \
+         AND {} AND {}",
+        digest("pg_get_constraintdef(k.oid)"),
+        not_of_extension("pg_class", "k.conrelid"),
+        not_of_extension("pg_type", "k.contypid")
+    )
+}
+
+fn triggers() -> String {
+    format!(
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {} AS definition \
+         FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+         WHERE {USER_SCHEMA} AND NOT t.tgisinternal AND {}",
+        digest("pg_get_triggerdef(t.oid)"),
+        not_of_extension("pg_class", "c.oid")
+    )
+}
+
+fn rules() -> String {
+    format!(
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, r.rulename::text AS id3, r.ev_enabled::text AS enabled, \
+         {} AS definition FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
+         JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE {USER_SCHEMA} AND r.rulename <> '_RETURN' AND {}",
+        digest("pg_get_ruledef(r.oid)"),
+        not_of_extension("pg_class", "c.oid")
+    )
+}
+
+fn policies() -> String {
+    let printed = "concat_ws(chr(31), coalesce(pg_get_expr(p.polqual, p.polrelid), ''), coalesce(pg_get_expr(p.polwithcheck, p.polrelid), ''))";
+    format!(
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, p.polname::text AS id3, \
+         concat_ws(' ', p.polcmd, p.polpermissive, (SELECT string_agg(CASE r.oid WHEN 0 THEN 'PUBLIC' \
+             ELSE quote_literal(pg_get_userbyid(r.oid)::text) END, ',' ORDER BY pg_get_userbyid(r.oid)) \
+             FROM unnest(p.polroles) AS r(oid))) AS shape, {} AS definition \
+         FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+         WHERE {USER_SCHEMA} AND {}",
+        digest(printed),
+        not_of_extension("pg_class", "c.oid")
+    )
+}
+
+/// Columns that own a sequence (serial, identity) or take their default from one. The key is a number within one
+/// snapshot.
+pub(super) const SEQUENCE_USES: &str = "SELECT sn.nspname AS sequence_schema, s.relname AS sequence, n.nspname AS table_schema, \
+     c.relname AS table_name, a.attname AS column_name, s.oid AS sequence_oid, q.seqincrement AS increment, q.seqcycle AS cycles, \
+     t.typname IN ('int2', 'int4', 'int8') AND t.typnamespace = 'pg_catalog'::regnamespace AS whole_numbers, \
+     row_number() OVER (ORDER BY s.oid, c.oid, a.attnum) AS use_key \
+     FROM (SELECT d.objid AS sequence_oid, d.refobjid AS table_oid, d.refobjsubid AS attnum FROM pg_depend AS d \
+           WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0 AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 \
+             AND d.deptype IN ('a', 'i') \
+           UNION SELECT d.refobjid, f.adrelid, f.adnum FROM pg_depend AS d JOIN pg_attrdef AS f ON f.oid = d.objid \
+           WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'n') AS u \
+     JOIN pg_class AS s ON s.oid = u.sequence_oid AND s.relkind = 'S' JOIN pg_namespace AS sn ON sn.oid = s.relnamespace \
+     JOIN pg_sequence AS q ON q.seqrelid = s.oid \
+     JOIN pg_class AS c ON c.oid = u.table_oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
+     JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = u.attnum AND NOT a.attisdropped \
+     JOIN pg_type AS t ON t.oid = a.atttypid";
+
+fn sequence_uses() -> String {
+    format!(
+        "SELECT format('%L.%L', u.sequence_schema, u.sequence) AS id1, format('%L.%L', u.table_schema, u.table_name) AS id2, \
+         u.column_name::text AS id3, u.use_key AS key, CASE WHEN u.cycles THEN 'yes' END AS cycles, \
+         CASE WHEN NOT u.whole_numbers THEN 'yes' END AS other_type FROM ({SEQUENCE_USES}) AS u"
+    )
+}
+
+fn large_objects() -> String {
+    let one = format!("concat_ws(' ', m.oid, pg_get_userbyid(m.lomowner), {})", acl("m.lomacl", "L", "m.lomowner"));
+    format!(
+        "SELECT ''::text AS id1, ''::text AS id2, ''::text AS id3, count(*)::text AS count, \
+         sum(hashtextextended(m.line COLLATE \"C\", 0))::text AS owners \
+         FROM (SELECT {one} AS line FROM pg_largeobject_metadata AS m OFFSET 0) AS m"
+    )
+}
+
+/// What has no facts of its own but existence, owner, and state.
+fn others() -> String {
+    let one = |catalog: &str, owner: &str, state: &str| {
+        format!(
+            "SELECT '{catalog}'::regclass AS classid, oid, {owner}::oid AS owner, {state}::text AS state FROM {catalog}"
+        )
+    };
+    let all = [
+        one("pg_cast", "NULL", "NULL"),
+        one("pg_operator", "oprowner", "NULL"),
+        one("pg_opclass", "opcowner", "NULL"),
+        one("pg_opfamily", "opfowner", "NULL"),
+        one("pg_collation", "collowner", "NULL"),
+        one("pg_conversion", "conowner", "NULL"),
+        one("pg_ts_config", "cfgowner", "NULL"),
+        one("pg_ts_dict", "dictowner", "NULL"),
+        one("pg_ts_parser", "NULL", "NULL"),
+        one("pg_ts_template", "NULL", "NULL"),
+        one("pg_statistic_ext", "stxowner", "NULL"),
+        one("pg_foreign_data_wrapper", "fdwowner", "fdwoptions"),
+        one("pg_foreign_server", "srvowner", "NULL"),
+        one("pg_language", "lanowner", "NULL"),
+        one("pg_event_trigger", "evtowner", "evtenabled"),
+        one("pg_publication", "pubowner", "concat_ws(' ', puballtables, pubinsert, pubupdate, pubdelete)"),
+        one("pg_transform", "NULL", "NULL"),
+        one("pg_am", "NULL", "NULL"),
+        one("pg_default_acl", "defaclrole", "defaclacl"),
+    ]
+    .join(" UNION ALL ");
+    format!(
+        "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled \
+         FROM ({all}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
+         WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = o.classid AND e.objid = o.oid \
+               AND e.deptype = 'e')"
+    )
+}

@@ -1,0 +1,240 @@
+//! Heaps, indexes and visibility maps read by PostgreSQL's own examiners: amcheck and pg_visibility.
+//!
+//! Invariants: what cannot be examined is told with its reason, and nothing counts as sound that was not read. An extension is
+//! installed only when that was allowed, and only inside a transaction that is rolled back. amcheck evaluates expressions of indexes
+//! only where PostgreSQL does that with the rights of the table's owner.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use pgark_pg::Major;
+
+use super::connection::Composed;
+use super::{ClusterError, ConnectOptions, Connection, Deadline};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Examiners {
+    Off,
+    /// Those that are installed in the database.
+    Installed,
+    /// Also those that the server has: installed in a transaction that is rolled back.
+    Borrowed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Examined {
+    Indexes,
+    Heaps,
+    VisibilityMaps,
+}
+
+impl Examined {
+    pub const ALL: [Examined; 3] = [Self::Indexes, Self::Heaps, Self::VisibilityMaps];
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Indexes | Self::Heaps => "amcheck",
+            Self::VisibilityMaps => "pg_visibility",
+        }
+    }
+
+    fn query(self) -> &'static str {
+        match self {
+            // The schema of the extension, and whether every tuple of the heap is looked up.
+            Self::Indexes => {
+                "SELECT n.nspname AS schema, c.relname AS name, \
+                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %L::boolean) AS checked', \
+                        $1::text, c.oid, $2::text) AS statement \
+                 FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+                 JOIN pg_am AS a ON a.oid = c.relam \
+                 WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't' \
+                   AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) ORDER BY c.relpages DESC, c.oid"
+            }
+            Self::Heaps => {
+                "SELECT n.nspname AS schema, c.relname AS name, \
+                 format('SELECT count(*) AS problems, min(format(''block %%s, tuple %%s: %%s'', h.blkno, h.offnum, h.msg)) AS first \
+                         FROM %I.verify_heapam(%L::regclass, false, true) AS h', $1::text, c.oid) AS statement, $2::text AS unused \
+                 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_am AS a ON a.oid = c.relam \
+                 WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' \
+                   AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) ORDER BY c.relpages DESC, c.oid"
+            }
+            Self::VisibilityMaps => {
+                "SELECT n.nspname AS schema, c.relname AS name, \
+                 format('SELECT count(*) AS problems, min(''tuple '' || v.t_ctid::text) AS first FROM \
+                         (SELECT t_ctid FROM %1$I.pg_check_visible(%2$L::regclass) UNION ALL \
+                          SELECT t_ctid FROM %1$I.pg_check_frozen(%2$L::regclass)) AS v', $1::text, c.oid) AS statement, \
+                 $2::text AS unused \
+                 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_am AS a ON a.oid = c.relam \
+                 WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' \
+                   AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) ORDER BY c.relpages DESC, c.oid"
+            }
+        }
+    }
+}
+
+/// What was found of one relation, or of all that one examiner would have read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    Sound,
+    Damaged {
+        relation: String,
+        problem: String,
+    },
+    Unread {
+        relation: String,
+        reason: String,
+    },
+    /// Nothing was examined.
+    Unavailable {
+        reason: String,
+    },
+    /// Worth knowing: less was looked at than there is to see.
+    Lenient {
+        reason: String,
+    },
+}
+
+/// Reads everything that the examiners can read. What PostgreSQL complains about is a finding.
+pub fn examine(
+    options: &ConnectOptions,
+    database: &str,
+    examiners: Examiners,
+    interrupt: Arc<AtomicBool>,
+    deadline: Deadline,
+    mut each: impl FnMut(Examined, Finding),
+) -> Result<(), ClusterError> {
+    if examiners == Examiners::Off {
+        return Ok(());
+    }
+    let conn = Connection::open(&options.to_database(database), CONNECT_TIMEOUT)?;
+    conn.interrupt_by(interrupt);
+    if conn.query_one("SELECT current_setting('server_encoding') AS encoding", &[])?.text("encoding")? == "SQL_ASCII" {
+        conn.use_raw_bytes()?;
+    }
+    for examined in Examined::ALL {
+        if examined == Examined::Heaps && conn.major() == Major::V13 {
+            each(examined, Finding::Unavailable { reason: "amcheck reads heaps from PostgreSQL 14 on".to_owned() });
+            continue;
+        }
+        let mut tell = |finding| each(examined, finding);
+        match prepare(&conn, examined.extension(), examiners) {
+            Ok(Ready::In { schema, borrowed }) => {
+                let done = examine_all(&conn, examined, &schema, borrowed, deadline, &mut tell);
+                if borrowed {
+                    conn.script("ROLLBACK")?;
+                }
+                done?;
+            }
+            Ok(Ready::No { reason }) => tell(Finding::Unavailable { reason }),
+            Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => {
+                conn.script("ROLLBACK")?;
+                tell(Finding::Unavailable { reason: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+enum Ready {
+    In { schema: Vec<u8>, borrowed: bool },
+    No { reason: String },
+}
+
+fn prepare(conn: &Connection, extension: &str, examiners: Examiners) -> Result<Ready, ClusterError> {
+    let installed = "SELECT n.nspname AS schema FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
+                     WHERE e.extname = $1";
+    if let Some(row) = conn.query(installed, &[extension])?.first() {
+        let schema = row.bytes("schema")?.unwrap_or_default().to_vec();
+        return Ok(Ready::In { schema, borrowed: false });
+    }
+    let no = |reason: String| Ok(Ready::No { reason });
+    if examiners != Examiners::Borrowed {
+        return no(format!("extension {extension} is not installed in this database"));
+    }
+    if conn.query("SELECT 1 FROM pg_available_extensions WHERE name = $1", &[extension])?.is_empty() {
+        return no(format!("the server has no extension {extension}"));
+    }
+    let schema =
+        conn.query_one("SELECT 'pgark_borrowed_' || replace(gen_random_uuid()::text, '-', '') AS name", &[])?;
+    let schema = schema.bytes("name")?.unwrap_or_default().to_vec();
+    let create_schema = conn.compose("SELECT format('CREATE SCHEMA %I', $1::text) AS statement", &[&schema])?;
+    let create = conn.compose(
+        "SELECT format('CREATE EXTENSION %I SCHEMA %I', $1::text, $2::text) AS statement",
+        &[extension.as_bytes(), &schema],
+    )?;
+    conn.script("BEGIN")?;
+    // Event triggers of the database stay out of it.
+    conn.script("SET LOCAL session_replication_role = replica")?;
+    for statement in [&create_schema, &create] {
+        conn.query_composed(statement, &[], conn.default_deadline())?;
+    }
+    Ok(Ready::In { schema, borrowed: true })
+}
+
+fn examine_all(
+    conn: &Connection,
+    examined: Examined,
+    schema: &[u8],
+    borrowed: bool,
+    deadline: Deadline,
+    tell: &mut dyn FnMut(Finding),
+) -> Result<(), ClusterError> {
+    // Before, index expressions were evaluated with the rights of who examines (CVE-2022-1552).
+    let careful =
+        matches!(conn.version_num(), 130_007.. if conn.major() != Major::V14 || conn.version_num() >= 140_003);
+    if examined == Examined::Indexes && !careful {
+        let reason =
+            "this minor version would run functions of users: indexes are not compared with their tables".to_owned();
+        tell(Finding::Lenient { reason });
+    }
+    let all_indexed = if careful { "true" } else { "false" };
+    let params = [Some(schema), Some(all_indexed.as_bytes())];
+    let rows = conn.query_bytes(examined.query(), &params, super::ResultFormat::Text, deadline)?;
+    for row in rows {
+        let name = |column| {
+            Ok::<_, ClusterError>(String::from_utf8_lossy(row.bytes(column)?.unwrap_or_default()).into_owned())
+        };
+        let relation = format!("{}.{}", name("schema")?, name("name")?);
+        if borrowed {
+            conn.script("SAVEPOINT pgark_relation")?;
+        }
+        let finding = match examine_one(conn, &row.composed("statement")?, deadline) {
+            Ok((0, _)) => Finding::Sound,
+            Ok((n, first)) => Finding::Damaged { relation, problem: format!("{n} problems, the first: {first}") },
+            Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => {
+                if borrowed {
+                    conn.script("ROLLBACK TO pgark_relation")?;
+                }
+                finding_of(error, relation)
+            }
+            Err(error) => return Err(error),
+        };
+        tell(finding);
+    }
+    Ok(())
+}
+
+fn examine_one(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<(u64, String), ClusterError> {
+    let rows = conn.query_composed(statement, &[], deadline)?;
+    match rows.first() {
+        Some(row) => Ok((row.parse("problems")?, row.opt_text("first")?.unwrap_or("not told").to_owned())),
+        None => Err(ClusterError::Unexpected { message: "no row instead of one".to_owned() }),
+    }
+}
+
+fn finding_of(error: ClusterError, relation: String) -> Finding {
+    match &error {
+        // Dropped meanwhile, locked, not allowed, not supported of this relation: nothing is known of it.
+        ClusterError::Query { sqlstate, .. }
+            if matches!(sqlstate.as_str(), "42P01" | "55P03" | "0A000" | "42809" | "25006") =>
+        {
+            Finding::Unread { relation, reason: error.to_string() }
+        }
+        ClusterError::Query { .. } => Finding::Damaged { relation, problem: error.to_string() },
+        _ => Finding::Unread { relation, reason: error.to_string() },
+    }
+}

@@ -1,0 +1,532 @@
+//! The truth and a live database side by side: a merge of two sorted streams.
+//!
+//! Invariants: an object that one side has and the other has not is a failure; a fact that was not comparable is counted as not
+//! checked. It knows what the facts mean, and no SQL.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+
+use super::report::{Check, CheckKind, Tally};
+use crate::cluster::{ObjectKind, is_printed};
+use crate::error::Result;
+use crate::truth::{Header, Object, Sink, Text, TruthReader};
+
+/// In the order of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    Database,
+    Schemas,
+    Extensions,
+    Types,
+    Functions,
+    Tables,
+    Views,
+    Sequences,
+    Rows,
+    Contents,
+    ForeignTables,
+    ExtensionTables,
+    UnloggedTables,
+    LargeObjects,
+    Definitions,
+    Indexes,
+    IndexValidity,
+    Constraints,
+    ConstraintValidity,
+    Triggers,
+    Policies,
+    Owners,
+    Privileges,
+    SequenceValues,
+    SequencesAhead,
+    Others,
+}
+
+impl Name {
+    fn words(self) -> (&'static str, CheckKind) {
+        use CheckKind::{Catalog, Contents, Rows, Sequences};
+        match self {
+            Self::Database => ("database settings", Catalog),
+            Self::Schemas => ("schemas", Catalog),
+            Self::Extensions => ("extensions", Catalog),
+            Self::Types => ("types", Catalog),
+            Self::Functions => ("functions", Catalog),
+            Self::Tables => ("tables", Catalog),
+            Self::Views => ("views", Catalog),
+            Self::Sequences => ("sequences", Catalog),
+            Self::Rows => ("rows", Rows),
+            Self::Contents => ("contents", Contents),
+            Self::ForeignTables => ("rows of foreign tables", Rows),
+            Self::ExtensionTables => ("rows of extensions' tables", Rows),
+            Self::UnloggedTables => ("rows of unlogged tables", Rows),
+            Self::LargeObjects => ("large objects", Contents),
+            Self::Definitions => ("definitions", Catalog),
+            Self::Indexes => ("indexes", Catalog),
+            Self::IndexValidity => ("indexes are valid", Catalog),
+            Self::Constraints => ("constraints", Catalog),
+            Self::ConstraintValidity => ("constraints are validated", Catalog),
+            Self::Triggers => ("triggers and rules", Catalog),
+            Self::Policies => ("row security", Catalog),
+            Self::Owners => ("owners", Catalog),
+            Self::Privileges => ("privileges", Catalog),
+            Self::SequenceValues => ("positions of sequences", Sequences),
+            Self::SequencesAhead => ("sequences are ahead of their columns", Sequences),
+            Self::Others => ("other objects", Catalog),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expectations {
+    /// The database came from a physical backup, which does not hold the rows of unlogged tables, and holds those of extensions.
+    pub physical: bool,
+    /// Contents were left out by choice.
+    pub without_contents: bool,
+}
+
+/// Takes the live objects in and compares them with the recorded ones, if there are any.
+pub struct Comparison<R: BufRead> {
+    recorded: Option<TruthReader<R>>,
+    pending: Option<Object>,
+    live: Option<Header>,
+    expect: Expectations,
+    tallies: BTreeMap<Name, Tally>,
+}
+
+impl<R: BufRead> Sink for Comparison<R> {
+    fn begin(&mut self, header: &Header) -> Result<()> {
+        self.live = Some(header.clone());
+        self.announce_contents();
+        self.advance()
+    }
+
+    fn object(&mut self, live: Object) -> Result<()> {
+        if self.recorded.is_none() {
+            self.alone(&live);
+            return Ok(());
+        }
+        while let Some(recorded) = self.pending.take() {
+            match recorded.place().cmp(&live.place()) {
+                std::cmp::Ordering::Less => {
+                    self.missing(&recorded);
+                    self.advance()?;
+                }
+                std::cmp::Ordering::Equal => {
+                    self.both(&recorded, &live);
+                    return self.advance();
+                }
+                std::cmp::Ordering::Greater => {
+                    self.pending = Some(recorded);
+                    break;
+                }
+            }
+        }
+        self.extra(&live);
+        Ok(())
+    }
+}
+
+impl<R: BufRead> Comparison<R> {
+    pub fn new(recorded: Option<TruthReader<R>>, expect: Expectations) -> Self {
+        Comparison { recorded, pending: None, live: None, expect, tallies: BTreeMap::new() }
+    }
+
+    /// After the last live object.
+    pub fn finish(mut self) -> Result<(Option<Header>, Option<Header>, Vec<Check>)> {
+        while let Some(recorded) = self.pending.take() {
+            self.missing(&recorded);
+            self.advance()?;
+        }
+        let against = self.recorded.as_ref().map(|r| r.header().clone());
+        Ok((self.live, against, self.tallies.into_values().map(Tally::finish).collect()))
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        self.pending = match &mut self.recorded {
+            Some(reader) => reader.next_object()?,
+            None => None,
+        };
+        Ok(())
+    }
+
+    fn tally(&mut self, name: Name) -> &mut Tally {
+        self.tallies.entry(name).or_insert_with(|| {
+            let (words, kind) = name.words();
+            Tally::new(words, kind)
+        })
+    }
+
+    /// What cannot be compared at all is said once, not for each table.
+    fn announce_contents(&mut self) {
+        let Some(recorded) = self.recorded.as_ref().map(|r| r.header().hashed) else {
+            for name in [Name::Rows, Name::Contents, Name::Definitions] {
+                self.tally(name).left_out("there is no truth to compare with");
+            }
+            return;
+        };
+        if !recorded {
+            self.tally(Name::Contents).not_checked("the truth was taken without hashes");
+        } else if self.expect.without_contents {
+            self.tally(Name::Contents).left_out("left out as asked for");
+        } else if let Some(why) = self.hashes_differ() {
+            self.tally(Name::Contents).not_checked(why);
+        }
+    }
+
+    fn hashes_differ(&self) -> Option<&'static str> {
+        let (recorded, live) = (self.recorded.as_ref()?.header(), self.live.as_ref()?);
+        if recorded.encoding != live.encoding {
+            Some("the encoding differs, and with it every hash")
+        } else if recorded.probe != live.probe {
+            Some("the servers hash differently")
+        } else {
+            None
+        }
+    }
+
+    fn contents_are_comparable(&self) -> bool {
+        let hashed = |h: Option<&Header>| h.is_some_and(|h| h.hashed);
+        hashed(self.recorded.as_ref().map(TruthReader::header))
+            && hashed(self.live.as_ref())
+            && self.hashes_differ().is_none()
+    }
+
+    fn majors_differ(&self) -> bool {
+        let recorded = self.recorded.as_ref().map(|r| r.header().major());
+        recorded.is_some_and(|major| self.live.as_ref().is_some_and(|live| live.major() != major))
+    }
+
+    fn missing(&mut self, recorded: &Object) {
+        let shown = shown(recorded);
+        self.tally(existence(recorded)).failed(format!("{shown} is missing"));
+    }
+
+    fn extra(&mut self, live: &Object) {
+        let shown = shown(live);
+        self.tally(existence(live)).failed(format!("{shown} is not in the truth"));
+    }
+
+    fn both(&mut self, recorded: &Object, live: &Object) {
+        let of_extension = recorded.fact("member_of").is_some() && live.fact("member_of") == recorded.fact("member_of");
+        if of_extension && !self.expect.physical {
+            if recorded.fact("rows").is_some() {
+                self.tally(Name::ExtensionTables)
+                    .left_out("a dump holds of the tables of extensions only what each extension says");
+            }
+            return;
+        }
+        self.tally(existence(recorded)).ok();
+        let names: std::collections::BTreeSet<&String> = recorded.facts.keys().chain(live.facts.keys()).collect();
+        for fact in names {
+            if !SPECIAL.contains(&fact.as_str()) {
+                self.fact(fact, recorded, live);
+            }
+        }
+        match recorded.kind {
+            ObjectKind::Relation if recorded.says("relkind", "S") => self.sequence(recorded, live),
+            ObjectKind::Relation => self.rows(recorded, live),
+            ObjectKind::SequenceUse => self.sequence_use(Some(recorded), live),
+            ObjectKind::LargeObjects => self.large_objects(recorded, live),
+            ObjectKind::Index => self.validity(Name::IndexValidity, "valid", "is not valid", Some(recorded), live),
+            ObjectKind::Constraint => {
+                self.validity(Name::ConstraintValidity, "validated", "is not validated", Some(recorded), live);
+            }
+            _ => {}
+        }
+    }
+
+    fn fact(&mut self, fact: &str, recorded: &Object, live: &Object) {
+        let check = check_of(recorded.kind, fact);
+        let same = recorded.fact(fact) == live.fact(fact);
+        if !same && self.majors_differ() {
+            if is_printed(fact) {
+                return self.tally(check).not_checked("two major versions of PostgreSQL, which print it differently");
+            }
+            let public = recorded.kind == ObjectKind::Schema && recorded.name == [Text::from("public")];
+            if public {
+                return self.tally(check).not_checked("schema public belongs to others from PostgreSQL 15 on");
+            }
+        }
+        if same {
+            return self.tally(check).ok();
+        }
+        let detail = if is_digest(fact) {
+            format!("{}: {} differs", shown(live), said(fact))
+        } else {
+            format!("{}: {} is {}, was {}", shown(live), said(fact), value(fact, live), value(fact, recorded))
+        };
+        self.tally(check).failed(detail);
+    }
+
+    fn rows(&mut self, recorded: &Object, live: &Object) {
+        if recorded.says("relkind", "f") {
+            return self.tally(Name::ForeignTables).left_out("their rows lie elsewhere");
+        }
+        let (before, now) = (recorded.fact("rows"), live.fact("rows"));
+        let (before, now) = match (before, now) {
+            (Some(before), Some(now)) => (before, now),
+            _ => return self.unread(Name::Rows, recorded, live),
+        };
+        if before != now && self.expect.physical && recorded.says("persistence", "u") {
+            return self.tally(Name::UnloggedTables).left_out("a physical backup does not hold them");
+        }
+        if before == now {
+            self.tally(Name::Rows).ok();
+        } else {
+            let detail = format!("{}: {} rows, were {}", shown(live), now.lossy(), before.lossy());
+            self.tally(Name::Rows).failed(detail);
+        }
+        if self.contents_are_comparable() {
+            match (recorded.fact("hash"), live.fact("hash")) {
+                (Some(a), Some(b)) if a == b => self.tally(Name::Contents).ok(),
+                (Some(_), Some(_)) => {
+                    let what = if before == now { "other values in as many rows" } else { "other rows" };
+                    self.tally(Name::Contents).failed(format!("{}: {what}", shown(live)));
+                }
+                _ => self.unread(Name::Contents, recorded, live),
+            }
+        }
+    }
+
+    /// One side has no figure. What only the live one lacks because reading it fails is a defect.
+    fn unread(&mut self, name: Name, recorded: &Object, live: &Object) {
+        let place = shown(live);
+        let reason = |side: &Object| side.fact("unread").map(|text| text.lossy().into_owned());
+        match (reason(recorded), reason(live)) {
+            (_, Some(why)) if live.says("unread_because", "failed") => {
+                self.tally(name).failed(format!("{place} cannot be read: {why}"));
+            }
+            (_, Some(why)) => self.tally(name).not_checked(&format!("{place}: {why}")),
+            (Some(why), None) => self.tally(name).not_checked(&format!("{place}: when the truth was taken: {why}")),
+            // Views and partitioned tables have no rows of their own.
+            (None, None)
+                if NO_FIGURES.iter().all(|fact| recorded.fact(fact).is_none() && live.fact(fact).is_none()) => {}
+            (None, None) => self.tally(name).not_checked(&format!("{place}: one side has no figure of it")),
+        }
+    }
+
+    fn large_objects(&mut self, recorded: &Object, live: &Object) {
+        if self.contents_are_comparable() {
+            match (recorded.fact("hash"), live.fact("hash")) {
+                (Some(a), Some(b)) if a == b => self.tally(Name::LargeObjects).ok(),
+                (Some(_), Some(_)) => self.tally(Name::LargeObjects).failed("their contents differ".into()),
+                _ => self.unread(Name::LargeObjects, recorded, live),
+            }
+        } else if !recorded.says("count", "0") {
+            self.tally(Name::LargeObjects).left_out("only counted: contents are not compared");
+        }
+    }
+
+    /// A restored sequence may be further on than it was, since sequences go on while a snapshot stands still; never behind.
+    fn sequence(&mut self, recorded: &Object, live: &Object) {
+        let (before, now) = (position(recorded), position(live));
+        let (Some(before), Some(now)) = (before, now) else { return self.unread(Name::SequenceValues, recorded, live) };
+        if before.cycles && before.next != now.next {
+            return self.tally(Name::SequenceValues).not_checked("a sequence that cycles stands elsewhere");
+        }
+        let behind = if before.increment < 0 { now.next > before.next } else { now.next < before.next };
+        if behind {
+            let detail = format!("{} would give {} next, {} was next", shown(live), now.next, before.next);
+            self.tally(Name::SequenceValues).failed(detail);
+        } else {
+            self.tally(Name::SequenceValues).ok();
+        }
+    }
+
+    fn sequence_use(&mut self, recorded: Option<&Object>, live: &Object) {
+        let place = shown(live);
+        if live.fact("cycles").is_some() || live.fact("other_type").is_some() {
+            return self
+                .tally(Name::SequencesAhead)
+                .left_out("sequences that cycle, or whose column is no whole number");
+        }
+        if let Some(why) = live.fact("unread").map(|text| text.lossy().into_owned()) {
+            return self.tally(Name::SequencesAhead).not_checked(&format!("{place}: {why}"));
+        }
+        if live.says("behind", "no") {
+            return self.tally(Name::SequencesAhead).ok();
+        }
+        let furthest = live.fact("furthest").map(|text| text.lossy().into_owned()).unwrap_or_default();
+        let detail = format!("{place}: the column has {furthest} already, and the sequence would give it");
+        if recorded.is_some_and(|r| r.says("behind", "yes")) {
+            self.tally(Name::SequencesAhead).noted(format!("{detail}; so it was when the truth was taken"));
+        } else {
+            self.tally(Name::SequencesAhead).failed(detail);
+        }
+    }
+
+    /// What is not valid is a defect, unless it was not valid before.
+    fn validity(&mut self, name: Name, fact: &str, words: &str, recorded: Option<&Object>, live: &Object) {
+        if live.says(fact, "yes") {
+            return self.tally(name).ok();
+        }
+        let detail = format!("{} {words}", shown(live));
+        match recorded {
+            Some(recorded) if !recorded.says(fact, "yes") => {
+                self.tally(name).noted(format!("{detail}; it was not before"))
+            }
+            Some(_) => self.tally(name).failed(detail),
+            None if name == Name::IndexValidity => self.tally(name).failed(detail),
+            // A constraint may be meant to be so.
+            None => self.tally(name).not_checked(&format!("{detail}, and there is no truth that says whether it was")),
+        }
+    }
+
+    /// What a database can be asked without anything to compare it with.
+    fn alone(&mut self, live: &Object) {
+        match live.kind {
+            ObjectKind::Index => self.validity(Name::IndexValidity, "valid", "is not valid", None, live),
+            ObjectKind::Constraint => {
+                self.validity(Name::ConstraintValidity, "validated", "is not validated", None, live);
+            }
+            ObjectKind::SequenceUse => self.sequence_use(None, live),
+            ObjectKind::Relation if live.says("unread_because", "failed") => self.unread(Name::Tables, live, live),
+            ObjectKind::Relation if live.fact("rows").is_some() => self.tally(Name::Tables).ok(),
+            _ => {}
+        }
+    }
+}
+
+/// Of what is counted, hashed or read.
+const NO_FIGURES: [&str; 3] = ["rows", "hash", "last_value"];
+/// Compared by rules of their own.
+const SPECIAL: [&str; 11] = [
+    "rows",
+    "hash",
+    "unread",
+    "unread_because",
+    "last_value",
+    "is_called",
+    "behind",
+    "furthest",
+    "valid",
+    "validated",
+    "member_of",
+];
+
+fn existence(object: &Object) -> Name {
+    match object.kind {
+        ObjectKind::Database => Name::Database,
+        ObjectKind::Schema => Name::Schemas,
+        ObjectKind::Extension => Name::Extensions,
+        ObjectKind::Type => Name::Types,
+        ObjectKind::Function => Name::Functions,
+        ObjectKind::Relation if object.says("relkind", "v") => Name::Views,
+        ObjectKind::Relation if object.says("relkind", "S") => Name::Sequences,
+        ObjectKind::Relation => Name::Tables,
+        ObjectKind::Index => Name::Indexes,
+        ObjectKind::Constraint => Name::Constraints,
+        ObjectKind::Trigger | ObjectKind::Rule => Name::Triggers,
+        ObjectKind::Policy => Name::Policies,
+        ObjectKind::SequenceUse => Name::Definitions,
+        ObjectKind::LargeObjects => Name::LargeObjects,
+        ObjectKind::Other => Name::Others,
+    }
+}
+
+fn check_of(kind: ObjectKind, fact: &str) -> Name {
+    match (kind, fact) {
+        (_, "owner") => Name::Owners,
+        (_, "acl" | "column_acl") => Name::Privileges,
+        (ObjectKind::Database, _) => Name::Database,
+        (ObjectKind::Extension, _) => Name::Extensions,
+        (ObjectKind::LargeObjects, _) => Name::LargeObjects,
+        (ObjectKind::Trigger | ObjectKind::Rule, _) | (_, "internal_triggers_off") => Name::Triggers,
+        (ObjectKind::Policy, _) | (_, "row_security") => Name::Policies,
+        (ObjectKind::Other, _) => Name::Others,
+        _ => Name::Definitions,
+    }
+}
+
+/// Facts that are stored as digests, which say nothing to people.
+fn is_digest(fact: &str) -> bool {
+    matches!(fact, "definition" | "defaults" | "columns" | "source")
+}
+
+fn value(fact: &str, object: &Object) -> String {
+    match object.fact(fact) {
+        None => "not there".to_owned(),
+        Some(text) => format!("'{}'", text.lossy()),
+    }
+}
+
+fn said(fact: &str) -> String {
+    match fact {
+        "acl" => "what is granted".to_owned(),
+        "column_acl" => "what is granted on columns".to_owned(),
+        "enabled" => "its state".to_owned(),
+        "columns" => "the list of columns and their types".to_owned(),
+        "shape" => "its form".to_owned(),
+        fact => fact.replace('_', " "),
+    }
+}
+
+fn shown(object: &Object) -> String {
+    let what = match object.kind {
+        ObjectKind::Database => return "the database".to_owned(),
+        ObjectKind::LargeObjects => return "large objects".to_owned(),
+        ObjectKind::Schema => "schema",
+        ObjectKind::Extension => "extension",
+        ObjectKind::Type => "type",
+        ObjectKind::Function => "function",
+        ObjectKind::Relation if object.says("relkind", "v") => "view",
+        ObjectKind::Relation if object.says("relkind", "m") => "materialized view",
+        ObjectKind::Relation if object.says("relkind", "S") => "sequence",
+        ObjectKind::Relation => "table",
+        ObjectKind::Index => "index",
+        ObjectKind::Constraint => "constraint",
+        ObjectKind::Trigger => "trigger",
+        ObjectKind::Rule => "rule",
+        ObjectKind::Policy => "policy",
+        ObjectKind::SequenceUse => "sequence",
+        ObjectKind::Other => "",
+    };
+    let parts: Vec<_> = object.name.iter().map(Text::lossy).collect();
+    let name = match (object.kind, parts.as_slice()) {
+        (ObjectKind::Function, [schema, name, arguments]) => {
+            format!("{}.{}({arguments})", quoted(schema), quoted(name))
+        }
+        (ObjectKind::Function, [schema, name]) => format!("{}.{}()", quoted(schema), quoted(name)),
+        (ObjectKind::SequenceUse, [sequence, table, column]) => {
+            format!("{sequence} of {table}, column {}", quoted(column))
+        }
+        (
+            ObjectKind::Constraint | ObjectKind::Trigger | ObjectKind::Rule | ObjectKind::Policy,
+            [schema, table, name],
+        ) => {
+            format!("{} of {}.{}", quoted(name), quoted(schema), quoted(table))
+        }
+        (ObjectKind::Other, [kind, identity]) => format!("{kind} {identity}"),
+        (_, parts) => parts.iter().map(|part| quoted(part)).collect::<Vec<_>>().join("."),
+    };
+    format!("{what} {name}").trim_start().to_owned()
+}
+
+/// As PostgreSQL shows names, near enough for people.
+fn quoted(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
+    if !name.is_empty() && name.chars().all(plain) {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+}
+
+struct Position {
+    next: i128,
+    increment: i128,
+    cycles: bool,
+}
+
+/// What a sequence gives next. Its parameters are written as `type start increment min max cache cycles`.
+fn position(sequence: &Object) -> Option<Position> {
+    let parameters = sequence.fact("sequence")?.lossy().into_owned();
+    let words: Vec<&str> = parameters.split(' ').collect();
+    let increment: i128 = words.get(2)?.parse().ok()?;
+    let last: i128 = sequence.fact("last_value")?.lossy().parse().ok()?;
+    let next = if sequence.says("is_called", "yes") { last + increment } else { last };
+    Some(Position { next, increment, cycles: words.get(6) == Some(&"t") })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+use super::super::report::Outcome;
+use super::*;
+use crate::truth::{End, TruthWriter};
+
+fn header(version: u32) -> Header {
+    Header {
+        pgark_truth: 1,
+        database: "src".into(),
+        taken: "2026-08-22T03:15:00Z".parse().expect("a time"),
+        server_version_num: version,
+        encoding: "UTF8".into(),
+        size_bytes: 1,
+        in_recovery: false,
+        hashed: true,
+        probe: "1:2".into(),
+    }
+}
+
+fn object(kind: ObjectKind, name: &[&str], facts: &[(&str, &str)]) -> Object {
+    Object {
+        kind,
+        name: name.iter().map(|n| Text::from(*n)).collect(),
+        facts: facts.iter().map(|(name, value)| ((*name).to_owned(), Text::from(*value))).collect(),
+    }
+}
+
+fn table(name: &str, more: &[(&str, &str)]) -> Object {
+    object(ObjectKind::Relation, &["app", name], &[&[("relkind", "r"), ("persistence", "p")], more].concat())
+}
+
+const NOTHING_SPECIAL: Expectations = Expectations { physical: false, without_contents: false };
+
+fn compare(recorded: (Header, &[Object]), live: (Header, &[Object]), expect: Expectations) -> BTreeMap<String, Check> {
+    let mut writer = TruthWriter::begin(vec![], &recorded.0).expect("begun");
+    recorded.1.iter().for_each(|object| writer.object(object).expect("written"));
+    let objects = recorded.1.len() as u64;
+    let end = End { objects, tables: 0, rows: 0, text_bytes: 0, duration_ms: 0, blake3: String::new() };
+    let bytes = writer.finish(end).expect("finished");
+    let mut comparison = Comparison::new(Some(TruthReader::open(&bytes[..]).expect("opens")), expect);
+    comparison.begin(&live.0).expect("begun");
+    live.1.iter().for_each(|object| comparison.object(object.clone()).expect("compared"));
+    let (_, _, checks) = comparison.finish().expect("finished");
+    checks.into_iter().map(|check| (check.name.clone(), check)).collect()
+}
+
+fn outcome(checks: &BTreeMap<String, Check>, name: &str) -> Outcome {
+    checks.get(name).unwrap_or_else(|| panic!("no {name} in {checks:?}")).outcome
+}
+
+#[test]
+fn objects_of_one_side_alone_are_failures_wherever_they_stand() {
+    let all: Vec<Object> = ["a", "b", "c", "d"].iter().map(|n| table(n, &[("rows", "1"), ("hash", "1:2:3")])).collect();
+    for gone in 0..all.len() {
+        let mut less = all.clone();
+        less.remove(gone);
+        for (recorded, live, word) in [(&all, &less, "is missing"), (&less, &all, "is not in the truth")] {
+            let checks = compare((header(150_018), recorded), (header(150_018), live), NOTHING_SPECIAL);
+            let tables = &checks["tables"];
+            assert_eq!((tables.outcome, tables.failed), (Outcome::Failed, 1), "{checks:?}");
+            assert!(tables.details[0].contains(word));
+            assert_eq!(outcome(&checks, "rows"), Outcome::Ok);
+        }
+    }
+    let none = compare((header(150_018), &all), (header(150_018), &[]), NOTHING_SPECIAL);
+    assert_eq!(none["tables"].failed, 4);
+}
+
+#[test]
+fn what_cannot_be_compared_is_not_checked() {
+    let a = [table("t", &[("rows", "1"), ("hash", "1:2:3"), ("columns", "x"), ("definition", "p")])];
+    let b = [table("t", &[("rows", "1"), ("hash", "9:9:9"), ("columns", "x"), ("definition", "q")])];
+    // Another byte order, or another encoding, gives other hashes.
+    for other in
+        [Header { probe: "3:4".into(), ..header(150_018) }, Header { encoding: "LATIN1".into(), ..header(150_018) }]
+    {
+        let checks = compare((header(150_018), &a), (other, &b), NOTHING_SPECIAL);
+        assert_eq!(outcome(&checks, "contents"), Outcome::NotChecked);
+    }
+    // Another major version prints definitions otherwise.
+    let checks = compare((header(150_018), &a), (header(180_004), &b), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "definitions"), Outcome::NotChecked);
+    assert_eq!(outcome(&checks, "contents"), Outcome::Failed);
+    let checks = compare((header(150_018), &a), (header(150_018), &b), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "definitions"), Outcome::Failed);
+    // A truth without hashes proves no contents, and leaving them out is a choice.
+    let counted = Header { hashed: false, ..header(150_018) };
+    let checks = compare((counted, &a), (header(150_018), &a), NOTHING_SPECIAL);
+    assert_eq!((outcome(&checks, "contents"), checks["contents"].expected), (Outcome::NotChecked, false));
+    let chosen = Expectations { without_contents: true, ..NOTHING_SPECIAL };
+    let checks = compare((header(150_018), &a), (Header { hashed: false, ..header(150_018) }, &a), chosen);
+    assert_eq!((outcome(&checks, "contents"), checks["contents"].expected), (Outcome::NotChecked, true));
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_a_defect_and_one_that_may_not_be_is_not_checked() {
+    let recorded = [table("t", &[("rows", "5"), ("hash", "1:2:3")])];
+    for (because, expected) in [("failed", Outcome::Failed), ("refused", Outcome::NotChecked)] {
+        let live = [table("t", &[("unread", "some reason"), ("unread_because", because)])];
+        let checks = compare((header(150_018), &recorded), (header(150_018), &live), NOTHING_SPECIAL);
+        assert_eq!(outcome(&checks, "rows"), expected, "{because}");
+    }
+    // An empty answer never passes for an empty table.
+    let checks = compare(
+        (header(150_018), &[table("t", &[("rows", "0")])]),
+        (header(150_018), &[table("t", &[])]),
+        NOTHING_SPECIAL,
+    );
+    assert_ne!(outcome(&checks, "rows"), Outcome::Ok, "{checks:?}");
+}
+
+#[test]
+fn unlogged_tables_may_be_empty_after_a_physical_restore_alone() {
+    let recorded =
+        [object(ObjectKind::Relation, &["app", "u"], &[("relkind", "r"), ("persistence", "u"), ("rows", "5")])];
+    let live = [object(ObjectKind::Relation, &["app", "u"], &[("relkind", "r"), ("persistence", "u"), ("rows", "0")])];
+    let physical = Expectations { physical: true, ..NOTHING_SPECIAL };
+    let checks = compare((header(150_018), &recorded), (header(150_018), &live), physical);
+    assert_eq!(outcome(&checks, "rows of unlogged tables"), Outcome::NotChecked);
+    let checks = compare((header(150_018), &recorded), (header(150_018), &live), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "rows"), Outcome::Failed);
+}
+
+#[test]
+fn a_sequence_may_be_further_on_and_never_behind() {
+    let at = |increment: &str, last: &str, called: &str| {
+        let parameters = format!("bigint 1 {increment} -1000 1000 1 f");
+        let facts = [("relkind", "S"), ("sequence", &parameters), ("last_value", last), ("is_called", called)];
+        [object(ObjectKind::Relation, &["app", "s"], &facts)]
+    };
+    for (increment, before, now, expected) in [
+        ("1", ("10", "yes"), ("10", "yes"), Outcome::Ok),
+        ("1", ("10", "yes"), ("11", "yes"), Outcome::Ok),
+        ("1", ("10", "yes"), ("11", "no"), Outcome::Ok),
+        ("1", ("10", "yes"), ("10", "no"), Outcome::Failed),
+        ("1", ("10", "yes"), ("9", "yes"), Outcome::Failed),
+        ("-2", ("10", "yes"), ("8", "yes"), Outcome::Ok),
+        ("-2", ("10", "yes"), ("12", "yes"), Outcome::Failed),
+    ] {
+        let (before, now) = (at(increment, before.0, before.1), at(increment, now.0, now.1));
+        let checks = compare((header(150_018), &before), (header(150_018), &now), NOTHING_SPECIAL);
+        assert_eq!(outcome(&checks, "positions of sequences"), expected, "{increment}: {before:?} {now:?}");
+    }
+}
