@@ -10,6 +10,7 @@
 pub mod backup_label;
 mod bytes;
 pub mod control;
+pub mod dump_toc;
 pub mod exclude;
 pub mod history;
 pub mod major;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use pgark_engine::logical::restore::{self, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport};
+use pgark_engine::logical::select::Selection;
 use pgark_engine::logical::{LogicalOptions, Wanted};
 use pgark_repo::codec::Compression;
 
@@ -34,6 +35,12 @@ pub struct LogicalRestoreArgs {
     /// Keep the database that is replaced, under another name and without connections
     #[arg(long)]
     keep_old: bool,
+    /// Only this schema, into a new database; repeatable
+    #[arg(long, value_name = "SCHEMA", requires = "database")]
+    schema: Vec<String>,
+    /// Only this table or SCHEMA.TABLE, with all that belongs to it, into a new database; repeatable
+    #[arg(long, value_name = "TABLE", requires = "database")]
+    table: Vec<String>,
     /// Make the roles and tablespaces that are missing; what is there stays as it is
     #[arg(long)]
     globals: bool,
@@ -46,6 +53,8 @@ impl LogicalRestoreArgs {
             ("--no-safety-backup", self.no_safety_backup),
             ("--keep-old", self.keep_old),
             ("--globals", self.globals),
+            ("--schema", !self.schema.is_empty()),
+            ("--table", !self.table.is_empty()),
         ];
         match given.iter().find(|(_, given)| *given) {
             None => Ok(()),
@@ -200,13 +209,18 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
                     .hint("give --to-database NEW, or --in-place to replace it"));
             }
         };
+        let selection = Selection { schemas: given.schema.clone(), tables: given.table.clone() };
+        if to == *name && !selection.is_everything() {
+            return Err(Failure::refused("E-SELECT-PLACE", "a part of a database cannot take the place of the whole")
+                .hint("give --to-database NEW, and copy from there what you need"));
+        }
         let replace = if to == *name {
             let old = if given.keep_old { Old::Keep } else { Old::Drop };
             Replace::Replace { safety: (!given.no_safety_backup).then(|| Box::new(safety)), old }
         } else {
             Replace::Refuse
         };
-        Ok(RestoreDatabase { name: name.clone(), to, replace })
+        Ok(RestoreDatabase { name: name.clone(), to, replace, selection })
     });
     Ok(RestoreOptions {
         cluster: context.cluster()?,

@@ -154,7 +154,7 @@ fn a_database_is_replaced_as_a_whole_with_its_owner_settings_and_rights() {
          grant connect on database app to reader with grant option; comment on database app is 'it''s \"here\"'",
     );
     cluster.psql_db("app", "create table t as select generate_series(1, 1000) i; alter table t owner to keeper");
-    let facts = "select pg_get_userbyid(datdba), encoding, datcollate, datconnlimit, (select array_agg(a::text order by 1) from unnest(datacl) a), datallowconn, \
+    let facts = "select pg_get_userbyid(datdba), encoding, datcollate, datconnlimit, (select array_agg(a::text order by a::text) from unnest(datacl) a), datallowconn, \
                  shobj_description(oid, 'pg_database'), (select array_agg((setrole::regrole, setconfig)::text order by 1) \
                  from pg_db_role_setting where setdatabase = d.oid) from pg_database d where datname = 'app'";
     let before = (cluster.psql(facts), told(cluster, "app"));
@@ -325,4 +325,48 @@ fn of_each_damage_is_told_and_the_older_backup_serves() {
     site.pgark.run(["verify"]).expect_code(0);
     let document = restore(&site.pgark, &["--database", "app", "--to-database", "newest"]).expect_code(0).json();
     assert_eq!(document["backup"], newer.as_str());
+}
+
+#[test]
+fn single_tables_and_schemas_come_back_with_all_that_belongs_to_them() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "parts");
+    let cluster = &site.cluster;
+    create(cluster, "app");
+    cluster.psql_db("app", RICH);
+    dump(&site.pgark, &["--database", "app"]);
+    let tables = "select array_agg(n.nspname || '.' || c.relname order by n.nspname || '.' || c.relname) from pg_class c join pg_namespace n on \
+                  n.oid = c.relnamespace where c.relkind in ('r', 'p', 'v', 'm') and n.nspname !~ '^(pg_|information)'";
+    // Partitions, generated columns and indexes with it; the table that it refers to not.
+    let outcome = restore(&site.pgark, &["--database", "app", "--to-database", "one", "--table", "public.orders"]);
+    let document = outcome.expect_code(3).json();
+    assert!(document["warnings"].to_string().contains("foreign key"), "{document}");
+    let found = cluster.psql_db("one", "select count(*), sum(gross), count(distinct tableoid) from orders");
+    assert_eq!(found, cluster.psql_db("app", "select count(*), sum(gross), count(distinct tableoid) from orders"));
+    let indexes = "select count(*) from pg_indexes where tablename ~ '^orders'";
+    assert_eq!(cluster.psql_db("one", indexes), cluster.psql_db("app", indexes));
+    assert!(!cluster.psql_db("one", tables).contains("customers"), "{}", cluster.psql_db("one", tables));
+    // Both: the foreign key, the trigger with its function, row security, rights, the next number.
+    let words = ["--database", "app", "--to-database", "both", "--table", "orders", "--table", "customers"];
+    restore(&site.pgark, &words).expect_code(0);
+    let made = "select (select count(*) from pg_constraint where contype = 'f'), (select count(*) from pg_policy), \
+                (select count(*) from pg_trigger where not tgisinternal), (select relacl from pg_class where relname = 'customers'), \
+                (select last_value from customers_id_seq), (select md5(string_agg(c::text, ',' order by id)) from customers c)";
+    assert_eq!(cluster.psql_db("both", made), cluster.psql_db("app", made));
+    // Names as they are.
+    let odd = "it's a \"schema\"";
+    restore(&site.pgark, &["--database", "app", "--to-database", "odd", "--schema", odd]).expect_code(0);
+    let rows = "select count(*), min(encode(blob, 'hex')) from \"it's a \"\"schema\"\"\".\"new\nline=table\"";
+    assert_eq!(cluster.psql_db("odd", rows), cluster.psql_db("app", rows));
+    restore(&site.pgark, &["--database", "app", "--to-database", "dash", "--table=--file=/tmp/pgark-was-here"])
+        .expect_code(0);
+    assert_eq!(cluster.psql_db("dash", tables), "{--data-only.--file=/tmp/pgark-was-here}");
+    let nothing = restore(&site.pgark, &["--database", "app", "--to-database", "none", "--table", "order*"]);
+    failed(nothing, 4, "E-SELECT-NONE");
+    failed(
+        restore(&site.pgark, &["--database", "app", "--in-place", "--yes", "--table", "orders"]),
+        4,
+        "E-SELECT-PLACE",
+    );
+    assert_eq!(cluster.psql("select count(*) from pg_database where datname ~ '^pgark' or datname = 'none'"), "0");
 }

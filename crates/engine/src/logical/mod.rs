@@ -8,6 +8,7 @@ mod child;
 mod dump;
 mod finish;
 pub mod restore;
+pub mod select;
 pub mod tools;
 
 use std::collections::BTreeMap;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use pgark_pg::dump_toc::{DumpToc, TocProblem};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, CatalogStore, Claim, Needs};
 use pgark_repo::names::{BackupId, ClusterName};
@@ -17,6 +18,7 @@ use pgark_repo::record::{DatabaseDump, PartsRecord};
 
 use super::child::{self, Running};
 use super::dump::dump_path;
+use super::select::{Selected, Selection, select};
 use super::tools::{self, ToolOptions, Tools};
 use super::{LogicalOptions, Wanted};
 use crate::backup::claim::KeptClaim;
@@ -54,6 +56,8 @@ pub struct RestoreDatabase {
     /// Its new name; the same as the old one replaces it.
     pub to: String,
     pub replace: Replace,
+    /// Of the dump; into a new database alone.
+    pub selection: Selection,
 }
 
 /// What may happen to a database that is there already.
@@ -402,11 +406,12 @@ impl Restore<'_> {
         admin: &Connection,
         report: &mut RestoreReport,
     ) -> Result<()> {
+        let chosen = self.chosen(&dump, report)?;
         if plan.replaces {
             report.safety = self.safety_backup(plan)?;
         }
         provision::create_database(admin, &plan.loading, &plan.dump, plan.tablespace.as_deref())?;
-        if let Err(e) = self.load_and_place(plan, dump, admin, report) {
+        if let Err(e) = self.load_and_place(plan, dump, chosen.as_ref(), admin, report) {
             return Err(self.undo(plan, admin, e));
         }
         report.bytes_restored = plan.dump.dump_bytes;
@@ -437,10 +442,11 @@ impl Restore<'_> {
         &self,
         plan: &DatabasePlan,
         dump: std::fs::File,
+        chosen: Option<&ListFile>,
         admin: &Connection,
         report: &mut RestoreReport,
     ) -> Result<()> {
-        report.warnings.extend(self.load(plan, dump)?);
+        report.warnings.extend(self.load(plan, dump, chosen)?);
         let left = provision::finish_database(admin, &plan.loading, &plan.dump)?;
         report.warnings.extend(left.into_iter().map(|l| format!("not restored: {l}")));
         // What was restored is to be compared with what was backed up here, while nobody uses it yet.
@@ -473,8 +479,26 @@ impl Restore<'_> {
         Ok(())
     }
 
+    /// The list of entries to restore, where not all of them are.
+    fn chosen(&self, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<ListFile>> {
+        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
+        let Some(selection) = selection else { return Ok(None) };
+        let Selected { ids, left_out, missing } = select(&read_toc(dump)?, selection);
+        if !missing.is_empty() {
+            return Err(EngineError::refused(
+                "E-SELECT-NONE",
+                format!("backup {} has no {}", self.plan.record.id, missing.join(", no ")),
+                "names are taken as they are: TABLE or SCHEMA.TABLE, in the case in which they were created",
+            ));
+        }
+        report
+            .warnings
+            .extend(left_out.into_iter().map(|what| format!("not restored: {what}: its other table is not")));
+        Ok(Some(ListFile::write(&self.options.scratch, &ids)?))
+    }
+
     /// Returns what the program remarked.
-    fn load(&self, plan: &DatabasePlan, dump: std::fs::File) -> Result<Vec<String>> {
+    fn load(&self, plan: &DatabasePlan, dump: std::fs::File, chosen: Option<&ListFile>) -> Result<Vec<String>> {
         let shown = plan.to.escape_debug();
         self.ctx.progress.note(&format!("loading '{shown}' as '{}'", plan.loading));
         let to = self.options.connect.to_database(&plan.loading);
@@ -482,6 +506,9 @@ impl Restore<'_> {
         let mut command = child::command(&self.plan.tools.restore, &handover, &plan.loading)?;
         command.arg("--exit-on-error");
         command.arg(format!("--jobs={}", self.options.jobs.max(1)));
+        if let Some(list) = chosen {
+            command.arg(format!("--use-list={}", list.0.display()));
+        }
         // Opened again by each worker.
         command.args(["--", "/dev/stdin"]).stdin(Stdio::from(dump)).stdout(Stdio::null());
         let (status, said) = Running::start(command)?.wait_for(self.ctx)?;
@@ -508,5 +535,58 @@ impl Restore<'_> {
         }
         let hint = because.hint().unwrap_or_default();
         EngineError::failed(because.code(), format!("{because}; {state}"), hint)
+    }
+}
+
+/// A table of contents is not longer than this.
+const TOC_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+fn read_toc(dump: &std::fs::File) -> Result<DumpToc> {
+    use std::os::unix::fs::FileExt;
+    let failed = |e: std::io::Error| EngineError::file("reading the table of contents of", "the dump", e);
+    let length = usize::try_from(dump.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX);
+    let mut want = 1024 * 1024;
+    loop {
+        let mut bytes = vec![0; want.min(length)];
+        dump.read_exact_at(&mut bytes, 0).map_err(failed)?;
+        match DumpToc::parse(&bytes) {
+            Ok(toc) => return Ok(toc),
+            Err(TocProblem::Short) if want < length && want < TOC_BYTES_MAX => want *= 4,
+            Err(problem) => {
+                return Err(EngineError::failed(
+                    "E-DUMP-UNREADABLE",
+                    format!("the table of contents of the dump is not understood: {problem:?}"),
+                    "restore the whole database, or use a newer pgark",
+                ));
+            }
+        }
+    }
+}
+
+/// Numbers of entries for `pg_restore`; removed when it is dropped.
+struct ListFile(PathBuf);
+
+impl ListFile {
+    fn write(dir: &Path, ids: &[u32]) -> Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut random = [0u8; 16];
+        getrandom::fill(&mut random)
+            .map_err(|e| EngineError::file("making a name in", dir, std::io::Error::other(e.to_string())))?;
+        let path = dir.join(format!(".pgark-list-{}", pgark_repo::crypto::hex(&random)));
+        let failed = |e| EngineError::file("writing", &path, e);
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        let list = ListFile(path.clone());
+        let text: String = ids.iter().map(|id| format!("{id};\n")).collect();
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        Ok(list)
+    }
+}
+
+impl Drop for ListFile {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_file(&self.0) {
+            tracing::warn!(%e, "a list of entries stays in {}", self.0.display());
+        }
     }
 }

@@ -1,0 +1,211 @@
+//! Which entries of a dump a selection of schemas or tables needs. Pure.
+//!
+//! A table comes with what it is made of (types, functions, sequences, its schema) and with what belongs to it: data, defaults,
+//! constraints, indexes, triggers, policies, comments, rights, and its partitions. A foreign key comes when both of its tables do.
+
+use std::collections::{BTreeSet, HashMap};
+
+use pgark_pg::dump_toc::{DumpToc, TocEntry};
+
+/// What was asked for: names as they are, no patterns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    pub schemas: Vec<String>,
+    /// `table` or `schema.table`.
+    pub tables: Vec<String>,
+}
+
+impl Selection {
+    pub fn is_everything(&self) -> bool {
+        self.schemas.is_empty() && self.tables.is_empty()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// In the order of the dump.
+    pub ids: Vec<u32>,
+    /// Foreign keys to tables that are not selected.
+    pub left_out: Vec<String>,
+    /// What was asked for and is not in the dump.
+    pub missing: Vec<String>,
+}
+
+/// Of these there are rows or definitions of rows.
+const RELATIONS: [&[u8]; 5] = [b"TABLE", b"VIEW", b"MATERIALIZED VIEW", b"FOREIGN TABLE", b"SEQUENCE"];
+/// What belongs to the object that it depends on.
+const BELONGS: [&[u8]; 21] = [
+    b"TABLE DATA",
+    b"SEQUENCE SET",
+    b"SEQUENCE OWNED BY",
+    b"SEQUENCE",
+    b"MATERIALIZED VIEW DATA",
+    b"DEFAULT",
+    b"CONSTRAINT",
+    b"CHECK CONSTRAINT",
+    b"FK CONSTRAINT",
+    b"INDEX",
+    b"INDEX ATTACH",
+    b"TABLE ATTACH",
+    b"TRIGGER",
+    b"RULE",
+    b"POLICY",
+    b"ROW SECURITY",
+    b"STATISTICS",
+    b"STATISTICS DATA",
+    b"COMMENT",
+    b"SECURITY LABEL",
+    b"ACL",
+];
+const FOREIGN_KEY: &[u8] = b"FK CONSTRAINT";
+/// Said of any object.
+const REMARKS: [&[u8]; 3] = [b"COMMENT", b"SECURITY LABEL", b"ACL"];
+/// Settings of the session that every restore begins with.
+const ALWAYS: [&[u8]; 4] = [b"ENCODING", b"STDSTRINGS", b"SEARCHPATH", b"EXTENSION"];
+
+pub fn select(toc: &DumpToc, selection: &Selection) -> Selected {
+    let by_id: HashMap<u32, &TocEntry> = toc.entries.iter().map(|e| (e.id, e)).collect();
+    let mut missing = vec![];
+    let mut taken: BTreeSet<u32> = BTreeSet::new();
+    for schema in &selection.schemas {
+        let inside =
+            |e: &&TocEntry| e.schema == schema.as_bytes() || (e.kind == b"SCHEMA" && e.name == schema.as_bytes());
+        let found: Vec<u32> = toc.entries.iter().filter(inside).map(|e| e.id).collect();
+        if found.is_empty() {
+            missing.push(format!("schema '{}'", schema.escape_debug()));
+        }
+        taken.extend(found);
+    }
+    for table in &selection.tables {
+        let found: Vec<u32> = toc.entries.iter().filter(|e| is_table(e, table)).map(|e| e.id).collect();
+        if found.is_empty() {
+            missing.push(format!("table '{}'", table.escape_debug()));
+        }
+        taken.extend(found);
+    }
+    // Decided at the end, when it is known which tables come.
+    taken.retain(|id| by_id.get(id).is_some_and(|e| e.kind != FOREIGN_KEY));
+    let relations = |taken: &BTreeSet<u32>| -> BTreeSet<u32> {
+        taken.iter().filter(|id| is_relation(&by_id, **id)).copied().collect()
+    };
+    loop {
+        let before = taken.len();
+        let wanted = relations(&taken);
+        for e in toc.entries.iter().filter(|e| e.kind != FOREIGN_KEY && belongs(Some(e))) {
+            let remark = REMARKS.contains(&e.kind.as_slice());
+            let on =
+                |id: &u32| wanted.contains(id) || (taken.contains(id) && (remark || belongs(by_id.get(id).copied())));
+            if e.depends_on.iter().any(on) {
+                taken.insert(e.id);
+            }
+        }
+        // What these are made of; of an attached partition, both tables.
+        let needed: Vec<u32> =
+            taken.iter().filter_map(|id| by_id.get(id)).flat_map(|e| e.depends_on.iter().copied()).collect();
+        taken.extend(needed.into_iter().filter(|id| by_id.get(id).is_some_and(|e| e.kind != FOREIGN_KEY)));
+        if taken.len() == before {
+            break;
+        }
+    }
+    let wanted = relations(&taken);
+    let mut left_out = vec![];
+    for e in toc.entries.iter().filter(|e| e.kind == FOREIGN_KEY) {
+        let tables: Vec<&u32> = e.depends_on.iter().filter(|id| is_relation(&by_id, **id)).collect();
+        let (inside, all) = (tables.iter().any(|id| wanted.contains(id)), tables.iter().all(|id| wanted.contains(id)));
+        if inside && all {
+            taken.insert(e.id);
+            taken.extend(e.depends_on.iter().copied().filter(|id| by_id.contains_key(id)));
+        } else if inside {
+            left_out.push(format!("foreign key {}", String::from_utf8_lossy(&e.name).escape_debug()));
+        }
+    }
+    taken.extend(toc.entries.iter().filter(|e| ALWAYS.contains(&e.kind.as_slice())).map(|e| e.id));
+    let ids = toc.entries.iter().map(|e| e.id).filter(|id| taken.contains(id)).collect();
+    Selected { ids, left_out, missing }
+}
+
+fn is_relation(by_id: &HashMap<u32, &TocEntry>, id: u32) -> bool {
+    by_id.get(&id).is_some_and(|e| RELATIONS.contains(&e.kind.as_slice()))
+}
+
+fn belongs(entry: Option<&TocEntry>) -> bool {
+    entry.is_some_and(|e| BELONGS.contains(&e.kind.as_slice()))
+}
+
+fn is_table(e: &TocEntry, wanted: &str) -> bool {
+    if !RELATIONS.contains(&e.kind.as_slice()) {
+        return false;
+    }
+    // A name with a dot in it is found by either reading.
+    let qualified = [e.schema.as_slice(), b".", &e.name].concat();
+    e.name == wanted.as_bytes() || qualified == wanted.as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toc(entries: &[(u32, &str, &str, &str, &[u32])]) -> DumpToc {
+        let entry = |(id, kind, schema, name, depends_on): &(u32, &str, &str, &str, &[u32])| TocEntry {
+            id: *id,
+            kind: kind.as_bytes().to_vec(),
+            name: name.as_bytes().to_vec(),
+            schema: schema.as_bytes().to_vec(),
+            owner: vec![],
+            has_data: false,
+            depends_on: depends_on.to_vec(),
+        };
+        DumpToc { version: (1, 14), database: vec![], entries: entries.iter().map(entry).collect(), length: 0 }
+    }
+
+    fn sample() -> DumpToc {
+        toc(&[
+            (1, "ENCODING", "", "ENCODING", &[]),
+            (2, "SCHEMA", "", "shop", &[]),
+            (3, "TYPE", "public", "mood", &[]),
+            (4, "SEQUENCE", "public", "orders_id_seq", &[]),
+            (5, "TABLE", "public", "orders", &[3]),
+            (6, "TABLE", "shop", "items", &[2]),
+            (7, "TABLE", "public", "other", &[]),
+            (8, "SEQUENCE OWNED BY", "public", "orders_id_seq", &[4, 5]),
+            (9, "DEFAULT", "public", "orders id", &[4, 5]),
+            (10, "TABLE DATA", "public", "orders", &[5]),
+            (11, "TABLE DATA", "shop", "items", &[6]),
+            (12, "TABLE DATA", "public", "other", &[7]),
+            (13, "SEQUENCE SET", "public", "orders_id_seq", &[4]),
+            (14, "CONSTRAINT", "public", "orders orders_pkey", &[5]),
+            (15, "CONSTRAINT", "shop", "items items_pkey", &[6]),
+            (16, "INDEX", "public", "orders_at", &[5]),
+            (17, "FK CONSTRAINT", "shop", "items items_order_fkey", &[5, 6, 14]),
+            (18, "COMMENT", "public", "INDEX orders_at", &[16]),
+            (19, "COMMENT", "public", "TYPE mood", &[3]),
+            (20, "ACL", "public", "TABLE other", &[7]),
+        ])
+    }
+
+    fn of(schemas: &[&str], tables: &[&str]) -> Selected {
+        let text = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect();
+        select(&sample(), &Selection { schemas: text(schemas), tables: text(tables) })
+    }
+
+    #[test]
+    fn a_table_comes_with_all_that_belongs_to_it_and_nothing_else() {
+        let found = of(&[], &["public.orders"]);
+        assert_eq!(found.ids, [1, 3, 4, 5, 8, 9, 10, 13, 14, 16, 18, 19]);
+        assert_eq!(found.left_out, ["foreign key items items_order_fkey"]);
+        assert!(found.missing.is_empty());
+    }
+
+    #[test]
+    fn a_foreign_key_comes_with_both_of_its_tables() {
+        let found = of(&["shop"], &["orders"]);
+        assert!(found.ids.contains(&17) && found.left_out.is_empty() && !found.ids.contains(&7));
+        let alone = of(&["shop"], &[]);
+        assert_eq!((alone.ids, alone.left_out.len()), (vec![1, 2, 6, 11, 15], 1));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told() {
+        assert_eq!(of(&["nope"], &["orders; drop"]).missing, ["schema 'nope'", "table 'orders; drop'"]);
+    }
+}
