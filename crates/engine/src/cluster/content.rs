@@ -158,7 +158,9 @@ pub struct ContentReader {
 }
 
 /// A transaction keeps a lock on each table it has read, and the server has room for so many of them only.
-const TASKS_PER_TRANSACTION: u32 = 200;
+const TASKS_PER_TRANSACTION: u32 = 50;
+/// `out_of_memory`, of which the table of locks is a case.
+const OUT_OF_MEMORY: &str = "53200";
 
 impl ContentReader {
     pub fn open(
@@ -181,12 +183,24 @@ impl ContentReader {
             self.session.begin_again()?;
             self.answered.set(1);
         }
-        let answer = match self.session.run(&task.statement, deadline) {
+        let mut outcome = self.session.run(&task.statement, deadline);
+        if let Err(ClusterError::Query { sqlstate, .. }) = &outcome
+            && sqlstate == OUT_OF_MEMORY
+        {
+            // Locks of earlier tasks may have taken the room.
+            self.session.begin_again()?;
+            self.answered.set(1);
+            outcome = self.session.run(&task.statement, deadline);
+        }
+        let answer = match outcome {
             Ok(rows) => answer(task.what, rows)?,
             Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => {
                 self.session.begin_again()?;
                 let refused = match &error {
-                    ClusterError::Query { sqlstate, .. } => matches!(sqlstate.as_str(), "0A000" | "55000" | "55P03"),
+                    ClusterError::Query { sqlstate, .. } => {
+                        // The server lacks means, or was told to stop: that says nothing of the object.
+                        sqlstate.starts_with("53") || matches!(sqlstate.as_str(), "0A000" | "55000" | "55P03" | "57014")
+                    }
                     _ => true,
                 };
                 Answer::Unread { reason: error.to_string(), refused }

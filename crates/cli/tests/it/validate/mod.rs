@@ -347,3 +347,52 @@ create table app.texts as select i, repeat(chr(64 + i % 60), i) || E'\\n\\\\\"' 
 create table app.wide (t text); insert into app.wide select string_agg(md5(i::text), '') from generate_series(1, 5000) as i;
 create table app.none (i int);
 select lo_from_bytea(9, 'some bytes')";
+
+#[test]
+fn a_truth_of_one_major_fits_the_others() {
+    let mut first: Option<Vec<u8>> = None;
+    for server in majors_or_skip!() {
+        let source = Source::filled(&server, &format!("f{}", server.major()));
+        let bytes = first.get_or_insert_with(|| std::fs::read(source.truth("src", &["--hash"])).expect("read"));
+        let truth = source.scratch.file("first", bytes, 0o644);
+        let outcome = source.validate("src", Some(&truth), &["--amcheck", "borrowed"]);
+        // What is printed otherwise is not checked; nothing is taken for a difference.
+        assert!(outcome.succeeded(), "PostgreSQL {}: {outcome}", server.major());
+        let document = outcome.json();
+        let green = named(&document, "ok");
+        for check in ["rows", "contents", "large objects", "tables", "indexes", "constraints", "positions of sequences"]
+        {
+            assert!(green.contains(check), "PostgreSQL {}: {check}: {document}", server.major());
+        }
+    }
+}
+
+#[test]
+fn more_tables_than_one_transaction_can_lock_are_read() {
+    let server = installed_or_skip!();
+    let scratch = Scratch::new("locks");
+    let cluster = TestCluster::builder(&server).conf("max_locks_per_transaction = 10").start(&scratch, "c");
+    let pgark = Pgark::new(BINARY, &scratch, &scratch.join("repo")).on(&cluster);
+    cluster.psql("create database src");
+    let blocks: String = (0..30)
+        .map(|block| {
+            format!(
+                "do $$ begin for i in {}..{} loop execute format('create table t%s (id serial primary key)', i); end loop; end $$;\n",
+                block * 50,
+                block * 50 + 49
+            )
+        })
+        .collect();
+    cluster.psql_db("src", &blocks);
+    assert!(
+        cluster
+            .try_psql_db(
+                "src",
+                "do $$ begin for i in 0..1499 loop execute format('select count(*) from t%s', i); end loop; end $$"
+            )
+            .is_err()
+    );
+    let to = scratch.join("truth");
+    let document = pgark.json(["truth", "--database", "src", "--hash", "--to", &to.display().to_string()]);
+    assert_eq!((&document["tables"], &document["unread"]), (&1500.into(), &0.into()), "{document}");
+}

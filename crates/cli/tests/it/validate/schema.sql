@@ -38,7 +38,7 @@ create trigger "note it" before insert on app.customers for each row execute fun
 insert into app.customers (name, email, mood, tags, pairs, age, price, born, ratio, small, raw, doc, plain, span)
 select 'name ' || i || E'\n"\\', 'e' || i || '@x', (array['sad', 'it''s ok', null]::app.mood[])[i % 3 + 1], hstore('k', i::text),
        array[row(i, 'x,"y"')::app.pair], i + 1, (i * 1.1)::numeric::money, make_interval(days => i, secs => 1.5),
-       case i % 4 when 0 then 'NaN' when 1 then '-Infinity' else i / 3.0 end, i / 7.0, decode(md5(i::text), 'hex'),
+       case i % 4 when 0 then 'NaN'::float8 when 1 then '-Infinity' else i / 3.0 end, i / 7.0, decode(md5(i::text), 'hex'),
        jsonb_build_object('b', i, 'a', null), '{"b": 1,  "a": 2}', int4range(i * 10, i * 10 + 5)
 from generate_series(1, 500) as i;
 create table app.orders (
