@@ -1,0 +1,285 @@
+//! What the plan says is done: the dump is fetched, loaded beside what is there, and put in its place.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use pgark_repo::Repository;
+use pgark_repo::catalog::{CatalogStore, Claim, Needs};
+use pgark_repo::names::BackupId;
+use pgark_repo::record::DatabaseDump;
+
+use super::list::{ListFile, read_toc};
+use super::{
+    DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, is_damage,
+    plan,
+};
+use crate::backup::claim::KeptClaim;
+use crate::cluster::provision;
+use crate::cluster::{Connection, Globals};
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+use crate::logical::child::{self, Running};
+use crate::logical::dump::dump_path;
+use crate::logical::select::{Selected, select};
+use crate::logical::{Wanted, run as back_up};
+use crate::parts::{PartReader, Source, nameless};
+use crate::restore::run::claim_to_read;
+
+/// How long sessions may take to end.
+const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
+const GLOBALS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Restores. `announce` is shown the plan before anything is written, and again when another backup had to be taken.
+pub fn run(
+    options: &RestoreOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    announce: &mut dyn FnMut(&RestorePlan),
+) -> Result<(RestorePlan, RestoreReport)> {
+    let mut avoid = vec![];
+    loop {
+        let plan = plan(options, repo, &avoid)?;
+        announce(&plan);
+        let catalog = CatalogStore::new(repo, &options.cluster);
+        let claim = claim_to_read(&catalog, &plan.record.id, Needs::default(), ctx)?;
+        let kept = claim.clone().map(|claim| KeptClaim::new(claim, ctx));
+        let fetched = fetch(options, repo, ctx, &plan);
+        drop(kept);
+        if let Some(Err(e)) = claim.map(Claim::release) {
+            tracing::warn!(%e, "the claim ends by itself");
+        }
+        match fetched {
+            // Nothing was written yet: an older backup may be whole.
+            Err(e) if is_damage(&e) && options.backup.is_none() => {
+                ctx.progress.note(&format!("DEGRADED: backup {} is damaged: {e}", plan.record.id));
+                avoid.push(plan.record.id);
+            }
+            Err(e) => return Err(e),
+            Ok(fetched) => {
+                let report = Restore { options, repo, ctx, plan: &plan }.run(fetched)?;
+                return Ok((plan, report));
+            }
+        }
+    }
+}
+
+/// What was read from the repository, compared, and now lies here.
+struct Fetched {
+    dump: Option<std::fs::File>,
+    globals: Option<Globals>,
+}
+
+fn fetch(options: &RestoreOptions, repo: &Repository, ctx: &Ctx, plan: &RestorePlan) -> Result<Fetched> {
+    let source = Source { repo, cluster: &options.cluster, record: &plan.record };
+    let globals = match plan.record.globals.as_ref().filter(|_| plan.globals) {
+        Some(part) => Some(fetch_globals(&source, &part.path, ctx)?),
+        None => None,
+    };
+    let dump = plan.database.as_ref().map(|d| fetch_dump(&source, &d.dump, &options.scratch, ctx)).transpose()?;
+    Ok(Fetched { dump, globals })
+}
+
+fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
+    let mut text = vec![];
+    PartReader::new(source)?.read(path, ctx, &mut |bytes| {
+        text.extend_from_slice(bytes);
+        Ok(if text.len() > GLOBALS_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    let globals: Globals = serde_json::from_slice(&text).map_err(|e| {
+        EngineError::Repo(pgark_repo::RepoError::corrupt(format!("globals of backup {}", source.record.id), e))
+    })?;
+    Ok(globals)
+}
+
+/// Into a file without a name, which is gone whatever happens. Seekable, so that `pg_restore` can work in parallel.
+fn fetch_dump(source: &Source<'_>, dump: &DatabaseDump, scratch: &Path, ctx: &Ctx) -> Result<std::fs::File> {
+    let failed = |what| move |e: std::io::Error| EngineError::file(what, scratch, e);
+    let space = rustix::fs::statvfs(scratch).map_err(|e| failed("looking for room in")(e.into()))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free < dump.dump_bytes {
+        return Err(EngineError::refused(
+            "E-SCRATCH-SPACE",
+            format!("{} has {free} bytes free, and the dump takes {}", scratch.display(), dump.dump_bytes),
+            "name a directory with more room: logical.scratch in pgark.toml, or TMPDIR; nothing was changed",
+        ));
+    }
+    let mut file = std::io::BufWriter::new(nameless(scratch).map_err(failed("making a temporary file in"))?);
+    ctx.progress.begin(&format!("reading the dump of '{}'", dump.name.escape_debug()), Some(dump.dump_bytes));
+    let read = PartReader::new(source)?.read(&dump_path(&dump.path), ctx, &mut |bytes| {
+        ctx.progress.advance(bytes.len() as u64);
+        file.write_all(bytes).map_err(failed("writing a temporary file in"))?;
+        Ok(ControlFlow::Continue(()))
+    });
+    ctx.progress.end();
+    if read? != dump.dump_bytes {
+        let what = format!("dump of '{}' in backup {}", dump.name.escape_debug(), source.record.id);
+        return Err(pgark_repo::RepoError::corrupt(what, "not as long as it was").into());
+    }
+    let mut file = file.into_inner().map_err(|e| failed("writing a temporary file in")(e.into_error()))?;
+    file.seek(SeekFrom::Start(0)).map_err(failed("reading a temporary file in"))?;
+    Ok(file)
+}
+
+struct Restore<'a> {
+    options: &'a RestoreOptions,
+    repo: &'a Repository,
+    ctx: &'a Ctx,
+    plan: &'a RestorePlan,
+}
+
+impl Restore<'_> {
+    fn run(&self, fetched: Fetched) -> Result<RestoreReport> {
+        let mut report = RestoreReport::default();
+        let admin = admin(self.options)?;
+        if let Some(globals) = &fetched.globals {
+            let applied = provision::apply_globals(&admin, globals)?;
+            report.warnings.extend(applied.failed.iter().map(|f| format!("not restored: {f}")));
+            report.globals = Some(applied);
+        }
+        if let (Some(plan), Some(dump)) = (&self.plan.database, fetched.dump) {
+            self.database(plan, dump, &admin, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    fn database(
+        &self,
+        plan: &DatabasePlan,
+        dump: std::fs::File,
+        admin: &Connection,
+        report: &mut RestoreReport,
+    ) -> Result<()> {
+        let chosen = self.chosen(&dump, report)?;
+        if plan.replaces {
+            report.safety = self.safety_backup(plan)?;
+        }
+        provision::create_database(admin, &plan.loading, &plan.dump, plan.tablespace.as_deref())?;
+        if let Err(e) = self.load_and_place(plan, dump, chosen.as_ref(), admin, report) {
+            return Err(self.undo(plan, admin, e));
+        }
+        report.bytes_restored = plan.dump.dump_bytes;
+        Ok(())
+    }
+
+    fn safety_backup(&self, plan: &DatabasePlan) -> Result<Option<BackupId>> {
+        let Some(RestoreDatabase { replace: Replace::Replace { safety: Some(options), .. }, .. }) =
+            &self.options.database
+        else {
+            return Ok(None);
+        };
+        self.ctx.progress.note(&format!("backing up '{}' as it is now", plan.to.escape_debug()));
+        let mut options = options.clone();
+        options.databases = Wanted::Named(vec![plan.to.clone()]);
+        options.annotations.insert(SAFETY.into(), format!("before the restore of {}", self.plan.record.id));
+        let report = back_up(&options, self.repo, self.ctx).map_err(|e| {
+            EngineError::failed(
+                "E-SAFETY-BACKUP",
+                format!("the database as it is now could not be backed up, and was not touched: {}: {e}", e.code()),
+                "see to that first, or go on without it: --no-safety-backup",
+            )
+        })?;
+        Ok(Some(report.entry.id))
+    }
+
+    fn load_and_place(
+        &self,
+        plan: &DatabasePlan,
+        dump: std::fs::File,
+        chosen: Option<&ListFile>,
+        admin: &Connection,
+        report: &mut RestoreReport,
+    ) -> Result<()> {
+        report.warnings.extend(self.load(plan, dump, chosen)?);
+        let left = provision::finish_database(admin, &plan.loading, &plan.dump)?;
+        report.warnings.extend(left.into_iter().map(|l| format!("not restored: {l}")));
+        // What was restored is to be compared with what was backed up here, while nobody uses it yet.
+        if !plan.replaces {
+            return Ok(provision::rename_database(admin, &plan.loading, &plan.to)?);
+        }
+        if !provision::close_database(admin, &plan.to, SESSIONS_WITHIN)? {
+            return Err(EngineError::failed(
+                "E-DATABASE-IN-USE",
+                format!("sessions in '{}' did not end within {} s", plan.to.escape_debug(), SESSIONS_WITHIN.as_secs()),
+                "end them, or stop what uses the database, and try again",
+            ));
+        }
+        if let Err(e) = provision::swap_databases(admin, &plan.to, &plan.aside, &plan.loading) {
+            provision::open_database(admin, &plan.to)?;
+            return Err(e.into());
+        }
+        // From here on the restored database is in place, and nothing is undone.
+        match &self.options.database {
+            Some(RestoreDatabase { replace: Replace::Replace { old: Old::Keep, .. }, .. }) => {
+                report.kept = Some(plan.aside.clone());
+            }
+            _ => {
+                if let Err(e) = provision::drop_database(admin, &plan.aside) {
+                    report.warnings.push(format!("the old database is there as '{}': {e}", plan.aside));
+                    report.kept = Some(plan.aside.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The list of entries to restore, where not all of them are.
+    fn chosen(&self, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<ListFile>> {
+        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
+        let Some(selection) = selection else { return Ok(None) };
+        let Selected { ids, left_out, missing } = select(&read_toc(dump)?, selection);
+        if !missing.is_empty() {
+            return Err(EngineError::refused(
+                "E-SELECT-NONE",
+                format!("backup {} has no {}", self.plan.record.id, missing.join(", no ")),
+                "names are taken as they are: TABLE or SCHEMA.TABLE, in the case in which they were created",
+            ));
+        }
+        report
+            .warnings
+            .extend(left_out.into_iter().map(|what| format!("not restored: {what}: its other table is not")));
+        Ok(Some(ListFile::write(&self.options.scratch, &ids)?))
+    }
+
+    /// Returns what the program remarked.
+    fn load(&self, plan: &DatabasePlan, dump: std::fs::File, chosen: Option<&ListFile>) -> Result<Vec<String>> {
+        let shown = plan.to.escape_debug();
+        self.ctx.progress.note(&format!("loading '{shown}' as '{}'", plan.loading));
+        let to = self.options.connect.to_database(&plan.loading);
+        let handover = Connection::open(&to, self.options.connect_timeout)?.handover();
+        let mut command = child::command(&self.plan.tools.restore, &handover, &plan.loading)?;
+        command.arg("--exit-on-error");
+        command.arg(format!("--jobs={}", self.options.jobs.max(1)));
+        if let Some(list) = chosen {
+            command.arg(format!("--use-list={}", list.0.display()));
+        }
+        // Opened again by each worker.
+        command.args(["--", "/dev/stdin"]).stdin(Stdio::from(dump)).stdout(Stdio::null());
+        let (status, said) = Running::start(command)?.wait_for(self.ctx)?;
+        if !status.success() {
+            return Err(child::failure("E-RESTORE-FAILED", "pg_restore", &format!("to load '{shown}'"), status, &said));
+        }
+        Ok(said.lines)
+    }
+
+    /// Removes what was loaded, and says in what state things are.
+    fn undo(&self, plan: &DatabasePlan, admin: &Connection, because: EngineError) -> EngineError {
+        let dropped = provision::drop_database(admin, &plan.loading);
+        let shown = plan.to.escape_debug();
+        let state = match (dropped, plan.replaces) {
+            (Ok(()), true) => format!("database '{shown}' is as it was"),
+            (Ok(()), false) => format!("there is no database '{shown}'"),
+            (Err(e), _) => {
+                format!("what was loaded so far is in database '{}', which could not be removed: {e}", plan.loading)
+            }
+        };
+        if matches!(because, EngineError::Cancelled) {
+            self.ctx.progress.note(&state);
+            return because;
+        }
+        let hint = because.hint().unwrap_or_default();
+        EngineError::failed(because.code(), format!("{because}; {state}"), hint)
+    }
+}
