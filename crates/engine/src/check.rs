@@ -258,6 +258,10 @@ fn cluster_clock(catalog: &Catalog, ctx: &Ctx, f: &mut Findings) {
     let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
     match on_record.or(catalog.judge(&clock::here(ctx)).doubt) {
         None => f.add("cluster clock", Verdict::Ok, "what is on record and this machine's clock agree"),
+        Some(doubt) if on_record.is_some() => {
+            let what = format!("{}; the next backup settles it", clock::describe_on_record(&doubt));
+            f.add("cluster clock", Verdict::Warning, what);
+        }
         Some(doubt) => f.add("cluster clock", Verdict::Warning, clock::describe(&doubt)),
     }
 }

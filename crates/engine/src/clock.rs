@@ -43,6 +43,23 @@ pub fn describe(doubt: &Doubt) -> String {
     }
 }
 
+/// As `describe`, of what the last backup met.
+pub fn describe_on_record(doubt: &Doubt) -> String {
+    format!("when the last backup was made, {}", describe(doubt))
+}
+
+/// As `refusal`, for what the last backup met. The clocks may be right by now; a backup says so.
+pub fn refusal_on_record(doubt: &Doubt) -> EngineError {
+    match refusal(doubt) {
+        EngineError::Refused { code, .. } => EngineError::refused(
+            code,
+            format!("{}: nothing expires", describe_on_record(doubt)),
+            "are the clocks right now? then take a backup, which settles it; or --accept-gap",
+        ),
+        other => other,
+    }
+}
+
 /// Why nothing expires.
 pub fn refusal(doubt: &Doubt) -> EngineError {
     let (code, hint) = match doubt.by {

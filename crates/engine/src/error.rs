@@ -204,6 +204,9 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
             _ => return None,
         },
         RepoError::Corrupt { .. } => "'pgark verify' tells which backups and time windows are affected",
+        RepoError::NoRepository { url } if url.contains("as_of=") => {
+            "there was no repository at that moment, or it was elsewhere: name a later one"
+        }
         RepoError::NoRepository { .. } => "check --repo, or create the repository with 'pgark init'",
         RepoError::NoCluster { .. } => "check --cluster, or register the cluster with 'pgark init'",
         RepoError::KeyRequired => "give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND",

@@ -290,9 +290,10 @@ pub fn older_rings(gone: bool) -> Result<Outcome, Failure> {
 }
 
 fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failure> {
-    let copies = ring.context.settings.repos_of_cluster();
-    let own = ring.context.repo_settings()?;
-    if let Some(first) = copies.first().filter(|first| copies.len() > 1 && first.url != own.url) {
+    let copies = ring.context.settings.configured_repos();
+    let own = ring.context.one_repo_settings()?;
+    if let Some(first) = copies.first().filter(|first| first.url != own.url && copies.iter().any(|c| c.url == own.url))
+    {
         // A key of its own for a copy would part it from the others.
         return Err(Failure::refused("E-KEY-FIRST", format!("repository {} is a copy of {}", own.name, first.name))
             .hint(format!(

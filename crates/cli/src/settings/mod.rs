@@ -190,8 +190,13 @@ impl Settings {
     /// Those that the cluster's settings and this command name.
     pub fn repos_of_cluster(&self) -> Vec<RepoSettings> {
         let chosen = self.chosen_repos.iter().flat_map(|c| c.value.iter().cloned());
+        chosen.chain(self.configured_repos()).collect()
+    }
+
+    /// Those that the cluster's settings name, in their order.
+    pub fn configured_repos(&self) -> Vec<RepoSettings> {
         let of_cluster = self.clusters.get(&self.selected_cluster.value).map_or(&[][..], |c| &c.repos);
-        chosen.chain(of_cluster.iter().filter_map(|name| self.repos.get(name)).cloned()).collect()
+        of_cluster.iter().filter_map(|name| self.repos.get(name)).cloned().collect()
     }
 
     /// The repositories this command uses, never none: the first is read from, all are written to.
@@ -202,8 +207,7 @@ impl Settings {
         if let Some(chosen) = &self.chosen_repos {
             return Ok(chosen.value.clone());
         }
-        let of_cluster = self.clusters.get(&self.selected_cluster.value).map_or(&[][..], |c| &c.repos);
-        let repos: Vec<RepoSettings> = of_cluster.iter().filter_map(|name| self.repos.get(name)).cloned().collect();
+        let repos = self.configured_repos();
         if !repos.is_empty() {
             return Ok(repos);
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgark_testkit::{StopMode, as_postgres, objects_under};
+use pgark_testkit::{StopMode, Target, as_postgres, objects_under};
 use serde_json::Value;
 
 use crate::several::Two;
@@ -70,7 +70,8 @@ fn a_backup_whose_wal_is_gone_replaces_no_other() {
         let site = Site::small(&server, "expirewal");
         site.ledger.write_rows(&site.cluster, 3);
         let good = site.pgark.backup("full");
-        let before = site.archive_all();
+        let before = Target::Lsn(site.cluster.psql("select pg_current_wal_insert_lsn()"));
+        site.archive_all();
         site.ledger.write_rows(&site.cluster, 3);
         let bad = site.pgark.json(["backup", "--type", "full"]);
         site.archive_all();

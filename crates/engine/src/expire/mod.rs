@@ -250,6 +250,7 @@ impl Time {
         let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
         // That nothing confirms the time since the last backup makes no backup older: age ends with that one.
         match on_record.or(judged.doubt.filter(Doubt::is_contradiction)) {
+            Some(doubt) if on_record.is_some() => Err(clock::refusal_on_record(&doubt)),
             Some(doubt) => Err(clock::refusal(&doubt)),
             None => Ok(Time { now: judged.time, doubt: judged.doubt, certain: judged.doubt.is_none() }),
         }
