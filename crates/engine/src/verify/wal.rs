@@ -14,7 +14,7 @@ use pgark_repo::wal::{WalArchive, WalHead, WalIndex};
 use super::parity::stranger;
 use super::{Depth, LostWindow, ProblemKind, Verify, kind_of};
 use crate::archive::{self, WalPath};
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// The last transaction time of each segment that is whole: all that is kept of them, for there may be millions.
 type Whole = BTreeMap<SegmentName, Option<i64>>;
@@ -124,6 +124,8 @@ impl Verify<'_> {
                 Ok(history) => Some(WalPath::new(&history, lineage.segment_size)),
                 // That it is missing is told as such; the segments are looked for on the backup's own timeline.
                 Err(e) if e.is_damage() || e.code() == "E-HISTORY-MISSING" => None,
+                // A writer cannot read what is from before its time.
+                Err(EngineError::Repo(RepoError::WriteOnly { .. })) => None,
                 Err(e) => return Err(e),
             };
             let (first, last) = b.segments(lineage.segment_size);
