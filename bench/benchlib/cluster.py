@@ -198,14 +198,20 @@ def store_archive_command(s: Settings, command: str) -> None:
 
 def warm(path: Path) -> int:
     """Reads every file once, so that each run starts from the page cache. Returns the bytes read."""
-    total, buffer = 0, bytearray(1 << 20)
+    total = 0
     for file in regular_files(path):
         try:
-            with file.open("rb", buffering=0) as f:
-                while count := f.readinto(buffer):
-                    total += count
+            total += warm_file(file)
         except FileNotFoundError:
             continue  # a running server removes files: an archived segment's mark, a temporary statistics file
+    return total
+
+
+def warm_file(file: Path) -> int:
+    total, buffer = 0, bytearray(1 << 20)
+    with file.open("rb", buffering=0) as f:
+        while count := f.readinto(buffer):
+            total += count
     return total
 
 

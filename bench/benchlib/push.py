@@ -41,6 +41,11 @@ def run_push(s: Settings) -> Latencies:
 def calls(s: Settings, tools: list[Tool], operation: str, found: Latencies, command: Callable[[Tool, str], list], code: int = 0) -> None:
     """One call for each segment and tool; the first of each tool is a warm-up."""
     say(f"push, {operation}")
+    # A segment that was just written is in the page cache, and so is a repository that was just written to.
+    for name in chosen(s):
+        cluster.warm_file(s.cluster / "pg_wal" / name)
+    for tool in tools:
+        cluster.warm(tool.repository)
     os.sync()
     for number, name in enumerate(chosen(s)):
         for tool in tools if number % 2 == 0 else tools[::-1]:
