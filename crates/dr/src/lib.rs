@@ -1,0 +1,9 @@
+//! Many operations over time: what is done around a restore until the service is back, written down before it is done.
+//!
+//! Touches no byte of a backup; what it does to a database it asks of `pgark-engine`.
+
+pub mod journal;
+pub mod probe;
+pub mod program;
+pub mod repoint;
+pub mod service;

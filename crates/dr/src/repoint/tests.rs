@@ -1,0 +1,161 @@
+use std::os::unix::fs::PermissionsExt;
+
+use pgark_testkit::Scratch;
+
+use super::*;
+
+fn path(dotted: &str) -> Vec<String> {
+    dotted.split('.').map(str::to_owned).collect()
+}
+
+fn changed(format: Format, text: &str, at: &str, new: &str) -> String {
+    set(format, text, &path(at), new).unwrap_or_else(|e| panic!("{at} in {text:?}: {e}")).text
+}
+
+fn refused(format: Format, text: &str, at: &str, new: &str) -> String {
+    let error = set(format, text, &path(at), new).expect_err(at);
+    assert!(error.code().starts_with("E-REPOINT-"), "{error}");
+    error.to_string()
+}
+
+const APPSETTINGS: &str = "\u{feff}{\r\n  // where it is\r\n  \"ConnectionStrings\": {\r\n    \"Default\": \"Host=old;Password=a\\\"b\", /* main */\r\n  },\r\n\
+                           \x20 \"Port\": 5432,\r\n  \"List\": [\"a\", { \"Deep\": null }],\r\n}\r\n";
+
+#[test]
+fn only_the_value_changes() {
+    let json = changed(Format::Json, APPSETTINGS, "ConnectionStrings.Default", "Host=new;Password=a\"b");
+    assert_eq!(json, APPSETTINGS.replace("Host=old", "Host=new"));
+    assert_eq!(changed(Format::Json, APPSETTINGS, "Port", "5433"), APPSETTINGS.replace("5432", "5433"));
+    assert_eq!(changed(Format::Json, APPSETTINGS, "List.1.Deep", "x"), APPSETTINGS.replace("null", "\"x\""));
+
+    let toml = "# top\n[db] # here\nurl = 'old' # one\nport = 5432\n\n[[more]]\nhost = \"é\"\n";
+    assert_eq!(changed(Format::Toml, toml, "db.url", "it's"), toml.replace("'old'", "\"it's\""));
+    assert_eq!(changed(Format::Toml, toml, "db.port", "1"), toml.replace("5432", "1"));
+    assert_eq!(changed(Format::Toml, toml, "more.0.host", "h"), toml.replace("\"é\"", "\"h\""));
+
+    let yaml = "# é\ndb:\n  url: old   # one\n  port: 5432\n  quoted: 'o''ld'\n  list:\n  - a\n  - {host: \"old\", b: c}\nlast: x\n";
+    assert_eq!(changed(Format::Yaml, yaml, "db.url", "new: #x"), yaml.replace("url: old", "url: \"new: #x\""));
+    assert_eq!(changed(Format::Yaml, yaml, "db.port", "99"), yaml.replace("5432", "99"));
+    assert_eq!(changed(Format::Yaml, yaml, "db.quoted", "n'ew"), yaml.replace("'o''ld'", "'n''ew'"));
+    assert_eq!(changed(Format::Yaml, yaml, "db.list.1.host", "h"), yaml.replace("\"old\"", "\"h\""));
+
+    let env = "# db\nexport DB_HOST=old\nURL=\"postgres://a\"\nEMPTY=\nCS=Host=a;Port=1\r\n";
+    assert_eq!(changed(Format::Env, env, "DB_HOST", "10.0.0.7"), env.replace("=old", "=10.0.0.7"));
+    assert_eq!(changed(Format::Env, env, "URL", "postgres://b c"), env.replace("postgres://a", "postgres://b c"));
+    assert_eq!(changed(Format::Env, env, "EMPTY", "x"), env.replace("EMPTY=", "EMPTY=x"));
+    assert_eq!(changed(Format::Env, env, "CS", "Host=b;Port=2"), env.replace("Host=a;Port=1", "Host=b;Port=2"));
+
+    let ini = "; c\nroot = 1\n[db]\nhost = old\nport: 5432\n[other]\nhost=old\n";
+    assert_eq!(changed(Format::Ini, ini, "db.host", "new host"), ini.replacen("old", "new host", 1));
+    assert_eq!(changed(Format::Ini, ini, "db.port", "1"), ini.replace("5432", "1"));
+    assert_eq!(changed(Format::Ini, ini, "root", "2"), ini.replace("root = 1", "root = 2"));
+}
+
+#[test]
+fn what_is_not_certain_is_refused() {
+    assert!(refused(Format::Json, APPSETTINGS, "ConnectionStrings.Other", "x").contains("not there"));
+    assert!(refused(Format::Json, APPSETTINGS, "ConnectionStrings", "x").contains("no single value"));
+    assert!(refused(Format::Json, "{\"a\": 1, \"a\": 2}", "a", "3").contains("more than once"));
+    assert!(refused(Format::Json, "{\"a\": 1", "a", "3").contains("not JSON"));
+    assert!(refused(Format::Env, "A=1\nA=2\n", "A", "3").contains("more than once"));
+    assert!(refused(Format::Env, "A=b\n", "A", "x; touch /tmp/pgark-was-here").contains("quotes"));
+    assert!(refused(Format::Env, "A=\"b\"\n", "A", "$(id)").contains("quotes"));
+    assert!(refused(Format::Env, "A=b # c\n", "A", "x").contains("not edited"));
+    assert!(refused(Format::Env, "A='b'\\''c'\n", "A", "x").contains("not edited"));
+    assert!(refused(Format::Env, "A=b\n", "A", "x\nB=y").contains("one line"));
+    assert!(refused(Format::Yaml, "a: &x old\nb: *x\n", "a", "new").contains("not edited"));
+    assert!(refused(Format::Yaml, "a: &x old\nb: *x\n", "b", "new").contains("not edited"));
+    assert!(refused(Format::Yaml, "a: |\n  old\n", "a", "new").contains("not edited"));
+    assert!(refused(Format::Yaml, "a: 1\n---\na: 2\n", "a", "3").contains("several documents"));
+    assert!(refused(Format::Yaml, "a: [1\n", "a.0", "3").contains("not YAML"));
+    assert!(refused(Format::Toml, "a = \"\"\"\nx\"\"\"\n", "a", "y").contains("not edited"));
+    assert!(refused(Format::Ini, "[a]\nb = c ; d\n", "a.b", "e").contains("not edited"));
+    assert!(refused(Format::Ini, "[a]\nb = c\n  d\n", "a.b", "e").contains("indented"));
+}
+
+#[test]
+fn formats_go_by_names() {
+    for (name, format) in [
+        ("appsettings.json", Some(Format::Json)),
+        (".env", Some(Format::Env)),
+        (".env.production", Some(Format::Env)),
+        ("app.env", Some(Format::Env)),
+        ("values.yml", Some(Format::Yaml)),
+        ("app.conf", Some(Format::Ini)),
+        ("app", None),
+    ] {
+        assert_eq!(Format::of(name), format, "{name}");
+    }
+}
+
+#[test]
+fn connection_strings_keep_what_is_not_meant() {
+    let to = Target { host: Some("new.example".into()), port: Some(6432), database: None };
+    let both = |old: &str| redirected(old, &to).unwrap_or_else(|e| panic!("{old}: {e}"));
+    assert_eq!(
+        both("Server=old;Port=5432;Database=app;User Id=u;Password=\"a;b\";SSL Mode=Require"),
+        "Server=new.example;Port=6432;Database=app;User Id=u;Password=\"a;b\";SSL Mode=Require"
+    );
+    assert_eq!(both("Host=old;Database=app;"), "Host=new.example;Database=app;Port=6432;");
+    assert_eq!(both("host=old dbname=app password='a b'"), "host=new.example dbname=app password='a b' port=6432");
+    assert_eq!(
+        both("postgresql://u:p%40@old:5432/app?sslmode=require"),
+        "postgresql://u:p%40@new.example:6432/app?sslmode=require"
+    );
+    assert_eq!(both("jdbc:postgresql://[::1]/app"), "jdbc:postgresql://new.example:6432/app");
+    assert_eq!(both("postgres://u@old/app#x"), "postgres://u@new.example:6432/app#x");
+
+    let database = Target { database: Some("app_restored".into()), ..Target::default() };
+    assert_eq!(redirected("postgres://old/app?x=1", &database).expect("a string"), "postgres://old/app_restored?x=1");
+    assert_eq!(
+        redirected("Host=h;Initial Catalog=app;", &database).expect("a string"),
+        "Host=h;Initial Catalog=app_restored;"
+    );
+    let v6 = Target { host: Some("fe80::1".into()), ..Target::default() };
+    assert_eq!(redirected("postgres://old:1/app", &v6).expect("a string"), "postgres://[fe80::1]:1/app");
+
+    for bad in [
+        "mysql://old/app",
+        "postgres://a,b/app",
+        "postgres:///app?host=/tmp",
+        "host=a,b",
+        "Host=a;Server=b;",
+        "Host='a;",
+        "host=a\\ b",
+    ] {
+        let error = redirected(bad, &to).expect_err(bad);
+        assert_eq!(error.code(), "E-REPOINT-CONNECTION", "{bad}");
+        assert!(!error.to_string().contains(bad), "the string may hold a password");
+    }
+    let odd = Target { host: Some("a;Password=x".into()), ..Target::default() };
+    redirected("Host=old;Port=1", &odd).expect_err("another setting would be smuggled in");
+    redirected("postgres://old/app", &odd).expect_err("another setting would be smuggled in");
+}
+
+#[test]
+fn files_are_replaced_as_a_whole_and_put_back() {
+    let dir = Scratch::new("repoint");
+    let real = dir.file("app.env", b"DB_HOST=old\nPASSWORD=x\n", 0o640);
+    let link = dir.path().join("link.env");
+    std::os::unix::fs::symlink(&real, &link).expect("a link");
+    let text = || std::fs::read_to_string(&real).expect("text");
+    let to_new = |old: &str| {
+        assert_eq!(old, "old");
+        Ok("new".to_owned())
+    };
+    let done = repoint(&link, Format::Env, &path("DB_HOST"), "20260101", &to_new).expect("repointed");
+    assert_eq!(text(), "DB_HOST=new\nPASSWORD=x\n");
+    assert!(link.is_symlink());
+    for file in [&real, &done.kept] {
+        assert_eq!(std::fs::metadata(file).expect("there").permissions().mode() & 0o777, 0o640);
+    }
+    assert!(!serde_json::to_string(&done).expect("json").contains("old\""));
+    take_back(&done).expect("taken back");
+    take_back(&done).expect("and once more");
+    assert_eq!(text(), "DB_HOST=old\nPASSWORD=x\n");
+    // After a crash in the middle it is done again.
+    assert_eq!(repoint(&link, Format::Env, &path("DB_HOST"), "20260101", &to_new).expect("again"), done);
+    std::fs::write(&real, "DB_HOST=by-hand\n").expect("written");
+    assert_eq!(take_back(&done).expect_err("changed").code(), "E-REPOINT-CHANGED");
+    assert_eq!(text(), "DB_HOST=by-hand\n");
+}

@@ -1,0 +1,235 @@
+//! Stopping and starting the application, and proving that it happened.
+//!
+//! What a service manager answers to "stop" is not believed: its state is asked for afterwards, again and again until the
+//! deadline, and the ports that the application listens on have to be closed. What has started has to stay up for a while,
+//! as one and the same process.
+
+mod kind;
+
+use std::fs::OpenOptions;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pgark_engine::ctx::Ctx;
+use pgark_engine::error::{EngineError, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::program::{self, Ended};
+pub use kind::Kind;
+
+/// How often the state is asked for.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// One question to the service manager.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
+/// How long what was killed may take to be gone.
+const DIES_WITHIN: Duration = Duration::from_secs(10);
+const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub kind: Kind,
+    pub stop_within: Duration,
+    pub start_within: Duration,
+    /// So long what has started must be seen running, as the same process.
+    pub steady_for: Duration,
+    /// Whether what does not stop may be killed.
+    pub force: bool,
+    /// Open while the application runs, closed when it does not.
+    pub ports: Vec<SocketAddr>,
+    /// Variables of the environment that its programs do not get.
+    pub hidden: Vec<&'static str>,
+    /// Where goes what the command says that starts it, and the application, if that is its child.
+    pub start_log: PathBuf,
+}
+
+/// What was seen of a service at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    pub state: State,
+    /// Changes with each start, where the service manager tells such a thing.
+    pub identity: Option<String>,
+    /// How many there are to be, where that is how it is stopped.
+    pub replicas: Option<u32>,
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Running,
+    /// On its way up or down, or restarted again and again.
+    Changing,
+    Stopped,
+    /// The service manager gave no answer that can be read.
+    Unknown,
+}
+
+impl Seen {
+    fn unknown(detail: impl Into<String>) -> Seen {
+        Seen { state: State::Unknown, identity: None, replicas: None, detail: detail.into() }
+    }
+}
+
+/// What was done and what was seen afterwards; goes into the journal and the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Proof {
+    pub commands: Vec<String>,
+    pub seen: Seen,
+    pub closed: Vec<SocketAddr>,
+    pub open: Vec<SocketAddr>,
+    pub took_ms: u64,
+    pub forced: bool,
+}
+
+impl Service {
+    /// What it is now. The ports are not asked.
+    pub fn look(&self, ctx: &Ctx) -> Seen {
+        let argv = self.kind.status();
+        let ended = program::run(&argv, &self.hidden, ANSWERS_WITHIN, ctx);
+        self.kind.judge(&ended)
+    }
+
+    /// Stops it, and returns when it is proved to be stopped. On an error it may be running still.
+    pub fn stop(&self, ctx: &Ctx) -> Result<Proof> {
+        let began = Instant::now();
+        let mut commands = vec![self.command(&self.kind.stop(self.stop_within), self.stop_within, ctx)?];
+        let (mut seen, mut open) =
+            self.until(began + self.stop_within, ctx, |seen, open| seen.state == State::Stopped && open.is_empty())?;
+        let mut forced = false;
+        if (seen.state != State::Stopped || !open.is_empty()) && self.force {
+            let Some(kill) = self.kind.kill(&seen) else {
+                return Err(self.not_stopped(&seen, &open, &commands, "and there is no command that would force it"));
+            };
+            forced = true;
+            commands.push(self.command(&kill, DIES_WITHIN, ctx)?);
+            (seen, open) = self.until(Instant::now() + DIES_WITHIN, ctx, |seen, open| {
+                seen.state == State::Stopped && open.is_empty()
+            })?;
+        }
+        if seen.state != State::Stopped || !open.is_empty() {
+            return Err(self.not_stopped(&seen, &open, &commands, ""));
+        }
+        Ok(Proof { commands, seen, closed: self.ports.clone(), open, took_ms: millis(began.elapsed()), forced })
+    }
+
+    /// Starts it, and returns when it has been running for a while. `before` is what was seen before it was stopped.
+    pub fn start(&self, before: Option<&Seen>, ctx: &Ctx) -> Result<Proof> {
+        let began = Instant::now();
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.start_log);
+        let log = log.map_err(|e| EngineError::file("opening", &self.start_log, e))?;
+        let argv = self.kind.start(before);
+        let ended = program::run_and_leave(&argv, &self.hidden, self.start_within, log, ctx);
+        let commands = vec![self.told(&argv, &ended, ctx)?];
+        let up = |seen: &Seen, open: &[SocketAddr]| seen.state == State::Running && open.len() == self.ports.len();
+        let (seen, open) = self.until(began + self.start_within, ctx, up)?;
+        if !up(&seen, &open) {
+            return Err(self.not_started(&seen, &open, &commands, "does not run"));
+        }
+        let (first, until) = (seen.identity, Instant::now() + self.steady_for);
+        loop {
+            let (seen, open) = (self.look(ctx), self.open_ports());
+            if !up(&seen, &open) {
+                return Err(self.not_started(&seen, &open, &commands, "did not stay up"));
+            }
+            if seen.identity != first {
+                let was = first.as_deref().unwrap_or("?");
+                let why = format!("was restarted meanwhile ({was} before)");
+                return Err(self.not_started(&seen, &open, &commands, &why));
+            }
+            if Instant::now() >= until {
+                let took_ms = millis(began.elapsed());
+                return Ok(Proof { commands, seen, closed: vec![], open, took_ms, forced: false });
+            }
+            ctx.check_cancelled()?;
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Looks until it is so, or the time has come; what was seen last.
+    fn until(
+        &self,
+        until: Instant,
+        ctx: &Ctx,
+        so: impl Fn(&Seen, &[SocketAddr]) -> bool,
+    ) -> Result<(Seen, Vec<SocketAddr>)> {
+        loop {
+            let (seen, open) = (self.look(ctx), self.open_ports());
+            if so(&seen, &open) || Instant::now() >= until {
+                return Ok((seen, open));
+            }
+            ctx.check_cancelled()?;
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Its exit code is told and not believed, but for a program that is not there.
+    fn command(&self, argv: &[String], within: Duration, ctx: &Ctx) -> Result<String> {
+        self.told(argv, &program::run(argv, &self.hidden, within, ctx), ctx)
+    }
+
+    fn told(&self, argv: &[String], ended: &Ended, ctx: &Ctx) -> Result<String> {
+        ctx.check_cancelled()?;
+        if let program::How::NotStarted(why) = &ended.how {
+            return Err(EngineError::failed(
+                "E-SERVICE-COMMAND",
+                format!("the command for {} was not started: {why}", self.kind),
+                "look at [clusters.NAME.recover.service]",
+            ));
+        }
+        Ok(format!("{}: {}", argv.join(" "), ended.told()))
+    }
+
+    fn open_ports(&self) -> Vec<SocketAddr> {
+        let open = |at: &&SocketAddr| TcpStream::connect_timeout(at, CONNECTS_WITHIN).is_ok();
+        self.ports.iter().filter(open).copied().collect()
+    }
+
+    fn not_stopped(&self, seen: &Seen, open: &[SocketAddr], commands: &[String], why: &str) -> EngineError {
+        EngineError::failed(
+            "E-SERVICE-STOP",
+            format!(
+                "{} is not stopped after {} s: {}{}; {} {why}",
+                self.kind,
+                self.stop_within.as_secs_f32(),
+                seen.detail,
+                listens(open),
+                commands.join("; ")
+            )
+            .trim_end()
+            .to_owned(),
+            "stop it by hand and go on, or allow force = true in [clusters.NAME.recover.service]",
+        )
+    }
+
+    fn not_started(&self, seen: &Seen, open: &[SocketAddr], commands: &[String], what: &str) -> EngineError {
+        let closed: Vec<_> = self.ports.iter().filter(|p| !open.contains(p)).map(ToString::to_string).collect();
+        let closed =
+            if closed.is_empty() { String::new() } else { format!(", nobody listens on {}", closed.join(", ")) };
+        EngineError::failed(
+            "E-SERVICE-START",
+            format!("{} {what}: {}{closed}; {}", self.kind, seen.detail, commands.join("; ")),
+            format!("look at its own log, and at {}", self.start_log.display()),
+        )
+    }
+}
+
+fn listens(open: &[SocketAddr]) -> String {
+    if open.is_empty() {
+        return String::new();
+    }
+    format!(", somebody listens on {}", open.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+}
+
+fn millis(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Of a command that ended badly, why.
+fn no_answer(ended: &Ended) -> Seen {
+    Seen::unknown(format!("no answer ({})", ended.told()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use std::net::TcpListener;
+use std::path::Path;
+
+use pgark_testkit::Scratch;
+
+use super::*;
+use crate::program::How;
+
+fn answer(text: &str) -> Ended {
+    Ended { how: How::Exited(0), stdout: text.as_bytes().to_vec(), stderr: vec![], took: Duration::ZERO }
+}
+
+fn state(kind: &Kind, text: &str) -> State {
+    kind.judge(&answer(text)).state
+}
+
+#[test]
+fn answers_of_systemd() {
+    let unit = Kind::Systemd("app.service".into());
+    let show = |active: &str, sub: &str, pid: u32| {
+        format!("MainPID={pid}\nNRestarts=0\nLoadState=loaded\nActiveState={active}\nSubState={sub}\nInvocationID=1f\n")
+    };
+    assert_eq!(state(&unit, &show("active", "running", 17)), State::Running);
+    assert_eq!(state(&unit, &show("inactive", "dead", 0)), State::Stopped);
+    assert_eq!(state(&unit, &show("failed", "failed", 0)), State::Stopped);
+    assert_eq!(state(&unit, &show("failed", "failed", 17)), State::Running, "its process is there");
+    assert_eq!(state(&unit, &show("activating", "auto-restart", 0)), State::Changing);
+    assert_eq!(state(&unit, "MainPID=0\nLoadState=not-found\nActiveState=inactive\nSubState=dead\n"), State::Unknown);
+    assert_eq!(state(&unit, "Failed to connect to bus\n"), State::Unknown);
+    let (one, two) = (show("active", "running", 17), show("active", "running", 18));
+    assert_ne!(unit.judge(&answer(&one)).identity, unit.judge(&answer(&two)).identity);
+}
+
+#[test]
+fn answers_of_windows() {
+    let app = Kind::Windows("App".into());
+    let query = |number: u8, word: &str, pid: u32| {
+        format!(
+            "\r\nSERVICE_NAME: App\r\n        TYPE               : 10  WIN32_OWN_PROCESS\r\n        STATE              : {number}  {word}\r\n\
+             \x20       WIN32_EXIT_CODE    : 0  (0x0)\r\n        PID                : {pid}\r\n        FLAGS              :\r\n"
+        )
+    };
+    assert_eq!(state(&app, &query(1, "STOPPED", 0)), State::Stopped);
+    assert_eq!(state(&app, &query(3, "STOP_PENDING", 812)), State::Changing);
+    assert_eq!(state(&app, &query(9, "?", 0)), State::Unknown);
+    let running = app.judge(&answer(&query(4, "RUNNING", 812)));
+    assert_eq!((running.state, running.identity.as_deref()), (State::Running, Some("812")));
+    assert_eq!(app.kill(&running).expect("a command"), ["taskkill.exe", "/F", "/T", "/PID", "812"]);
+    assert_eq!(app.kill(&Seen::unknown("")), None);
+}
+
+#[test]
+fn answers_of_containers() {
+    let container = Kind::Docker("app".into());
+    let told = |more: &str| format!("{{\"Status\":\"x\",\"StartedAt\":\"2026-01-01T00:00:00Z\",{more}}}");
+    assert_eq!(state(&container, &told("\"Running\":true")), State::Running);
+    assert_eq!(state(&container, &told("\"Running\":true,\"Paused\":true")), State::Changing);
+    assert_eq!(state(&container, &told("\"Running\":true,\"Health\":{\"Status\":\"unhealthy\"}")), State::Changing);
+    assert_eq!(state(&container, &told("\"Running\":true,\"Health\":{\"Status\":\"healthy\"}")), State::Running);
+    assert_eq!(state(&container, &told("\"Running\":false,\"Restarting\":true")), State::Changing);
+    assert_eq!(state(&container, &told("\"Running\":false")), State::Stopped);
+    assert_eq!(state(&container, "null"), State::Unknown);
+    assert_eq!(state(&container, "not json"), State::Unknown);
+
+    let service = Kind::Compose { file: "/srv/app/compose.yml".into(), service: "web".into() };
+    assert_eq!(state(&service, "{\"ID\":\"1\",\"State\":\"running\",\"Health\":\"\"}\n"), State::Running);
+    let one_of_two = "{\"ID\":\"1\",\"State\":\"running\",\"Health\":\"\"}\n{\"ID\":\"2\",\"State\":\"exited\"}\n";
+    assert_eq!(state(&service, one_of_two), State::Changing);
+    assert_eq!(state(&service, "[{\"ID\":\"1\",\"State\":\"exited\"}]"), State::Stopped);
+    assert_eq!(state(&service, ""), State::Stopped);
+    assert_eq!(state(&service, "{"), State::Unknown);
+}
+
+#[test]
+fn answers_of_kubernetes() {
+    let object = Kind::Kubernetes { object: "deploy/app".into(), namespace: Some("shop".into()) };
+    let told = |wanted: u32, there: u32, ready: u32, observed: u32| {
+        format!(
+            "{{\"metadata\":{{\"generation\":7}},\"spec\":{{\"replicas\":{wanted}}},\"status\":{{\"observedGeneration\":{observed},\
+             \"replicas\":{there},\"readyReplicas\":{ready}}}}}"
+        )
+    };
+    assert_eq!(state(&object, &told(3, 3, 3, 7)), State::Running);
+    assert_eq!(state(&object, &told(3, 3, 2, 7)), State::Changing);
+    assert_eq!(state(&object, &told(3, 4, 4, 7)), State::Changing, "an old pod is still there");
+    assert_eq!(state(&object, &told(0, 0, 0, 6)), State::Changing, "nobody has seen the change yet");
+    assert_eq!(state(&object, &told(0, 2, 0, 7)), State::Changing);
+    assert_eq!(state(&object, &told(0, 0, 0, 7)), State::Stopped);
+    let before = object.judge(&answer(&told(3, 3, 3, 7)));
+    assert_eq!(
+        object.start(Some(&before)),
+        ["kubectl", "--namespace=shop", "scale", "--replicas=3", "--", "deploy/app"]
+    );
+    assert_eq!(object.stop(Duration::from_secs(30))[2..4], ["scale", "--replicas=0"]);
+}
+
+#[test]
+fn a_manager_that_fails_to_answer_says_nothing() {
+    let failed = Ended { how: How::Exited(1), ..answer("ActiveState=inactive\nMainPID=0\n") };
+    assert_eq!(Kind::Systemd("app".into()).judge(&failed).state, State::Unknown);
+    let hung = Ended { how: How::TooLong(Duration::from_secs(1)), ..answer("") };
+    let commands = Kind::Commands { stop: vec![], start: vec![], status: vec![], kill: None };
+    assert_eq!(commands.judge(&hung).state, State::Unknown);
+    assert_eq!(commands.judge(&Ended { how: How::Exited(3), ..answer("") }).state, State::Stopped);
+    assert_eq!(commands.judge(&Ended { how: How::Exited(4), ..answer("") }).state, State::Unknown);
+}
+
+/// A service of scripts: it runs while the file `up` is there.
+fn scripted(dir: &Path, stop: &str, start: &str, kill: Option<&str>) -> Service {
+    let sh = |script: &str| ["sh", "-c", &format!("cd '{}'; {script}", dir.display())].map(String::from).to_vec();
+    Service {
+        kind: Kind::Commands {
+            stop: sh(stop),
+            start: sh(start),
+            status: sh("test -e up || exit 3"),
+            kill: kill.map(sh),
+        },
+        stop_within: Duration::from_millis(1500),
+        start_within: Duration::from_millis(1500),
+        steady_for: Duration::from_millis(1500),
+        force: kill.is_some(),
+        ports: vec![],
+        hidden: vec![],
+        start_log: dir.join("start.log"),
+    }
+}
+
+fn up(dir: &Scratch) -> &Path {
+    std::fs::write(dir.path().join("up"), "").expect("written");
+    dir.path()
+}
+
+#[test]
+fn what_says_that_it_stopped_and_lives_is_not_stopped() {
+    let (dir, ctx) = (Scratch::new("service"), Ctx::silent());
+    let error = scripted(up(&dir), "exit 0", "", None).stop(&ctx).expect_err("it lives");
+    assert_eq!(error.code(), "E-SERVICE-STOP");
+    // The other way round: what complains and is gone, is stopped.
+    let proof = scripted(up(&dir), "rm up; exit 1", "", None).stop(&ctx).expect("it is gone");
+    assert_eq!((proof.seen.state, proof.forced), (State::Stopped, false));
+    // What takes a moment is waited for; what hangs in "stop" is looked at all the same.
+    scripted(up(&dir), "(sleep 0.7; rm up) & wait", "", None).stop(&ctx).expect("it is gone");
+    scripted(up(&dir), "rm up; sleep 600", "", None).stop(&ctx).expect("it is gone");
+}
+
+#[test]
+fn force_only_where_it_is_allowed_and_helps() {
+    let (dir, ctx) = (Scratch::new("service"), Ctx::silent());
+    let proof = scripted(up(&dir), "exit 0", "", Some("rm up")).stop(&ctx).expect("killed");
+    assert!(proof.forced && proof.commands.len() == 2, "{proof:?}");
+    let gentle = Service { force: false, ..scripted(up(&dir), "exit 0", "", Some("rm up")) };
+    assert_eq!(gentle.stop(&ctx).expect_err("it lives").code(), "E-SERVICE-STOP");
+    assert!(dir.path().join("up").exists());
+}
+
+#[test]
+fn a_port_that_somebody_listens_on_is_no_stopped_service() {
+    let (dir, ctx) = (Scratch::new("service"), Ctx::silent());
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let ports = vec![listener.local_addr().expect("its address")];
+    let service = Service { ports, ..scripted(up(&dir), "rm -f up", "touch up", None) };
+    let error = service.stop(&ctx).expect_err("somebody listens").to_string();
+    assert!(error.contains("somebody listens on 127.0.0.1:"), "{error}");
+    drop(listener);
+    service.stop(&ctx).expect("nobody listens");
+    let error = service.start(None, &ctx).expect_err("nobody listens").to_string();
+    assert!(error.contains("nobody listens on 127.0.0.1:"), "{error}");
+}
+
+#[test]
+fn what_dies_after_a_moment_did_not_start() {
+    let (dir, ctx) = (Scratch::new("service"), Ctx::silent());
+    let dies = scripted(dir.path(), "", "touch up; (sleep 0.8; rm up) & true", None);
+    let error = dies.start(None, &ctx).expect_err("it died");
+    assert!(error.code() == "E-SERVICE-START" && error.to_string().contains("did not stay up"), "{error}");
+    let proof = scripted(dir.path(), "", "touch up", None).start(None, &ctx).expect("it stays");
+    assert_eq!(proof.seen.state, State::Running);
+    let never = scripted(dir.path(), "", "rm up", None).start(None, &ctx).expect_err("it never came");
+    assert!(never.to_string().contains("does not run"), "{never}");
+}
+
+#[test]
+fn a_command_that_is_not_there_is_told_as_such() {
+    let service = Service {
+        kind: Kind::Commands { stop: vec!["/nowhere/app".into()], start: vec![], status: vec![], kill: None },
+        ..scripted(Path::new("/"), "", "", None)
+    };
+    assert_eq!(service.stop(&Ctx::silent()).expect_err("no program").code(), "E-SERVICE-COMMAND");
+}
