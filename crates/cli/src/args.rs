@@ -3,6 +3,7 @@
 //! Invariant: no secret can be given on the command line; the flags that look like it exist only to say so. A log that
 //! cannot be written never blocks or fails a job.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
@@ -88,6 +89,20 @@ pub struct GlobalArgs {
     /// Colours
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
     pub color: ColorChoice,
+}
+
+/// `restore --kind system --config` means the configuration of the backup. Everywhere else `--config` is followed by the file of
+/// ours; a file is never called like a flag.
+pub fn spelled_out(argv: &[OsString]) -> Vec<OsString> {
+    let is_restore = argv.iter().skip(1).any(|word| word == "restore");
+    let is_system = argv.windows(2).any(|w| matches!(w, [a, b] if a == "--kind" && (b == "system" || b == "files")))
+        || argv.iter().any(|word| word == "--kind=system" || word == "--kind=files");
+    let bare = |n: usize| argv.get(n + 1).is_none_or(|next| next.as_encoded_bytes().starts_with(b"-"));
+    let word = |(n, word): (usize, &OsString)| match is_restore && is_system && word == "--config" && bare(n) {
+        true => OsString::from("--config-files"),
+        false => word.clone(),
+    };
+    argv.iter().enumerate().map(word).collect()
 }
 
 /// That something was given; what it was is not kept.
@@ -375,6 +390,24 @@ mod tests {
 
     fn parse(line: &str) -> Line {
         Line::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn a_bare_config_is_the_configuration_of_a_backup() {
+        let spelled = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            spelled_out(&words).iter().map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let of_a_backup = "pgark restore X --kind system --config-files --files";
+        assert_eq!(spelled("pgark restore X --kind system --config --files"), of_a_backup);
+        assert_eq!(spelled("pgark restore X --kind=files --config"), "pgark restore X --kind=files --config-files");
+        for same in [
+            "pgark restore X --kind system --config /etc/pgark.toml --files",
+            "pgark restore X --kind logical --config --yes",
+            "pgark backup --kind system --config",
+        ] {
+            assert_eq!(spelled(same), same);
+        }
     }
 
     #[test]

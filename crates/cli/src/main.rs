@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn run(argv: &[OsString]) -> Result<Outcome, Failure> {
-    let cli = match Cli::try_parse_from(argv) {
+    let cli = match Cli::try_parse_from(args::spelled_out(argv)) {
         Ok(cli) => cli,
         Err(e) => {
             output::text(&Failure::from_clap(&e, argv)?)?;

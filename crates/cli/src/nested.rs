@@ -1,9 +1,12 @@
 //! A repository inside another one: what one of them removes or lists as unaccounted for may be the other's.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
 use pgark_repo::store::{Store, StoreError};
 
+use crate::command::context::{engine_failure, is_away};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Protection;
@@ -22,8 +25,12 @@ pub fn refuse_nested(url: &RepoUrl, access: &Access) -> Result<(), Failure> {
         // Whoever makes it meets the same and says so.
         Err(_) => return Ok(()),
     };
-    if own.as_ref().is_some_and(|own| has_ring(&**own, "").unwrap_or(false)) {
-        return Ok(());
+    match own.as_ref().map_or(Ok(false), |own| has_ring_in_time(own.clone(), url)) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        // What does not answer answers none of the questions below, and each would wait as long.
+        Err(failure) if is_away(&failure) && failure.code != "E-REPO-DENIED" => return Err(failure),
+        Err(_) => {}
     }
     for above in ancestors(url) {
         let found = match store::open(&above, Protection::default(), access, Missing::Refuse) {
@@ -43,6 +50,23 @@ pub fn refuse_nested(url: &RepoUrl, access: &Access) -> Result<(), Failure> {
         Err(why) => {
             output::warning(&format!("whether repositories lie below {url} could not be looked at: {why}"));
             Ok(())
+        }
+    }
+}
+
+/// For one listing; a store that is slower than this is of no use.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn has_ring_in_time(store: Arc<dyn Store>, url: &RepoUrl) -> Result<bool, Failure> {
+    let (send, receive) = std::sync::mpsc::channel();
+    // A thread that is given up ends with the program.
+    std::thread::spawn(move || send.send(has_ring(&*store, "")).unwrap_or_default());
+    match receive.recv_timeout(PATIENCE) {
+        Ok(found) => found.map_err(|e| engine_failure(pgark_repo::RepoError::from(e).into())),
+        Err(_) => {
+            let message = format!("{url} did not answer within {} s", PATIENCE.as_secs());
+            Err(Failure::failed("E-REPO-IO", message)
+                .hint("check the URL, and whether this machine reaches the store; nothing was created"))
         }
     }
 }

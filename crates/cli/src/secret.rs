@@ -21,7 +21,14 @@ pub const SECRET_BYTES_MAX: usize = 64 * 1024;
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Variables that hold secrets in clear text; no child process may inherit them unless it is meant to.
-pub const SECRET_VARIABLES: &[&str] = &["PGARK_PASSPHRASE", "PGARK_NEW_PASSPHRASE", "PGPASSWORD", "PGSSLPASSWORD"];
+pub const SECRET_VARIABLES: &[&str] = &[
+    "BACKUP_ENCRYPTION_KEY",
+    "DB_PASSWORD",
+    "PGARK_PASSPHRASE",
+    "PGARK_NEW_PASSPHRASE",
+    "PGPASSWORD",
+    "PGSSLPASSWORD",
+];
 
 const REDACTED: &str = "(not shown)";
 

@@ -107,6 +107,10 @@ fn open_plain(
         Ok(store) => Ok(store),
         Err(StoreError::Io { source, .. }) => Err(Failure::usage("E-REPO-OPTIONS", format!("{url}: {source}"))
             .hint("docs/storage.md lists the options of each kind of store and the variables that give access")),
+        Err(StoreError::InvalidName { name, why }) => {
+            Err(Failure::usage("E-REPO-NAME", format!("{url}: the prefix '{name}': {why}"))
+                .hint("what stands behind the bucket consists of names with '/' between them"))
+        }
         Err(e) => Err(engine_failure(RepoError::from(e).into())),
     }
 }

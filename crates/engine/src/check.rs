@@ -118,6 +118,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     let mut f = Findings::default();
     f.each(members, |member, f| repository(&member.repo, &options.cluster, ctx, f));
     f.each(members, |member, f| space(options.space.get(&member.name), f));
+    newest_backup(members, options, &mut f);
     if let Some(spool) = &options.spool {
         match spool.spooled() {
             Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),
@@ -150,6 +151,33 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     }
     server_clock(&connection, ctx, &mut f);
     f.done()
+}
+
+/// Of several repositories, whether each has the newest backup of all, or gave it up by itself.
+fn newest_backup(members: &[Member], options: &CheckOptions, f: &mut Findings) {
+    if members.len() < 2 {
+        return;
+    }
+    let books = members.iter().map(|m| CatalogStore::new(&m.repo, &options.cluster).read());
+    let books: Vec<_> = books.collect();
+    let newest = books.iter().flatten().filter_map(|c| c.backups.last()).map(|b| &b.id).max();
+    let Some(newest) = newest else { return };
+    for (member, catalog) in members.iter().zip(&books) {
+        f.of = Some(member.name.clone());
+        match catalog {
+            Ok(c) if c.backup(newest).is_some() => f.add("newest backup", Verdict::Ok, newest.to_string()),
+            Ok(c) if c.expired.iter().any(|e| e.backup == *newest) => {
+                f.add("newest backup", Verdict::Ok, format!("{newest} has expired here"));
+            }
+            Ok(_) => f.add(
+                "newest backup",
+                Verdict::Warning,
+                format!("{newest} is not here: the next backup or 'pgark replicate' brings it"),
+            ),
+            Err(e) => f.add("newest backup", Verdict::NotChecked, e.to_string()),
+        }
+    }
+    f.of = None;
 }
 
 /// How long the server could go on without archiving.

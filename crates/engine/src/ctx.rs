@@ -58,6 +58,12 @@ impl Ctx {
         self.cancelled.clone()
     }
 
+    /// For work beside this one that may be stopped alone. It is silent; whoever asks for it hands the wish to stop on.
+    #[must_use]
+    pub fn aside(&self) -> Ctx {
+        Ctx { progress: Arc::new(NoProgress), cancelled: Arc::default(), ..self.clone() }
+    }
+
     /// From here on, what is read from or written to a data directory keeps within this.
     pub fn limit(&mut self, pace: Option<Pace>) {
         self.pace = pace.map(Arc::new);

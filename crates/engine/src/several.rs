@@ -1,5 +1,6 @@
-//! Several repositories in one operation: each has its own success. One that is away is passed over, said aloud, and completed
-//! later; what a repository refuses is a failure of the whole.
+//! Several repositories in one operation: each has its own success. One that is away, or in a state of its own that nothing
+//! can be written to, is passed over, said aloud, and completed later; what is wrong with the operation itself is a failure
+//! of the whole.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -40,6 +41,26 @@ pub fn is_away(e: &EngineError) -> bool {
     }
 }
 
+/// Whether it is this repository's own matter: it is away, damaged, of another key or of another cluster. What others are
+/// given does not depend on it.
+pub fn is_its_own(e: &EngineError) -> bool {
+    let of_its_own = |e: &RepoError| {
+        let closed = matches!(
+            e,
+            RepoError::WrongKey { .. }
+                | RepoError::KeyRequired
+                | RepoError::EncryptionStripped
+                | RepoError::KeyCommand { .. }
+                | RepoError::NoCluster { .. }
+        );
+        closed || e.is_damage()
+    };
+    is_away(e) || e.repo().is_some_and(of_its_own) || e.code() == OTHER_CLUSTER
+}
+
+/// Of WAL that is not of the cluster which the repository has under this name.
+pub(crate) const OTHER_CLUSTER: &str = "E-WAL-SYSTEM";
+
 impl<'a> Present<'a> {
     pub fn new(members: &'a [Member]) -> Self {
         Present { members, away: Mutex::default() }
@@ -53,11 +74,11 @@ impl<'a> Present<'a> {
         !self.lock().iter().any(|(n, _)| *n == member)
     }
 
-    /// The value, or None when this repository is away from here on.
+    /// The value, or None when this repository is left out from here on.
     pub fn keep<T>(&self, member: usize, outcome: Result<T>) -> Result<Option<T>> {
         match outcome {
             Ok(value) => Ok(Some(value)),
-            Err(e) if is_away(&e) && !self.members.get(member).is_some_and(|m| m.required) => {
+            Err(e) if is_its_own(&e) && !self.members.get(member).is_some_and(|m| m.required) => {
                 if self.is_here(member) {
                     self.lock().push((member, e));
                 }
@@ -92,7 +113,7 @@ impl<'a> Present<'a> {
         if self.lock().len() < self.members.len() { Ok(()) } else { Err(self.nobody()) }
     }
 
-    /// The failure of the first repository, when all are away.
+    /// The failure of the first repository, when all are left out.
     pub fn nobody(&self) -> EngineError {
         let mut away = self.lock();
         if away.is_empty() {

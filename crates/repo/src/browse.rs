@@ -90,6 +90,7 @@ fn form(name: &ObjectName) -> Form {
         ["clusters", _, "catalog" | "catalog-mirror", _] => Form::Register(ObjectKind::Catalog),
         ["clusters", _, "backups", _, "manifest"] => Form::Stream(ObjectKind::Manifest),
         ["clusters", _, "backups", _, "record"] => Form::Stream(ObjectKind::BackupRecord),
+        ["clusters", _, "reports", _] => Form::Stream(ObjectKind::Report),
         ["clusters", _, "wal", _, "head" | "head-mirror", _] => Form::Register(ObjectKind::WalHead),
         ["clusters", _, "wal", _, "history", _] => Form::Stream(ObjectKind::WalSideFile),
         ["clusters", cluster, "wal", system, .., file] => match (ClusterName::parse(cluster), system.parse()) {
@@ -112,6 +113,7 @@ mod tests {
         let of = |name: &str| form(&ObjectName::parse(name).unwrap());
         assert_eq!(of("clusters/main/catalog/0000000000000001"), Form::Register(ObjectKind::Catalog));
         assert_eq!(of("clusters/main/backups/20260822-031500F/record"), Form::Stream(ObjectKind::BackupRecord));
+        assert_eq!(of("clusters/main/reports/20260822-031500-0a1b2c3d"), Form::Stream(ObjectKind::Report));
         assert_eq!(of("clusters/main/backups/20260822-031500F/packs/000001"), Form::AsIs);
         assert!(matches!(of("clusters/main/wal/7/00000001/00000000/000000010000000000000003"), Form::Wal(_)));
         assert!(matches!(of("clusters/main/wal/7/00000001/00000000/000000010000000000000003.r1"), Form::Wal(_)));

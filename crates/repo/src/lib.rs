@@ -21,6 +21,7 @@ pub mod pack;
 pub mod parity;
 pub mod record;
 pub mod register;
+pub mod report;
 pub mod repository;
 pub mod seals;
 pub mod store;

@@ -32,6 +32,8 @@ pub const WRITER_KEYS_BYTES_MAX: usize = 512 * 1024;
 pub const KEY_COMMAND_NAME_MAX: usize = 63;
 /// Longest label of a slot, characters.
 pub const KEY_LABEL_CHARS_MAX: usize = 64;
+/// Largest report of a restore or a validation, decoded.
+pub const REPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest backup record, decoded.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest path in a manifest, bytes (PATH_MAX of Linux).
@@ -40,6 +42,15 @@ pub const PATH_BYTES_MAX: usize = 4096;
 pub const CHUNKS_PER_ITEM: usize = 4096;
 /// Parts a chunk may be put together from.
 pub const CHUNK_PARTS_MAX: usize = 64;
+/// Extended attributes of one file, the name of one and its value (limits of Linux, `linux/limits.h`, but for their number).
+pub const XATTRS_MAX: usize = 128;
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 * 1024;
+/// Longest name of a user or group.
+pub const OWNER_NAME_BYTES_MAX: usize = 255;
+/// Paths that a record of a backup of files names as left out, and as changed while they were read; beyond, they are counted.
+pub const LEFT_OUT_MAX: usize = 10_000;
+pub const LEFT_OUT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest history, backup-history or label file.
 pub const SIDE_FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How often a segment may be pushed again because it was unfinished the time before.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::BackupKind;
 use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
+use crate::report::ReportId;
 use crate::store::{ObjectName, StoreError};
 
 /// The name people give a cluster: letters, digits, `.`, `_`, `-`; 1 to 64 bytes; no leading dot or dash.
@@ -141,6 +142,14 @@ pub fn backup_dir(cluster: &ClusterName, id: &BackupId) -> String {
     format!("{CLUSTERS}/{cluster}/backups/{id}")
 }
 
+pub fn reports_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/reports")
+}
+
+pub fn report(cluster: &ClusterName, id: &ReportId) -> ObjectName {
+    object(format!("{}/{id}", reports_dir(cluster)))
+}
+
 pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectName {
     object(format!("{}/manifest", backup_dir(cluster, id)))
 }
@@ -181,6 +190,7 @@ pub fn lasting_kind(name: &ObjectName) -> Option<ObjectKind> {
         [CLUSTERS, _, "backups", _, "packs", _] => Some(ObjectKind::Pack),
         [CLUSTERS, _, "backups", _, "manifest"] => Some(ObjectKind::Manifest),
         [CLUSTERS, _, "backups", _, "record"] => Some(ObjectKind::BackupRecord),
+        [CLUSTERS, _, "reports", id] if ReportId::parse(id).is_ok() => Some(ObjectKind::Report),
         [CLUSTERS, _, "wal", _, "head" | "head-mirror", _] => None,
         [CLUSTERS, _, "wal", _, "history", _] => Some(ObjectKind::WalSideFile),
         [CLUSTERS, _, "wal", _, "conflicts", _] => Some(ObjectKind::WalSegment),

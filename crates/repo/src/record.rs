@@ -16,7 +16,10 @@ use crate::repository::Repository;
 use crate::store::ObjectName;
 use crate::stream::{Fingerprint, StreamReader, seal_bytes};
 
-pub use parts::{DatabaseDump, DatabaseSetting, GlobalsPart, Grant, PartsRecord};
+pub use parts::{
+    DatabaseDump, DatabaseSetting, FilesPart, FilesRoot, GlobalsPart, Grant, HexPath, LeftOut, LeftOutWhy, PartsRecord,
+    Section, TruthPart,
+};
 
 /// Of a physical backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -58,6 +58,8 @@ pub struct RegisterProblem {
     pub object: String,
     pub what: String,
     pub missing: bool,
+    /// Another copy says what this one should.
+    pub has_other: bool,
 }
 
 /// A check that finds something looks again before it says so.
@@ -481,6 +483,40 @@ impl Register {
         Err(self.too_busy())
     }
 
+    /// Makes every copy of the newest version and of the one before what the other copy says. Returns the objects that
+    /// were missing or damaged and are not any more; what no copy says is left as it is.
+    pub fn mend(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Vec<String>> {
+        let mut mended = vec![];
+        let Some(newest) = self.newest_number()? else { return Ok(mended) };
+        for number in newest.saturating_sub(1).max(1)..=newest {
+            let Ok((version, ())) = self.read_number(number, open) else { continue };
+            for dir in self.dirs() {
+                let name = Self::name(&dir, number)?;
+                match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
+                    Ok(()) => continue,
+                    Err(e) if e.is_not_found() => {}
+                    Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => {
+                        match self.store.delete(&name) {
+                            Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                            Err(e) => return Err(e.into()),
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
+                self.put_copy(&dir, &version)?;
+                if self.read_copy(&name, number)? != version {
+                    return Err(RepoError::corrupt(&name, "it reads differently from what was written"));
+                }
+                mended.push(name.to_string());
+            }
+        }
+        // What a change has passed meanwhile must not stay because we put it back.
+        if !mended.is_empty() && self.newest_number()? != Some(newest) {
+            self.prune()?;
+        }
+        Ok(mended)
+    }
+
     /// The newest number, and what is wrong with it and the one before.
     fn look_through(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(u64, Vec<RegisterProblem>)> {
         let mut problems = vec![];
@@ -493,11 +529,13 @@ impl Register {
                     Ok(()) => {}
                     Err(e) if e.is_not_found() && copy > 0 && number == newest && unfinished => {}
                     Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => {
-                        problems.push(RegisterProblem {
-                            object: name.to_string(),
-                            missing: e.is_not_found(),
-                            what: e.to_string(),
-                        })
+                        let has_other = self.read_number(number, open).is_ok();
+                        let what = match has_other {
+                            true => format!("{e}; its other copy is whole, and 'pgark verify --repair' writes it anew"),
+                            false => e.to_string(),
+                        };
+                        let missing = e.is_not_found();
+                        problems.push(RegisterProblem { object: name.to_string(), what, missing, has_other })
                     }
                     Err(e) => return Err(e),
                 }

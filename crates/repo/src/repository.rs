@@ -105,6 +105,10 @@ impl Repository {
                 let why = format!("{} is a repository of its own, and not a copy of {}", store.url(), self.store.url());
                 return Err(RepoError::WrongKey { why });
             }
+            let (newest, theirs) = (keys.masters().last().map_or(0, |(g, _)| *g), keyring::peek_generation(bytes)?);
+            if theirs > newest && newest > 0 {
+                return Err(self.rotated_alone(&*store, theirs, newest));
+            }
             open(bytes)
         };
         keyring::register(store.clone()).update_with(&mut open_there, |current, there| {
@@ -124,6 +128,17 @@ impl Repository {
         })?;
         let opened = Self::open_ring(&store, &mut |bytes| open(bytes))?;
         Ok((Self::from_ring(store, &opened, &Unlock::default()), created))
+    }
+
+    /// By what its ring says; nobody can say here whether that is true.
+    fn rotated_alone(&self, store: &dyn Store, theirs: u32, ours: u32) -> RepoError {
+        let (here, there) = (self.store.url(), store.url());
+        RepoError::WrongKey {
+            why: format!(
+                "the key of {there} was rotated alone: it is of generation {theirs}, that of {here} of {ours}. 'pgark replicate \
+                 --from {there} --to {here}' brings the newer key ring to {here}"
+            ),
+        }
     }
 
     fn retired_too_early(&self, store: &dyn Store) -> RepoError {
@@ -257,13 +272,21 @@ impl Repository {
 
     /// Every copy of the key ring, opened with the keys that we hold.
     pub fn check_keyring(&self) -> Result<Vec<RegisterProblem>> {
+        keyring::register(self.store.clone()).check_with(&mut self.opens_ring())
+    }
+
+    /// Writes copies of the key ring anew that are missing or damaged, as the other copy has them. Returns their names.
+    pub fn mend_keyring(&self) -> Result<Vec<String>> {
+        keyring::register(self.books.clone()).mend(&mut self.opens_ring())
+    }
+
+    fn opens_ring(&self) -> impl FnMut(&[u8]) -> Result<()> + use<> {
         let keys = self.keys.current();
-        let older = |e: &RepoError| keys.writer().is_some() && matches!(e, RepoError::WrongKey { .. });
-        keyring::register(self.store.clone()).check_with(&mut |bytes| match Keyring::open_held(bytes, &keys) {
+        move |bytes| match Keyring::open_held(bytes, &keys) {
             // The ring before the newest may be from before this writer.
-            Err(e) if older(&e) => Ok(()),
+            Err(RepoError::WrongKey { .. }) if keys.writer().is_some() => Ok(()),
             other => other.map(drop),
-        })
+        }
     }
 }
 

@@ -43,6 +43,7 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     seen: Vec<String>,
+    one_at_a_time: bool,
 }
 
 /// Ends with the value.
@@ -64,14 +65,16 @@ impl FaultyHttp {
         let address = listener.local_addr().expect("its address");
         let (state, ended) = (Arc::new(Mutex::new(State::default())), Arc::new(AtomicBool::new(false)));
         let (of_thread, stop) = (Arc::clone(&state), Arc::clone(&ended));
+        let turn = Arc::new(Mutex::new(()));
         let thread = std::thread::spawn(move || {
             for client in listener.incoming() {
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }
                 let (Ok(client), state, stop) = (client, Arc::clone(&of_thread), Arc::clone(&stop)) else { continue };
+                let server = Server { address: server, turn: Arc::clone(&turn) };
                 // A client that goes away in the middle is what these tests are about.
-                std::thread::spawn(move || drop(serve(client, server, &state, &stop)));
+                std::thread::spawn(move || drop(serve(client, &server, &state, &stop)));
             }
         });
         FaultyHttp { address, state, ended, thread: Some(thread) }
@@ -84,6 +87,11 @@ impl FaultyHttp {
     /// The next so many requests with this method (`""`: any) and this piece in their target fail so.
     pub fn fail(&self, method: &'static str, path_part: &str, times: usize, fault: HttpFault) {
         lock(&self.state).rules.push(Rule { method, path_part: path_part.to_owned(), times, fault });
+    }
+
+    /// From now on the server sees a request only when the one before it was answered.
+    pub fn one_at_a_time(&self) {
+        lock(&self.state).one_at_a_time = true;
     }
 
     /// Faults that were not used up.
@@ -112,8 +120,14 @@ impl Drop for FaultyHttp {
     }
 }
 
+struct Server {
+    address: SocketAddr,
+    /// Held by the one whose request the server sees, when one at a time is asked for.
+    turn: Arc<Mutex<()>>,
+}
+
 /// One request on a connection; the client opens another for the next.
-fn serve(client: TcpStream, server: SocketAddr, state: &Mutex<State>, ended: &AtomicBool) -> io::Result<()> {
+fn serve(client: TcpStream, server: &Server, state: &Mutex<State>, ended: &AtomicBool) -> io::Result<()> {
     client.set_read_timeout(Some(IO_TIMEOUT))?;
     let mut reader = BufReader::new(client.try_clone()?);
     let Some((mut head, mut body)) = read_request(&mut reader)? else { return Ok(()) };
@@ -147,7 +161,10 @@ fn serve(client: TcpStream, server: SocketAddr, state: &Mutex<State>, ended: &At
         }
         _ => {}
     }
-    let mut answer = forward(&head, &body, server)?;
+    let one_at_a_time = lock(state).one_at_a_time;
+    let turn = one_at_a_time.then(|| server.turn.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut answer = forward(&head, &body, server.address)?;
+    drop(turn);
     let body_at = answer.windows(4).position(|w| w == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
     match fault {
         Some(HttpFault::BreakAfter) => return client.shutdown(Shutdown::Both),

@@ -3,27 +3,29 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pgark_engine::EngineError;
 use pgark_engine::archive::Archives;
 use pgark_engine::archive::ahead::{Ahead, is_backlog};
 use pgark_engine::archive::early::Early;
 use pgark_engine::archive::get::{Fetched, GetOptions, get as fetch, is_standby};
 use pgark_engine::archive::prefetch::Prefetch;
 use pgark_engine::archive::pressure::Pressure;
-use pgark_engine::archive::push::{Damaged, PushOptions, push_to_all};
+use pgark_engine::archive::push::{Damaged, PushOptions, PushReport, push_to_all};
 use pgark_engine::archive::spool::Spool;
 use pgark_engine::repair::mend_wal;
 use pgark_engine::restore::ReadFrom;
 use pgark_engine::restore::settings::RestoreFile;
-use pgark_engine::several::Member;
+use pgark_engine::several::{Member, is_its_own};
 use pgark_engine::sources::{Source, Sources, Unopened};
 use pgark_pg::value::SystemId;
 use pgark_repo::Repository;
+use pgark_repo::codec::Compression;
 use pgark_repo::names::ClusterName;
 use pgark_repo::wal::Pushed;
 
 use super::Outcome;
-use super::context::{Context, engine_failure, is_away};
-use super::readers::{Readers, tell};
+use super::context::{Context, Opened, engine_failure, is_away};
+use super::readers::{Readers, Taken, tell};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
@@ -99,7 +101,7 @@ pub fn drain_spool(context: &Context, members: &[Member]) -> Result<(), Failure>
     let mut push = |path: &std::path::Path| {
         let options = PushOptions {
             path,
-            compression: pgark_repo::codec::Compression::DEFAULT,
+            compression: Compression::DEFAULT,
             damaged: Damaged::Refuse,
             jobs: context.jobs(),
             ahead: None,
@@ -128,24 +130,52 @@ fn push_to_repository(
         true => Early::start(&args.path, compression, context.jobs()),
         false => None,
     };
-    let members = context.open_members(Some(OTHERS_PATIENCE))?.members;
-    let cluster = context.cluster()?;
-    let ahead = !args.accept_damaged && !args.alone;
-    let options = PushOptions {
-        path: &args.path,
-        compression,
-        damaged: if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse },
-        jobs: context.jobs(),
-        ahead: ahead.then(|| Ahead { memory: context.push_memory(places(&members), &cluster) }),
-    };
-    if let Some(spool) = spool {
-        // What waits there comes before this file.
-        let mut push = |path: &std::path::Path| {
-            push_to_all(&members, &cluster, &PushOptions { path, ahead: None, ..options }, None).map(drop)
-        };
-        spool.drain(&mut push).map_err(engine_failure)?;
+    let opened = context.open_members(Some(OTHERS_PATIENCE))?;
+    let job = Job { args, context, cluster: context.cluster()?, compression, spool };
+    match job.push(&opened, early) {
+        // The one that the others were compared with is of no use: perhaps they are.
+        Err(e) if is_its_own(&e) && !opened.away.is_empty() && opened.members.iter().all(|m| !m.required) => {
+            let refused = engine_failure(e);
+            let Ok(others) = context.open_left_out(&opened, Some(OTHERS_PATIENCE)) else { return Err(refused) };
+            output::warning(&format!("{}: {}", refused.code, refused.message));
+            told(global, &others.members, &job.push(&others, None).map_err(engine_failure)?)
+        }
+        outcome => told(global, &opened.members, &outcome.map_err(engine_failure)?),
     }
-    let report = push_to_all(&members, &cluster, &options, early).map_err(engine_failure)?;
+}
+
+/// What one call of `archive_command` is to do, in whichever repositories.
+struct Job<'a> {
+    args: &'a PushArgs,
+    context: &'a Context,
+    cluster: ClusterName,
+    compression: Compression,
+    spool: Option<&'a Spool>,
+}
+
+impl Job<'_> {
+    fn push(&self, into: &Opened, early: Option<Early>) -> Result<PushReport, EngineError> {
+        let (args, members) = (self.args, &into.members);
+        let ahead = !args.accept_damaged && !args.alone;
+        let options = PushOptions {
+            path: &args.path,
+            compression: self.compression,
+            damaged: if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse },
+            jobs: self.context.jobs(),
+            ahead: ahead.then(|| Ahead { memory: self.context.push_memory(places(members), &self.cluster) }),
+        };
+        if let Some(spool) = self.spool {
+            // What waits there comes before this file.
+            let mut push = |path: &std::path::Path| {
+                push_to_all(members, &self.cluster, &PushOptions { path, ahead: None, ..options }, None).map(drop)
+            };
+            spool.drain(&mut push)?;
+        }
+        push_to_all(members, &self.cluster, &options, early)
+    }
+}
+
+fn told(global: &GlobalArgs, members: &[Member], report: &PushReport) -> Result<Outcome, Failure> {
     members.iter().flat_map(|m| m.repo.store().notices()).for_each(|notice| output::warning(&notice));
     for (name, why) in &report.away {
         output::warning(&format!("repository {name} lacks {}: {why}", report.file));
@@ -232,7 +262,11 @@ pub fn get(args: GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let troubles = asked.sources.troubles();
     if !troubles.is_empty() {
         let mended = mend_wal(&asked.sources, &asked.cluster, asked.system_id, options.segment_size);
-        tell(&troubles, &mended);
+        let taken = match &fetched {
+            Ok(Fetched::Delivered) => Taken::FromAnother,
+            Ok(Fetched::Absent) | Err(_) => Taken::Unknown,
+        };
+        tell(&troubles, &mended, taken);
     }
     match fetched.map_err(engine_failure)? {
         Fetched::Delivered => Ok(Exit::Done),

@@ -16,8 +16,9 @@ use pgark_repo::names::BackupId;
 use pgark_repo::record::Base;
 
 use super::Outcome;
+use super::backup_files::{self, FilesArgs};
 use super::backup_logical::{self, LogicalArgs};
-use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
+use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure, left_out};
 use super::documents::{BackupDocument, RepoOutcome, type_name};
 use super::locks::Locked;
 use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
@@ -33,9 +34,11 @@ pub struct BackupArgs {
     backup_type: TypeArg,
     /// What is backed up
     #[arg(long, value_name = "KIND", default_value = "physical")]
-    kind: Kind,
+    pub(super) kind: Kind,
     #[command(flatten)]
     pub(super) logical: LogicalArgs,
+    #[command(flatten)]
+    pub(super) files: FilesArgs,
     /// Also read what the WAL says has not changed, and compare it with the earlier backup
     #[arg(long)]
     verify_incremental: bool,
@@ -71,18 +74,27 @@ enum TypeArg {
 
 pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     match args.kind {
-        Kind::Physical => args.logical.refuse_for_physical()?,
-        Kind::Logical => return backup_logical::run(&args, global),
-        Kind::Files | Kind::System => {
-            return Err(Failure::refused("E-NOT-YET", "backups of this kind are not supported in this version"));
+        Kind::Physical => {
+            args.logical.refuse_for_physical()?;
+            args.files.refuse_for(args.kind)?;
+        }
+        Kind::Logical => {
+            args.files.refuse_for(args.kind)?;
+            return backup_logical::run(&args, global);
+        }
+        Kind::System => return backup_logical::run(&args, global),
+        Kind::Files => {
+            args.logical.refuse_for_files()?;
+            return backup_files::run(&args, global);
         }
     }
     let mut context = Context::new(global)?.admitting_writers();
+    refuse_switched_off(&context)?;
     args.priority.apply()?;
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
-    let opened = context.open_members(None)?;
+    let opened = context.open_members_with_books(None)?;
     let options = options(&args, &context, &opened)?;
     let repo = opened.members.first().expect("there is at least one").repo.clone();
     let several = opened.members.len() + opened.away.len() > 1;
@@ -156,6 +168,16 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
 }
 
+/// By a variable of the deployment.
+pub(super) fn refuse_switched_off(context: &Context) -> Result<(), Failure> {
+    let cluster = context.cluster_settings()?;
+    if cluster.backups_enabled {
+        return Ok(());
+    }
+    let message = format!("backups of '{}' are switched off by variable BACKUP_ENABLED", cluster.name);
+    Err(Failure::refused("E-BACKUP-DISABLED", message).hint("set it to true, or unset it"))
+}
+
 /// How the repositories beside the first fared.
 pub(super) struct Others {
     pub outcomes: Vec<RepoOutcome>,
@@ -171,10 +193,7 @@ pub(super) fn into_others(context: &Context, opened: &Opened, id: &BackupId) -> 
     let first = members.first().expect("there is at least one");
     let mut outcomes = vec![RepoOutcome { name: first.name.clone(), ok: true }];
     let mut required = None;
-    let away = |(name, failure): &(String, Failure)| {
-        format!("repository {name} is away: {}: {}", failure.code, failure.message)
-    };
-    let mut lacking: Vec<String> = opened.away.iter().map(away).collect();
+    let mut lacking: Vec<String> = opened.away.iter().map(|(name, failure)| left_out(name, failure)).collect();
     let options = ReplicateOptions { cluster: context.cluster()?, which: Which::Newer, jobs: context.jobs() };
     for (name, why) in several::complete(members, &options, id, &context.ctx) {
         let ok = why.is_none();

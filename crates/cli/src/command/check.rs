@@ -32,8 +32,11 @@ pub struct CheckArgs {
 pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?.admitting_writers();
     let opened = context.open_members(None)?;
-    let first = &opened.members.first().expect("there is at least one").repo;
-    pgark_repo::catalog::CatalogStore::new(first, &context.cluster()?).read().map_err(|e| engine_failure(e.into()))?;
+    // Of several, each is a finding.
+    if let [only] = opened.members.as_slice() {
+        let books = pgark_repo::catalog::CatalogStore::new(&only.repo, &context.cluster()?);
+        books.read().map_err(|e| engine_failure(e.into()))?;
+    }
     super::archive::drain_spool(&context, &opened.members)?;
     let options = CheckOptions {
         spool: super::archive::spool_of(&context)?,

@@ -11,6 +11,8 @@ use pgark_engine::several::Member;
 use pgark_engine::sources::PATIENCE;
 use pgark_engine::{Ctx, EngineError, FailureClass};
 use pgark_repo::Repository;
+use pgark_repo::catalog::CatalogStore;
+use pgark_repo::crypto::Algorithm;
 use pgark_repo::keyring::Unlock;
 use pgark_repo::names::ClusterName;
 use pgark_repo::store::Store;
@@ -148,17 +150,44 @@ impl Context {
         }
     }
 
-    /// All selected repositories, opened; the first that can be is the one to read from. One that is away and not required
-    /// is passed over with a warning; so is one, but the first, that does not answer in time.
+    /// All selected repositories, opened; the first that can be is the one to read from. One that cannot be used and is not
+    /// required is passed over with a warning; so is one, but the first, that does not answer in time.
     ///
     /// # Errors
     /// When none can be opened, or a required one cannot.
     pub fn open_members(&self, patience: Option<Duration>) -> Result<Opened, Failure> {
-        let mut opened = Opened { members: vec![], away: vec![] };
+        self.open_members_of(self.settings.selected_repos()?, patience, |_| Ok(()))
+    }
+
+    /// As `open_members`; and the one to read from has the books of the cluster.
+    pub fn open_members_with_books(&self, patience: Option<Duration>) -> Result<Opened, Failure> {
+        let cluster = self.cluster()?;
         let all = self.settings.selected_repos()?;
+        if all.len() < 2 {
+            return self.open_members(patience);
+        }
+        self.open_members_of(all, patience, |repo| has_books(repo, &cluster))
+    }
+
+    /// Those that were passed over, without those that were opened: for when it turns out that none of these can be used, and
+    /// the others were compared with the wrong one.
+    pub fn open_left_out(&self, opened: &Opened, patience: Option<Duration>) -> Result<Opened, Failure> {
+        let mut all = self.settings.selected_repos()?;
+        all.retain(|s| !opened.members.iter().any(|m| m.name == s.name));
+        self.open_members_of(all, patience, |_| Ok(()))
+    }
+
+    fn open_members_of(
+        &self,
+        all: Vec<RepoSettings>,
+        patience: Option<Duration>,
+        usable_as_first: impl Fn(&Repository) -> Result<(), Failure>,
+    ) -> Result<Opened, Failure> {
+        let mut opened = Opened { members: vec![], away: vec![] };
+        let count = all.len().max(self.settings.selected_repos()?.len());
         for settings in &all {
             let repo = match opened.members.first() {
-                None => self.open_repository(settings),
+                None => self.open_repository(settings).and_then(|repo| usable_as_first(&repo).map(|()| repo)),
                 // Writing waits for the first one as long as it takes: what it lacks has to be completed later.
                 Some(first) => match first.repo.keys().writes_only() {
                     None => open_member(&first.repo, settings, &self.access, patience),
@@ -169,19 +198,19 @@ impl Context {
                 Ok(repo) => {
                     opened.members.push(Member { name: settings.name.clone(), repo, required: settings.required })
                 }
-                Err(failure) if is_away(&failure) && !settings.required && all.len() > 1 => {
+                Err(failure) if is_its_own(&failure) && !settings.required && count > 1 => {
                     opened.away.push((settings.name.clone(), failure));
                 }
-                Err(failure) => return Err(named(failure, &settings.name, all.len())),
+                Err(failure) => return Err(named(failure, &settings.name, count)),
             }
         }
         if opened.members.is_empty() {
             let none = || Failure::usage("E-REPO-CHOICE", "no repository is configured");
             let away = opened.away.into_iter().next();
-            return Err(away.map_or_else(none, |(name, failure)| named(failure, &name, all.len())));
+            return Err(away.map_or_else(none, |(name, failure)| named(failure, &name, count)));
         }
         for (name, failure) in &opened.away {
-            output::warning(&format!("repository {name} is away: {}: {}", failure.code, failure.message));
+            output::warning(&left_out(name, failure));
         }
         Ok(opened)
     }
@@ -211,13 +240,25 @@ impl Context {
             None => self.settings.repos_of_cluster(),
         };
         let mut others = vec![];
+        let is_itself = |settings: &RepoSettings| {
+            self.open_store(settings, Missing::Refuse).is_ok_and(|store| store.url() == repo.store().url())
+        };
         for settings in candidates {
-            let copy = self.open_copy(repo, &settings, Missing::Refuse);
+            // Opening a copy completes its key ring: this one is just being looked at.
+            if is_itself(&settings) {
+                continue;
+            }
+            let copy = match self.open_copy(repo, &settings, Missing::Refuse) {
+                Err(failure) if failure.exit == Exit::WrongKey && repo.encryption() != Algorithm::None => {
+                    self.open_rekeyed_of(repo, &settings, failure).map(Some)
+                }
+                copy => copy,
+            };
             match copy {
-                Ok(Some(copy)) if copy.store().url() != repo.store().url() => {
+                Ok(Some(copy)) => {
                     others.push(Member { name: settings.name.clone(), repo: copy, required: false });
                 }
-                Ok(_) => {}
+                Ok(None) => {}
                 Err(failure) if named.is_none() => {
                     output::warning(&format!("repository {}: {}: {}", settings.name, failure.code, failure.message));
                 }
@@ -227,18 +268,64 @@ impl Context {
         Ok(others)
     }
 
+    /// A copy of `repo` with keys of its own, or what `repo` is such a copy of; opened with its own secret.
+    fn open_rekeyed_of(
+        &self,
+        repo: &Repository,
+        settings: &RepoSettings,
+        not_the_same: Failure,
+    ) -> Result<Repository, Failure> {
+        let opened = self.open_repository(settings);
+        match opened {
+            Ok(other) if other.id() != repo.id() && other.keys().shares_content_ids(repo.keys()) => Ok(other),
+            Ok(_) => Err(not_the_same),
+            Err(own) => Err(Failure {
+                message: format!("{}; with its own secret: {}: {}", not_the_same.message, own.code, own.message),
+                ..not_the_same
+            }),
+        }
+    }
+
     /// The first repository that can be opened, to read from. One that lets us wait does so only until another one answers.
     pub fn open_first(&self) -> Result<(RepoSettings, Repository), Failure> {
+        let found = self.first_that(|_| Ok(()))?;
+        Ok((found.settings, found.repo))
+    }
+
+    /// As `open_first`, the first that has the books of the cluster.
+    pub fn open_first_with_books(&self) -> Result<Repository, Failure> {
+        let cluster = self.cluster()?;
+        Ok(self.first_that(move |repo| has_books(repo, &cluster))?.repo)
+    }
+
+    /// The first repository that can be opened and that `look` makes something of. One that cannot be used is passed over with
+    /// a warning, when there are several.
+    pub fn first_that<T: Send + 'static>(
+        &self,
+        look: impl Fn(&Repository) -> Result<T, Failure> + Send + Sync + 'static,
+    ) -> Result<FirstOf<T>, Failure> {
         let all = self.settings.selected_repos()?;
         if let [only] = all.as_slice() {
-            return Ok((only.clone(), self.open_repository(only)?));
+            let repo = self.open_repository(only)?;
+            let seen = look(&repo)?;
+            return Ok(FirstOf { settings: only.clone(), repo, seen, passed_over: vec![] });
         }
+        let look = Arc::new(look);
         let (send, receive) = std::sync::mpsc::channel();
-        let (mut next, mut running, mut failed, mut late) = (0, 0, None::<Failure>, None::<String>);
+        let start = |opener: Opener, n: usize| {
+            let (send, look) = (send.clone(), look.clone());
+            // A thread that is given up ends with the program.
+            std::thread::spawn(move || {
+                let found = opener.open().and_then(|repo| look(&repo).map(|seen| (repo, seen)));
+                send.send((n, found)).unwrap_or_default();
+            });
+        };
+        let (mut next, mut running) = (0, 0);
+        let (mut passed_over, mut late) = (vec![], None::<String>);
         loop {
             if running == 0 {
                 let Some(settings) = all.get(next) else { break };
-                start(self.opener(settings), next, &send);
+                start(self.opener(settings), next);
                 (next, running) = (next + 1, 1);
             }
             let got = match next < all.len() {
@@ -247,31 +334,32 @@ impl Context {
             };
             let settings = |n: usize| all.get(n).cloned().ok_or_else(no_repository);
             match got {
-                Ok((n, Ok(repo))) => {
+                Ok((n, Ok((repo, seen)))) => {
                     let settings = settings(n)?;
-                    let why = failed.map(|f| format!("{}: {}", f.code, f.message)).or(late);
-                    if let Some(why) = why {
-                        output::warning(&format!("{why}; reading from repository {}", settings.name));
+                    let said = passed_over.iter().map(|f: &Failure| format!("{}: {}", f.code, f.message)).chain(late);
+                    let said: Vec<String> = said.collect();
+                    if !said.is_empty() {
+                        output::warning(&format!("{}; reading from repository {}", said.join("; "), settings.name));
                     }
-                    return Ok((settings, repo));
+                    return Ok(FirstOf { settings, repo, seen, passed_over });
                 }
                 Ok((n, Err(failure))) => {
                     running -= 1;
                     let failure = named(failure, &settings(n)?.name, all.len());
-                    if !is_away(&failure) {
+                    if !is_its_own(&failure) {
                         return Err(failure);
                     }
-                    failed = failed.or(Some(failure));
+                    passed_over.push(failure);
                 }
                 Err(_) => {
                     let waited = settings(next - 1)?.name;
                     late = Some(format!("repository {waited} did not answer within {} s", PATIENCE.as_secs()));
-                    start(self.opener(&settings(next)?), next, &send);
+                    start(self.opener(&settings(next)?), next);
                     (next, running) = (next + 1, running + 1);
                 }
             }
         }
-        Err(failed.unwrap_or_else(no_repository))
+        Err(passed_over.into_iter().next().unwrap_or_else(no_repository))
     }
 
     /// Before a repository is made there.
@@ -423,14 +511,6 @@ pub fn refuse_same_place(all: &[RepoSettings]) -> Result<(), Failure> {
     Ok(())
 }
 
-type Started = (usize, Result<Repository, Failure>);
-
-/// A thread that is given up ends with the program.
-fn start(opener: Opener, n: usize, send: &std::sync::mpsc::Sender<Started>) {
-    let send = send.clone();
-    std::thread::spawn(move || send.send((n, opener.open())).unwrap_or_default());
-}
-
 fn no_repository() -> Failure {
     Failure::usage("E-REPO-CHOICE", "no repository is configured")
 }
@@ -494,6 +574,15 @@ fn in_time<T: Send + 'static>(
     receive.recv_timeout(patience).unwrap_or_else(|_| Err(Failure::failed("E-REPO-IO", message)))
 }
 
+/// A repository to read from, and what was found in it.
+pub struct FirstOf<T> {
+    pub settings: RepoSettings,
+    pub repo: Repository,
+    pub seen: T,
+    /// Why those before it could not be used; each names its repository.
+    pub passed_over: Vec<Failure>,
+}
+
 /// Repositories of one command.
 pub struct Opened {
     /// At least one.
@@ -505,6 +594,25 @@ pub struct Opened {
 /// Whether the repository could not be reached, so that the same may succeed later. What it refuses is another matter.
 pub fn is_away(failure: &Failure) -> bool {
     AWAY.contains(&&*failure.code)
+}
+
+/// Whether it is this repository's own matter, as the engine has it: others can be used without it.
+pub fn is_its_own(failure: &Failure) -> bool {
+    let closed = matches!(failure.exit, Exit::WrongKey | Exit::Damage | Exit::NoRepository);
+    closed || is_away(failure) || OTHER.contains(&&*failure.code)
+}
+
+/// Of repositories that are of other clusters.
+const OTHER: &[&str] = &["E-CLUSTER-NONE", "E-WAL-SYSTEM"];
+
+/// What is said of a repository that is passed over.
+pub fn left_out(name: &str, failure: &Failure) -> String {
+    let state = if is_away(failure) { "is away" } else { "cannot be used" };
+    format!("repository {name} {state}: {}: {}", failure.code, failure.message)
+}
+
+fn has_books(repo: &Repository, cluster: &ClusterName) -> Result<(), Failure> {
+    CatalogStore::new(repo, cluster).read().map(drop).map_err(|e| engine_failure(e.into()))
 }
 
 /// Codes of failures to reach, to open or to write the repository: a vault that is away comes back too.

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use pgark_engine::backup::BackupReport;
+use pgark_engine::files::FilesReport;
 use pgark_engine::info::{ClusterInfo, Window};
 use pgark_engine::logical::LogicalReport;
 use pgark_engine::repair::Mended;
@@ -11,10 +12,10 @@ use pgark_engine::restore::resolve::StopHow;
 use pgark_engine::sources::{Trouble, TroubleKind};
 use pgark_engine::verify::{Depth, ProblemKind, VerifyReport};
 use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence};
-use pgark_repo::record::{Base, DatabaseDump, GlobalsPart, Method};
+use pgark_repo::record::{Base, DatabaseDump, GlobalsPart, Method, TruthPart};
 use serde::Serialize;
 
-use crate::failure::SCHEMA;
+use crate::failure::{Failure, SCHEMA};
 
 #[derive(Serialize)]
 pub struct BackupDocument {
@@ -43,6 +44,9 @@ pub struct BackupDocument {
     /// Of a logical backup: the databases, what no earlier backup had of their dumps, and the program that made them.
     #[serde(skip_serializing_if = "Option::is_none")]
     logical: Option<serde_json::Value>,
+    /// Of a backup of files or of a system: what is in it, and what was left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<serde_json::Value>,
     /// Interrupted backups of which something could be used, and how many stored bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     resumed: Option<serde_json::Value>,
@@ -90,6 +94,7 @@ impl BackupDocument {
             bad_blocks: e.bad_blocks,
             from_standby: e.from_standby,
             logical: None,
+            files: None,
             resumed: (!report.resumed.backups.is_empty()).then(|| {
                 let ids: Vec<String> = report.resumed.backups.iter().map(ToString::to_string).collect();
                 serde_json::json!({"backups": ids, "stored_bytes": report.resumed.bytes})
@@ -98,6 +103,39 @@ impl BackupDocument {
                 serde_json::json!({"pages": r.pages, "hints": r.hints, "changed_later": r.later, "wrong": r.wrong,
                     "examples": r.examples})
             }),
+            repos,
+            locks: vec![],
+            warnings: report.warnings.iter().cloned().chain(lacking).collect(),
+        }
+    }
+
+    pub fn files(cluster: &str, report: &FilesReport, repos: Vec<RepoOutcome>, lacking: Vec<String>) -> Self {
+        let e = &report.entry;
+        let mut files = super::backup_files::document(&report.files);
+        files["new_bytes"] = report.new_bytes.into();
+        files["compared_with"] = report.base.as_ref().map(ToString::to_string).into();
+        BackupDocument {
+            schema: SCHEMA,
+            id: e.id.to_string(),
+            cluster: cluster.into(),
+            kind: e.kind.as_str(),
+            backup_type: type_name(e.backup_type),
+            base: None,
+            full_because: None,
+            started: e.started,
+            finished: e.finished,
+            lsn_start: None,
+            lsn_stop: None,
+            timeline: None,
+            size_bytes: e.size_bytes,
+            read_bytes: e.read_bytes,
+            stored_bytes: e.stored_bytes,
+            bad_blocks: 0,
+            from_standby: false,
+            logical: None,
+            files: Some(files),
+            resumed: None,
+            verify_incremental: None,
             repos,
             locks: vec![],
             warnings: report.warnings.iter().cloned().chain(lacking).collect(),
@@ -130,6 +168,7 @@ impl BackupDocument {
                 "compared_with": report.base.as_ref().map(ToString::to_string),
                 "pg_dump": report.tools.dump.to_string_lossy(), "pg_dump_version": report.tools.version.to_string(),
             })),
+            files: report.files.as_ref().map(super::backup_files::document),
             resumed: None,
             verify_incremental: None,
             repos,
@@ -142,7 +181,12 @@ impl BackupDocument {
 pub fn database(d: &DatabaseDump) -> serde_json::Value {
     serde_json::json!({"name": d.name, "taken": d.taken, "size_bytes": d.size_bytes, "dump_bytes": d.dump_bytes,
         "entries": d.entries, "tables": d.table_data, "owner": d.owner, "encoding": d.encoding, "snapshot": d.snapshot,
-        "schemas_selected": d.schemas, "tables_selected": d.tables})
+        "schemas_selected": d.schemas, "tables_selected": d.tables, "truth": d.truth.as_ref().map(truth)})
+}
+
+fn truth(t: &TruthPart) -> serde_json::Value {
+    serde_json::json!({"part": t.path, "bytes": t.bytes, "hashed": t.hashed, "objects": t.objects, "tables": t.tables,
+        "rows": t.rows, "unread": t.unread, "duration_ms": t.duration_ms})
 }
 
 pub fn globals(g: &GlobalsPart) -> serde_json::Value {
@@ -191,6 +235,8 @@ pub struct InfoDocument {
     clusters: Vec<ClusterDocument>,
     /// Used and free space of the repository that was read, growth, forecast, cost.
     repository: serde_json::Value,
+    /// Why others, which would have been read before it, were not.
+    passed_over: Vec<serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -241,6 +287,9 @@ struct BackupLine {
     timeline: Option<u32>,
     size_bytes: u64,
     stored_bytes: u64,
+    /// What the databases of a logical backup took on their server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_bytes: Option<u64>,
     bad_blocks: u64,
     from_standby: bool,
     kept: bool,
@@ -278,8 +327,11 @@ impl From<&Window> for WindowDocument {
 }
 
 impl InfoDocument {
-    pub fn new(clusters: &[ClusterInfo], repository: serde_json::Value) -> Self {
-        InfoDocument { schema: SCHEMA, clusters: clusters.iter().map(cluster_document).collect(), repository }
+    pub fn new(clusters: &[ClusterInfo], repository: serde_json::Value, passed_over: &[Failure]) -> Self {
+        let why = |f: &Failure| serde_json::json!({"code": f.code, "message": f.message});
+        let passed_over = passed_over.iter().map(why).collect();
+        let clusters = clusters.iter().map(cluster_document).collect();
+        InfoDocument { schema: SCHEMA, clusters, repository, passed_over }
     }
 }
 
@@ -309,6 +361,7 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
         timeline: None,
         size_bytes: 0,
         stored_bytes: 0,
+        database_bytes: None,
         bad_blocks: 0,
         from_standby: false,
         kept: false,
@@ -347,6 +400,7 @@ fn complete_line(b: &BackupEntry) -> BackupLine {
         timeline: physical.map(|p| p.timeline.get()),
         size_bytes: b.size_bytes,
         stored_bytes: b.stored_bytes,
+        database_bytes: b.database_bytes,
         bad_blocks: b.bad_blocks(),
         from_standby: physical.is_some_and(|p| p.from_standby),
         // A hold keeps it too.
@@ -405,6 +459,7 @@ impl RepositoryTrouble {
                 TroubleKind::Missing => "missing",
                 TroubleKind::Damaged => "damaged",
                 TroubleKind::Away => "away",
+                TroubleKind::Foreign => "foreign",
             },
             object: t.object.clone(),
             what: t.what.clone(),
@@ -475,6 +530,9 @@ pub struct VerifyDocument {
     /// Objects that were made right again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     repaired: Vec<String>,
+    /// What a repair would make right, where only that was asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    repairable: Vec<serde_json::Value>,
     parity: ParityDocument,
     notes: Vec<String>,
 }
@@ -515,7 +573,7 @@ pub fn problem_kind(k: ProblemKind) -> &'static str {
 }
 
 impl VerifyDocument {
-    pub fn new(r: &VerifyReport, depth: Depth, repaired: Vec<String>) -> Self {
+    pub fn new(r: &VerifyReport, depth: Depth, repaired: Vec<String>, repairable: &[(String, String)]) -> Self {
         let problem = |p: &pgark_engine::verify::Problem| ProblemDocument {
             object: p.object.clone(),
             kind: problem_kind(p.kind),
@@ -553,8 +611,9 @@ impl VerifyDocument {
             problems: r.problems.iter().map(problem).collect(),
             unchecked: r.unchecked.iter().map(unchecked).collect(),
             repaired,
+            repairable: repairable.iter().map(|(o, from)| serde_json::json!({"object": o, "from": from})).collect(),
             parity: ParityDocument { present: r.parity_present, missing: r.parity_missing.len() as u64 },
-            notes: r.notes.clone(),
+            notes: r.remarks(),
         }
     }
 }

@@ -81,10 +81,18 @@ fn removed(plan: &ExpirePlan, report: Option<&ExpireReport>) -> String {
     let e = plan.earlier;
     let Some(r) = report else {
         let due = e.backups_due + e.segments_due;
-        return if due > 0 {
-            format!("would remove what expired earlier: {} backups, {} WAL segments\n", e.backups_due, e.segments_due)
-        } else {
-            String::new()
+        let full = match plan.is_full {
+            true => {
+                "the repository is full: what expires, and what expired earlier, would be removed at once, without its grace\n"
+            }
+            false => "",
+        };
+        return match due {
+            0 => full.to_owned(),
+            _ => format!(
+                "would remove what expired earlier: {} backups, {} WAL segments\n{full}",
+                e.backups_due, e.segments_due
+            ),
         };
     };
     let c = &r.collected;
@@ -143,7 +151,9 @@ fn explained(f: &Fate) -> String {
     if f.stays() {
         out += &format!("  goes: {goes}\n");
     }
-    if f.lost.is_empty() {
+    if f.entry.physical.is_none() {
+        out += "  lost then: what this one holds as it was then; no WAL brings it back\n";
+    } else if f.lost.is_empty() {
         out += "  lost then: no moment, an older backup and its WAL reach them all\n";
     }
     for w in &f.lost {
@@ -245,6 +255,7 @@ pub fn document(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>,
         "wal": plan.wal.iter().map(wal_json).collect::<Vec<_>>(),
         "earlier": {"backups_due": e.backups_due, "segments_due": e.segments_due,
             "backups_waiting": e.backups_waiting, "segments_waiting": e.segments_waiting},
+        "repository_is_full": plan.is_full,
         "removed": report.map(|r| json!({"objects": r.collected.objects, "bytes": r.collected.bytes,
             "backups_waiting": r.collected.waiting_backups, "segments_waiting": r.collected.waiting_segments,
             "locked_until": r.collected.locked_until.map(|t| t.to_string()), "repository_was_full": r.was_full})),

@@ -4,10 +4,14 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use pgark_engine::export::system::{self, SystemExportOptions};
 use pgark_engine::export::{self, Destination, ExportOptions, ExportPlan, ExportReport, Packing};
+use pgark_repo::catalog::BackupKind;
+use pgark_repo::names::BackupId;
 use serde::Serialize;
 
 use super::Outcome;
+use super::backup_logical::{scratch, tool_options};
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
 use crate::args::{DryRunArgs, GlobalArgs};
@@ -26,6 +30,9 @@ pub struct ExportArgs {
     format: Option<FormatArg>,
     #[command(flatten)]
     dry_run: DryRunArgs,
+    /// The directory of pg_restore, which writes the dumps of a system as SQL
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,6 +83,9 @@ pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         None | Some("latest") => None,
         Some(id) => Some(parse_id(id)?),
     };
+    if let Some(id) = backup.clone().filter(|id| id.kind() != BackupKind::Physical) {
+        return run_system(&args, &context, id, packing, global);
+    }
     let dir = args.to.parent().filter(|d| !to_stdout && !d.as_os_str().is_empty());
     let spool = match (to_stdout, dir) {
         (true, _) => std::env::temp_dir(),
@@ -85,7 +95,7 @@ pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if !to_stdout {
         export::check_free(&args.to).map_err(engine_failure)?;
     }
-    let (_, repo) = context.open_first()?;
+    let repo = context.open_first_with_books()?;
     let plan = export::plan(&options, &repo).map_err(engine_failure)?;
     let mut document = document(&plan, &args);
     let degraded = plan.restore.notes.iter().any(|n| n.starts_with("DEGRADED"));
@@ -119,6 +129,69 @@ pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         output::result(global.form(), &document, || done)?;
     }
     Ok(if degraded || left_out { Exit::Warnings } else { Exit::Done })
+}
+
+/// Of every kind but physical: a tar with dumps as SQL, and files.
+fn run_system(
+    args: &ExportArgs,
+    context: &Context,
+    backup: BackupId,
+    packing: Packing,
+    global: &GlobalArgs,
+) -> Result<Outcome, Failure> {
+    let cluster = context.cluster()?;
+    let logical = context.cluster_settings()?.logical.clone().unwrap_or_default();
+    let prefix = context.cluster_settings()?.system.as_ref().and_then(|s| s.prefix.clone());
+    let options = SystemExportOptions {
+        prefix: prefix.unwrap_or_else(|| cluster.to_string()),
+        cluster,
+        backup,
+        packing,
+        tools: tool_options(args.pg_bin.as_ref(), &logical),
+        scratch: scratch(&logical),
+    };
+    let to_stdout = args.to == Path::new("-");
+    if !to_stdout {
+        export::check_free(&args.to).map_err(engine_failure)?;
+    }
+    let (_, repo) = context.open_first()?;
+    let plan = system::plan(&options, &repo).map_err(engine_failure)?;
+    let record = &plan.record;
+    let mut document = serde_json::json!({
+        "schema": SCHEMA, "backup": record.id.to_string(), "kind": record.kind.as_str(), "to": args.to.to_string_lossy(),
+        "directory": plan.name, "databases": record.databases.iter().map(|d| &d.name).collect::<Vec<_>>(),
+        "size_bytes": record.totals.size_bytes,
+    });
+    if args.dry_run.dry_run {
+        let shown = || format!("would export backup {} to {} as {}\n", record.id, args.to.display(), plan.name);
+        output::result(global.form(), &document, shown)?;
+        return Ok(Exit::Done);
+    }
+    output::warning("an export is not encrypted: whoever reads it reads the databases and the files");
+    let to = match to_stdout {
+        true => Destination::Stream(RefCell::new(Box::new(std::io::stdout().lock()))),
+        false => Destination::File(args.to.clone()),
+    };
+    let report = system::run(&options, &plan, &to, &repo, &context.ctx).map_err(engine_failure)?;
+    report.warnings.iter().for_each(|w| output::warning(w));
+    let done = format!(
+        "exported backup {} to {}: {} files, {}, in {}\n  sha256 {}\n  everything is in {}/\n",
+        record.id,
+        args.to.display(),
+        report.files,
+        human_bytes(report.bytes),
+        human_bytes(report.size),
+        report.sha256,
+        plan.name
+    );
+    if to_stdout {
+        done.lines().for_each(|line| context.ctx.progress.note(line));
+    } else {
+        document["written"] = serde_json::json!({"files": report.files, "content_bytes": report.bytes,
+            "file_bytes": report.size, "sha256": report.sha256, "warnings": report.warnings});
+        output::result(global.form(), &document, || done)?;
+    }
+    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
 fn packing(args: &ExportArgs, to_stdout: bool) -> Result<Packing, Failure> {

@@ -10,7 +10,7 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, CatalogStore};
 use pgark_repo::record::{PartsRecord, Record};
 
-use super::context::{Context, engine_failure};
+use super::context::{Context, FirstOf, engine_failure, is_away};
 use super::delete::parse_id;
 use super::documents::{
     BaseDocument, InfoDocument, database, evidence, globals, holds, kind_name, type_name, version_text,
@@ -45,13 +45,16 @@ enum OutputArg {
 
 pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?.admitting_writers();
-    let (settings, repo) = context.open_first()?;
     let form = if args.output == OutputArg::Json { Form::Json } else { global.form() };
     // Without a name, what is there is what is of interest.
     let named = global.cluster.is_some() || std::env::var_os("PGARK_CLUSTER").is_some();
     let cluster = context.cluster()?;
     let only = (named || args.id.is_some()).then_some(&cluster);
-    let clusters = info::info(&repo, only, &context.ctx).map_err(engine_failure)?;
+    let (only, ctx) = (only.cloned(), context.ctx.clone());
+    let found = context.first_that(move |repo| info::info(repo, only.as_ref(), &ctx).map_err(engine_failure))?;
+    let FirstOf { settings, repo, seen: clusters, passed_over } = found;
+    // One that is away is no news of what lies in it.
+    let exit = if passed_over.iter().all(is_away) { Exit::Done } else { Exit::Warnings };
     if let Some(id) = &args.id {
         let id = parse_id(id)?;
         let found = clusters.iter().flat_map(|c| &c.backups).find(|b| b.id == id);
@@ -65,7 +68,7 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             Record::Parts(record) => {
                 let document = parts_document(entry, &record);
                 output::result(form, &document, || serde_json::to_string_pretty(&document).unwrap_or_default() + "\n")?;
-                return Ok(Exit::Done);
+                return Ok(exit);
             }
         };
         let document = serde_json::json!({
@@ -82,10 +85,11 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
         });
         output::result(form, &document, || serde_json::to_string_pretty(&document).unwrap_or_default() + "\n")?;
-        return Ok(Exit::Done);
+        return Ok(exit);
     }
     if args.output == OutputArg::PgbackrestJson {
-        return pgbackrest(&clusters);
+        pgbackrest(&clusters)?;
+        return Ok(exit);
     }
     let room = crate::space::look(&context, &settings, &repo, args.count_for.0);
     let cost = match (&room, args.cost) {
@@ -93,13 +97,14 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         (Err(failure), true) => return Err(failure.clone()),
         (_, false) => None,
     };
-    let document = InfoDocument::new(&clusters, room_document(&settings.name, &repo, &room, cost.as_ref()));
+    let document =
+        InfoDocument::new(&clusters, room_document(&settings.name, &repo, &room, cost.as_ref()), &passed_over);
     output::result(form, &document, || {
         let mut all = clusters.iter().map(text).collect::<Vec<_>>();
         all.push(room_text(&repo, &room, cost.as_ref()));
         all.join("\n")
     })?;
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 fn parts_document(entry: &BackupEntry, record: &PartsRecord) -> serde_json::Value {
@@ -110,6 +115,7 @@ fn parts_document(entry: &BackupEntry, record: &PartsRecord) -> serde_json::Valu
         "finished": record.finished, "program": record.program, "pg_version": version_text(record.version_num),
         "databases": record.databases.iter().map(database).collect::<Vec<_>>(),
         "globals": record.globals.as_ref().map(globals), "files": record.totals.files,
+        "contents": record.files.as_ref().map(super::backup_files::document),
         "size_bytes": record.totals.size_bytes, "stored_bytes": entry.stored_bytes, "packs": record.totals.packs,
         "kept": entry.kept, "kept_until": entry.kept_until, "holds": holds(entry), "damaged": entry.damaged,
         "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
@@ -154,6 +160,7 @@ fn text(c: &ClusterInfo) -> String {
     ]);
     for b in &c.backups {
         let mut remarks = vec![];
+        remarks.extend(b.database_bytes.map(|bytes| format!("databases of {}", human_bytes(bytes))));
         if b.kept {
             remarks.push("kept".to_owned());
         }
@@ -244,7 +251,7 @@ fn indent(text: &str) -> String {
 }
 
 /// What monitoring made for pgBackRest reads, as far as it applies.
-fn pgbackrest(clusters: &[ClusterInfo]) -> Result<Outcome, Failure> {
+fn pgbackrest(clusters: &[ClusterInfo]) -> Result<(), Failure> {
     let backup = |b: &BackupEntry| {
         let physical = b.physical.as_ref();
         serde_json::json!({
@@ -270,6 +277,5 @@ fn pgbackrest(clusters: &[ClusterInfo]) -> Result<Outcome, Failure> {
             })
         })
         .collect();
-    output::write_json(&mut std::io::stdout().lock(), &stanzas)?;
-    Ok(Exit::Done)
+    output::write_json(&mut std::io::stdout().lock(), &stanzas)
 }

@@ -3,6 +3,7 @@
 mod annotate;
 mod archive;
 mod backup;
+mod backup_files;
 mod backup_logical;
 mod browse;
 mod check;
@@ -25,8 +26,11 @@ mod locks;
 mod misc;
 pub mod readers;
 mod replicate;
+mod report;
 mod restore;
+mod restore_files;
 mod restore_logical;
+mod restore_system;
 mod restore_table;
 mod space;
 mod truth;
@@ -85,6 +89,8 @@ pub enum Command {
     Validate(Box<validate::ValidateArgs>),
     /// Write down what a database holds at this moment, to compare another one with
     Truth(truth::TruthArgs),
+    /// What restores and validations found, as the repository has it
+    Report(report::ReportArgs),
     /// Remove what the retention policy gives up: backups, and WAL that nothing kept needs
     Expire(expire::ExpireArgs),
     /// Bring back a backup that retention gave up, before its objects are removed
@@ -136,6 +142,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Verify(a) => verify::run(a, global),
         Command::Validate(a) => validate::run(*a, global),
         Command::Truth(a) => truth::run(&a, global),
+        Command::Report(a) => report::run(&a, global),
         Command::Expire(a) => expire::run(a, global),
         Command::Unexpire(a) => unexpire::run(a, global),
         Command::Keep(a) => keep::keep(a, global),

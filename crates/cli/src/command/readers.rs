@@ -106,18 +106,29 @@ impl Readers {
     }
 }
 
+/// Whether what one repository lacked was found elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    FromAnother,
+    /// The operation failed, or was only planned.
+    Unknown,
+}
+
 /// Says which repository lacked what, and what became of it.
-pub fn tell(troubles: &[Trouble], mended: &[Mended]) {
+pub fn tell(troubles: &[Trouble], mended: &[Mended], taken: Taken) {
     for trouble in troubles.iter().take(WARNINGS_MAX) {
         let done =
             mended.iter().find(|m| m.repository == trouble.repository && Some(&m.object) == trouble.object.as_ref());
-        let then = match (trouble.kind, done.map(|m| &m.outcome)) {
-            (TroubleKind::Away, _) => String::new(),
-            (_, Some(Ok(from))) => format!("; taken from another repository, and put back from {from}"),
-            (_, Some(Err(why))) => format!("; taken from another repository, and not put back: {why}"),
-            (_, None) => "; taken from another repository".to_owned(),
+        let taken = match (trouble.kind, taken) {
+            (TroubleKind::Missing | TroubleKind::Damaged, Taken::FromAnother) => "; taken from another repository",
+            _ => "",
         };
-        output::warning(&format!("repository {}: {}{then}", trouble.repository, trouble.what));
+        let then = match done.map(|m| &m.outcome) {
+            Some(Ok(from)) => format!(", put back from {from}"),
+            Some(Err(why)) => format!(", not put back: {why}"),
+            None => String::new(),
+        };
+        output::warning(&format!("repository {}: {}{taken}{then}", trouble.repository, trouble.what));
     }
     if troubles.len() > WARNINGS_MAX {
         output::warning(&format!("{} more of this kind", troubles.len() - WARNINGS_MAX));

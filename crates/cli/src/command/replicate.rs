@@ -63,6 +63,7 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     if missing == Missing::Create {
         context.refuse_nested(to)?;
     }
+    let ring_before = ring_of(&context, to);
     let target = match args.rekey {
         false => context.open_copy(&source, to, missing),
         true => rekeyed(&context, &source, to, args.new_passphrase_file, missing),
@@ -79,8 +80,9 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     notices.iter().for_each(|notice| output::warning(notice));
     let member = Member { name: to.name.clone(), repo: target, required: false };
     let locked = locks::extend_all(&[member], &options.cluster, &context.ctx);
-    let shown = || text(&report) + &locked.iter().map(Locked::text).collect::<String>();
-    output::result(global.form(), &document(&report, &locked), shown)?;
+    let got_ring = ring_of(&context, to) != ring_before;
+    let shown = || text(&report, got_ring) + &locked.iter().map(Locked::text).collect::<String>();
+    output::result(global.form(), &document(&report, got_ring, &locked), shown)?;
     let is_fine = report.failed.is_empty() && notices.is_empty() && locked.iter().all(Locked::is_fine);
     Ok(if is_fine { Exit::Done } else { Exit::Warnings })
 }
@@ -142,14 +144,20 @@ fn plan_text(plan: &ReplicatePlan) -> String {
     out
 }
 
-fn document(r: &ReplicateReport, locked: &[Locked]) -> Value {
-    let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
-    json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
-        "bytes": r.bytes, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
+/// The key ring there, as far as it can be read.
+fn ring_of(context: &Context, settings: &RepoSettings) -> Option<Vec<u8>> {
+    let store = context.open_store(settings, Missing::Refuse).ok()?;
+    Repository::ring_bytes(&store).ok()
 }
 
-fn text(r: &ReplicateReport) -> String {
-    let mut out = String::new();
+fn document(r: &ReplicateReport, got_ring: bool, locked: &[Locked]) -> Value {
+    let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
+    json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
+        "bytes": r.bytes, "key_ring": got_ring, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
+}
+
+fn text(r: &ReplicateReport, got_ring: bool) -> String {
+    let mut out = if got_ring { "the key ring was written there\n".to_owned() } else { String::new() };
     for (what, why) in &r.failed {
         out += &format!("NOT COPIED: {what}: {why}\n");
     }
@@ -157,7 +165,7 @@ fn text(r: &ReplicateReport) -> String {
         out += &format!("completed {id}, which had lost objects\n");
     }
     if r.objects == 0 && r.backups.is_empty() && r.failed.is_empty() {
-        return "nothing was missing\n".into();
+        return if got_ring { out + "nothing else was missing\n" } else { "nothing was missing\n".into() };
     }
     out += &format!(
         "copied {} backups and {} WAL segments: {} objects, {}\n",

@@ -18,8 +18,10 @@ use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
 use super::delete::parse_id;
 use super::documents::{RepositoryTrouble, RestoreDocument, StartedDocument};
-use super::readers::{Readers, tell};
+use super::readers::{Readers, Taken, tell};
+use super::restore_files::{self, FilesRestoreArgs};
 use super::restore_logical::{self, LogicalRestoreArgs};
+use super::restore_system;
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs, RateArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, human_duration, timestamp};
@@ -30,11 +32,13 @@ use crate::settings::units::Span;
 pub struct RestoreArgs {
     /// A backup's id; 'latest' or nothing for the newest one that reaches the target
     pub(super) id: Option<String>,
-    /// What is restored: the cluster's files, or a database from a dump
+    /// What is restored: the cluster's files, a database from a dump, files, or a system of both
     #[arg(long, value_name = "KIND", default_value = "physical")]
     kind: Kind,
     #[command(flatten)]
     pub(super) logical: LogicalRestoreArgs,
+    #[command(flatten)]
+    pub(super) files: FilesRestoreArgs,
     /// The directory to restore into: absent or empty, but for --delta
     #[arg(long, value_name = "DIR", required_if_eq("kind", "physical"))]
     pub(super) to: Option<PathBuf>,
@@ -124,6 +128,15 @@ enum ArchiveArg {
 }
 
 impl RestoreArgs {
+    fn refuse_physical(&self) -> Result<(), Failure> {
+        let given = [("--delta", self.delta), ("--start", self.start), ("a target", self.has_target())];
+        match given.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((flag, _)) => Err(Failure::usage("E-KIND", format!("{flag} is for physical backups"))
+                .hint("files and dumps are of one moment; restore a physical backup for any other")),
+        }
+    }
+
     pub(super) fn has_target(&self) -> bool {
         self.target_time.is_some()
             || self.target_lsn.is_some()
@@ -136,13 +149,22 @@ impl RestoreArgs {
 
 pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     match args.kind {
-        Kind::Physical => args.logical.refuse_for_physical()?,
+        Kind::Physical => {
+            args.logical.refuse_for_physical()?;
+            args.files.refuse_others()?;
+        }
         Kind::Logical => {
             restore_logical::refuse_others(&args)?;
+            args.files.refuse_others()?;
             return restore_logical::run(&args, global);
         }
-        Kind::Files | Kind::System => {
-            return Err(Failure::refused("E-NOT-YET", "backups of this kind are not supported in this version"));
+        Kind::Files => {
+            args.refuse_physical()?;
+            return restore_files::run(&args, global);
+        }
+        Kind::System => {
+            args.refuse_physical()?;
+            return restore_system::run(&args, global);
         }
     }
     let mut context = Context::new(global)?;
@@ -155,7 +177,7 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     options.places = readers.places(&context)?;
     if args.dry_run.dry_run {
         let (plan, remains) = restoring::prepare(&options, sources, &[]).map_err(|e| readers.failure(e))?;
-        tell(&sources.troubles(), &[]);
+        tell(&sources.troubles(), &[], Taken::Unknown);
         output::result(global.form(), &RestoreDocument::new(&plan), || {
             let left = if remains.are_there() {
                 "  the remains of an interrupted restore there would be removed\n"
@@ -183,10 +205,10 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let notices = sources.notices();
     notices.iter().for_each(|notice| output::warning(notice));
     let (plan, report) = done.map_err(|e| {
-        tell(&sources.troubles(), &[]);
+        tell(&sources.troubles(), &[], Taken::Unknown);
         readers.failure(e)
     })?;
-    tell(&report.troubles, &report.mended);
+    tell(&report.troubles, &report.mended, Taken::FromAnother);
     for warning in &report.warnings {
         output::warning(warning);
     }

@@ -3,55 +3,68 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use pgark_engine::logical::restore::{self, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport};
+use pgark_engine::logical::restore::{
+    self, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, Validation,
+};
 use pgark_engine::logical::select::Selection;
 use pgark_engine::logical::{LogicalOptions, Wanted};
+use pgark_engine::validate::Outcome as Verdict;
 use pgark_repo::codec::Compression;
 
 use super::Outcome;
-use super::backup_logical::{LOCK_WAIT, scratch, tool_options};
+use super::backup_logical::{LOCK_WAIT, scratch, tool_options, truth};
 use super::context::{CONNECT_TIMEOUT, Context, confirm, engine_failure};
 use super::delete::parse_id;
 use super::restore::RestoreArgs;
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, human_bytes, human_duration};
+use crate::settings::units::Span;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logical backups")]
 pub struct LogicalRestoreArgs {
-    /// The database to restore
-    #[arg(long, value_name = "NAME")]
-    database: Option<String>,
+    /// The database to restore; of a system without a name: all of its databases
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    pub(super) database: Option<String>,
     /// Its name when it is restored; the same as --database replaces it
-    #[arg(long, value_name = "NEW", requires = "database")]
-    to_database: Option<String>,
-    /// Replace the database of the same name
-    #[arg(long, requires = "database", conflicts_with = "to_database")]
-    in_place: bool,
-    /// Do not back up the database that is replaced
+    #[arg(long, value_name = "NEW")]
+    pub(super) to_database: Option<String>,
+    /// Replace the database of the same name; of files and systems: put everything where it was
     #[arg(long)]
-    no_safety_backup: bool,
-    /// Keep the database that is replaced, under another name and without connections
+    pub(super) in_place: bool,
+    /// Do not back up what is replaced
     #[arg(long)]
-    keep_old: bool,
+    pub(super) no_safety_backup: bool,
+    /// Keep what is replaced: a database under another name and without connections, files beside the new ones
+    #[arg(long)]
+    pub(super) keep_old: bool,
     /// Only this schema, into a new database; repeatable
     #[arg(long, value_name = "SCHEMA", requires = "database")]
-    schema: Vec<String>,
+    pub(super) schema: Vec<String>,
     /// Only this table or SCHEMA.TABLE, with all that belongs to it, into a new database; repeatable
     #[arg(long, value_name = "TABLE", requires = "database")]
-    table: Vec<String>,
+    pub(super) table: Vec<String>,
+    /// Do not compare what was restored with what was backed up
+    #[arg(long)]
+    no_validate: bool,
+    /// How long comparing may take
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    validate_timeout: Span,
     /// Make the roles and tablespaces that are missing; what is there stays as it is
     #[arg(long)]
-    globals: bool,
+    pub(super) globals: bool,
 }
 
 impl LogicalRestoreArgs {
     pub fn refuse_for_physical(&self) -> Result<(), Failure> {
         let given = [
             ("--database", self.database.is_some()),
+            ("--to-database", self.to_database.is_some()),
+            ("--in-place", self.in_place),
             ("--no-safety-backup", self.no_safety_backup),
             ("--keep-old", self.keep_old),
+            ("--no-validate", self.no_validate),
             ("--globals", self.globals),
             ("--schema", !self.schema.is_empty()),
             ("--table", !self.table.is_empty()),
@@ -71,7 +84,7 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let options = options(args, &context)?;
-    let (_, repo) = context.open_first()?;
+    let repo = context.open_first_with_books()?;
     let repo = repo.healing();
     if args.dry_run.dry_run {
         let plan = restore::plan(&options, &repo, &[]).map_err(engine_failure)?;
@@ -96,11 +109,15 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let took = began.elapsed();
     output::result(global.form(), &document(&plan, Some((&report, took))), || done_text(&plan, &report, took))?;
     let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
-    let clean = report.warnings.is_empty() && notices.is_empty() && !degraded;
+    let verdict = report.validation.as_ref().map(|v| v.outcome);
+    if verdict == Some(Verdict::Failed) {
+        return Ok(Exit::ValidationFailed);
+    }
+    let clean = report.warnings.is_empty() && notices.is_empty() && !degraded && verdict != Some(Verdict::NotChecked);
     Ok(if clean { Exit::Done } else { Exit::Warnings })
 }
 
-fn describe(plan: &RestorePlan) -> String {
+pub(super) fn describe(plan: &RestorePlan) -> String {
     let mut out = format!("  backup {} of {}\n", plan.record.id, output::timestamp(plan.record.started));
     if let Some(d) = &plan.database {
         let (name, to) = (d.dump.name.escape_debug(), d.to.escape_debug());
@@ -127,9 +144,17 @@ fn describe(plan: &RestorePlan) -> String {
     out
 }
 
-fn done_text(plan: &RestorePlan, report: &RestoreReport, took: Duration) -> String {
+pub(super) fn done_text(plan: &RestorePlan, report: &RestoreReport, took: Duration) -> String {
     let mut out = String::new();
-    if let Some(d) = &plan.database {
+    if let (Some(d), Some(left)) = (&plan.database, &report.not_placed) {
+        let state = if d.replaces { "is as it was" } else { "was not made" };
+        out += &format!(
+            "what was restored of '{}' from backup {} is NOT what was backed up, and was left as '{left}'\n  database '{}' {state}\n",
+            d.dump.name.escape_debug(),
+            plan.record.id,
+            d.to.escape_debug(),
+        );
+    } else if let Some(d) = &plan.database {
         out += &format!(
             "restored database '{}' ({}) from backup {} as '{}' in {}\n",
             d.dump.name.escape_debug(),
@@ -138,6 +163,14 @@ fn done_text(plan: &RestorePlan, report: &RestoreReport, took: Duration) -> Stri
             d.to.escape_debug(),
             human_duration(took)
         );
+    }
+    match (&report.validation, &plan.database) {
+        (Some(found), _) => {
+            out += &super::validate::text(found);
+            out.extend(report.stored.iter().map(|id| format!("\nthe repository has this as report {id}\n")));
+        }
+        (None, Some(_)) => out += "  it was not compared with the backup\n",
+        (None, None) => {}
     }
     if let Some(id) = &report.safety {
         out += &format!("  as it was before, it is in backup {id}\n");
@@ -151,9 +184,9 @@ fn done_text(plan: &RestorePlan, report: &RestoreReport, took: Duration) -> Stri
     out
 }
 
-fn document(plan: &RestorePlan, done: Option<(&RestoreReport, Duration)>) -> serde_json::Value {
+pub(super) fn document(plan: &RestorePlan, done: Option<(&RestoreReport, Duration)>) -> serde_json::Value {
     let mut document = serde_json::json!({
-        "schema": SCHEMA, "kind": "logical", "backup": plan.record.id.to_string(),
+        "schema": SCHEMA, "kind": plan.record.kind.as_str(), "backup": plan.record.id.to_string(),
         "database": plan.database.as_ref().map(|d| serde_json::json!({
             "name": d.dump.name, "to": d.to, "as_of": d.dump.taken, "replaces": d.replaces,
             "dump_bytes": d.dump.dump_bytes, "owner": d.dump.owner})),
@@ -166,24 +199,20 @@ fn document(plan: &RestorePlan, done: Option<(&RestoreReport, Duration)>) -> ser
             "bytes_restored": report.bytes_restored, "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             "safety_backup": report.safety.as_ref().map(ToString::to_string), "old_database": report.kept,
             "globals_created": applied.map(|g| &g.created), "globals_present": applied.map(|g| &g.present),
-            "warnings": report.warnings,
+            "validation": report.validation, "placed": plan.database.is_some() && report.not_placed.is_none(),
+            "left_as": report.not_placed, "report": report.stored.as_ref().map(ToString::to_string), "warnings": report.warnings,
         });
         fields.extend(more.as_object().cloned().unwrap_or_default());
     }
     document
 }
 
-fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Failure> {
+/// What all restores of databases have in common: without a database; and how what is replaced is backed up.
+pub(super) fn common(args: &RestoreArgs, context: &Context) -> Result<(RestoreOptions, LogicalOptions), Failure> {
     let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
-    let given = &args.logical;
     let connect = context.connect_options()?;
     let tools = tool_options(args.pg_bin.as_ref(), &configured);
     let scratch = scratch(&configured);
-    if given.database.is_none() && !given.globals {
-        return Err(
-            Failure::usage("E-DATABASE-NONE", "nothing to restore is named").hint("give --database NAME, or --globals")
-        );
-    }
     let safety = LogicalOptions {
         cluster: context.cluster()?,
         connect: connect.clone(),
@@ -197,9 +226,40 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         scratch: scratch.clone(),
         jobs: context.jobs(),
         compression: Compression::DEFAULT,
+        truth: truth(None, &configured),
         keep: false,
         annotations: Default::default(),
+        files: None,
     };
+    let options = RestoreOptions {
+        cluster: context.cluster()?,
+        backup: args.id.as_ref().filter(|id| *id != "latest").map(|id| parse_id(id)).transpose()?,
+        connect,
+        connect_timeout: CONNECT_TIMEOUT,
+        database: None,
+        globals: false,
+        tools,
+        scratch,
+        jobs: context.jobs(),
+        validate: if args.logical.no_validate { None } else { Some(validation(&args.logical, context)?) },
+    };
+    Ok((options, safety))
+}
+
+fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Failure> {
+    let given = &args.logical;
+    if given.database.is_none() && !given.globals || given.database.as_deref() == Some("") {
+        return Err(
+            Failure::usage("E-DATABASE-NONE", "nothing to restore is named").hint("give --database NAME, or --globals")
+        );
+    }
+    if given.database.is_none() && (given.in_place || given.to_database.is_some()) {
+        return Err(Failure::usage("E-DATABASE-NONE", "which database is not said").hint("give --database NAME"));
+    }
+    if given.in_place && given.to_database.is_some() {
+        return Err(Failure::usage("E-DATABASE-TO", "--in-place and --to-database say different things"));
+    }
+    let (options, safety) = common(args, context)?;
     let database = given.database.as_ref().map(|name| {
         let to = match (&given.to_database, given.in_place) {
             (Some(to), _) => to.clone(),
@@ -222,16 +282,15 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         };
         Ok(RestoreDatabase { name: name.clone(), to, replace, selection })
     });
-    Ok(RestoreOptions {
-        cluster: context.cluster()?,
-        backup: args.id.as_ref().filter(|id| *id != "latest").map(|id| parse_id(id)).transpose()?,
-        connect,
-        connect_timeout: CONNECT_TIMEOUT,
-        database: database.transpose()?,
-        globals: given.globals,
-        tools,
-        scratch,
-        jobs: context.jobs(),
+    Ok(RestoreOptions { database: database.transpose()?, globals: given.globals, ..options })
+}
+
+fn validation(given: &LogicalRestoreArgs, context: &Context) -> Result<Validation, Failure> {
+    Ok(Validation {
+        checks: super::validate::configured_checks(context)?,
+        ask_as: super::validate::ask_as(None, context)?,
+        check_within: super::validate::CHECK_WITHIN,
+        within: given.validate_timeout.0,
     })
 }
 

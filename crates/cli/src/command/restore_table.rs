@@ -2,16 +2,21 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use pgark_engine::cluster::TableName;
+use pgark_engine::logical::restore as logical;
 use pgark_engine::restore::{ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction};
+use pgark_engine::table::from_dump::{self, DumpTableOptions, DumpTablePlan};
 use pgark_engine::table::{self, TableOptions, TablePlan, TableReport, scratch};
 use serde::Serialize;
 
 use super::Outcome;
-use super::context::{Context, engine_failure};
+use super::backup_logical::{scratch as scratch_of, tool_options};
+use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
 use super::delete::parse_id;
-use super::readers::{Readers, tell};
+use super::readers::{Readers, Taken, tell};
 use super::restore::{TargetText, describe, target_of, timeline};
+use super::restore_logical;
 use super::truth::ServerArgs;
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA, escape};
@@ -28,10 +33,13 @@ pub struct RestoreTableArgs {
     /// The schema of the table
     #[arg(long, value_name = "NAME")]
     schema: Option<String>,
+    /// Out of a physical backup, at any moment; or out of a logical one, as it was when that was taken
+    #[arg(long, value_enum, default_value = "physical")]
+    kind: KindArg,
     /// Name of the rescued table, in the same schema [default: TABLE_rescued]
     #[arg(long = "as", value_name = "NAME")]
     rename_to: Option<String>,
-    /// The backup to begin with; by default the newest one that reaches the target
+    /// The backup to begin with; by default the newest one that reaches the target, or that holds the database
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
     /// As it was at this moment, such as '2026-08-22 10:15:00+02'
@@ -71,6 +79,12 @@ pub struct RestoreTableArgs {
     dry_run: DryRunArgs,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KindArg {
+    Physical,
+    Logical,
+}
+
 /// Hidden: waits beside `restore-table` until that has ended, and removes its scratch cluster.
 #[derive(Debug, Args)]
 pub struct KeeperArgs {
@@ -96,6 +110,113 @@ pub fn keep(args: &KeeperArgs) -> Result<Outcome, Failure> {
 }
 
 pub fn run(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    match args.kind {
+        KindArg::Physical => run_physical(args, global),
+        KindArg::Logical => run_logical(args, global),
+    }
+}
+
+fn run_logical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let has_target = args.target_time.is_some()
+        || args.target_lsn.is_some()
+        || args.target_xid.is_some()
+        || args.target_name.is_some()
+        || args.target_immediate
+        || args.target_exclusive;
+    if has_target {
+        return Err(Failure::usage("E-KIND", "a dump is of one moment, and a target is for physical backups")
+            .hint("choose the dump with --backup ID, or leave --kind logical out"));
+    }
+    let context = Context::new(global)?;
+    context.stop_on_signals()?;
+    let (_, repo) = context.open_first()?;
+    let repo = repo.healing();
+    let live = args.server.apply(context.connect_options()?);
+    let options = dump_options(args, &context)?;
+    let plan = from_dump::plan(&options, &live, &repo).map_err(engine_failure)?;
+    let mut document = RestoreTableDocument {
+        schema: SCHEMA,
+        database: &args.database,
+        table: plan.table.to_string(),
+        rescued: plan.rescued.to_string(),
+        backup: plan.restore.record.id.to_string(),
+        target: "the moment of the dump".to_owned(),
+        scratch_dir: options.scratch_base.display().to_string(),
+        report: None,
+    };
+    let planned = |plan: &DumpTablePlan| {
+        format!(
+            "  table     {} as {}\n{}  by way of database '{}', removed at the end\n",
+            escape(&plan.table.to_string()),
+            escape(&plan.rescued.to_string()),
+            restore_logical::describe(&plan.restore),
+            plan.aside
+        )
+    };
+    if args.dry_run.dry_run {
+        output::result(global.form(), &document, || format!("would do this\n{}", planned(&plan)))?;
+        return Ok(Exit::Done);
+    }
+    if !global.quiet {
+        planned(&plan).lines().for_each(|line| context.ctx.progress.note(line));
+    }
+    let mut degraded = false;
+    let mut announce = |plan: &logical::RestorePlan| degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
+    let run = from_dump::run(&options, &plan, &live, &repo, &context.ctx, &mut announce);
+    let notices = repo.store().notices();
+    notices.iter().for_each(|notice| output::warning(notice));
+    let report = run.map_err(engine_failure)?;
+    document.report = Some(&report);
+    if !global.says_nothing() {
+        output::result(global.form(), &document, || done(&plan.rescued, &plan.table, &report))?;
+    }
+    let unsure = report.foreign_keys.iter().any(|key| key.orphans != Some(0));
+    Ok(if degraded || unsure || !notices.is_empty() { Exit::Warnings } else { Exit::Done })
+}
+
+fn dump_options(args: &RestoreTableArgs, context: &Context) -> Result<DumpTableOptions, Failure> {
+    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
+    let connect = args.server.apply(context.connect_options()?);
+    let restore = logical::RestoreOptions {
+        cluster: context.cluster()?,
+        backup: args.backup.as_deref().map(parse_id).transpose()?,
+        connect,
+        connect_timeout: CONNECT_TIMEOUT,
+        database: None,
+        globals: false,
+        tools: tool_options(args.pg_bin.as_ref(), &configured),
+        scratch: scratch_of(&configured),
+        jobs: context.jobs(),
+        validate: Some(logical::Validation {
+            checks: vec![],
+            ask_as: super::validate::ask_as(None, context)?,
+            check_within: super::validate::CHECK_WITHIN,
+            within: args.timeout.0,
+        }),
+    };
+    Ok(DumpTableOptions {
+        table: args.table.clone(),
+        schema: args.schema.clone(),
+        database: args.database.clone(),
+        rename_to: args.rename_to.clone(),
+        restore,
+        scratch_base: scratch_base(args, context)?,
+        program: own_program()?,
+        within: args.timeout.0,
+    })
+}
+
+fn own_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))
+}
+
+fn scratch_base(args: &RestoreTableArgs, context: &Context) -> Result<PathBuf, Failure> {
+    let configured = context.cluster_settings()?.scratch_dir.clone();
+    let base = args.scratch_dir.clone().or(configured).unwrap_or_else(std::env::temp_dir);
+    std::path::absolute(&base).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--scratch-dir: {e}")))
+}
+
+fn run_physical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     context.stop_on_signals()?;
     let live = args.server.apply(context.connect_options()?);
@@ -104,6 +225,7 @@ pub fn run(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Fail
     let mut options = options(args, &context)?;
     options.restore.places = readers.places(&context)?;
     let plan = table::plan(&options, &live, sources).map_err(|e| readers.failure(e))?;
+    plan.warnings.iter().for_each(|w| output::warning(w));
     let mut document = RestoreTableDocument {
         schema: SCHEMA,
         database: &args.database,
@@ -115,7 +237,7 @@ pub fn run(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Fail
         report: None,
     };
     if args.dry_run.dry_run {
-        tell(&sources.troubles(), &[]);
+        tell(&sources.troubles(), &[], Taken::Unknown);
         output::result(global.form(), &document, || format!("would do this\n{}", planned(&plan, &options)))?;
         return Ok(Exit::Done);
     }
@@ -127,24 +249,21 @@ pub fn run(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Fail
     let run = table::run(&options, &plan, &live, sources, &context.ctx, &mut announce);
     let (notices, troubles) = (sources.notices(), sources.troubles());
     notices.iter().for_each(|notice| output::warning(notice));
-    tell(&troubles, &[]);
+    tell(&troubles, &[], if run.is_ok() { Taken::FromAnother } else { Taken::Unknown });
     let report = run.map_err(|e| readers.failure(e))?;
     document.report = Some(&report);
     if !global.says_nothing() {
-        output::result(global.form(), &document, || done(&plan, &report))?;
+        output::result(global.form(), &document, || done(&plan.rescued, &plan.table, &report))?;
     }
     let unsure = report.foreign_keys.iter().any(|key| key.orphans != Some(0));
     let healed = !notices.is_empty() || !troubles.is_empty();
-    Ok(if degraded || unsure || healed { Exit::Warnings } else { Exit::Done })
+    Ok(if degraded || unsure || healed || !plan.warnings.is_empty() { Exit::Warnings } else { Exit::Done })
 }
 
 fn options(args: &RestoreTableArgs, context: &Context) -> Result<TableOptions, Failure> {
-    let program =
-        std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))?;
-    let configured = context.cluster_settings()?.scratch_dir.clone();
-    let base = args.scratch_dir.clone().or(configured).unwrap_or_else(std::env::temp_dir);
-    let base =
-        std::path::absolute(&base).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--scratch-dir: {e}")))?;
+    let program = own_program()?;
+    let base = scratch_base(args, context)?;
+    let logical = context.cluster_settings()?.logical.clone().unwrap_or_default();
     let text = TargetText {
         time: args.target_time.as_deref(),
         lsn: args.target_lsn.as_deref(),
@@ -175,6 +294,7 @@ fn options(args: &RestoreTableArgs, context: &Context) -> Result<TableOptions, F
         },
         scratch_base: base,
         bin: args.pg_bin.clone(),
+        tools: tool_options(args.pg_bin.as_ref(), &logical),
         within: args.timeout.0,
     })
 }
@@ -190,13 +310,13 @@ fn planned(plan: &TablePlan, options: &TableOptions) -> String {
     )
 }
 
-fn done(plan: &TablePlan, report: &TableReport) -> String {
+fn done(rescued: &TableName, table: &TableName, report: &TableReport) -> String {
     let took = human_duration(std::time::Duration::from_millis(report.duration_ms));
     let mut out = format!(
-        "{}: {} rows of {}, compared with the scratch cluster, in {took}\n",
-        escape(&plan.rescued.to_string()),
+        "{}: {} rows of {}, compared with what was restored, in {took}\n",
+        escape(&rescued.to_string()),
         report.rows,
-        escape(&plan.table.to_string())
+        escape(&table.to_string())
     );
     let mut line = |text: String| out += &format!("  {}\n", escape(&text));
     if !report.owner_kept {

@@ -90,8 +90,8 @@ pub fn run(args: &TruthArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let connect = args.server.apply(context.connect_options()?);
     let options = TruthOptions { hashes: args.hash, jobs: context.jobs(), within: args.timeout.0 };
     let summary = if to_stdout {
-        let (summary, _) = take(&connect, &args.database, None, &options, &context.ctx, std::io::stdout().lock())
-            .map_err(engine_failure)?;
+        let (summary, _) =
+            take(&connect, &args.database, &options, &context.ctx, std::io::stdout().lock()).map_err(engine_failure)?;
         done(args, &summary).lines().for_each(|line| context.ctx.progress.note(line));
         summary
     } else {
@@ -122,14 +122,14 @@ fn into_file(
     let partial = PathBuf::from(partial);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial);
     let file = file.map_err(|e| Failure::failed("E-TRUTH-WRITE", format!("{}: {e}", partial.display())))?;
-    let written = take(connect, &args.database, None, options, ctx, BufWriter::new(file))
-        .map_err(engine_failure)
-        .and_then(|(summary, file)| {
+    let written = take(connect, &args.database, options, ctx, BufWriter::new(file)).map_err(engine_failure).and_then(
+        |(summary, file)| {
             let file: File = file.into_inner().map_err(|e| failed(&e))?;
             file.sync_all().map_err(|e| failed(&e))?;
             std::fs::hard_link(&partial, &args.to).map_err(|e| failed(&e))?;
             Ok(summary)
-        });
+        },
+    );
     let removed = std::fs::remove_file(&partial);
     let summary = written?;
     removed.map_err(|e| failed(&e))?;

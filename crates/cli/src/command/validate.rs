@@ -3,17 +3,24 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use pgark_engine::cluster::{AskAs, Examiners};
+use pgark_engine::logical::against::{self, Against, AgainstOptions};
+use pgark_engine::logical::select::Selection;
+use pgark_engine::reports::{self, Validated};
 use pgark_engine::truth::TruthReader;
 use pgark_engine::validate::{
-    self as validation, Check, Expectations, Outcome as Verdict, Report, UserCheck, ValidateOptions,
+    self as validation, Check, Contents, Expectations, Outcome as Verdict, Report, UserCheck, ValidateOptions,
 };
+use pgark_repo::Repository;
 use serde::Serialize;
 
 use super::Outcome;
+use super::backup_logical::scratch;
 use super::context::{Context, engine_failure};
+use super::delete::parse_id;
 use super::truth::{ServerArgs, write_new};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
@@ -28,6 +35,18 @@ pub struct ValidateArgs {
     /// Compare with this file, which 'pgark truth' wrote
     #[arg(long, value_name = "FILE")]
     truth: Option<PathBuf>,
+    /// Compare with what was written down when this logical backup was taken; 'latest' for the newest that holds the database
+    #[arg(long, value_name = "ID", conflicts_with_all = ["truth", "physical"])]
+    against: Option<String>,
+    /// What the database is called in the backup, where it has another name now
+    #[arg(long, value_name = "NAME", requires = "against")]
+    source: Option<String>,
+    /// Only this schema of the backup was restored; repeatable
+    #[arg(long, value_name = "SCHEMA", requires = "against")]
+    schema: Vec<String>,
+    /// Only this table or SCHEMA.TABLE of the backup was restored; repeatable
+    #[arg(long, value_name = "TABLE", requires = "against")]
+    table: Vec<String>,
     /// Compare the rows by their number alone, although the truth has hashes
     #[arg(long)]
     no_hash: bool,
@@ -69,9 +88,16 @@ struct ValidateDocument<'a> {
     schema: u32,
     outcome: Verdict,
     databases: &'a [Report],
+    /// Under which the repository has them.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    reports: &'a [String],
 }
 
 pub fn run(args: ValidateArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    if args.source.is_some() && args.database.len() > 1 {
+        return Err(Failure::usage("E-TRUTH-ONE", "--source names one database, and several are to be validated")
+            .hint("validate them one by one"));
+    }
     if args.truth.is_some() && args.database.len() > 1 {
         return Err(Failure::usage("E-TRUTH-ONE", "a truth is about one database, and several are named")
             .hint("validate them one by one"));
@@ -79,22 +105,38 @@ pub fn run(args: ValidateArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let context = Context::new(global)?;
     context.stop_on_signals()?;
     let connect = args.server.apply(context.connect_options()?);
-    let mut reports = vec![];
+    let repo = args.against.as_ref().map(|_| context.open_first()).transpose()?.map(|(_, repo)| repo.healing());
+    let (mut found, mut stored, mut not_stored) = (vec![], vec![], vec![]);
     for database in &args.database {
-        let recorded = args.truth.as_deref().map(open_truth).transpose()?;
-        let options = options(&args, database, &context)?;
+        let mut options = options(&args, database, &context)?;
+        let recorded = match &repo {
+            Some(repo) => Some(open_stored(&args, database, repo, &context, &mut options)?),
+            None => args.truth.as_deref().map(open_truth).transpose()?,
+        };
         let report = validation::validate(&connect, recorded, &options, &context.ctx).map_err(engine_failure)?;
+        if let Some(repo) = &repo {
+            let source = options.made_from.as_deref().unwrap_or(database);
+            let of = Validated { what: "validate", database: source, called: database, report: &report };
+            match reports::store(repo, &context.cluster()?, &of, &context.ctx) {
+                Ok(id) => stored.push(id.to_string()),
+                Err(e) => not_stored.push(reports::not_stored(&e)),
+            }
+        }
         write_report(&args, &report)?;
-        reports.push(report);
+        found.push(report);
     }
-    let outcome = worst(&reports);
+    not_stored.iter().for_each(|w| output::warning(w));
+    let outcome = worst(&found);
     if !(global.says_nothing() && outcome == Verdict::Ok) {
-        let document = ValidateDocument { schema: SCHEMA, outcome, databases: &reports };
-        output::result(global.form(), &document, || reports.iter().map(text).collect())?;
+        let document = ValidateDocument { schema: SCHEMA, outcome, databases: &found, reports: &stored };
+        output::result(global.form(), &document, || {
+            let ids = stored.iter().map(|id| format!("\nthe repository has this as report {id}\n"));
+            found.iter().map(text).chain(ids).collect()
+        })?;
     }
     Ok(match outcome {
-        Verdict::Ok => Exit::Done,
-        Verdict::NotChecked => Exit::Warnings,
+        Verdict::Ok if not_stored.is_empty() => Exit::Done,
+        Verdict::Ok | Verdict::NotChecked => Exit::Warnings,
         Verdict::Failed => Exit::ValidationFailed,
     })
 }
@@ -104,20 +146,60 @@ fn open_truth(path: &std::path::Path) -> Result<TruthReader<BufReader<File>>, Fa
     TruthReader::open(BufReader::new(file)).map_err(engine_failure)
 }
 
-fn options(args: &ValidateArgs, database: &str, context: &Context) -> Result<ValidateOptions, Failure> {
-    let cluster = context.cluster_settings()?;
-    let role = args.check_user.as_ref().or(cluster.check_user.as_ref());
+/// The truth that is in the repository; the options learn what it is of.
+fn open_stored(
+    args: &ValidateArgs,
+    database: &str,
+    repo: &Repository,
+    context: &Context,
+    options: &mut ValidateOptions,
+) -> Result<TruthReader<BufReader<File>>, Failure> {
+    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
+    let id = args.against.as_ref().filter(|id| *id != "latest");
+    let wanted = AgainstOptions {
+        cluster: context.cluster()?,
+        backup: id.map(|id| parse_id(id)).transpose()?,
+        database: args.source.clone().unwrap_or_else(|| database.to_owned()),
+        or_only: args.source.is_none() && id.is_some() && args.database.len() == 1,
+        selection: Selection { schemas: args.schema.clone(), tables: args.table.clone() },
+        scratch: scratch(&configured),
+    };
+    let Against { backup, database, truth, scope } =
+        against::open(&wanted, repo, &context.ctx).map_err(engine_failure)?;
+    (options.backup, options.made_from, options.expect.scope) = (Some(backup), Some(database), scope);
+    if !args.no_hash {
+        options.expect.contents = Contents::IfHashed;
+    }
+    Ok(truth)
+}
+
+/// How long one check may take when nothing else is said.
+pub const CHECK_WITHIN: Duration = Duration::from_secs(60);
+
+pub fn ask_as(flag: Option<&String>, context: &Context) -> Result<AskAs, Failure> {
+    let role = flag.or(context.cluster_settings()?.check_user.as_ref());
+    Ok(role.map_or(AskAs::Connected, |role| AskAs::Role(role.clone())))
+}
+
+pub fn configured_checks(context: &Context) -> Result<Vec<UserCheck>, Failure> {
     let public = || vec!["public".to_owned()];
-    let checks = cluster.checks.iter().map(|check| UserCheck {
+    let checks = context.cluster_settings()?.checks.iter().map(|check| UserCheck {
         name: check.name.clone(),
         database: check.database.clone(),
         sql: check.sql.clone(),
         expect: check.expect.clone(),
         schemas: check.schemas.clone().unwrap_or_else(public),
     });
+    Ok(checks.collect())
+}
+
+fn options(args: &ValidateArgs, database: &str, context: &Context) -> Result<ValidateOptions, Failure> {
+    let contents = if args.no_hash { Contents::LeftOut } else { Contents::Compared };
     Ok(ValidateOptions {
         database: database.to_owned(),
-        expect: Expectations { physical: args.physical, without_contents: args.no_hash },
+        backup: None,
+        made_from: None,
+        expect: Expectations { physical: args.physical, contents, scope: None, settings_left: false },
         jobs: context.jobs(),
         within: args.timeout.0,
         examiners: match args.amcheck {
@@ -125,12 +207,8 @@ fn options(args: &ValidateArgs, database: &str, context: &Context) -> Result<Val
             ExaminersArg::Borrowed => Examiners::Borrowed,
             ExaminersArg::Off => Examiners::Off,
         },
-        checks: checks.collect(),
-        ask_as: match role {
-            _ if args.make_check_user => AskAs::Made,
-            Some(role) => AskAs::Role(role.clone()),
-            None => AskAs::Connected,
-        },
+        checks: configured_checks(context)?,
+        ask_as: if args.make_check_user { AskAs::Made } else { ask_as(args.check_user.as_ref(), context)? },
         check_within: args.check_timeout.0,
     })
 }
@@ -163,7 +241,7 @@ fn write_report(args: &ValidateArgs, report: &Report) -> Result<(), Failure> {
     Ok(())
 }
 
-fn text(report: &Report) -> String {
+pub fn text(report: &Report) -> String {
     let mut table = Table::new(&[("check", Align::Left), ("outcome", Align::Left), ("checked", Align::Right)]);
     for check in &report.checks {
         table.row([check.name.as_str(), word(check.outcome), &check.checked.to_string()]);

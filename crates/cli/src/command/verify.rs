@@ -1,9 +1,11 @@
 //! `verify`.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use clap::Args;
-use pgark_engine::repair::{self, RepairFrom, RepairReport};
+use pgark_engine::repair::{self, Act, RepairFrom, RepairReport};
+use pgark_engine::several::Member;
 use pgark_engine::verify::{self, Depth, LostWindow, ProblemKind, VerifyOptions, VerifyReport};
 
 use pgark_repo::Repository;
@@ -28,9 +30,12 @@ pub struct VerifyArgs {
     /// cluster's own directory (--pgdata), and write parity where it lacks
     #[arg(long, conflicts_with = "quick")]
     repair: bool,
-    /// Repository to repair from; otherwise the others of the cluster
+    /// Repository to repair from, a copy with keys of its own too; otherwise the others of the cluster
     #[arg(long, value_name = "NAME|URL", requires = "repair")]
     from: Option<String>,
+    /// With --repair: say what could be repaired and from what, and change nothing
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
 }
 
 pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
@@ -42,14 +47,20 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let depth = if args.quick { Depth::Quick } else { Depth::Full };
     let options = VerifyOptions { cluster: context.cluster()?, only, depth, jobs: context.jobs() };
     let mut report = verify::verify(&options, &repo, &context.ctx).map_err(engine_failure)?;
-    let something_to_do = !report.problems.is_empty() || !report.parity_missing.is_empty();
-    let repaired = match args.repair && something_to_do {
-        true => repaired(&args, &context, &repo, &options, &mut report)?,
-        false => vec![],
-    };
-    let document = VerifyDocument::new(&report, depth, repaired.clone());
+    let something_to_do =
+        !report.problems.is_empty() || !report.parity_missing.is_empty() || !report.leftovers.is_empty();
+    let (mut done, mut possible) = (vec![], vec![]);
+    match args.repair && something_to_do {
+        true if args.dry_run => possible = looked_for(&args, &context, &repo, &options, &report)?,
+        true => done = repaired(&args, &context, &repo, &options, &mut report)?,
+        false => {}
+    }
+    let document = VerifyDocument::new(&report, depth, done.clone(), &possible);
     output::result(global.form(), &document, || {
-        repaired.iter().map(|object| format!("REPAIRED: {object}\n")).collect::<String>() + &text(&report, depth)
+        let line = |(object, from): &(String, String)| format!("COULD BE REPAIRED: {object}: from {from}\n");
+        done.iter().map(|object| format!("REPAIRED: {object}\n")).collect::<String>()
+            + &text(&report, depth)
+            + &possible.iter().map(line).collect::<String>()
     })?;
     Ok(match (report.problems.is_empty(), report.unchecked.is_empty()) {
         (false, _) => Exit::Damage,
@@ -61,6 +72,49 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 /// How often what a repair uncovers is repaired in turn: records hide manifests, and these hide packs.
 const ROUNDS: usize = 4;
 
+/// What a repair takes the right bytes from.
+struct Helpers {
+    others: Vec<Member>,
+    data: Option<PathBuf>,
+}
+
+impl Helpers {
+    fn open(args: &VerifyArgs, context: &Context, repo: &Repository, report: &VerifyReport) -> Result<Self, Failure> {
+        let others = match report.problems.is_empty() {
+            true => vec![],
+            false => context.open_others(repo, args.from.as_deref())?,
+        };
+        Ok(Helpers { others, data: context.pgdata().ok().filter(|dir| dir.is_dir()) })
+    }
+
+    fn from(&self, act: Act) -> RepairFrom<'_> {
+        RepairFrom { others: &self.others, data: self.data.as_deref(), act }
+    }
+
+    fn are_none(&self) -> bool {
+        self.others.is_empty() && self.data.is_none()
+    }
+}
+
+/// What could be repaired, and from what. Only the first round: what damaged records and manifests hide is not known yet.
+fn looked_for(
+    args: &VerifyArgs,
+    context: &Context,
+    repo: &Repository,
+    options: &VerifyOptions,
+    report: &VerifyReport,
+) -> Result<Vec<(String, String)>, Failure> {
+    let helpers = Helpers::open(args, context, repo, report)?;
+    let found = repair::repair(repo, &helpers.from(Act::LookOnly), &options.cluster, report, &context.ctx);
+    let found = found.map_err(engine_failure)?;
+    for (object, why) in &found.left {
+        output::warning(&format!("{object} could not be repaired: {why}"));
+    }
+    let removed = report.leftovers.iter().map(|object| (object.clone(), "nothing: it would be removed".to_owned()));
+    let written = report.parity_missing.iter().map(|name| (format!("the parity of {name}"), "its bytes".to_owned()));
+    Ok(found.possible.into_iter().chain(removed).chain(written).collect())
+}
+
 /// Repairs, and looks again at everything that was affected. What is whole now leaves the report, what comes to light joins it.
 fn repaired(
     args: &VerifyArgs,
@@ -69,16 +123,12 @@ fn repaired(
     options: &VerifyOptions,
     report: &mut VerifyReport,
 ) -> Result<Vec<String>, Failure> {
-    let others = match report.problems.is_empty() {
-        true => vec![],
-        false => context.open_others(repo, args.from.as_deref())?,
-    };
-    let data = context.pgdata().ok().filter(|dir| dir.is_dir());
-    let from = RepairFrom { others: &others, data: data.as_deref() };
+    let helpers = Helpers::open(args, context, repo, report)?;
+    let from = helpers.from(Act::Repair);
     let mut all = vec![];
     for round in 0..ROUNDS {
         let done = repair::repair(repo, &from, &options.cluster, report, &context.ctx).map_err(engine_failure)?;
-        if round == 0 && done.had_no_source() && others.is_empty() && data.is_none() {
+        if round == 0 && done.had_no_source() && helpers.are_none() {
             output::warning(
                 "there is no parity, repository or cluster to repair from: name another repository with --from, give the \
                  cluster several, or give its directory with --pgdata",
@@ -88,6 +138,7 @@ fn repaired(
         repo.store().notices().into_iter().chain(left).for_each(|line| output::warning(&line));
         report.parity_missing.retain(|name| !done.protected.contains(name));
         report.parity_present += done.protected.len() as u64;
+        report.leftovers.retain(|object| !done.repaired.contains(object));
         let uncovered = look_again(context, repo, options, &done, report)?;
         let whole = done.repaired.into_iter().filter(|object| !report.problems.iter().any(|p| p.object == *object));
         all.extend(whole);
@@ -152,7 +203,7 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
             ids.join(", ")
         );
     }
-    for note in &r.notes {
+    for note in r.remarks() {
         out += &format!("note: {note}\n");
     }
     out += &match (r.parity_present, r.parity_missing.len()) {

@@ -91,7 +91,7 @@ pub fn run(args: WalArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         WalCommand::History(_) => context,
     };
     context.stop_on_signals()?;
-    let (_, repo) = context.open_first()?;
+    let repo = context.open_first_with_books()?;
     let archive = open(&repo, &context)?;
     match args.command {
         WalCommand::List(args) => list(&args, global, &context, &archive),

@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::deployment;
 use super::schema::SECRET_KEYS;
 use super::tree::{self, Node, TableArrays, Value};
 use crate::failure::Failure;
@@ -29,7 +30,10 @@ pub struct Environment {
 
 impl Environment {
     pub fn from_process() -> Environment {
-        let ours = |name: &str| name.starts_with("PGARK_") || matches!(name, "PGDATA" | "HOME") || is_of_a_cloud(name);
+        let ours = |name: &str| {
+            let known = matches!(name, "PGDATA" | "HOME") || deployment::VARIABLES.contains(&name);
+            known || name.starts_with("PGARK_") || is_of_a_cloud(name)
+        };
         let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         Environment {
             variables: variables.filter(|(name, _)| ours(name)).collect(),

@@ -12,6 +12,7 @@ pub mod space;
 pub mod units;
 
 mod de;
+mod deployment;
 mod resolve;
 #[cfg(test)]
 pub mod testing;
@@ -132,6 +133,8 @@ pub struct ClusterSettings {
     pub check_user: Option<String>,
     pub scratch_dir: Option<PathBuf>,
     pub drill: Option<Drill>,
+    /// Said by a variable of the deployment.
+    pub backups_enabled: bool,
 }
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use pgark_repo::store::LockPolicy;
 
+use super::deployment;
 use super::explain::{self, Entry};
 use super::files::{self, Environment};
 use super::nearest::{distance, nearest};
@@ -48,6 +49,14 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
     let passphrase = passphrase(overrides, environment)?;
     let mut repos: BTreeMap<String, RepoSettings> =
         document.repos.into_iter().map(|(name, section)| (name.clone(), repo_settings(name, section))).collect();
+    let configured_jobs = document.clusters.get(&selected_cluster.value).and_then(|c| c.jobs);
+    let mut clusters: BTreeMap<String, ClusterSettings> =
+        document.clusters.into_iter().map(|(name, section)| (name.clone(), cluster_settings(name, section))).collect();
+    for cluster in clusters.values_mut() {
+        let taken = deployment::apply(cluster, &mut repos, environment)?;
+        entries.retain(|entry| taken.iter().all(|t| t.key != entry.key));
+        entries.extend(taken);
+    }
     if let Some(given) = &passphrase {
         repos.values_mut().for_each(|repo| repo.passphrase = given.value.clone());
     }
@@ -55,10 +64,7 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
         // Those that cannot be looked at so are refused when one of them is chosen.
         repos.values_mut().filter(|repo| repo.url.has_option(AS_OF)).try_for_each(|repo| look_back(repo, at))?;
     }
-    let configured_jobs = document.clusters.get(&selected_cluster.value).and_then(|c| c.jobs);
     let jobs = jobs(overrides, environment, configured_jobs, &selected_cluster.value, &tree)?;
-    let mut clusters: BTreeMap<String, ClusterSettings> =
-        document.clusters.into_iter().map(|(name, section)| (name.clone(), cluster_settings(name, section))).collect();
     let pgdata = pgdata(overrides, environment);
     if let (Some(pgdata), Some(cluster)) = (&pgdata, clusters.get_mut(&selected_cluster.value)) {
         warnings.extend(other_pgdata(cluster, pgdata));
@@ -198,6 +204,7 @@ fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
         check_user: section.check_user,
         scratch_dir: section.scratch_dir,
         drill: section.drill,
+        backups_enabled: true,
     }
 }
 
@@ -238,7 +245,10 @@ fn pgdata(overrides: &Overrides, environment: &Environment) -> Option<Sourced<Pa
 
 /// `PGDATA` is often set for another purpose; when it overrules the configuration the user should know.
 fn other_pgdata(cluster: &ClusterSettings, given: &Sourced<PathBuf>) -> Option<String> {
-    let configured = cluster.pgdata.as_deref().filter(|c| *c != given.value)?;
+    let is_same = |a: &Path, b: &Path| {
+        a == b || std::fs::canonicalize(a).is_ok_and(|a| std::fs::canonicalize(b).is_ok_and(|b| a == b))
+    };
+    let configured = cluster.pgdata.as_deref().filter(|c| !is_same(c, &given.value))?;
     let from_variable = given.origin == Origin::Variable("PGDATA");
     let (name, given) = (&cluster.name, given.value.display());
     from_variable.then(|| {

@@ -194,15 +194,38 @@ pub struct Logical {
     pub lock_wait: Option<Span>,
     /// Where temporary files go.
     pub scratch: Option<PathBuf>,
+    /// What is written down of a database when it is dumped, to compare a restored one with.
+    pub truth: Option<TruthSetting>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum TruthSetting {
+    /// Nothing
+    None,
+    /// Every object, and how many rows each table has
+    Counts,
+    /// The contents of tables and large objects as well
+    Hashes,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct System {
+    /// What names of exports begin with.
     pub prefix: Option<String>,
     pub database: Option<String>,
+    /// Roles, tablespaces and settings go along unless this says no.
+    pub globals: Option<bool>,
     pub config_files: Vec<PathBuf>,
     pub directories: Vec<PathBuf>,
+    /// Patterns; empty: everything.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    /// Directories on which another file system is mounted are left out.
+    pub one_file_system: bool,
+    /// `DB_HOST`, `BACKUP_DIR` and the like are read from the environment.
+    pub deployment_variables: bool,
 }
 
 /// The rules for every kind of backup, and those of one kind where they differ.

@@ -146,6 +146,18 @@ fn a_variable_that_overrules_pgdata_is_a_warning() {
 }
 
 #[test]
+fn another_name_of_the_same_directory_overrules_nothing() {
+    let dir = std::env::temp_dir().join(format!("pgark-pgdata-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("data")).expect("a directory");
+    let text = format!("[clusters.main]\npgdata = '{}'", dir.join("data").display());
+    let other = dir.join("data/../data/.");
+    let settings = load(&text, &Overrides::default(), &[("PGDATA", other.to_str().expect("text"))]);
+    let warnings = settings.expect("loads").warnings;
+    std::fs::remove_dir_all(&dir).expect("remove");
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
 fn an_unknown_key_is_an_error_with_its_place_and_the_nearest_key() {
     let cases = [
         ("[repos.main]\nurl = '/r'\npassphrase_fil = '/p'", ":3:1: unknown key 'passphrase_fil'", "'passphrase_file'"),

@@ -139,6 +139,25 @@ fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSectio
     check_path(&["scratch_dir"], section.scratch_dir.as_deref())?;
     check_path(&["drill", "dir"], section.drill.as_ref().map(|d| d.dir.as_path()))?;
     check_path(&["recover", "report_dir"], section.recover.as_ref().and_then(|r| r.report_dir.as_deref()))?;
+    if let Some(system) = &section.system {
+        for (key, paths) in [("config_files", &system.config_files), ("directories", &system.directories)] {
+            paths.iter().try_for_each(|path| check_path(&["system", key], Some(path)))?;
+        }
+        for (key, patterns) in [("include", &system.include), ("exclude", &system.exclude)] {
+            for pattern in patterns {
+                if let Err(why) = pgark_engine::files::glob::Pattern::parse(pattern) {
+                    let message = format!("'{}' is no pattern: {why}", pattern.escape_debug());
+                    return Err(complaint(tree, &["clusters", name, "system", key], "E-CONFIG-VALUE", &message));
+                }
+            }
+        }
+        if let Some(prefix) = system.prefix.as_deref().filter(|prefix| !is_name(prefix)) {
+            let message = format!("'{}' cannot begin the names of exports", prefix.escape_debug());
+            return Err(
+                complaint(tree, &["clusters", name, "system", "prefix"], "E-CONFIG-VALUE", &message).hint(NAME_RULE)
+            );
+        }
+    }
     let service = section.recover.as_ref().and_then(|r| r.service.as_ref());
     service.map_or(Ok(()), |s| service_control(tree, &["clusters", name, "recover", "service"], s))?;
     for (index, repo) in section.repos.iter().enumerate() {

@@ -370,3 +370,39 @@ fn single_tables_and_schemas_come_back_with_all_that_belongs_to_them() {
     );
     assert_eq!(cluster.psql("select count(*) from pg_database where datname ~ '^pgark' or datname = 'none'"), "0");
 }
+
+#[test]
+fn a_table_out_of_a_dump_comes_back_beside_the_live_one_or_where_it_was() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "logical-table");
+    let cluster = &site.cluster;
+    create(cluster, "app");
+    cluster.psql_db("app", RICH);
+    let id = id_of(&dump(&site.pgark, &["--database", "app"]));
+    cluster.psql_db("app", "update customers set name = 'spoiled'; create schema app2");
+    let rescue = |words: &[&str]| {
+        let words = [&["restore-table", "--kind", "logical", "--database", "app", "--json"], words].concat();
+        site.pgark.run(words)
+    };
+    // Beside the live one, whose rows stay as they are.
+    let document = rescue(&["customers"]).expect_code(0).json();
+    assert_eq!((&document["report"]["rows"], &document["backup"]), (&Value::from(500), &Value::from(id.as_str())));
+    let good = "select count(*) from customers_rescued where name like 'name %🐘' and notes->>'n' is not null";
+    assert_eq!(cluster.psql_db("app", good), "500");
+    assert_eq!(cluster.psql_db("app", "select distinct name from customers"), "spoiled");
+    failed(rescue(&["customers"]), 4, "E-TABLE-EXISTS");
+    // A partitioned one, its name odd, by id.
+    let odd = "\"it's a \"\"schema\"\"\".\"new\nline=table\"";
+    rescue(&[odd, "--backup", &id, "--as", "plain"]).expect_code(0);
+    assert_eq!(cluster.psql_db("app", "select count(*) from \"it's a \"\"schema\"\"\".plain"), "300");
+    let document = rescue(&["orders"]).expect_code(0).json();
+    assert_eq!(document["report"]["rows"], 20_000, "{document}");
+    // Gone, and back under its own name.
+    cluster.psql_db("app", "drop table customers cascade");
+    rescue(&["customers", "--as", "customers"]).expect_code(0);
+    assert_eq!(cluster.psql_db("app", &good.replace("_rescued", "")), "500");
+    failed(rescue(&["nowhere"]), 4, "E-SELECT-NONE");
+    failed(rescue(&["customers", "--as", "x", "--target-immediate"]), 2, "E-KIND");
+    rescue(&["customers", "--as", "y", "--dry-run"]).expect_code(0);
+    assert_eq!(cluster.psql("select count(*) from pg_database where datname like 'pgark%'"), "0");
+}

@@ -170,7 +170,32 @@ fn copies_and_new_keys_hold_dumps_as_they_hold_everything_else() {
     let fourth = dump(&site);
     let told = site.pgark.json(["info", &fourth]);
     assert_eq!(told["compared_with"], third.as_str(), "equal content is recognised over rotations: {told}");
-    assert!(told["stored_bytes"].as_u64().is_some_and(|n| n < 20_000), "{told}");
+    assert!(told["stored_bytes"].as_u64().is_some_and(|n| n < 40_000), "{told}");
+}
+
+#[test]
+fn a_load_whose_workers_lock_each_other_out_is_made_again_with_one() {
+    let server = installed_or_skip!();
+    let site = site("deadlock", &server);
+    dump(&site);
+    let seen = site.scratch.dir("seen").join("jobs");
+    // Some of it is loaded when it happens.
+    let real = server.program("pg_restore").display().to_string();
+    let script = format!(
+        "case \"$*\" in *--version*|*--list*) exec {real} \"$@\";; esac\necho \"$*\" >> {}\n\
+         case \"$*\" in *--jobs=1*) exec {real} \"$@\";; esac\n{real} \"$@\" || exit 9\n\
+         echo 'pg_restore: error: could not execute query: ERROR:  deadlock detected' >&2; exit 1",
+        seen.display()
+    );
+    let pg_dump = format!("exec {} \"$@\"", server.program("pg_dump").display());
+    let bin = programs(&site, "deadlock", &[("pg_dump", &pg_dump), ("pg_restore", &script)]);
+    let words =
+        ["restore", "--kind", "logical", "--database", "app", "--to-database", "again", "--pg-bin", &bin, "-j", "3"];
+    site.pgark.run(words).expect_code(0);
+    assert_eq!(site.cluster.psql_db("again", "select count(*) from t"), "20000");
+    let seen = fs::read_to_string(seen).expect("it was run");
+    assert_eq!(seen.lines().count(), 2, "{seen}");
+    assert!(seen.contains("--jobs=3") && seen.contains("--jobs=1"), "{seen}");
 }
 
 /// With Python and PostgreSQL's programs alone.
@@ -277,4 +302,43 @@ fn a_dump_does_not_wait_for_a_lock_for_ever_and_no_variable_leads_it_astray() {
         .env("PGCLIENTENCODING", "LATIN1");
     astray.run(["backup", "--kind", "logical"]).expect_code(0);
     assert_eq!(counted(&site, &site.pgark, "latest", "back"), "20000 20000");
+}
+
+/// Dumps of parts, of other databases, and those taken before a restore, are no reason for a whole dump to go, nor taken for one.
+#[test]
+fn only_a_dump_of_the_same_things_stands_in_for_another() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "logical-series");
+    for name in ["app", "other"] {
+        site.cluster.psql(&format!("create database {name}"));
+        site.cluster.psql_db(name, "create table a as select 1 i; create table b as select 2 i");
+    }
+    let dump = |words: &[&str]| {
+        let document = site.pgark.json([&["backup", "--kind", "logical"], words].concat());
+        document["id"].as_str().expect("an id").to_owned()
+    };
+    let restore = |words: &[&str]| {
+        let words = [&["restore"], words, &["--kind", "logical", "--database", "app", "--in-place", "--yes"]].concat();
+        site.pgark.run(words)
+    };
+    let whole = dump(&["--database", "app"]);
+    let part = dump(&["--database", "app", "--table", "a"]);
+    let other = dump(&["--database", "other"]);
+    site.cluster.psql_db("app", "drop table b");
+    failed(restore(&[&part]), 4, "E-BACKUP-PARTIAL");
+    restore(&["latest"]).expect_code(0);
+    assert_eq!(site.cluster.psql_db("app", "select i from b"), "2");
+    let expire = || {
+        site.pgark.run(["expire", "--kind", "logical", "--keep-last", "1", "--gc-grace", "0s", "--yes"]).expect_code(0);
+        listed(&site.pgark)
+    };
+    let all = expire();
+    for id in [&whole, &part, &other] {
+        assert!(all.contains(id), "{id} is gone: {all:?}");
+    }
+    assert_eq!(all.len(), 4, "and what was taken before the restore: {all:?}");
+    let again = dump(&["--database", "app"]);
+    let all = expire();
+    assert!(!all.contains(&whole) && all.contains(&again) && all.contains(&part) && all.contains(&other), "{all:?}");
+    site.pgark.run(["verify"]).expect_code(0);
 }

@@ -281,6 +281,14 @@ fn parity_is_added_to_a_repository_that_had_none_and_goes_with_its_objects() {
     disk.verify(&["--repair"]).expect_code(0);
     assert!(object.exists() && !Path::new(&healed).exists());
     disk.verify(&[]).expect_code(0);
+    // One that lost power behind that: what it had healed is whole, and nothing is wrong any more.
+    fs::copy(&object, &healed).expect("as it lies then");
+    let noted = disk.verify(&[]).expect_code(0).json();
+    let notes = noted["notes"].to_string();
+    assert!(noted["ok"] == true && notes.contains(".healed") && notes.contains("--repair"), "{noted}");
+    disk.verify(&["--quick"]).expect_code(20);
+    let cleaned = disk.verify(&["--repair"]).expect_code(0).json();
+    assert!(!Path::new(&healed).exists() && cleaned["notes"] == serde_json::json!([]), "{cleaned}");
 
     // What retention and people remove takes its parity along.
     disk.site.elsewhere.run(["expire", "--yes", "--keep-last", "1", "--gc-grace", "0s"]).expect_code(0);

@@ -202,7 +202,59 @@ fn a_copy_with_keys_of_its_own_restores_and_follows() {
     let more = site.elsewhere.json(&with_file);
     assert_eq!((&more["backups"], &more["failed"]), (&serde_json::json!([incr]), &serde_json::json!([])), "{more}");
     theirs.run(["verify"]).expect_code(0);
+    what_is_damaged_in_it_comes_from_its_source(&site, &theirs, Path::new(&to), &file);
     let other = Site { elsewhere: theirs, ..site };
     other.assert_restores("old", &latest, 1, &[&id]);
     other.assert_restores("new", &latest, 1, &[&incr]);
+}
+
+/// Nothing of either is the same bytes; what is compared is what was sealed.
+fn what_is_damaged_in_it_comes_from_its_source(site: &Site, theirs: &Pgark, copy: &Path, file: &str) {
+    let source = site.elsewhere.repo();
+    let text = format!(
+        "[repos.source]\nurl = \"{}\"\npassphrase_file = \"{}\"\n[repos.copy]\nurl = \"{}\"\npassphrase_file = \
+         \"{file}\"\n[clusters.main]\nrepos = [\"copy\"]\n",
+        source.display(),
+        site.elsewhere.passphrase_file().display(),
+        copy.display()
+    );
+    let config = site.scratch.file("both.toml", text.as_bytes(), 0o600);
+    let both = site.elsewhere.clone().without_env("PGARK_REPO").without_env("PGARK_PASSPHRASE_FILE");
+    let both = both.env("PGARK_CONFIG", &config);
+    let of = |part: &str| {
+        let all = objects_under(&copy.join("clusters/main"));
+        let fits = |p: &std::path::PathBuf| p.to_string_lossy().contains(part);
+        let mut found: Vec<_> = all.into_iter().filter(fits).collect();
+        assert!(!found.is_empty(), "no {part}");
+        found.remove(found.len() / 2)
+    };
+    let segment = {
+        let all = objects_under(&copy.join("clusters/main/wal"));
+        let is_segment =
+            |p: &std::path::PathBuf| p.file_name().is_some_and(|f| f.len() == "000000010000000000000001.g2".len());
+        let found: Vec<_> = all.into_iter().filter(is_segment).collect();
+        found.get(found.len() / 2).expect("segments").clone()
+    };
+    let damaged = [of("/packs/"), of("/manifest"), of("/record"), segment];
+    for path in &damaged {
+        let mut bytes = fs::read(path).expect("an object");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        fs::write(path, bytes).expect("damage");
+    }
+    let whole =
+        objects_under(copy).into_iter().filter(|p| !damaged.contains(p) && p.to_string_lossy().contains("/backups/"));
+    let whole: Vec<_> = whole.map(|p| (fs::read(&p).expect("an object"), p)).collect();
+    theirs.run(["verify"]).expect_code(20);
+    // The source's key is asked for when nothing else opens it.
+    let unnamed = theirs.run(["verify", "--repair", "--from", source.to_str().expect("text")]);
+    assert!(unnamed.code == Some(12), "{unnamed}");
+    let planned = both.run(["verify", "--repair", "--dry-run", "--from", "source", "--json"]).expect_code(20).json();
+    assert!(planned["repairable"].as_array().is_some_and(|r| !r.is_empty() && r[0]["from"] == "source"), "{planned}");
+    let mended = both.run(["verify", "--repair", "--from", "source", "--json"]).expect_code(0).json();
+    assert!(mended["repaired"].as_array().is_some_and(|r| r.len() == damaged.len()), "{mended}");
+    theirs.run(["verify"]).expect_code(0);
+    for (bytes, path) in whole {
+        assert!(fs::read(&path).expect("an object") == bytes, "{} was replaced", path.display());
+    }
 }

@@ -124,6 +124,11 @@ fn a_repository_that_is_away_is_completed_by_the_next_backup() {
     assert_eq!(checked.code, Some(1), "{checked}");
 
     fs::rename(&parked, &two.b).expect("b comes back");
+    let lacking = two.site.pgark.run(["check", "--json"]).expect_code(3).json();
+    let all = lacking["checks"].as_array().expect("checks").iter();
+    let newest: Vec<_> = all.filter(|f| f["name"] == "newest backup").collect();
+    let said: Vec<_> = newest.iter().map(|f| (f["repository"].as_str(), f["verdict"].as_str())).collect();
+    assert_eq!(said, [(Some("a"), Some("ok")), (Some("b"), Some("warning"))], "{lacking}");
     two.site.ledger.write_rows(&two.site.cluster, 5);
     two.backup().expect_code(0);
     let latest = two.site.archive_all();

@@ -142,6 +142,77 @@ fn what_the_other_repository_has_of_another_history_is_not_put_in_place() {
     let dest = two.site.scratch.join("got");
     let got = two.site.elsewhere.run(["archive-get", damaged, dest.to_str().expect("text")]);
     assert_eq!(fs::read(&own).expect("own"), before, "the damaged bytes stay: {got}");
+    assert!(got.code == Some(126) && !dest.exists(), "and the foreign ones are not delivered: {got}");
+    assert!(!got.stderr.contains("taken from another"), "{got}");
+    // The segment behind: whoever is asked first, it does not continue what the clone wrote.
+    let last = segments.last().expect("three of them");
+    let words = ["archive-get", "--repo", "b", "--repo", "a", "--alone", last, dest.to_str().expect("text")];
+    let got = two.site.elsewhere.run(words);
+    assert!(got.code == Some(126) && got.stderr.contains("E-WAL-OTHER-HISTORY") && !dest.exists(), "{got}");
+    // Whoever restores has to say which of both histories is meant.
+    let latest = Target::Latest { archived: "0/0".into() };
+    let (to, refused) = two.site.try_restore("mixed", &latest, &[]);
+    assert!(refused.code == Some(4) && refused.stderr.contains("E-WAL-OTHER-HISTORY") && !to.exists(), "{refused}");
+    let copied = two.site.elsewhere.run(["replicate", "--from", "a", "--to", "b", "--json"]).expect_code(3);
+    assert!(copied.json()["failed"].to_string().contains("E-WAL-OTHER-HISTORY"), "{copied}");
+    assert!(!objects_under(&two.b.join("clusters/main/wal")).iter().any(|p| p.ends_with(last)), "{copied}");
+}
+
+#[test]
+fn a_missing_or_damaged_copy_of_a_register_is_written_anew_by_a_repair() {
+    let Some(two) = Two::new("regcopy", false) else { return };
+    two.backup().expect_code(0);
+    let a = two.only("a");
+    for dir in ["keyring", "keyring-mirror"] {
+        for harm in ["removed", "damaged"] {
+            let path = objects_under(&two.a.join(dir)).pop().expect("a copy");
+            let whole = fs::read(&path).expect("a copy");
+            match harm {
+                "removed" => fs::remove_file(&path).expect("remove"),
+                _ => fs::write(&path, &whole[..whole.len() / 2]).expect("cut"),
+            }
+            let now = fs::read(&path).ok();
+            let found = a.run(["verify", "--json"]).expect_code(20);
+            assert!(problems(&found.json())[0]["what"].as_str().is_some_and(|w| w.contains("--repair")), "{found}");
+            let planned = a.run(["verify", "--repair", "--dry-run"]).expect_code(20);
+            assert!(planned.stdout.contains("COULD BE REPAIRED") && fs::read(&path).ok() == now, "{planned}");
+            let done = a.run(["verify", "--repair", "--json"]).expect_code(0);
+            assert_eq!(done.json()["repaired"].as_array().map(Vec::len), Some(1), "{dir} {harm}: {done}");
+            assert!(fs::read(&path).expect("a copy") == whole);
+            a.run(["verify"]).expect_code(0);
+        }
+    }
+    // What a verification puts on record makes the newest version one of before.
+    let system = fs::read_dir(two.a.join("clusters/main/wal")).expect("wal").next().expect("a system").expect("entry");
+    let head = format!("clusters/main/wal/{}/head", system.file_name().display());
+    for dir in ["clusters/main/catalog", "clusters/main/catalog-mirror", &head, &format!("{head}-mirror")] {
+        let path = objects_under(&two.a.join(dir)).pop().expect("a copy");
+        let whole = fs::read(&path).expect("a copy");
+        fs::write(&path, &whole[..whole.len() / 2]).expect("cut");
+        let done = a.run(["verify", "--repair", "--json"]).expect_code(0).json();
+        assert_eq!(done["repaired"].as_array().map(Vec::len), Some(1), "{dir}: {done}");
+        a.run(["verify"]).expect_code(0);
+    }
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    two.backup().expect_code(0);
+}
+
+#[test]
+fn a_copy_whose_key_was_rotated_alone_is_told_as_that() {
+    let Some(two) = Two::new("alonekey", false) else { return };
+    two.backup().expect_code(0);
+    let lone = pgark_testkit::Pgark::new(crate::site::BINARY, &two.site.scratch, &two.b);
+    lone.run(["key", "rotate", "--yes"]).expect_code(0);
+    let refused = two.site.elsewhere.run(["replicate", "--from", "a", "--to", "b"]).expect_code(12);
+    assert!(refused.stderr.contains("was rotated alone") && refused.stderr.contains("replicate --from"), "{refused}");
+    assert!(!refused.stderr.contains("damaged"), "{refused}");
+    two.backup().expect_code(3);
+    two.site.elsewhere.run(["replicate", "--from", "b", "--to", "a"]).expect_code(0);
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    two.backup().expect_code(0);
+    let latest = two.site.archive_all();
+    two.assert_restores_from("a", "r", &latest);
+    two.assert_restores_from("b", "r2", &latest);
 }
 
 #[test]

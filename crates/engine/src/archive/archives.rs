@@ -13,8 +13,9 @@ use pgark_repo::names::ClusterName;
 use pgark_repo::wal::{Ending, SegmentReader, WalArchive, WalHead, WalIndex};
 use pgark_repo::{RepoError, Repository};
 
+use super::kinship::{Beside, OTHER_HISTORY, WHICH_IS_RIGHT};
 use crate::error::{EngineError, Result};
-use crate::sources::{Asked, Sources};
+use crate::sources::{Asked, Sources, TroubleKind};
 
 /// Read from one archive or from several.
 #[derive(Clone)]
@@ -139,6 +140,14 @@ impl Archives {
                 opened => opened?,
             };
             let Some((n, mut reader)) = opened else { return Ok(None) };
+            if let Err(e) = self.admit(n, &reader.index, size) {
+                if !self.is_of_other_history(n, &e) {
+                    return Err(self.named(n, e));
+                }
+                skip.insert(n);
+                failed = failed.or(Some(self.named(n, e)));
+                continue;
+            }
             match read(&mut reader) {
                 Ok(value) => return Ok(Some(value)),
                 Err(e) if self.passes(n, &e) => {
@@ -148,6 +157,73 @@ impl Archives {
                 Err(e) => return Err(self.named(n, e)),
             }
         }
+    }
+
+    /// What the archive that is asked first does not have may be of another history where it is found: it has to go
+    /// with what the others have beside it.
+    fn admit(&self, n: usize, index: &WalIndex, size: SegmentSize) -> Result<()> {
+        let Origin::Several { sources, cluster } = &self.from else { return Ok(()) };
+        if sources.order().first() == Some(&n) {
+            return Ok(());
+        }
+        let archive = |repo: &Repository| WalArchive::new(repo, cluster, self.system_id);
+        let found_in = archive(&sources.repo(n)?);
+        for (k, member) in sources.members().into_iter().filter(|(k, _)| *k != n) {
+            let other = archive(&member.repo);
+            let compared = Beside::of(&other, size).and_then(|other| other.admit(&Beside::of(&found_in, size)?, index));
+            match compared {
+                Ok(()) => {}
+                Err(e) if e.code() == OTHER_HISTORY => return Err(e),
+                // It does not say anything.
+                Err(e) if sources.passes(k, &e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses when two archives hold different WAL under the names of one stretch: the last segment of it that both have
+    /// tells, for WAL that has parted stays apart.
+    pub(crate) fn refuse_two_histories(&self, stretch: &[SegmentName], size: SegmentSize) -> Result<()> {
+        let Origin::Several { sources, cluster } = &self.from else { return Ok(()) };
+        let members = sources.members();
+        let archives = members.iter().map(|(n, m)| (*n, WalArchive::new(&m.repo, cluster, self.system_id)));
+        let archives: Vec<(usize, WalArchive)> = archives.collect();
+        let mut sides: Vec<(usize, Beside<'_>)> = vec![];
+        for (n, archive) in &archives {
+            match Beside::of(archive, size) {
+                Ok(side) => sides.push((*n, side)),
+                Err(e) if sources.passes(*n, &e) => {}
+                Err(e) => return Err(sources.named(*n, e)),
+            }
+        }
+        let Some(((first, here), others)) = sides.split_first() else { return Ok(()) };
+        for (n, there) in others {
+            let compared = here.differs_in(there, stretch);
+            match compared {
+                Ok(None) => {}
+                Ok(Some(name)) => {
+                    let message = format!(
+                        "repositories {} and {} hold different WAL under the name {}",
+                        sources.name(*first),
+                        sources.name(*n),
+                        name.format(size)
+                    );
+                    return Err(EngineError::refused(OTHER_HISTORY, message, WHICH_IS_RIGHT));
+                }
+                Err(e) if sources.passes(*n, &e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_of_other_history(&self, n: usize, e: &EngineError) -> bool {
+        let found = e.code() == OTHER_HISTORY;
+        if let (Origin::Several { sources, .. }, true) = (&self.from, found) {
+            sources.remember(n, TroubleKind::Foreign, None, e.to_string());
+        }
+        found
     }
 
     fn passes(&self, n: usize, e: &EngineError) -> bool {

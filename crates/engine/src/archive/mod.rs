@@ -5,6 +5,7 @@ pub mod archives;
 pub mod early;
 pub mod events;
 pub mod get;
+pub(crate) mod kinship;
 pub mod listing;
 pub mod path;
 pub mod prefetch;
@@ -157,7 +158,7 @@ fn unfinished<'n>(
             None => return Ok(Some(name)),
             Some(false) => {
                 return Err(EngineError::refused(
-                    "E-WAL-OTHER-HISTORY",
+                    kinship::OTHER_HISTORY,
                     format!(
                         "the archive has other WAL under the name {} than this server: the server was set back to an \
                          earlier copy of itself, or is a second one of the same origin",

@@ -17,7 +17,7 @@ use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalHead, WalIndex};
 
 use super::ahead::Ahead;
 use super::early::Early;
-use super::segment::{Prepared, not_wal, open, prepare, segment_name};
+use super::segment::{Prepared, lineage_with, not_wal, open, prepare, segment_name, system_id_of};
 use crate::error::{EngineError, Result};
 use crate::several::{HasMember, Member, Present};
 
@@ -26,7 +26,7 @@ pub struct PushReport {
     pub file: String,
     /// In the first repository that took it.
     pub outcome: Pushed,
-    /// Repositories that could not take it. They lack it until somebody completes them.
+    /// Repositories that could not take it, and why. They lack it until somebody completes them.
     pub away: Vec<(String, EngineError)>,
 }
 
@@ -53,9 +53,9 @@ pub fn push(repo: &Repository, cluster: &ClusterName, options: &PushOptions<'_>)
     push_to_all(&[one], cluster, options, None)
 }
 
-/// Reads the file once and stores it in every repository. One that cannot be reached or written to is passed over unless it
-/// is required; at least one must take the file. What a repository refuses is an error all the same.
-/// `early` may have begun to read it.
+/// Reads the file once and stores it in every repository. One that cannot be reached or written to, is damaged, or is of
+/// another cluster, is passed over unless it is required; at least one must take the file. Other WAL of the same name in one
+/// of them is an error all the same. `early` may have begun to read it.
 pub fn push_to_all(
     members: &[Member],
     cluster: &ClusterName,
@@ -73,6 +73,7 @@ pub fn push_to_all(
             targets.push(Target { member: n, repo: &member.repo, catalog });
         }
     }
+    let targets = of_this_cluster(&present, targets, path, &parsed)?;
     let outcome = match &parsed {
         WalFileName::Segment(raw) => segment(&present, &targets, raw, options, early)?,
         WalFileName::Partial(raw) => present.each(&targets, |target| {
@@ -86,6 +87,44 @@ pub fn push_to_all(
         }
     };
     Ok(PushReport { file: name, outcome, away: present.away() })
+}
+
+/// Without those that have another cluster under this name. History files do not say of which one they are: where the
+/// repositories differ, the segments beside the file do.
+fn of_this_cluster<'a>(
+    present: &Present<'_>,
+    targets: Vec<Target<'a>>,
+    path: &Path,
+    name: &WalFileName,
+) -> Result<Vec<Target<'a>>> {
+    let mut ids: Vec<Option<SystemId>> = targets.iter().map(|t| t.catalog.lineage().map(|l| l.system_id)).collect();
+    ids.dedup();
+    let found = match name {
+        _ if targets.len() < 2 => return Ok(targets),
+        WalFileName::Segment(_) | WalFileName::Partial(_) => system_id_of(path)?,
+        _ if ids.len() < 2 => return Ok(targets),
+        _ => system_id_beside(path)?,
+    };
+    let mut own = vec![];
+    for target in targets {
+        let fits = lineage_with(&target.catalog, found, path).map(drop);
+        own.extend(present.keep(target.member, fits)?.map(|()| target));
+    }
+    Ok(own)
+}
+
+/// Of the WAL segments in the directory of this file.
+fn system_id_beside(path: &Path) -> Result<SystemId> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(dir).map_err(|e| EngineError::file("reading", dir, e))?;
+    let is_segment = |path: &std::path::PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        matches!(WalFileName::parse(name), Ok(WalFileName::Segment(_)))
+    };
+    let mut segments = entries.flatten().map(|entry| entry.path()).filter(is_segment);
+    segments.find_map(|segment| system_id_of(&segment).ok()).ok_or_else(|| {
+        not_wal(path, "the repositories have different clusters under this name, and nothing says which is right")
+    })
 }
 
 /// A repository under its name in this operation.
@@ -184,8 +223,9 @@ fn segment(
 }
 
 fn store_in(place: &Place<'_>, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
-    if prepared.index.system_id != place.archive.place().system_id {
-        return Err(not_wal(path, "the repositories have different clusters under this name"));
+    let own = place.archive.place().system_id;
+    if prepared.index.system_id != own {
+        return Err(not_wal(path, &format!("the repository has the cluster {own} under this name")));
     }
     if place.archive.is_archived(&place.head, &prepared.index)? {
         return Ok((Pushed::AlreadyThere, place.head.copy_of(&prepared.index.segment_name())));

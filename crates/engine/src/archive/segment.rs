@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use bytes::BytesMut;
 use crossbeam_channel::bounded;
 
 use pgark_pg::names::RawSegment;
@@ -22,6 +23,7 @@ use pgark_repo::limits::BLOCK_BYTES;
 use pgark_repo::wal::{EncodedBlock, SegmentData, WalIndex};
 
 use crate::error::{EngineError, Result};
+use crate::several::OTHER_CLUSTER;
 
 /// Bytes of the first page that tell which cluster's WAL a file is.
 const LONG_HEADER_BYTES: usize = 40;
@@ -128,8 +130,27 @@ fn hash_segment(mut row: Vec<ChainingValue>) -> blake3::Hash {
     merge_subtrees_root(&row[0], &row[1], Mode::Hash)
 }
 
-/// An encoder and where it writes, one of each for all blocks of a thread: fresh memory for each costs more than copying.
-type Scratch = (Encoder, Vec<u8>);
+/// What a thread has for all of its blocks: fresh memory for each costs more than copying.
+struct Scratch {
+    encoder: Encoder,
+    block: Vec<u8>,
+    /// Room for the compressed form of a whole segment. What is not written to takes no memory; a heap that grows with
+    /// each block stops the other threads each time.
+    encoded: BytesMut,
+}
+
+impl Scratch {
+    fn new(compression: Compression, segment_bytes: usize) -> Result<Self> {
+        let encoder = Encoder::new(compression)?;
+        Ok(Scratch { encoder, block: vec![], encoded: BytesMut::with_capacity(segment_bytes) })
+    }
+
+    fn encode(&mut self, plain: &[u8]) -> Result<EncodedBlock> {
+        let codec = self.encoder.encode(plain, &mut self.block)?;
+        self.encoded.extend_from_slice(&self.block);
+        Ok(EncodedBlock { plain_len: plain.len(), codec, encoded: self.encoded.split().freeze() })
+    }
+}
 
 /// A block's number, hash and compressed form.
 type Done = (usize, ChainingValue, EncodedBlock);
@@ -146,27 +167,23 @@ fn read_and_encode(
     let (to_encode, work) = bounded::<(usize, Vec<u8>)>(buffers);
     let (give_back, free) = bounded::<Vec<u8>>(buffers);
     let done: Mutex<Vec<Done>> = Mutex::new(Vec::with_capacity(blocks));
-    let encode = |(encoder, scratch): &mut Scratch, n: usize, plain: &[u8]| -> Result<()> {
-        let hash = hash_block(n, plain);
-        let codec = encoder.encode(plain, scratch)?;
-        let block = EncodedBlock { plain_len: plain.len(), codec, encoded: scratch.as_slice().to_vec() };
+    let encode = |scratch: &mut Scratch, n: usize, plain: &[u8]| -> Result<()> {
+        let (hash, block) = (hash_block(n, plain), scratch.encode(plain)?);
         done.lock().expect("no thread panics with the lock").push((n, hash, block));
         Ok(())
     };
-    let help = |encoder: &mut Scratch| -> Result<()> {
+    let help = |scratch: &mut Scratch| -> Result<()> {
         for (n, plain) in &work {
-            let encoded = encode(encoder, n, &plain);
+            let encoded = encode(scratch, n, &plain);
             give_back.send(plain).expect("the receiver outlives the threads");
             encoded?;
         }
         Ok(())
     };
-    let scratch = || Encoder::new(compression).map(|encoder| (encoder, vec![]));
-    let mut encoder = scratch()?;
+    let scratch = || Scratch::new(compression, blocks * BLOCK_BYTES);
+    let mut own = scratch()?;
     thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads)
-            .map(|_| scope.spawn(|| scratch().map_err(Into::into).and_then(|mut e| help(&mut e))))
-            .collect();
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| scratch().and_then(|mut s| help(&mut s)))).collect();
         let mut read = || -> Result<()> {
             let mut made = 0;
             for n in 0..blocks {
@@ -175,7 +192,7 @@ fn read_and_encode(
                     // The others are behind: lend a hand rather than wait.
                     buffer = match work.try_recv() {
                         Ok((n, plain)) => {
-                            encode(&mut encoder, n, &plain)?;
+                            encode(&mut own, n, &plain)?;
                             plain
                         }
                         Err(_) => free.recv().expect("the sender is here"),
@@ -193,7 +210,7 @@ fn read_and_encode(
         };
         let read = read();
         drop(to_encode);
-        let mut outcome = help(&mut encoder);
+        let mut outcome = help(&mut own);
         for h in helpers {
             outcome = outcome.and(h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
@@ -219,13 +236,17 @@ fn rewind(file: &mut File, path: &Path) -> Result<()> {
 
 /// The lineage a WAL file belongs to, by the system identifier in its first page.
 pub fn lineage_of<'a>(catalog: &'a Catalog, file: &mut File, path: &Path) -> Result<&'a Lineage> {
-    let found = read_system_id(file, path)?;
+    lineage_with(catalog, read_system_id(file, path)?, path)
+}
+
+/// The lineage in force, when it is that of `found`.
+pub fn lineage_with<'a>(catalog: &'a Catalog, found: SystemId, path: &Path) -> Result<&'a Lineage> {
     let current = catalog.lineage().ok_or_else(|| not_wal(path, "no cluster is registered"))?;
     if found == current.system_id {
         return Ok(current);
     }
     Err(EngineError::refused(
-        "E-WAL-SYSTEM",
+        OTHER_CLUSTER,
         format!(
             "{} is of the cluster with system identifier {found}; '{}' is {}",
             path.display(),
@@ -234,6 +255,11 @@ pub fn lineage_of<'a>(catalog: &'a Catalog, file: &mut File, path: &Path) -> Res
         ),
         "is another server archiving under this name? after an upgrade, 'pgark init --adopt' registers the new cluster",
     ))
+}
+
+/// The system identifier in the first page of a WAL file.
+pub fn system_id_of(path: &Path) -> Result<SystemId> {
+    read_system_id(&mut open(path)?, path)
 }
 
 /// Leaves the file at its beginning.

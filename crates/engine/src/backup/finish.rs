@@ -85,6 +85,8 @@ pub(super) fn write_record(
         size_bytes: totals.size_bytes,
         read_bytes: totals.read_bytes,
         stored_bytes: totals.stored_bytes + print.size,
+        database_bytes: None,
+        series: None,
         kept: options.keep,
         kept_until: None,
         holds: vec![],

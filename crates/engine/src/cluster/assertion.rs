@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgark_pg::Major;
 
-use super::connection::Row;
+use super::row::Row;
 use super::{ClusterError, ConnectOptions, Connection, Deadline, ResultFormat};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -6,7 +6,6 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -14,32 +13,10 @@ use std::time::Duration;
 use pgark_pg::Major;
 use zeroize::Zeroizing;
 
-use super::libpq::{Libpq, Notice, ResultFormat, ResultSet, Value};
+use super::libpq::{Libpq, Notice, ResultFormat, ResultSet};
+use super::options::{ConnectOptions, Handover, SECRET_KEYWORDS};
+use super::row::{Composed, Row};
 use super::{ClusterError, Deadline};
-
-/// Shorter secrets are not replaced in messages: that would garble every word and give them away.
-const SECRET_BYTES_MIN: usize = 4;
-/// PostgreSQL truncates names to this before it repeats them in a message (NAMEDATALEN - 1).
-const NAME_BYTES_MAX: usize = 63;
-/// Keywords whose values may be shown; everything else is taken for a secret.
-const SHOWN_KEYWORDS: [&str; 13] = [
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "service",
-    "passfile",
-    "connect_timeout",
-    "application_name",
-    "target_session_attrs",
-];
-/// Keywords whose values must not appear in a message.
-const SECRET_KEYWORDS: [&str; 5] =
-    ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
 /// Keywords that came after PostgreSQL 13 and have a value even when nobody gives one.
 const NEWER_KEYWORDS: [(&str, &str); 6] = [
@@ -58,111 +35,6 @@ const PIN_SESSION: &str = "SET statement_timeout = 0; SET search_path = pg_catal
      SET extra_float_digits = 3; SET bytea_output = 'hex'; SET standard_conforming_strings = on";
 const PIN_SESSION_14: &str = "SET idle_session_timeout = 0";
 const PIN_SESSION_17: &str = "SET transaction_timeout = 0";
-
-/// How to reach a server. What is left out, libpq takes from `PG*` variables, service and password files.
-#[derive(Clone)]
-pub struct ConnectOptions {
-    /// libpq keywords with literal values; a later one wins over an earlier one of the same name.
-    pub keywords: Vec<(String, String)>,
-    /// How long one statement may take before it is cancelled, unless the call has a deadline of its own.
-    pub statement_timeout: Duration,
-}
-
-impl ConnectOptions {
-    /// Enough for every question this program asks of a healthy server.
-    pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
-
-    pub fn new(keywords: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self { keywords: keywords.into_iter().collect(), statement_timeout: Self::STATEMENT_TIMEOUT }
-    }
-
-    /// The same server, another database. The name is taken literally.
-    pub fn to_database(&self, database: &str) -> Self {
-        self.with("dbname", database)
-    }
-
-    pub fn with(&self, keyword: &str, value: &str) -> Self {
-        let others = self.keywords.iter().filter(|(name, _)| name != keyword).cloned();
-        let keywords = others.chain([(keyword.to_owned(), value.to_owned())]).collect();
-        Self { keywords, statement_timeout: self.statement_timeout }
-    }
-
-    pub fn without(&self, keyword: &str) -> Self {
-        let keywords = self.keywords.iter().filter(|(name, _)| name != keyword).cloned().collect();
-        Self { keywords, statement_timeout: self.statement_timeout }
-    }
-
-    fn has(&self, keyword: &str) -> bool {
-        self.keywords.iter().any(|(name, _)| name == keyword)
-    }
-
-    /// The caller's keywords over our defaults: a name for the session, and keepalives so that neither a firewall
-    /// nor a dead peer goes unnoticed during the hours of a backup.
-    fn completed(&self) -> Vec<(String, String)> {
-        let ours = [
-            ("application_name", "pgark"),
-            ("keepalives", "1"),
-            ("keepalives_idle", "60"),
-            ("keepalives_interval", "10"),
-            ("keepalives_count", "6"),
-        ];
-        let missing = ours.into_iter().filter(|(name, _)| !self.has(name));
-        missing.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(self.keywords.iter().cloned()).collect()
-    }
-
-    fn secrets(&self) -> Vec<String> {
-        let is_secret = |name: &str, value: &str| {
-            SECRET_KEYWORDS.contains(&name) || (name == "dbname" && looks_like_conninfo(value))
-        };
-        self.keywords.iter().filter(|(name, value)| is_secret(name, value)).map(|(_, value)| value.clone()).collect()
-    }
-}
-
-impl fmt::Debug for ConnectOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secrets = self.secrets();
-        let shown = |name: &str, value: &str| {
-            // A value may be shown and yet repeat a secret: a user called like their password.
-            let open = SHOWN_KEYWORDS.contains(&name) && !looks_like_conninfo(value);
-            if open { redact(value, secrets.iter().map(String::as_str)) } else { "***".to_owned() }
-        };
-        let keywords = self.keywords.iter().map(|(name, value)| (name.as_str(), shown(name, value)));
-        f.debug_struct("ConnectOptions")
-            .field("keywords", &keywords.collect::<Vec<_>>())
-            .field("statement_timeout", &self.statement_timeout)
-            .finish()
-    }
-}
-
-/// How another program reaches the server that a session is with. libpq's password file counts there, too.
-#[derive(Clone)]
-pub struct Handover {
-    /// Keywords that may stand in an argument.
-    pub keywords: Vec<(String, String)>,
-    /// Options that older versions do not know, as variables.
-    pub variables: Vec<(&'static str, String)>,
-    /// For `PGPASSWORD`.
-    pub password: Option<String>,
-    /// Secrets for which libpq has no way but the connection string.
-    pub other_secrets: Vec<String>,
-}
-
-impl fmt::Debug for Handover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handover").field("keywords", &self.keywords).finish_non_exhaustive()
-    }
-}
-
-impl Handover {
-    /// A connection string to this database. Every value is quoted, so that none is taken for more than a value.
-    pub fn connection_string(&self, database: &str) -> String {
-        let ours = [("dbname", database), ("application_name", "pgark")];
-        let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
-        let all = self.keywords.iter().cloned().chain(ours);
-        all.map(|(name, value)| format!("{name}='{}'", quoted(&value))).collect::<Vec<_>>().join(" ")
-    }
-}
 
 /// In which encoding text arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,7 +178,7 @@ impl Connection {
         params: &[Option<&[u8]>],
         deadline: Deadline,
     ) -> Result<Vec<Row>, ClusterError> {
-        let set = self.pq.exec_params(&statement.0, params, ResultFormat::Text, deadline)?;
+        let set = self.pq.exec_params(statement.bytes(), params, ResultFormat::Text, deadline)?;
         let columns: Arc<[String]> = set.columns.into();
         Ok(set.rows.into_iter().map(|values| Row { columns: Arc::clone(&columns), values }).collect())
     }
@@ -441,182 +313,9 @@ fn split_hosts(lists: &[(&str, Option<String>)]) -> Result<Vec<Vec<(String, Stri
     Ok(candidates)
 }
 
-/// A statement that the server put together, so that names in it are quoted by its own rules and in its own bytes. Nothing
-/// else makes one.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Composed(Vec<u8>);
-
-impl fmt::Debug for Composed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Composed({})", String::from_utf8_lossy(&self.0))
-    }
-}
-
-/// One row of a result; columns are asked for by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    columns: Arc<[String]>,
-    values: Vec<Value>,
-}
-
-impl Row {
-    /// The bytes of a column, `None` for NULL.
-    pub fn bytes(&self, column: &str) -> Result<Option<&[u8]>, ClusterError> {
-        let at = self.columns.iter().position(|name| name == column);
-        let value = at.and_then(|at| self.values.get(at));
-        value.map(Option::as_deref).ok_or_else(|| unexpected(column, "is missing"))
-    }
-
-    /// A column as text, `None` for NULL.
-    pub fn opt_text(&self, column: &str) -> Result<Option<&str>, ClusterError> {
-        let text = self.bytes(column)?.map(std::str::from_utf8).transpose();
-        text.map_err(|_| unexpected(column, "is not UTF-8"))
-    }
-
-    pub fn text(&self, column: &str) -> Result<&str, ClusterError> {
-        self.opt_text(column)?.ok_or_else(|| unexpected(column, "is NULL"))
-    }
-
-    pub fn opt_parse<T: FromStr>(&self, column: &str) -> Result<Option<T>, ClusterError> {
-        let parsed = self.opt_text(column)?.map(str::parse).transpose();
-        parsed.map_err(|_| unexpected(column, "does not parse"))
-    }
-
-    pub fn parse<T: FromStr>(&self, column: &str) -> Result<T, ClusterError> {
-        self.opt_parse(column)?.ok_or_else(|| unexpected(column, "is NULL"))
-    }
-
-    /// A boolean column, `None` for NULL.
-    pub fn opt_flag(&self, column: &str) -> Result<Option<bool>, ClusterError> {
-        match self.opt_text(column)? {
-            None => Ok(None),
-            Some("t" | "true" | "on") => Ok(Some(true)),
-            Some("f" | "false" | "off") => Ok(Some(false)),
-            Some(_) => Err(unexpected(column, "is not a boolean")),
-        }
-    }
-
-    pub fn flag(&self, column: &str) -> Result<bool, ClusterError> {
-        self.opt_flag(column)?.ok_or_else(|| unexpected(column, "is NULL"))
-    }
-
-    /// A column in which a query of ours put together a statement with `format()`.
-    pub(super) fn composed(&self, column: &str) -> Result<Composed, ClusterError> {
-        let bytes = self.bytes(column)?.ok_or_else(|| unexpected(column, "is NULL"))?;
-        Ok(Composed(bytes.to_vec()))
-    }
-
-    /// The names of the columns.
-    pub fn columns(&self) -> &[String] {
-        &self.columns
-    }
-
-    /// The values in the order of the columns.
-    pub fn values(&self) -> &[Option<Vec<u8>>] {
-        &self.values
-    }
-}
-
-fn unexpected(column: &str, problem: &str) -> ClusterError {
-    ClusterError::Unexpected { message: format!("column {column} {problem}") }
-}
-
-/// A connection URI or string given as a database name: it is used literally, but may hold a password.
-fn looks_like_conninfo(value: &str) -> bool {
-    value.contains("://") || value.contains("password=")
-}
-
-/// `message` without any of the `secrets`.
-pub(super) fn redact<'a>(message: &str, secrets: impl Iterator<Item = &'a str>) -> String {
-    let mut secrets: Vec<&str> = secrets
-        .flat_map(|secret| [secret, shortened(secret, NAME_BYTES_MAX)])
-        .filter(|secret| secret.len() >= SECRET_BYTES_MIN)
-        .collect();
-    // The longest first, else the rest of a longer secret that contains a shorter one would stay.
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    secrets.iter().fold(message.to_owned(), |message, secret| message.replace(secret, "***"))
-}
-
-/// The first `bytes_max` bytes of a text, or a little less where that would split a character.
-pub(super) fn shortened(text: &str, bytes_max: usize) -> &str {
-    (0..=bytes_max.min(text.len())).rev().find_map(|end| text.get(..end)).unwrap_or_default()
-}
-
-/// Takes the SQLSTATE out of libpq's verbose form, `FATAL:  28P01: text` with a `LOCATION:` line after it.
-/// The severity and the text may be in any language; the shape is fixed (libpq: pqBuildErrorMessage3).
-pub(super) fn split_verbose(message: &str) -> (String, Option<String>) {
-    let is_state = |code: &str| code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
-    let mut state = None;
-    let mut lines = Vec::new();
-    for line in message.lines() {
-        let found = line.match_indices(":  ").find_map(|(at, mark)| {
-            let start = at + mark.len();
-            let code = line.get(start..start + 5).filter(|code| is_state(code))?;
-            let rest = line.get(start + 5..)?.strip_prefix(": ")?;
-            Some((line.get(..start)?, code, rest))
-        });
-        match found {
-            Some((before, code, rest)) => {
-                state = Some(code.to_owned());
-                lines.push(format!("{before}{rest}"));
-            }
-            // The source location follows as the last line of its message: `LOCATION:  function, file.c:123`.
-            None if state.is_some() && is_location(line) => {}
-            None => lines.push(line.to_owned()),
-        }
-    }
-    (lines.join("; "), state)
-}
-
-fn is_location(line: &str) -> bool {
-    line.rsplit_once(".c:").is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn options(keywords: &[(&str, &str)]) -> ConnectOptions {
-        ConnectOptions::new(keywords.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
-    }
-
-    #[test]
-    fn debug_shows_where_but_no_secret() {
-        let shown = format!(
-            "{:?}",
-            options(&[
-                ("host", "db1"),
-                ("password", "hunter2"),
-                ("options", "-c x=hunter3"),
-                ("sslpassword", "hunter4")
-            ])
-        );
-        assert!(shown.contains("db1"), "{shown}");
-        assert!(!shown.contains("hunter"), "{shown}");
-        let uri = format!("{:?}", options(&[("dbname", "postgresql://u:hunter2@h/d")]));
-        assert!(!uri.contains("hunter"), "{uri}");
-    }
-
-    #[test]
-    fn secrets_are_cut_out_longest_first_and_also_truncated() {
-        assert_eq!(redact("a hunter22 b hunter2", ["hunter2", "hunter22"].into_iter()), "a *** b ***");
-        let long = "x".repeat(80);
-        assert_eq!(redact(&format!("db \"{}\"", &long[..63]), [long.as_str()].into_iter()), "db \"***\"");
-        assert_eq!(redact("abc", ["", "a"].into_iter()), "abc");
-    }
-
-    #[test]
-    fn sqlstate_is_found_in_any_language_and_the_location_dropped() {
-        let message = "connection to server at \"h\", port 5432 failed: FATAL:  28P01: Passwort-Authentifizierung \
-                       für Benutzer »a« fehlgeschlagen\nORT:  auth_failed, auth.c:323";
-        let (text, state) = split_verbose(message);
-        assert_eq!(state.as_deref(), Some("28P01"));
-        assert!(text.ends_with("fehlgeschlagen") && text.contains("FATAL:  Passwort"), "{text}");
-        assert_eq!(
-            split_verbose("could not translate host name: x"),
-            ("could not translate host name: x".into(), None)
-        );
-    }
 
     #[test]
     fn host_lists_are_split_with_one_port_for_all() {
@@ -629,22 +328,5 @@ mod tests {
         );
         let uneven = [("host", Some("a,b,c".to_owned())), ("port", Some("1,2".to_owned()))];
         assert!(matches!(split_hosts(&uneven), Err(ClusterError::Invalid { .. })));
-    }
-
-    #[test]
-    fn callers_keywords_win_over_ours() {
-        let completed = options(&[("application_name", "mine")]).completed();
-        let names: Vec<_> = completed.iter().filter(|(k, _)| k == "application_name").collect();
-        assert_eq!(names, [&("application_name".to_owned(), "mine".to_owned())]);
-    }
-
-    #[test]
-    fn a_connection_string_holds_whatever_a_name_is_made_of() {
-        let keywords = vec![("host".to_owned(), "/tmp/it's".to_owned())];
-        let handover =
-            Handover { keywords, variables: vec![], password: Some("hunter2".into()), other_secrets: vec![] };
-        let text = handover.connection_string("port=1 dbname='x\\");
-        assert_eq!(text, r"host='/tmp/it\'s' dbname='port=1 dbname=\'x\\' application_name='pgark'");
-        assert!(!text.contains("hunter") && !format!("{handover:?}").contains("hunter"));
     }
 }

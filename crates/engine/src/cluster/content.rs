@@ -12,8 +12,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use super::connection::Composed;
 use super::objects_sql::SEQUENCE_USES;
+use super::row::Composed;
 use super::{ClusterError, ConnectOptions, Connection, Deadline, SnapshotId, SnapshotSession};
 
 /// The second seed; the first is 0. Any other number would do, but it is part of the meaning of a stored hash.
@@ -39,6 +39,8 @@ pub struct Task {
     statement: Composed,
     /// For the figures of progress.
     pub size_bytes: u64,
+    /// Schema and name of the table that is read.
+    pub table: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,41 +98,49 @@ pub fn tasks(session: &SnapshotSession, reading: Reading, deadline: Deadline) ->
          WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
     for row in conn.query_by(sequences, &[], deadline)? {
         let what = Subject::Sequence { key: row.parse("key")? };
-        tasks.push(Task { what, statement: row.composed("statement")?, size_bytes: 0 });
+        tasks.push(Task { what, statement: row.composed("statement")?, size_bytes: 0, table: None });
     }
     let uses = format!(
         "SELECT u.use_key AS key, format('SELECT m.furthest::text AS furthest, \
              CASE WHEN s.is_called THEN m.furthest %s s.last_value ELSE m.furthest %s= s.last_value END AS behind \
              FROM %I.%I AS s CROSS JOIN (SELECT %s(t.%I) AS furthest FROM %I.%I AS t) AS m', \
-             m.op, m.op, u.sequence_schema, u.sequence, m.f, u.column_name, u.table_schema, u.table_name) AS statement \
+             m.op, m.op, u.sequence_schema, u.sequence, m.f, u.column_name, u.table_schema, u.table_name) AS statement, \
+             u.table_schema, u.table_name \
          FROM ({SEQUENCE_USES}) AS u CROSS JOIN LATERAL (SELECT CASE WHEN u.increment > 0 THEN 'max' ELSE 'min' END AS f, \
              CASE WHEN u.increment > 0 THEN '>' ELSE '<' END AS op) AS m \
          WHERE u.whole_numbers AND NOT u.cycles"
     );
     for row in conn.query_by(&uses, &[], deadline)? {
         let what = Subject::SequenceUse { key: row.parse("key")? };
-        tasks.push(Task { what, statement: row.composed("statement")?, size_bytes: 0 });
+        let table = Some((bytes(&row, "table_schema")?, bytes(&row, "table_name")?));
+        tasks.push(Task { what, statement: row.composed("statement")?, size_bytes: 0, table });
     }
     if reading.hashes {
         tasks.push(Task {
             what: Subject::LargeObjects,
             statement: conn.compose(LARGE_OBJECTS, &[PIECE.as_bytes()])?,
             size_bytes: 0,
+            table: None,
         });
     }
     // Unlogged tables cannot be read during recovery; the answer says so.
     let select = if reading.hashes { HASH } else { COUNT };
-    let tables = "SELECT c.oid::bigint AS key, pg_table_size(c.oid) AS size_bytes, format($1::text, n.nspname, c.relname) AS statement \
-         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+    let tables = "SELECT c.oid::bigint AS key, c.relpages::bigint * current_setting('block_size')::bigint AS size_bytes, format($1::text, n.nspname, c.relname) AS statement, \
+           n.nspname AS table_schema, c.relname AS table_name FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE (c.relkind = 'r' OR c.relkind = 'm' AND c.relispopulated) AND c.relpersistence <> 't' \
            AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY c.relpages DESC, c.oid";
     for row in conn.query_by(tables, &[select], deadline)? {
         let what = Subject::Table { key: row.parse("key")? };
-        // A table that is being dropped has no size any more.
-        let size_bytes = row.opt_parse("size_bytes")?.unwrap_or(0);
-        tasks.push(Task { what, statement: row.composed("statement")?, size_bytes });
+        // As last counted by the server: asking for the size of a file would wait for whoever has locked the table.
+        let size_bytes = row.parse("size_bytes")?;
+        let table = Some((bytes(&row, "table_schema")?, bytes(&row, "table_name")?));
+        tasks.push(Task { what, statement: row.composed("statement")?, size_bytes, table });
     }
     Ok(tasks)
+}
+
+fn bytes(row: &super::Row, column: &str) -> Result<Vec<u8>, ClusterError> {
+    Ok(row.bytes(column)?.unwrap_or_default().to_vec())
 }
 
 const COUNT: &str = "SELECT count(*) AS rows FROM ONLY %I.%I";
@@ -169,7 +179,7 @@ impl ContentReader {
         snapshot: &SnapshotId,
         within: Duration,
     ) -> Result<Self, ClusterError> {
-        Ok(Self { session: SnapshotSession::open(options, database, Some(snapshot), within)?, answered: Cell::new(0) })
+        Ok(Self { session: SnapshotSession::join(options, database, snapshot, within)?, answered: Cell::new(0) })
     }
 
     pub fn session(&self) -> &SnapshotSession {

@@ -1,15 +1,12 @@
-//! Databases and what belongs to the cluster as a whole, as the catalogs describe them; and a session whose snapshot others
-//! can use.
+//! Databases and what belongs to the cluster as a whole, as the catalogs describe them.
 
-use jiff::Timestamp;
 use pgark_pg::Major;
 use pgark_pg::value::SystemId;
 use pgark_repo::record::{DatabaseSetting, Grant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterError, ConnectOptions, Connection, Deadline};
-use std::time::Duration;
+use super::{ClusterError, Connection};
 
 /// `pg_database`, and what `alter database` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,46 +190,4 @@ pub fn globals(conn: &Connection) -> Result<Globals, ClusterError> {
         tablespaces: documents(conn, &tablespaces)?,
         databases: databases(conn)?,
     })
-}
-
-/// A transaction whose snapshot stays as long as it is open; programs and other sessions read the same state by its name.
-pub struct DumpSession {
-    conn: Connection,
-    /// For `pg_dump --snapshot`, or `SET TRANSACTION SNAPSHOT`.
-    pub snapshot: String,
-    /// By the server's clock.
-    pub taken: Timestamp,
-}
-
-impl DumpSession {
-    pub fn open(options: &ConnectOptions, database: &str, within: Duration) -> Result<Self, ClusterError> {
-        let conn = Connection::open(&options.to_database(database), within)?;
-        conn.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY", &[])?;
-        let row = conn.query_one(
-            "SELECT pg_export_snapshot() AS snapshot, floor(extract(epoch FROM now()))::bigint AS seconds",
-            &[],
-        )?;
-        let seconds = row.parse("seconds")?;
-        let taken = Timestamp::from_second(seconds)
-            .map_err(|e| ClusterError::Unexpected { message: format!("the server's clock: {e}") })?;
-        Ok(DumpSession { snapshot: row.text("snapshot")?.to_owned(), taken, conn })
-    }
-
-    /// For questions about the same state.
-    pub fn connection(&self) -> &Connection {
-        &self.conn
-    }
-
-    /// `pg_database_size` of the database that it is in; None where this role may not know.
-    pub fn database_bytes(&self) -> Result<Option<u64>, ClusterError> {
-        // An error would end the transaction, and the snapshot with it.
-        let allowed = "SELECT CASE WHEN has_database_privilege(current_database(), 'connect') \
-             OR pg_has_role('pg_read_all_stats', 'usage') THEN pg_database_size(current_database())::text END AS bytes";
-        self.conn.query_one(allowed, &[])?.opt_parse("bytes")
-    }
-
-    /// An error when the session, and with it the snapshot, was lost meanwhile.
-    pub fn end(self) -> Result<(), ClusterError> {
-        self.conn.query_by("COMMIT", &[], Deadline::after(Duration::from_secs(60))).map(drop)
-    }
 }

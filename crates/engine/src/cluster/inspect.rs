@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pgark_pg::{Lsn, Major, PgTimestamp, SegmentSize, SystemId, TimelineId};
 
-use super::connection::Row;
+use super::row::Row;
 use super::{ClusterError, Connection, Deadline};
 
 /// What a call to `pg_promote` may take beyond the wait it was asked for.

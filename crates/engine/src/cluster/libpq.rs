@@ -3,12 +3,15 @@
 //! Invariants: nothing here blocks past the deadline of the call (the socket is non-blocking; only the resolver of
 //! host names is outside our reach); after a failed wait the connection is either drained or marked as broken, so a
 //! late answer is never taken for the answer to a later question; each message is stripped of secrets where it is
-//! made. This is the only file of the crate with `unsafe` code. SIGPIPE cannot reach us: libpq sends with
+//! made. This and the module in it are the only ones of the crate with `unsafe` code. SIGPIPE cannot reach us: libpq sends with
 //! MSG_NOSIGNAL, or masks the signal around TLS writes.
 #![allow(unsafe_code)]
 
+mod result;
+mod wait;
+
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +19,10 @@ use std::time::Duration;
 
 use pq_sys::{ConnStatusType, ExecStatusType, PGVerbosity, PGcancelConn, PGconn, PGresult, PostgresPollingStatusType};
 
-use super::connection::{redact, shortened, split_verbose};
+use super::text::{redact, shortened, split_verbose};
 use super::{ClusterError, Deadline};
+use result::{OwnedResult, classify, copy_text, result_field};
+use wait::{Want, wait_for};
 
 /// How long a cancelled statement may take to end before the connection is given up.
 const CANCEL_GRACE: Duration = Duration::from_secs(3);
@@ -75,6 +80,7 @@ pub struct EffectiveOption {
     pub value: String,
     /// As it is when nobody says anything.
     pub is_default: bool,
+    pub is_secret: bool,
 }
 
 impl Libpq {
@@ -149,7 +155,9 @@ impl Libpq {
                 let (keyword, value) = (copy_text((*at).keyword), copy_text((*at).val));
                 if let (Some(keyword), Some(value)) = (keyword, value.filter(|v| !v.is_empty())) {
                     let is_default = copy_text((*at).compiled).as_ref() == Some(&value);
-                    all.push(EffectiveOption { keyword, value, is_default });
+                    // libpq marks what should be hidden with '*'.
+                    let is_secret = copy_text((*at).dispchar).is_some_and(|mark| mark.contains('*'));
+                    all.push(EffectiveOption { keyword, value, is_default, is_secret });
                 }
                 at = at.add(1);
             }
@@ -300,22 +308,8 @@ impl Libpq {
 
     /// What this session really uses: its keywords completed by environment, service file and defaults, without secrets.
     pub fn reached_options(&self) -> Vec<(String, String)> {
-        let mut found = Vec::new();
-        // SAFETY: `conn` is live; the array ends with a null keyword and is freed below, after the last use.
-        unsafe {
-            let options = pq_sys::PQconninfo(self.conn());
-            let mut at = options;
-            while !at.is_null() && !(*at).keyword.is_null() {
-                let value = copy_text((*at).val).filter(|v| !v.is_empty());
-                // libpq marks what should be hidden with '*'.
-                let hidden = copy_text((*at).dispchar).is_some_and(|mark| mark.contains('*'));
-                if let (Some(keyword), Some(value), false) = (copy_text((*at).keyword), value, hidden) {
-                    found.push((keyword, value));
-                }
-                at = at.add(1);
-            }
-            pq_sys::PQconninfoFree(options);
-        }
+        let open = self.effective_options().into_iter().filter(|o| !o.is_secret);
+        let mut found: Vec<(String, String)> = open.map(|o| (o.keyword, o.value)).collect();
         // Of several hosts, or of none given, the one that was reached.
         // SAFETY: `conn` is live; the texts belong to it and are copied at once.
         let reached = unsafe {
@@ -470,61 +464,6 @@ impl Drop for Libpq {
     }
 }
 
-struct OwnedResult(NonNull<PGresult>);
-
-impl OwnedResult {
-    fn status(&self) -> ExecStatusType {
-        // SAFETY: the result is live.
-        unsafe { pq_sys::PQresultStatus(self.0.as_ptr()) }
-    }
-
-    fn field(&self, code: u8) -> Option<String> {
-        result_field(self.0.as_ptr(), code)
-    }
-
-    /// The primary message with its detail and hint, in one line each.
-    fn message(&self) -> String {
-        let parts = [pq_sys::PG_DIAG_MESSAGE_PRIMARY, pq_sys::PG_DIAG_MESSAGE_DETAIL, pq_sys::PG_DIAG_MESSAGE_HINT];
-        let mut message = parts.into_iter().filter_map(|code| self.field(code)).collect::<Vec<_>>().join("; ");
-        if message.is_empty() {
-            // SAFETY: the result is live; its text is copied at once.
-            message = unsafe { copy_text(pq_sys::PQresultErrorMessage(self.0.as_ptr())) }.unwrap_or_default();
-        }
-        message
-    }
-
-    fn to_set(&self) -> Result<ResultSet, ClusterError> {
-        let result = self.0.as_ptr();
-        // SAFETY: the result is live; row and column numbers stay below the counts it gives; a value that is not
-        // NULL has `PQgetlength` bytes and is copied at once.
-        unsafe {
-            let (rows, columns) = (pq_sys::PQntuples(result), pq_sys::PQnfields(result));
-            let names = (0..columns).map(|c| copy_text(pq_sys::PQfname(result, c)).unwrap_or_default());
-            let value = |row, column| -> Result<Value, ClusterError> {
-                if pq_sys::PQgetisnull(result, row, column) == 1 {
-                    return Ok(None);
-                }
-                let length = usize::try_from(pq_sys::PQgetlength(result, row, column))
-                    .map_err(|_| ClusterError::Unexpected { message: "a value of negative length".to_owned() })?;
-                let start = pq_sys::PQgetvalue(result, row, column).cast::<u8>();
-                Ok(Some(std::slice::from_raw_parts(start, length).to_vec()))
-            };
-            Ok(ResultSet {
-                columns: names.collect(),
-                rows: (0..rows).map(|r| (0..columns).map(|c| value(r, c)).collect()).collect::<Result<_, _>>()?,
-                affected: copy_text(pq_sys::PQcmdTuples(result)).and_then(|n| n.parse().ok()),
-            })
-        }
-    }
-}
-
-impl Drop for OwnedResult {
-    fn drop(&mut self) {
-        // SAFETY: the result is ours alone and freed once.
-        unsafe { pq_sys::PQclear(self.0.as_ptr()) }
-    }
-}
-
 struct Cancel(NonNull<PGcancelConn>);
 
 impl Drop for Cancel {
@@ -554,68 +493,10 @@ unsafe extern "C" fn receive_notice(arg: *mut c_void, result: *const PGresult) {
     });
 }
 
-fn result_field(result: *const PGresult, code: u8) -> Option<String> {
-    // SAFETY: callers pass a live result; the text belongs to it and is copied at once.
-    unsafe { copy_text(pq_sys::PQresultErrorField(result, c_int::from(code))) }
-}
-
-/// Copies a C string, if there is one.
-///
-/// # Safety
-/// `at` is null or points to a C string that stays valid during the call.
-unsafe fn copy_text(at: *const c_char) -> Option<String> {
-    // SAFETY: as the caller promises.
-    (!at.is_null()).then(|| unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned())
-}
-
 fn c_string(bytes: &[u8], what: &str) -> Result<CString, ClusterError> {
     CString::new(bytes).map_err(|_| ClusterError::Invalid { message: format!("a zero byte in a {what}") })
 }
 
 fn null_terminated(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
-}
-
-/// By SQLSTATE, since the text may be in any language.
-fn classify(sqlstate: String, message: String) -> ClusterError {
-    match sqlstate.as_str() {
-        "42501" => ClusterError::Denied { sqlstate: Some(sqlstate), message },
-        state if state.starts_with("28") => ClusterError::Denied { sqlstate: Some(sqlstate), message },
-        // The server starts, stops, crashed, or has no free connection.
-        "57P01" | "57P02" | "57P03" | "57P05" | "53300" => ClusterError::Unreachable { message },
-        state if state.starts_with("08") => ClusterError::Unreachable { message },
-        _ => ClusterError::Query { sqlstate, message },
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Want {
-    Read,
-    Write,
-    ReadOrWrite,
-}
-
-/// Waits until the socket is ready or has failed (which the next libpq call reports), but not past the deadline.
-fn wait_for(socket: c_int, want: Want, deadline: Deadline, doing: &'static str) -> Result<(), ClusterError> {
-    let (read, write) = (c_int::from(want != Want::Write), c_int::from(want != Want::Read));
-    loop {
-        let left = deadline.remaining().min(POLL_SLICE);
-        if left.is_zero() {
-            return Err(ClusterError::Timeout { doing });
-        }
-        // A millisecond more than is left: libpq cuts off fractions, and would spin during the last one.
-        let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX / 4) + 1000;
-        // SAFETY: plain values; libpq builds the pollfd itself.
-        let ready =
-            unsafe { pq_sys::PQsocketPoll(socket, read, write, pq_sys::PQgetCurrentTimeUSec().saturating_add(micros)) };
-        if ready > 0 {
-            return Ok(());
-        }
-        if ready < 0 {
-            let error = std::io::Error::last_os_error();
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(ClusterError::Lost { message: format!("poll failed: {error}") });
-            }
-        }
-    }
 }

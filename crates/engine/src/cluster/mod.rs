@@ -14,26 +14,29 @@ mod inspect;
 mod libpq;
 mod objects;
 mod objects_sql;
+mod options;
 pub mod provision;
+mod row;
 mod snapshot;
 mod soundness;
 mod table;
+mod text;
 
 use std::time::{Duration, Instant};
 
 pub use assertion::{AskAs, Question, Questioner, Reply};
 pub use backup_session::{BackupSession, StoppedBackup};
-pub use connection::{ConnectOptions, Connection, Handover, Row};
+pub use connection::Connection;
 pub use content::{Answer, ContentReader, Reading, RowsHash, Subject, Task, tasks};
-pub use database::{
-    DatabaseFacts, DumpSession, Globals, Membership, Role, TablespaceFacts, databases, globals, system_id,
-};
+pub use database::{DatabaseFacts, Globals, Membership, Role, TablespaceFacts, databases, globals, system_id};
 pub use inspect::{
     ArchiverStats, Database, Inspection, PauseState, RecoveryState, Rights, Tablespace, Unavailable,
     create_restore_point, forget_recovery, inspect, promote, recovery_state, switch_wal,
 };
 pub use libpq::{Notice, ResultFormat};
 pub use objects::{DatabaseState, ObjectFacts, ObjectKind, database_state, each_object, is_printed};
+pub use options::{ConnectOptions, Handover};
+pub use row::Row;
 pub use snapshot::{SnapshotId, SnapshotSession};
 pub use soundness::{Examined, Examiners, Finding, examine};
 pub use table::{

@@ -6,8 +6,8 @@
 
 use pgark_pg::Major;
 
-use super::connection::Row;
 use super::objects_sql;
+use super::row::Row;
 use super::{ClusterError, Deadline, SnapshotSession};
 
 /// Objects fetched from the server at a time.

@@ -8,12 +8,17 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::connection::{Composed, Row};
+use jiff::Timestamp;
+
+use super::row::{Composed, Row};
 use super::{ClusterError, ConnectOptions, Connection, Deadline};
 
 /// What `Connection` pins does not decide how money and intervals are written, nor whether row security filters.
 pub(super) const PIN_READING: &str = "SET intervalstyle = 'postgres'; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; \
      SET row_security = off; SET quote_all_identifiers = off; SET jit = off";
+/// What is locked for longer cannot be read now; whoever waits for it keeps others from it, too.
+const LOCK_WAIT: &str = "SET lock_timeout = '60s'";
+const END_WITHIN: Duration = Duration::from_secs(60);
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
 
 /// What `pg_export_snapshot()` gives; it only has hexadecimal digits and dashes.
@@ -48,34 +53,33 @@ pub struct SnapshotSession {
 }
 
 impl SnapshotSession {
-    /// Opens a session in `database` and exports a snapshot of its own, or takes over the given one.
-    pub fn open(
+    /// Opens a session in `database` and exports a snapshot of its own; the moment is the one of the snapshot, by the server's clock.
+    pub fn export(
         options: &ConnectOptions,
         database: &str,
-        snapshot: Option<&SnapshotId>,
+        within: Duration,
+    ) -> Result<(Self, Timestamp), ClusterError> {
+        let conn = connect(options, database, within)?;
+        conn.script(BEGIN)?;
+        let row = conn
+            .query_one("SELECT pg_export_snapshot() AS id, floor(extract(epoch FROM now()))::bigint AS seconds", &[])?;
+        let id = row.text("id")?.parse()?;
+        let taken = Timestamp::from_second(row.parse("seconds")?)
+            .map_err(|e| ClusterError::Unexpected { message: format!("the server's clock: {e}") })?;
+        let use_snapshot = compose_use(&conn, &id)?;
+        Ok((Self { conn, id, use_snapshot }, taken))
+    }
+
+    /// Opens a session in `database` that sees what the one that exported this snapshot sees.
+    pub fn join(
+        options: &ConnectOptions,
+        database: &str,
+        snapshot: &SnapshotId,
         within: Duration,
     ) -> Result<Self, ClusterError> {
-        let conn = Connection::open(&options.to_database(database), within)?;
-        conn.script(PIN_READING)?;
-        conn.script("SET default_transaction_read_only = on")?;
-        if conn.query_one("SELECT current_setting('server_encoding') AS encoding", &[])?.text("encoding")?
-            == "SQL_ASCII"
-        {
-            // Names may be of any encoding there, and must come and go as they are.
-            conn.use_raw_bytes()?;
-        }
-        let id = match snapshot {
-            Some(id) => id.clone(),
-            None => {
-                conn.script(BEGIN)?;
-                let id = conn.query_one("SELECT pg_export_snapshot() AS id", &[])?.text("id")?.parse()?;
-                // A parameter is not allowed in the statement, so the server quotes it.
-                let use_snapshot = compose_use(&conn, &id)?;
-                return Ok(Self { conn, id, use_snapshot });
-            }
-        };
-        let use_snapshot = compose_use(&conn, &id)?;
-        let session = Self { conn, id, use_snapshot };
+        let conn = connect(options, database, within)?;
+        let use_snapshot = compose_use(&conn, snapshot)?;
+        let session = Self { conn, id: snapshot.clone(), use_snapshot };
         session.begin()?;
         Ok(session)
     }
@@ -99,11 +103,38 @@ impl SnapshotSession {
         &self.conn
     }
 
+    /// `pg_database_size` of the database that it is in; None where this role may not know.
+    pub fn database_bytes(&self) -> Result<Option<u64>, ClusterError> {
+        // An error would end the transaction, and the snapshot with it.
+        let allowed = "SELECT CASE WHEN has_database_privilege(current_database(), 'connect') \
+             OR pg_has_role('pg_read_all_stats', 'usage') THEN pg_database_size(current_database())::text END AS bytes";
+        self.conn.query_one(allowed, &[])?.opt_parse("bytes")
+    }
+
+    /// An error when the session, and with it the snapshot, was lost meanwhile.
+    pub fn end(self) -> Result<(), ClusterError> {
+        self.conn.query_by("COMMIT", &[], Deadline::after(END_WITHIN)).map(drop)
+    }
+
     pub(super) fn run(&self, statement: &Composed, deadline: Deadline) -> Result<Vec<Row>, ClusterError> {
         self.conn.query_composed(statement, &[], deadline)
     }
 }
 
+fn connect(options: &ConnectOptions, database: &str, within: Duration) -> Result<Connection, ClusterError> {
+    let conn = Connection::open(&options.to_database(database), within)?;
+    conn.script(PIN_READING)?;
+    conn.script("SET default_transaction_read_only = on")?;
+    conn.script(LOCK_WAIT)?;
+    let encoding = conn.query_one("SELECT current_setting('server_encoding') AS encoding", &[])?;
+    if encoding.text("encoding")? == "SQL_ASCII" {
+        // Names may be of any encoding there, and must come and go as they are.
+        conn.use_raw_bytes()?;
+    }
+    Ok(conn)
+}
+
+/// A parameter is not allowed in the statement, so the server quotes it.
 fn compose_use(conn: &Connection, id: &SnapshotId) -> Result<Composed, ClusterError> {
     conn.compose("SELECT format('SET TRANSACTION SNAPSHOT %L', $1::text) AS statement", &[id.0.as_bytes()])
 }

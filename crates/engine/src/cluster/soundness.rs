@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pgark_pg::Major;
 
-use super::connection::Composed;
+use super::row::Composed;
 use super::{ClusterError, ConnectOptions, Connection, Deadline};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,12 +1,13 @@
 //! What cannot be recovered any more once a backup is gone.
 
 use jiff::Timestamp;
-use pgark_pg::value::{Lsn, SegmentNo};
+use pgark_pg::value::{Lsn, PgTimestamp, SegmentNo};
 use pgark_repo::catalog::PhysicalBackup;
 use pgark_repo::wal::WalHead;
 
-use super::wal::Archive;
+use super::wal::{Archive, LOOKS_FOR_TIME, Timeline};
 use crate::archive::WalPath;
+use crate::restore::resolve::to_timestamp;
 use crate::verify::LostWindow;
 
 /// The moments that this backup alone serves, beside those of `others`, which stay. `after`: the archive as it will be.
@@ -33,7 +34,7 @@ pub fn lost(
         let next = on.iter().filter(|b| b.lsn_stop > backup.lsn_stop).min_by_key(|b| b.lsn_stop);
         let (to_lsn, to_time): (Lsn, Option<Timestamp>) = match next {
             Some(next) if next.lsn_stop <= end => (next.lsn_stop, Some(next.stopped)),
-            _ => (end, t.branch.last_time.filter(|t| *t > backup.stopped)),
+            _ => (end, last_before(archive, path, t, backup, end).filter(|t| *t > backup.stopped)),
         };
         // Only as far as this backup's own timeline, or the one that left it, goes.
         let timeline = path.timeline_at(Lsn(to_lsn.0.saturating_sub(1)));
@@ -49,6 +50,26 @@ pub fn lost(
     let all = out.clone();
     out.retain(|w| longest(w, &all));
     out
+}
+
+/// The last transaction before `end`: where WAL is missing from there on, that of the whole timeline is far too late. None
+/// when nobody can tell.
+fn last_before(
+    archive: &Archive,
+    path: &WalPath,
+    t: &Timeline,
+    backup: &PhysicalBackup,
+    end: Lsn,
+) -> Option<Timestamp> {
+    let newest = archive.head.timeline(t.timeline).and_then(|span| span.last());
+    if newest.is_none_or(|last| last.end(path.size()) <= end) {
+        return t.branch.last_time;
+    }
+    let first = SegmentNo::containing(backup.lsn_start, path.size());
+    let last = SegmentNo::containing(Lsn(end.0.saturating_sub(1)), path.size());
+    let back = (first.0..=last.0).rev().take(LOOKS_FOR_TIME);
+    let time = |n| archive.wal.index(&path.name(SegmentNo(n)), path.size()).ok()?.last_time;
+    back.filter_map(time).next().map(|micros| to_timestamp(PgTimestamp(micros)))
 }
 
 /// The end of the unbroken WAL from a backup on.

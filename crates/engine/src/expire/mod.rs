@@ -78,6 +78,8 @@ pub struct ExpirePlan {
     pub notes: Vec<String>,
     /// A doubt about the clock that somebody says is none.
     pub accepts: Option<Doubt>,
+    /// The store has no room: nothing waits for its grace.
+    pub is_full: bool,
     seen: Vec<BackupEntry>,
     seen_fence: u64,
 }
@@ -175,15 +177,17 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
         let Some(b) = catalog.backup(id).and_then(BackupEntry::as_physical) else { return Ok(None) };
         archives.iter().find(|a| a.system_id == b.system_id).map_or(Ok(None), |a| a.damaged_wal_of(&b))
     };
+    let series: kinds::Series =
+        catalog.backups.iter().filter_map(|b| Some((b.id.clone(), b.series.clone()?))).collect();
     let (verdicts, wal) = loop {
-        let verdicts = kinds::decide(&candidates, &branches, current, options, time.now).map_err(future)?;
+        let verdicts = kinds::decide(&candidates, &series, &branches, current, options, time.now).map_err(future)?;
         let wal = wal_fates(&archives, &catalog, &candidates, &verdicts, options);
         let gives_up = verdicts.all.iter().any(|v| !v.stays()) || wal.iter().any(|w| !w.going.is_empty());
         if !gives_up || !look_inside(&mut candidates, &verdicts, &look, &wal_damage, &mut opened, &mut notes)? {
             break (verdicts, wal);
         }
     };
-    let goes = kinds::forecast(&candidates, &branches, current, options, &verdicts);
+    let goes = kinds::forecast(&candidates, &series, &branches, current, options, &verdicts);
     let physical = catalog.physical();
     let staying: Vec<&PhysicalBackup> = staying(&physical, &verdicts);
     let mut backups = vec![];
@@ -218,6 +222,7 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
         earlier: earlier(&catalog, &|since, due| time.is_over(options.hurry, since, due)),
         notes,
         accepts: time.accepted(&catalog),
+        is_full: is_full(repo)?,
         seen_fence: catalog.fence,
         seen: catalog.backups,
     })
@@ -409,7 +414,7 @@ pub fn run(options: &ExpireOptions, plan: &ExpirePlan, repo: &Repository, ctx: &
         }
         other => other?,
     };
-    was_full |= repo.store().free_bytes().map_err(RepoError::from)?.is_some_and(|free| free < FULL_BYTES);
+    was_full |= is_full(repo)?;
     let kept = KeptClaim::new(claim.clone(), ctx);
     let outcome = under_claim(options, plan, repo, ctx, &claim, was_full);
     drop(kept);
@@ -424,6 +429,10 @@ pub fn run(options: &ExpireOptions, plan: &ExpirePlan, repo: &Repository, ctx: &
 
 /// A store with less room than this is full: a segment does not fit any more.
 const FULL_BYTES: u64 = 16 * 1024 * 1024;
+
+fn is_full(repo: &Repository) -> Result<bool> {
+    Ok(repo.store().free_bytes().map_err(RepoError::from)?.is_some_and(|free| free < FULL_BYTES))
+}
 
 fn under_claim(
     options: &ExpireOptions,
@@ -455,6 +464,10 @@ fn under_claim(
         let (seen, seen_fence) = (plan.seen.clone(), plan.seen_fence);
         claim.expire(&Expiry { backups, wal, since: time.now, due, seen, seen_fence, reading })?;
         gc::apply_pending(repo, &catalog)?;
+    }
+    if time.certain {
+        let newest = plan.seen.iter().map(BackupEntry::time).max();
+        crate::reports::remove_old(repo, &options.cluster, newest.map(|t| t.min(time.now)), claim)?;
     }
     let hurry = if was_full { Some(Duration::ZERO) } else { options.hurry };
     Ok(gc::collect(repo, &options.cluster, claim, &|since, due| time.is_over(hurry, since, due))?)

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::restore::resolve::to_timestamp;
 
 /// Segments looked at, from the end of a timeline, to find one with a transaction in it.
-const LOOKS_FOR_TIME: usize = 64;
+pub(super) const LOOKS_FOR_TIME: usize = 64;
 
 /// The archive of one lineage, and what is known of its timelines.
 pub struct Archive {

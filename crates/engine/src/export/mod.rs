@@ -11,6 +11,7 @@ mod pack;
 mod pg_manifest;
 mod readme;
 mod stream;
+pub mod system;
 mod tar;
 mod write;
 

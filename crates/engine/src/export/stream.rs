@@ -92,6 +92,9 @@ impl Streamer<'_> {
                 Item::FileStart(start) => self.file(start)?,
                 Item::Pack(index, id) => self.content.declare(index, id),
                 Item::PackDone(..) | Item::Vanished(_) | Item::BadBlock(_) => {}
+                Item::Attributes(_) | Item::HardLink(_) => {
+                    return Err(RepoError::corrupt("manifest", "it has what a physical backup does not have").into());
+                }
                 Item::Chunks(_) | Item::FileEnd(_) => {
                     unreachable!("consumed with their file; the reader checks the order")
                 }

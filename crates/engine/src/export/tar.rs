@@ -16,14 +16,26 @@ pub struct Entry<'a> {
     /// Permission bits.
     pub mode: u32,
     pub owner: (u32, u32),
+    /// User and group by name; of PostgreSQL's files there are none.
+    pub names: Option<(&'a [u8], &'a [u8])>,
+    /// Written as GNU tar and bsdtar do.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
     /// Seconds since 1970; what is before counts as 1970.
     pub modified: i64,
 }
 
 pub enum EntryKind<'a> {
-    File { size: u64 },
+    File {
+        size: u64,
+    },
     Directory,
-    Symlink { target: &'a [u8] },
+    Symlink {
+        target: &'a [u8],
+    },
+    /// Of a file that came before.
+    HardLink {
+        target: &'a [u8],
+    },
 }
 
 pub struct TarWriter<W> {
@@ -45,19 +57,26 @@ impl<W: Write> TarWriter<W> {
             EntryKind::File { size } => (size, b'0', b""),
             EntryKind::Directory => (0, b'5', b""),
             EntryKind::Symlink { target } => (0, b'2', target),
+            EntryKind::HardLink { target } => (0, b'1', target),
         };
         let mut path = entry.path.to_vec();
         if flag == b'5' {
             path.push(b'/');
         }
-        let records = pax_records(&path, target, size, entry.owner);
+        let mut records = pax_records(&path, target, size, entry.owner);
+        for (name, value) in entry.xattrs {
+            // In the record the name ends with the first '='.
+            if let Some(name) = std::str::from_utf8(name).ok().filter(|n| !n.contains('=')) {
+                record(&mut records, &format!("SCHILY.xattr.{name}"), value);
+            }
+        }
         if !records.is_empty() {
             let name = b"pax-header";
-            self.put(&header(name, b"", 0o644, (0, 0), records.len() as u64, 0, b'x'))?;
+            self.put(&header(name, b"", 0o644, (0, 0), None, records.len() as u64, 0, b'x'))?;
             self.put(&records)?;
             self.put(&[0; BLOCK][..padding(records.len() as u64)])?;
         }
-        self.put(&header(&path, target, entry.mode & 0o7777, entry.owner, size, entry.modified, flag))?;
+        self.put(&header(&path, target, entry.mode & 0o7777, entry.owner, entry.names, size, entry.modified, flag))?;
         self.left = size;
         self.padding = padding(size);
         Ok(())
@@ -134,7 +153,17 @@ fn record(out: &mut Vec<u8>, key: &str, value: &[u8]) {
     out.push(b'\n');
 }
 
-fn header(path: &[u8], target: &[u8], mode: u32, owner: (u32, u32), size: u64, modified: i64, flag: u8) -> [u8; BLOCK] {
+#[expect(clippy::too_many_arguments, reason = "the fields of a header")]
+fn header(
+    path: &[u8],
+    target: &[u8],
+    mode: u32,
+    owner: (u32, u32),
+    names: Option<(&[u8], &[u8])>,
+    size: u64,
+    modified: i64,
+    flag: u8,
+) -> [u8; BLOCK] {
     let mut h = [0u8; BLOCK];
     let mut text = |at: usize, max: usize, bytes: &[u8]| {
         let n = bytes.len().min(max);
@@ -152,8 +181,10 @@ fn header(path: &[u8], target: &[u8], mode: u32, owner: (u32, u32), size: u64, m
     text(157, NAME_MAX, target);
     text(257, 8, b"ustar\x0000");
     if flag != b'x' {
-        text(265, 32, OWNER.as_bytes());
-        text(297, 32, OWNER.as_bytes());
+        let (user, group) = names.unwrap_or((OWNER.as_bytes(), OWNER.as_bytes()));
+        // A name that does not fit would be another one: the number counts then.
+        text(265, 31, if user.len() < 32 { user } else { b"" });
+        text(297, 31, if group.len() < 32 { group } else { b"" });
     }
     let sum: u32 = h.iter().map(|b| u32::from(*b)).sum();
     h[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -189,13 +220,16 @@ mod tests {
     fn more_than_was_announced_is_refused() {
         let mut tar = TarWriter::new(vec![]);
         let kind = EntryKind::File { size: 2 };
-        tar.begin(&Entry { path: b"a", kind, mode: 0o600, owner: (0, 0), modified: -5 }).unwrap();
+        tar.begin(&Entry { path: b"a", kind, mode: 0o600, owner: (0, 0), names: None, xattrs: &[], modified: -5 })
+            .unwrap();
         assert!(tar.data(b"abc").is_err());
         tar.data(b"ab").unwrap();
         assert_eq!(tar.finish().unwrap().len(), 512 * 4);
         let mut short = TarWriter::new(vec![]);
         let kind = EntryKind::File { size: 2 };
-        short.begin(&Entry { path: b"a", kind, mode: 0o600, owner: (0, 0), modified: 0 }).unwrap();
+        short
+            .begin(&Entry { path: b"a", kind, mode: 0o600, owner: (0, 0), names: None, xattrs: &[], modified: 0 })
+            .unwrap();
         assert!(short.finish().is_err());
     }
 }

@@ -336,7 +336,7 @@ impl Writer<'_, '_> {
             b"" => self.plan.top.clone().into_bytes(),
             place => [self.plan.top.as_bytes(), b"/", place].concat(),
         };
-        let entry = Entry { path: &path, kind, mode, owner: self.owner, modified };
+        let entry = Entry { path: &path, kind, mode, owner: self.owner, names: None, xattrs: &[], modified };
         self.tar.begin(&entry).map_err(failed)
     }
 }

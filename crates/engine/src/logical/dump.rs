@@ -7,11 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use pgark_repo::record::DatabaseDump;
+use jiff::Timestamp;
+use pgark_repo::record::{DatabaseDump, TruthPart};
 
 use super::child::{self, Running};
+use super::toc::TocBeginning;
+use super::truth::Truth;
 use super::{Dumped, Job};
-use crate::cluster::{DatabaseFacts, DumpSession};
+use crate::cluster::{DatabaseFacts, Handover, SnapshotSession};
 use crate::error::{EngineError, Result};
 use crate::parts::{Finished, PartSink, component};
 
@@ -32,25 +35,65 @@ pub fn dump_path(path: &str) -> String {
     format!("{path}/dump")
 }
 
+/// What a dump is of, as its session says.
+pub(super) struct DumpOf<'a> {
+    pub database: &'a DatabaseFacts,
+    pub path: String,
+    pub snapshot: String,
+    /// By the server's clock.
+    pub taken: Timestamp,
+    pub size_bytes: Option<u64>,
+    pub handover: Handover,
+}
+
+impl<'a> DumpOf<'a> {
+    fn new(
+        database: &'a DatabaseFacts,
+        (session, taken): (SnapshotSession, Timestamp),
+        path: &str,
+    ) -> Result<(Self, SnapshotSession)> {
+        let size_bytes = session.database_bytes()?;
+        let (snapshot, handover) = (session.id().to_string(), session.connection().handover());
+        Ok((DumpOf { database, path: path.to_owned(), snapshot, taken, size_bytes, handover }, session))
+    }
+}
+
+pub(super) struct DumpDone<'a> {
+    pub of: DumpOf<'a>,
+    pub part: Finished,
+    pub said: Vec<String>,
+    pub truth: Option<(TruthPart, Finished)>,
+}
+
 impl Job<'_> {
     pub(super) fn dump(&self, database: &DatabaseFacts, sink: &mut PartSink<'_>, stop: &AtomicBool) -> Result<Dumped> {
         let options = self.options;
-        let session = DumpSession::open(&options.connect, &database.name, options.connect_timeout)?;
-        let size_bytes = session.database_bytes()?;
         let path = path_of(database);
         self.ctx.progress.note(&format!("dumping '{}'", database.name.escape_debug()));
-        let (part, said) = self.run_pg_dump(database, &session, &dump_path(&path), sink, stop)?;
-        // Row counts and content hashes of this very state belong here: more parts under `path`, read with
-        // `session.snapshot` (or in `session.connection()`) while the session holds it.
-        let (snapshot, taken) = (session.snapshot.clone(), session.taken);
-        session.end()?;
-        let warnings = said.iter().map(|line| format!("'{}': {line}", database.name.escape_debug())).collect();
+        let open = || SnapshotSession::export(&options.connect, &database.name, options.connect_timeout);
+        let mut warnings = vec![];
+        let mut done = None;
+        if options.truth != Truth::None {
+            let (of, session) = DumpOf::new(database, open()?, &path)?;
+            done = self.dump_with_truth(of, session, sink, stop, &mut warnings)?;
+        }
+        let done = match done {
+            Some(done) => done,
+            None => {
+                let (of, session) = DumpOf::new(database, open()?, &path)?;
+                let (part, said, _) = self.run_pg_dump(&of, sink, stop)?;
+                session.end()?;
+                DumpDone { of, part, said, truth: None }
+            }
+        };
+        let DumpDone { of, part, said, truth } = done;
+        warnings.extend(said.iter().map(|line| format!("'{}': {line}", database.name.escape_debug())));
+        let (truth, truth_part) = truth.unzip();
         let facts = DatabaseDump {
             name: database.name.clone(),
             oid: database.oid,
-            path,
-            snapshot,
-            taken,
+            snapshot: of.snapshot,
+            taken: of.taken,
             owner: database.owner.clone(),
             encoding: database.encoding.clone(),
             locale_provider: database.locale_provider.clone(),
@@ -66,38 +109,40 @@ impl Job<'_> {
             acl: database.acl.clone(),
             comment: database.comment.clone(),
             settings: database.settings.clone().unwrap_or_default(),
-            size_bytes,
+            size_bytes: of.size_bytes,
             dumped_by: self.server.tools.version.to_string(),
             dump_bytes: part.size(),
             // Known when it has been read back.
             entries: 0,
             table_data: 0,
+            truth,
             schemas: options.schemas.clone(),
             tables: options.tables.clone(),
+            path,
         };
-        Ok(Dumped { facts, parts: vec![part], warnings })
+        Ok(Dumped { facts, parts: [Some(part), truth_part].into_iter().flatten().collect(), warnings })
     }
 
-    /// Returns the part, and what the program said although it succeeded.
-    fn run_pg_dump(
+    /// Returns the part, what the program said although it succeeded, and, where parts of the database were selected, which.
+    pub(super) fn run_pg_dump(
         &self,
-        database: &DatabaseFacts,
-        session: &DumpSession,
-        path: &str,
+        of: &DumpOf<'_>,
         sink: &mut PartSink<'_>,
         stop: &AtomicBool,
-    ) -> Result<(Finished, Vec<String>)> {
+    ) -> Result<(Finished, Vec<String>, Option<TocBeginning>)> {
         let options = self.options;
-        let handover = session.connection().handover();
-        let mut command = child::command(&self.server.tools.dump, &handover, &database.name)?;
+        let database = of.database;
+        let mut command = child::command(&self.server.tools.dump, &of.handover, &database.name)?;
         // Not compressed: what is the same as yesterday is found by its content, and compressed by us.
         command.args(["--format=custom", "--compress=0"]);
-        command.arg(format!("--snapshot={}", session.snapshot));
+        command.arg(format!("--snapshot={}", of.snapshot));
         command.arg(format!("--lock-wait-timeout={}", options.lock_wait.as_millis()));
         command.args(options.schemas.iter().map(|s| format!("--schema={s}")));
         command.args(options.tables.iter().map(|t| format!("--table={t}")));
+        let mut toc = None;
         if !options.schemas.is_empty() || !options.tables.is_empty() {
             command.arg("--strict-names");
+            toc = Some(TocBeginning::default());
         }
         command.stdout(Stdio::piped());
         let doing = format!("to dump '{}'", database.name.escape_debug());
@@ -111,11 +156,12 @@ impl Job<'_> {
                 let bytes = self.next(&receive, stop)?;
                 if let Some(bytes) = &bytes {
                     begins_well.get_or_insert_with(|| bytes.starts_with(MAGIC));
+                    toc.iter_mut().for_each(|toc| toc.push(bytes));
                 }
                 Ok(bytes)
             };
             // An error here ends the program, and with it the reader.
-            let part = match sink.write(path, session.taken, &mut next) {
+            let part = match sink.write(&dump_path(&of.path), of.taken, &mut next) {
                 Ok(part) => part,
                 Err(e) => {
                     drop((running, receive));
@@ -132,7 +178,7 @@ impl Job<'_> {
                     "run pg_dump by hand, and look at the server's log",
                 ));
             }
-            Ok((part, said.lines))
+            Ok((part, said.lines, toc))
         })
     }
 

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::Stdio;
 
-use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence};
-use pgark_repo::record::{DatabaseDump, GlobalsPart, PartsRecord};
+use pgark_repo::catalog::{BackupEntry, BackupType, Evidence};
+use pgark_repo::record::{DatabaseDump, FilesPart, GlobalsPart, PartsRecord};
 
 use super::child::{self, Running};
 use super::dump::dump_path;
@@ -14,6 +14,7 @@ use super::{Job, LogicalReport};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::parts::{PartList, PartReader, Source};
+use crate::series;
 
 /// A table of contents longer than this, as text, is no table of contents.
 const LISTING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -23,13 +24,14 @@ impl Job<'_> {
         &self,
         databases: Vec<DatabaseDump>,
         globals: Option<GlobalsPart>,
+        files: Option<FilesPart>,
         list: &PartList,
         warnings: &[String],
     ) -> PartsRecord {
         PartsRecord {
             id: self.claim.backup().clone(),
             cluster: self.options.cluster.clone(),
-            kind: BackupKind::Logical,
+            kind: self.options.kind(),
             backup_type: BackupType::Full,
             program: concat!("pgark ", env!("CARGO_PKG_VERSION")).into(),
             system_id: self.server.system_id,
@@ -39,6 +41,7 @@ impl Job<'_> {
             from_standby: self.server.from_standby,
             databases,
             globals,
+            files,
             manifest: list.manifest.clone(),
             totals: list.totals.clone(),
             base: self.parent.map(|p| p.record.id.clone()),
@@ -63,7 +66,7 @@ impl Job<'_> {
         let print = record.store(self.repo)?;
         let entry = BackupEntry {
             id: record.id.clone(),
-            kind: BackupKind::Logical,
+            kind: record.kind,
             backup_type: BackupType::Full,
             system_id: record.system_id,
             version_num: record.version_num,
@@ -73,6 +76,8 @@ impl Job<'_> {
             size_bytes: list.totals.size_bytes,
             read_bytes: list.totals.read_bytes,
             stored_bytes: list.totals.stored_bytes + print.size,
+            database_bytes: record.databases.iter().map(|d| d.size_bytes).sum(),
+            series: Some(series::of_databases(self.options)),
             kept: self.options.keep,
             kept_until: None,
             holds: vec![],
@@ -87,6 +92,7 @@ impl Job<'_> {
             entry,
             databases: record.databases,
             globals: record.globals,
+            files: record.files,
             base: record.base,
             new_bytes,
             tools: self.server.tools.clone(),

@@ -4,12 +4,16 @@
 //! it is durable. Nothing of a database's content or name is ever part of a shell command, of an option or of SQL text that is
 //! not quoted by the server. psql is not used.
 
-mod child;
+pub mod against;
+pub(crate) mod child;
 mod dump;
 mod finish;
 pub mod restore;
 pub mod select;
+mod system;
+mod toc;
 pub mod tools;
+mod truth;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,15 +26,17 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, Catalog, CatalogStore, Claim, JobKind, Needs, Reading};
 use pgark_repo::codec::Compression;
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::{DatabaseDump, GlobalsPart, PartsRecord};
+use pgark_repo::record::{DatabaseDump, FilesPart, GlobalsPart, PartsRecord};
 
 use crate::backup::claim::KeptClaim;
 use crate::backup::job::{give_up, new_id, remove_remains};
 use crate::cluster::{self, ConnectOptions, Connection, DatabaseFacts};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::files::{FilesOptions, Root, check_base, look_at_roots, roots_in};
 use crate::parts::{self, Finished, Parent, Writer, WriterOptions};
 use tools::{ToolOptions, Tools};
+pub use truth::Truth;
 
 /// Temporary files of dead processes go when they are older.
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -48,6 +54,7 @@ pub struct LogicalOptions {
     pub schemas: Vec<String>,
     pub tables: Vec<String>,
     pub tools: ToolOptions,
+    pub truth: Truth,
     /// How long `pg_dump` waits for a lock before it gives up.
     pub lock_wait: Duration,
     /// Where what does not fit into memory goes.
@@ -56,6 +63,19 @@ pub struct LogicalOptions {
     pub compression: Compression,
     pub keep: bool,
     pub annotations: BTreeMap<String, String>,
+    /// With files beside the databases it is a backup of a system.
+    pub files: Option<FilesOptions>,
+}
+
+impl LogicalOptions {
+    fn kind(&self) -> BackupKind {
+        if self.files.is_some() { BackupKind::System } else { BackupKind::Logical }
+    }
+
+    /// Of its ids.
+    fn letter(&self) -> char {
+        if self.files.is_some() { 'S' } else { 'L' }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +94,9 @@ pub struct LogicalPlan {
     /// Whose content would be taken over.
     pub base: Option<BackupId>,
     pub tools: Tools,
+    /// Of a system: its files, and what of them is not there.
+    pub roots: Vec<Root>,
+    pub missing: Vec<Root>,
     pub warnings: Vec<String>,
 }
 
@@ -82,6 +105,7 @@ pub struct LogicalReport {
     pub entry: BackupEntry,
     pub databases: Vec<DatabaseDump>,
     pub globals: Option<GlobalsPart>,
+    pub files: Option<FilesPart>,
     pub base: Option<BackupId>,
     /// Bytes of dumps that no earlier backup had.
     pub new_bytes: u64,
@@ -160,10 +184,14 @@ pub fn plan(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<Lo
     let store = CatalogStore::new(repo, &options.cluster);
     let catalog = store.read()?;
     let mut warnings = vec![];
+    let (roots, missing) = roots(options)?;
     let server = Server::ask(options, &catalog, &mut warnings)?;
-    let parent = parent(options, repo, &catalog, &server, &mut warnings)?;
+    let parent = parent(options, repo, &catalog, &server, &roots, &mut warnings)?;
+    warnings.extend(missing.iter().map(|root| format!("{} is not there", root.as_path().display())));
     Ok(LogicalPlan {
-        id: new_id(&store, ctx.now(), 'L')?,
+        roots,
+        missing,
+        id: new_id(&store, ctx.now(), options.letter())?,
         databases: server.databases,
         globals: server.globals.is_some(),
         base: parent.map(|p| p.record.id),
@@ -172,18 +200,24 @@ pub fn plan(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<Lo
     })
 }
 
+/// Of a system; looked at before the server is asked for anything.
+fn roots(options: &LogicalOptions) -> Result<(Vec<Root>, Vec<Root>)> {
+    options.files.as_ref().map_or(Ok(Default::default()), look_at_roots)
+}
+
 fn parent(
     options: &LogicalOptions,
     repo: &Repository,
     catalog: &Catalog,
     server: &Server,
+    roots: &[Root],
     notes: &mut Vec<String>,
 ) -> Result<Option<Parent>> {
     let counts = |record: &PartsRecord| {
         let paths = server.databases.iter().map(dump::path_of);
-        paths.filter(|path| record.databases.iter().any(|d| d.path == *path)).count()
+        paths.filter(|path| record.databases.iter().any(|d| d.path == *path)).count() + roots_in(record, roots)
     };
-    parts::choose_parent(repo, &options.cluster, catalog, BackupKind::Logical, &counts, notes)
+    parts::choose_parent(repo, &options.cluster, catalog, options.kind(), &counts, notes)
 }
 
 pub fn run(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<LogicalReport> {
@@ -191,9 +225,10 @@ pub fn run(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<Log
     let started = ctx.now();
     let mut warnings = vec![];
     let catalog = store.read()?;
+    let (roots, _) = roots(options)?;
     let server = Server::ask(options, &catalog, &mut warnings)?;
-    let parent = parent(options, repo, &catalog, &server, &mut warnings)?;
-    let id = new_id(&store, started, 'L')?;
+    let parent = parent(options, repo, &catalog, &server, &roots, &mut warnings)?;
+    let id = new_id(&store, started, options.letter())?;
     let base = parent.as_ref().map(|p| p.record.id.clone());
     let claim = store.claim_with(JobKind::Backup, &id, Needs { base, wal: None }, started)?;
     remove_remains(&store)?;
@@ -244,14 +279,14 @@ impl Job<'_> {
     /// Everything between the claim and the commit.
     fn under_claim(&self, warnings: &mut Vec<String>) -> Result<(LogicalReport, Reading)> {
         let id = self.claim.backup();
-        self.check_base()?;
+        check_base(self.repo, &self.options.cluster, self.parent)?;
         let options = WriterOptions {
             compression: self.options.compression,
             scratch: self.options.scratch.clone(),
             jobs: self.workers(),
         };
         let writer = Writer::new(self.ctx, self.repo, &self.options.cluster, id, self.parent, options);
-        self.ctx.progress.begin("logical backup", None);
+        self.ctx.progress.begin(&format!("{} backup", self.options.kind()), None);
         let dumped = self.dump_all(&writer);
         let globals = dumped.as_ref().map_or(Ok(None), |_| self.globals(&writer));
         self.ctx.progress.end();
@@ -268,9 +303,16 @@ impl Job<'_> {
             all.push(part);
             facts
         });
-        let list = writer.manifest(all)?;
+        let (list, files) = match &self.options.files {
+            None => (writer.manifest(all)?, None),
+            Some(files) => {
+                let (list, part, new) = self.with_files(files, &writer, all, warnings)?;
+                new_bytes += new;
+                (list, Some(part))
+            }
+        };
         self.kept.check()?;
-        let mut record = self.record(databases, globals, &list, warnings);
+        let mut record = self.record(databases, globals, files, &list, warnings);
         self.read_back(&mut record)?;
         let report = self.store_record(record, list, new_bytes)?;
         let reading = crate::clock::with_object(self.repo, &names::record(&self.options.cluster, id), self.ctx)?;
@@ -280,20 +322,6 @@ impl Job<'_> {
 
     fn workers(&self) -> usize {
         self.options.jobs.clamp(1, self.server.databases.len().max(1))
-    }
-
-    /// Between the choice and the claim the earlier backup may have been deleted.
-    fn check_base(&self) -> Result<()> {
-        let Some(parent) = self.parent else { return Ok(()) };
-        let id = &parent.record.id;
-        match CatalogStore::new(self.repo, &self.options.cluster).read()?.backup(id) {
-            Some(_) => Ok(()),
-            None => Err(EngineError::failed(
-                "E-BACKUP-BASE",
-                format!("backup {id} was deleted while this one was about to build on it"),
-                "run the backup again",
-            )),
-        }
     }
 
     /// Several databases at a time, the largest first, in the order of the server's list.

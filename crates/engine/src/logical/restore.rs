@@ -1,9 +1,10 @@
 //! A database back from its dump. It is loaded beside what is there, under a name of its own, and takes its place only when all
-//! of it is in: until then nothing of the old one was touched.
+//! of it is in and was compared with what was backed up: until then nothing of the old one was touched.
 //!
 //! Invariant: nothing is sent to the server before the whole dump was read from the repository and compared. The first failure
 //! ends it, and what was loaded so far is removed.
 
+pub(super) mod compare;
 mod list;
 mod run;
 
@@ -14,15 +15,18 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, CatalogStore};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::record::{DatabaseDump, PartsRecord};
+use pgark_repo::report::ReportId;
 
 use super::LogicalOptions;
 use super::select::Selection;
 use super::tools::{self, ToolOptions, Tools};
 use crate::cluster::provision::{self, AppliedGlobals};
-use crate::cluster::{ConnectOptions, Connection};
+use crate::cluster::{AskAs, ConnectOptions, Connection};
 use crate::error::{EngineError, Result};
 use crate::parts::Source;
+use crate::validate::{Report, UserCheck};
 
+pub(crate) use run::fetch_dump;
 pub use run::run;
 
 /// The annotation of a backup that was taken before a restore replaced the database.
@@ -40,6 +44,19 @@ pub struct RestoreOptions {
     pub tools: ToolOptions,
     pub scratch: PathBuf,
     pub jobs: usize,
+    /// How what was loaded is compared with the backup; None: not at all.
+    pub validate: Option<Validation>,
+}
+
+/// What is asked of a database before it takes its place.
+#[derive(Clone)]
+pub struct Validation {
+    pub checks: Vec<UserCheck>,
+    pub ask_as: AskAs,
+    /// How long one check may take.
+    pub check_within: Duration,
+    /// How long reading all of it may take.
+    pub within: Duration,
 }
 
 #[derive(Clone)]
@@ -98,6 +115,12 @@ pub struct RestoreReport {
     /// The old database, where it was kept.
     pub kept: Option<String>,
     pub globals: Option<AppliedGlobals>,
+    /// What comparing it with the backup found; None when that was declined.
+    pub validation: Option<Report>,
+    /// Under which the repository has that.
+    pub stored: Option<ReportId>,
+    /// Under this name it stayed, because it is not what was backed up.
+    pub not_placed: Option<String>,
     pub warnings: Vec<String>,
 }
 
@@ -135,13 +158,7 @@ fn choose(
     let catalog = CatalogStore::new(repo, &options.cluster).read()?;
     if let Some(id) = &options.backup {
         let entry = catalog.backup(id).ok_or_else(|| crate::expire::revive::not_listed(&catalog, id))?;
-        if entry.kind == BackupKind::Physical {
-            return Err(EngineError::refused(
-                "E-BACKUP-KIND",
-                format!("{id} is a physical backup"),
-                "restore it without --kind, into a directory; 'pgark info' lists the logical ones",
-            ));
-        }
+        not_parts(entry)?;
         crate::restore::thaw::check_one(repo, &options.cluster, entry)?;
         let record = PartsRecord::load(repo, &options.cluster, id, &entry.record)?;
         Source { repo, cluster: &options.cluster, record: &record }.check()?;
@@ -185,9 +202,27 @@ fn choose(
     ))
 }
 
+pub(super) fn not_parts(entry: &BackupEntry) -> Result<()> {
+    if entry.kind != BackupKind::Physical {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        "E-BACKUP-KIND",
+        format!("{} is a physical backup", entry.id),
+        "restore it without --kind, into a directory; 'pgark info' lists the logical ones",
+    ))
+}
+
+/// A dump of parts is used when it is named.
 fn has_wanted(options: &RestoreOptions, record: &PartsRecord) -> bool {
-    let database = options.database.as_ref().is_none_or(|d| record.database(&d.name).is_some());
+    let whole = |name: &str| record.database(name).is_some_and(|d| !is_partial(d));
+    let database = options.database.as_ref().is_none_or(|d| whole(&d.name));
     database && (!options.globals || record.globals.is_some())
+}
+
+/// Whether single schemas or tables were dumped.
+pub(super) fn is_partial(dump: &DatabaseDump) -> bool {
+    !dump.schemas.is_empty() || !dump.tables.is_empty()
 }
 
 /// So that another backup may help.
@@ -231,6 +266,23 @@ fn plan_database(
         ));
     }
     let there = provision::database_exists(admin, to)?;
+    if is_partial(dump) {
+        let parts: Vec<String> =
+            dump.schemas.iter().chain(&dump.tables).map(|p| format!("'{}'", p.escape_debug())).collect();
+        let parts = parts.join(", ");
+        if there && matches!(wanted.replace, Replace::Replace { .. }) {
+            return Err(EngineError::refused(
+                "E-BACKUP-PARTIAL",
+                format!(
+                    "backup {} holds only {parts} of '{}', and would replace all of it",
+                    record.id,
+                    dump.name.escape_debug()
+                ),
+                "restore it under another name with --to-database, or choose a backup of the whole database; nothing was changed",
+            ));
+        }
+        notes.push(format!("the backup holds only parts of the database: {parts}"));
+    }
     if there && matches!(wanted.replace, Replace::Refuse) {
         return Err(EngineError::refused(
             "E-DATABASE-EXISTS",

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use pgark_repo::catalog::{BackupKind, Catalog};
 use pgark_repo::codec::Codec;
 use pgark_repo::crypto::ContentId;
-use pgark_repo::manifest::{Chunk, Item, ManifestReader, PackId, Part, packs_of};
+use pgark_repo::manifest::{Chunk, Item, ManifestReader, PackId, Part, packs_of, path_order};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::pack::FrameAt;
 use pgark_repo::record::{PartsRecord, manifest_reader};
@@ -97,6 +97,14 @@ impl Parent {
         }
         Ok(None)
     }
+
+    /// Everything below a directory, of which at most so many chunks are held.
+    pub(super) fn tree(&self, repo: &Repository, top: &[u8], window: usize) -> Result<KnownTree> {
+        let reader = manifest_reader(repo, &self.record.cluster, &self.record.id)?;
+        let mut known = Known::new(reader, self.worn.clone(), window);
+        known.tree = Some(Tree { top: [top, b"/"].concat(), current: vec![], path: vec![] });
+        Ok(KnownTree(known))
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -124,6 +132,41 @@ pub(super) struct Known {
     window: usize,
     worn: HashSet<PackId>,
     numbers: HashMap<u32, u32>,
+    /// None: it ends with its file.
+    tree: Option<Tree>,
+}
+
+/// Many files, one after another, in the order of the manifest.
+struct Tree {
+    /// What their paths begin with.
+    top: Vec<u8>,
+    /// The file that is being read of the earlier backup, and the one that is being looked for.
+    current: Vec<u8>,
+    path: Vec<u8>,
+}
+
+/// What the earlier backup has below a directory. The new tree is expected to be much like the old one: a file is found wherever
+/// it has moved to within the window, and where it was however large the tree is.
+pub(crate) struct KnownTree(Known);
+
+impl KnownTree {
+    /// From now on chunks of this file are asked for; files come in the order of the manifest.
+    pub fn enter(&mut self, path: &[u8]) -> Result<()> {
+        let known = &mut self.0;
+        while !known.ended && known.is_before(path) {
+            known.read_one()?;
+        }
+        known.asked = 0;
+        known.at = known.first + known.places.len() as u64;
+        if let Some(tree) = &mut known.tree {
+            tree.path = path.to_vec();
+        }
+        Ok(())
+    }
+
+    pub fn find(&mut self, id: &ContentId, len: usize, others: &Others) -> Result<Option<Chunk>> {
+        self.0.find(id, len, others)
+    }
 }
 
 impl Known {
@@ -140,6 +183,7 @@ impl Known {
             window: window.max(2),
             worn,
             numbers: HashMap::new(),
+            tree: None,
         }
     }
 
@@ -169,27 +213,41 @@ impl Known {
 
     /// The window goes along, by what was found and, where nothing is found, by what was asked.
     fn advance(&mut self) -> Result<()> {
-        let middle = self.at.max(self.asked.min(self.first + self.places.len() as u64));
-        let wanted = middle + self.window as u64 / 2;
-        while !self.ended && (self.places.len() < self.window || self.first + (self.places.len() as u64) < wanted) {
-            let Some(chunk) = self.next_chunk()? else {
-                self.ended = true;
-                break;
-            };
-            let Chunk::Data { id, parts } = &chunk else { continue };
-            let [part] = parts.as_slice() else { continue };
-            let number = self.first + self.places.len() as u64;
-            self.places.push_back(Place {
-                id: *id,
-                pack: part.pack,
-                frame: part.frame,
-                skip: part.skip,
-                len: part.len,
-            });
-            self.by_id.insert(*id, number);
-            if self.places.len() > self.window {
-                self.forget_first();
-            }
+        let read = self.first + self.places.len() as u64;
+        let asked = if self.tree.is_some() { self.at.saturating_add(self.asked) } else { self.asked };
+        let wanted = self.at.max(asked.min(read)) + self.window as u64 / 2;
+        while !self.ended && (self.places.len() < self.window || self.lags(wanted)) {
+            self.read_one()?;
+        }
+        Ok(())
+    }
+
+    /// Whether more is to be read although the window is full: of a tree not beyond the file that is looked for.
+    fn lags(&self, wanted: u64) -> bool {
+        let beyond = self.tree.as_ref().is_some_and(|t| path_order(&t.current, &t.path).is_gt());
+        !beyond && self.first + (self.places.len() as u64) < wanted
+    }
+
+    /// Whether the window is full, and ends before this file.
+    fn is_before(&self, path: &[u8]) -> bool {
+        let before = self.tree.as_ref().is_some_and(|t| path_order(&t.current, path).is_lt());
+        before && self.places.len() >= self.window
+    }
+
+    /// The next chunk goes into the window.
+    fn read_one(&mut self) -> Result<()> {
+        let Some(chunk) = self.next_chunk()? else {
+            self.ended = true;
+            return Ok(());
+        };
+        let Chunk::Data { id, parts } = &chunk else { return Ok(()) };
+        let [part] = parts.as_slice() else { return Ok(()) };
+        let number = self.first + self.places.len() as u64;
+        let Part { pack, frame, skip, len } = *part;
+        self.places.push_back(Place { id: *id, pack, frame, skip, len });
+        self.by_id.insert(*id, number);
+        if self.places.len() > self.window {
+            self.forget_first();
         }
         Ok(())
     }
@@ -204,10 +262,12 @@ impl Known {
 
     fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         while self.waiting.is_empty() {
-            match self.reader.next_item()? {
-                Some(Item::Chunks(chunks)) => self.waiting.extend(chunks),
-                Some(Item::FileEnd(_)) | None => return Ok(None),
-                Some(_) => {}
+            match (self.reader.next_item()?, &mut self.tree) {
+                (Some(Item::Chunks(chunks)), None) => self.waiting.extend(chunks),
+                (Some(Item::Chunks(chunks)), Some(t)) if t.current.starts_with(&t.top) => self.waiting.extend(chunks),
+                (Some(Item::FileStart(start)), Some(tree)) => tree.current = start.path,
+                (None, _) | (Some(Item::FileEnd(_)), None) => return Ok(None),
+                _ => {}
             }
         }
         Ok(self.waiting.pop_front())

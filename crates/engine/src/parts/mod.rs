@@ -9,12 +9,14 @@ mod before;
 mod chunker;
 mod read;
 pub(crate) mod spool;
+mod tree;
 mod write;
 
 pub use before::{Parent, choose_parent};
 pub use read::{PartReader, Source};
 pub(crate) use spool::nameless;
-pub use write::{Finished, PartList, PartSink, Writer, WriterOptions};
+pub(crate) use tree::TreeSink;
+pub use write::{Finished, ManifestOf, PartList, PartSink, Writer, WriterOptions};
 
 /// Of the content of parts: databases are for their owner, so are their dumps.
 pub const PART_MODE: u32 = 0o600;

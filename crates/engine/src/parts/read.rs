@@ -98,7 +98,8 @@ impl<'a> PartReader<'a> {
         Err(RepoError::corrupt(object, format!("it has no part {path}")).into())
     }
 
-    fn chunk(
+    /// Hands out what a chunk that this manifest lists says; of zeros in pieces.
+    pub(crate) fn chunk(
         &mut self,
         manifest: &ManifestReader,
         chunk: &Chunk,

@@ -34,6 +34,10 @@ impl Spool {
     /// A chunk of zeros, or one that lies whole in one frame.
     pub fn push(&mut self, chunk: Chunk) -> Result<()> {
         self.size += chunk.len();
+        if let (Chunk::Zero(n), Some(Chunk::Zero(before))) = (&chunk, self.memory.last_mut()) {
+            *before += n;
+            return Ok(());
+        }
         self.chunks += 1;
         self.memory.push(chunk);
         if self.memory.len() >= CHUNKS_IN_MEMORY { self.write_out() } else { Ok(()) }

@@ -15,11 +15,11 @@ use pgark_repo::crypto::ContentId;
 use pgark_repo::limits::{CHUNKS_PER_ITEM, FRAME_BYTES, PACK_BYTES};
 use pgark_repo::manifest::{Chunk, Directory, FileEnd, FileStart, Item, ManifestWriter, PackId, Part, path_order};
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::pack::PackWriter;
+use pgark_repo::pack::{FrameAt, PackWriter};
 use pgark_repo::record::Totals;
 use pgark_repo::stream::Fingerprint;
 
-use super::before::{Known, Parent};
+use super::before::{Known, KnownTree, Parent};
 use super::chunker::{CHUNK_BYTES_MAX, Chunker};
 use super::spool::Spool;
 use super::{PART_DIR_MODE, PART_MODE};
@@ -59,7 +59,7 @@ pub struct Writer<'a> {
 
 /// Packs of other backups, by how the new manifest calls them.
 #[derive(Default)]
-pub(super) struct Others {
+pub(crate) struct Others {
     inner: Mutex<(Vec<PackId>, HashMap<PackId, u32>)>,
 }
 
@@ -91,6 +91,10 @@ pub struct Finished {
 }
 
 impl Finished {
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     pub fn size(&self) -> u64 {
         self.chunks.size
     }
@@ -136,43 +140,29 @@ impl<'a> Writer<'a> {
     /// Writes the manifest of these parts, in whatever order they come.
     pub fn manifest(self, mut parts: Vec<Finished>) -> Result<PartList> {
         parts.sort_by(|a, b| path_order(a.path.as_bytes(), b.path.as_bytes()));
+        let mut list = self.begin_manifest()?;
+        for part in parts {
+            list.part(part)?;
+        }
+        list.finish()
+    }
+
+    /// A manifest that is written as things become known, in its order.
+    pub fn begin_manifest(&self) -> Result<ManifestOf<'_>> {
         let name = names::manifest(self.cluster, self.id);
         let manifest = ManifestWriter::create(self.repo.store().as_ref(), self.repo.keys(), &name)?;
-        let mut list = ManifestOf {
-            writer: &self,
+        Ok(ManifestOf {
+            writer: self,
             manifest,
             declared: HashSet::new(),
             made: BTreeSet::new(),
             totals: Totals::default(),
-        };
-        for part in parts {
-            list.part(part)?;
-        }
-        let ManifestOf { mut manifest, declared, mut totals, .. } = list;
-        let mut own = std::mem::take(&mut *self.packs.lock().unwrap_or_else(PoisonError::into_inner));
-        own.sort_by_key(|(number, _)| *number);
-        for (number, print) in &own {
-            let index = number_of_own(*number);
-            // A pack whose last frame turned out not to be needed is declared all the same: it must not be a stranger.
-            if !declared.contains(&index) {
-                manifest.push(&Item::Pack(index, PackId::new(self.id, *number)))?;
-            }
-            manifest.push(&Item::PackDone(index, print.clone()))?;
-        }
-        let mut used = vec![];
-        let mut foreign: Vec<u32> = declared.into_iter().filter(|n| position_of_other(*n).is_some()).collect();
-        foreign.sort_unstable();
-        for index in foreign {
-            let id = self.others.id(index).expect("numbered when it was taken over");
-            let print = self.parent.and_then(|p| p.fingerprint(&id)).expect("taken over from the parent's manifest");
-            manifest.push(&Item::PackDone(index, print.clone()))?;
-            used.push(id);
-        }
-        let manifest = manifest.finish()?;
-        totals.packs = own.len() as u64;
-        totals.frames = self.frames.load(Ordering::Relaxed);
-        totals.stored_bytes = own.iter().map(|(_, p)| p.size).sum::<u64>() + manifest.size;
-        Ok(PartList { manifest, totals, needs: PacksOf::gather(used) })
+        })
+    }
+
+    /// Everything that the earlier backup has under a directory, as one run.
+    pub(crate) fn known_tree(&self, top: &[u8]) -> Result<Option<KnownTree>> {
+        self.parent.map(|p| p.tree(self.repo, top, KNOWN_CHUNKS_MAX)).transpose()
     }
 }
 
@@ -183,31 +173,50 @@ pub struct PartList {
     pub needs: Vec<PacksOf>,
 }
 
-struct ManifestOf<'a> {
+pub struct ManifestOf<'a> {
     writer: &'a Writer<'a>,
     manifest: ManifestWriter,
     declared: HashSet<u32>,
-    made: BTreeSet<String>,
+    made: BTreeSet<Vec<u8>>,
     totals: Totals,
 }
 
 impl ManifestOf<'_> {
-    fn part(&mut self, part: Finished) -> Result<()> {
+    pub fn part(&mut self, part: Finished) -> Result<()> {
         for (at, _) in part.path.match_indices('/') {
-            let Some(dir) = part.path.get(..at).filter(|dir| !self.made.contains(*dir)) else { continue };
-            self.manifest.push(&Item::Directory(Directory { path: dir.into(), mode: PART_DIR_MODE }))?;
-            self.made.insert(dir.to_owned());
-            self.totals.directories += 1;
+            if let Some(dir) = part.path.get(..at) {
+                self.made_directory(dir.as_bytes())?;
+            }
         }
         let modified_ns = i64::try_from(part.modified.as_nanosecond()).unwrap_or(0);
-        self.manifest.push(&Item::FileStart(FileStart {
-            path: part.path.into_bytes(),
-            mode: PART_MODE,
-            modified_ns,
-        }))?;
-        let size = part.chunks.size;
+        let start = FileStart { path: part.path.into_bytes(), mode: PART_MODE, modified_ns };
+        self.file(start, part.chunks)
+    }
+
+    /// A directory that nothing is known of, once.
+    pub fn made_directory(&mut self, path: &[u8]) -> Result<()> {
+        if self.made.insert(path.to_vec()) {
+            self.directory(Directory { path: path.to_vec(), mode: PART_DIR_MODE })?;
+        }
+        Ok(())
+    }
+
+    pub fn directory(&mut self, directory: Directory) -> Result<()> {
+        self.manifest.push(&Item::Directory(directory))?;
+        self.totals.directories += 1;
+        Ok(())
+    }
+
+    /// A link, or the attributes of what was pushed last.
+    pub fn item(&mut self, item: &Item) -> Result<()> {
+        Ok(self.manifest.push(item)?)
+    }
+
+    pub(crate) fn file(&mut self, start: FileStart, chunks: Spool) -> Result<()> {
+        let size = chunks.size;
+        self.manifest.push(&Item::FileStart(start))?;
         let (writer, manifest, declared) = (self.writer, &mut self.manifest, &mut self.declared);
-        part.chunks.read(CHUNKS_PER_ITEM, &mut |chunks| {
+        chunks.read(CHUNKS_PER_ITEM, &mut |chunks| {
             for part in chunks.iter().flat_map(Chunk::parts) {
                 if declared.insert(part.pack) {
                     let id = match position_of_other(part.pack) {
@@ -224,6 +233,35 @@ impl ManifestOf<'_> {
         self.totals.size_bytes += size;
         self.totals.read_bytes += size;
         Ok(())
+    }
+
+    /// When all sinks are finished: the packs, and the end.
+    pub fn finish(self) -> Result<PartList> {
+        let ManifestOf { writer, mut manifest, declared, mut totals, .. } = self;
+        let mut own = std::mem::take(&mut *writer.packs.lock().unwrap_or_else(PoisonError::into_inner));
+        own.sort_by_key(|(number, _)| *number);
+        for (number, print) in &own {
+            let index = number_of_own(*number);
+            // A pack whose last frame turned out not to be needed is declared all the same: it must not be a stranger.
+            if !declared.contains(&index) {
+                manifest.push(&Item::Pack(index, PackId::new(writer.id, *number)))?;
+            }
+            manifest.push(&Item::PackDone(index, print.clone()))?;
+        }
+        let mut used = vec![];
+        let mut foreign: Vec<u32> = declared.into_iter().filter(|n| position_of_other(*n).is_some()).collect();
+        foreign.sort_unstable();
+        for index in foreign {
+            let id = writer.others.id(index).expect("numbered when it was taken over");
+            let print = writer.parent.and_then(|p| p.fingerprint(&id)).expect("taken over from the parent's manifest");
+            manifest.push(&Item::PackDone(index, print.clone()))?;
+            used.push(id);
+        }
+        let manifest = manifest.finish()?;
+        totals.packs = own.len() as u64;
+        totals.frames = writer.frames.load(Ordering::Relaxed);
+        totals.stored_bytes = own.iter().map(|(_, p)| p.size).sum::<u64>() + manifest.size;
+        Ok(PartList { manifest, totals, needs: PacksOf::gather(used) })
     }
 }
 
@@ -242,9 +280,30 @@ pub struct PartSink<'a> {
 }
 
 /// A chunk whose place may not be known yet.
-enum Waiting {
+pub(super) enum Waiting {
     Placed(Chunk),
     InFrame { id: ContentId, skip: usize, len: usize },
+}
+
+impl Waiting {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Waiting::Placed(chunk) => chunk.len(),
+            Waiting::InFrame { len, .. } => *len as u64,
+        }
+    }
+
+    /// Once its frame is stored.
+    pub(super) fn placed(self, frame: Option<(u32, FrameAt)>) -> Chunk {
+        match self {
+            Waiting::Placed(chunk) => chunk,
+            Waiting::InFrame { id, skip, len } => {
+                let (pack, frame) = frame.expect("what waits for a frame is in it");
+                let small = |n: usize| u32::try_from(n).expect("frames are small");
+                Chunk::Data { id, parts: vec![Part { pack, frame, skip: small(skip), len: small(len) }] }
+            }
+        }
+    }
 }
 
 /// The part that is being written.
@@ -253,6 +312,49 @@ struct Open {
     waiting: Vec<Waiting>,
     chunks: Spool,
     new_bytes: u64,
+}
+
+/// For those who cut and queue by themselves.
+impl<'a> PartSink<'a> {
+    pub(super) fn shared(&self) -> &'a Writer<'a> {
+        self.shared
+    }
+
+    pub(super) fn frame_len(&self) -> usize {
+        self.frame.len()
+    }
+
+    /// Returns where in the frame it begins.
+    pub(super) fn add_to_frame(&mut self, plain: &[u8]) -> usize {
+        let skip = self.frame.len();
+        self.frame.extend_from_slice(plain);
+        skip
+    }
+
+    pub(super) fn end_shared_frame(&mut self) -> Result<Option<(u32, FrameAt)>> {
+        let stored = if self.frame.is_empty() { None } else { Some(self.store_frame()?) };
+        self.frame.clear();
+        Ok(stored)
+    }
+}
+
+impl Writer<'_> {
+    pub(super) fn scratch(&self) -> &std::path::Path {
+        &self.options.scratch
+    }
+
+    pub(super) fn others(&self) -> &Others {
+        &self.others
+    }
+
+    pub(super) fn content_id(&self, plain: &[u8]) -> ContentId {
+        self.repo.keys().content_id(plain)
+    }
+
+    /// Of the first chunk of these bytes.
+    pub(super) fn chunk_length(&self, bytes: &[u8]) -> usize {
+        self.chunker.cut(bytes).unwrap_or(bytes.len())
+    }
 }
 
 impl PartSink<'_> {
@@ -328,23 +430,11 @@ impl PartSink<'_> {
 
     /// Stores the frame, if there is one; then the place of everything that waits is known.
     fn end_frame(&mut self, open: &mut Open) -> Result<()> {
-        let stored = if self.frame.is_empty() { None } else { Some(self.store_frame()?) };
-        self.frame.clear();
-        for waiting in open.waiting.drain(..) {
-            let chunk = match waiting {
-                Waiting::Placed(chunk) => chunk,
-                Waiting::InFrame { id, skip, len } => {
-                    let (pack, frame) = stored.expect("what waits for a frame is in it");
-                    let small = |n: usize| u32::try_from(n).expect("frames are small");
-                    Chunk::Data { id, parts: vec![Part { pack, frame, skip: small(skip), len: small(len) }] }
-                }
-            };
-            open.chunks.push(chunk)?;
-        }
-        Ok(())
+        let stored = self.end_shared_frame()?;
+        open.waiting.drain(..).try_for_each(|waiting| open.chunks.push(waiting.placed(stored)))
     }
 
-    fn store_frame(&mut self) -> Result<(u32, pgark_repo::pack::FrameAt)> {
+    fn store_frame(&mut self) -> Result<(u32, FrameAt)> {
         let shared = self.shared;
         let plain = self.frame.as_slice();
         let codec = self.encoder.encode(plain, &mut self.stored)?;

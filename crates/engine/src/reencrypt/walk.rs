@@ -100,6 +100,7 @@ pub fn places(repo: &Repository, cluster: &ClusterName, catalog: &Catalog) -> Re
             places.push(Place { dir, only: Some(only) });
         }
     }
+    places.push(Place { dir: names::reports_dir(cluster), only: None });
     for lineage in &catalog.lineages {
         let dir = WalPlace { cluster: cluster.clone(), system_id: lineage.system_id }.dir();
         for part in store.list_dirs(&dir).map_err(RepoError::from)? {

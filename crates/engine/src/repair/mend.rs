@@ -7,6 +7,7 @@ use pgark_repo::catalog::BackupEntry;
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::store::ObjectName;
 
+use super::Act;
 use super::object::{Known, expected, from_others, lineages_of};
 use crate::ctx::Ctx;
 use crate::several::Member;
@@ -42,7 +43,7 @@ pub fn mend(sources: &Sources, cluster: &ClusterName, backup: Option<&BackupId>,
         let others: Vec<Member> = members.iter().filter(|(k, _)| k != n).map(|(_, m)| m.clone()).collect();
         let books: Vec<Member> = std::iter::once(member).chain(&others).cloned().collect();
         let expected = expected(&books, cluster, &entries);
-        let known = Known { cluster, lineages: &lineages, expected: &expected };
+        let known = Known { cluster, lineages: &lineages, expected: &expected, act: Act::Repair };
         for name in own {
             let outcome = match ctx.check_cancelled() {
                 Ok(()) => put_back(member, &others, &known, name),
@@ -59,7 +60,7 @@ pub fn mend_wal(sources: &Sources, cluster: &ClusterName, system_id: SystemId, s
     let members = sources.members();
     let lineages = [(system_id, size)];
     let expected = BTreeMap::new();
-    let known = Known { cluster, lineages: &lineages, expected: &expected };
+    let known = Known { cluster, lineages: &lineages, expected: &expected, act: Act::Repair };
     let one = |(n, name): (usize, ObjectName)| {
         let member = members.iter().find(|(k, _)| *k == n).map(|(_, m)| m)?;
         let others: Vec<Member> = members.iter().filter(|(k, _)| *k != n).map(|(_, m)| m.clone()).collect();
@@ -90,7 +91,8 @@ fn objects_in_trouble(sources: &Sources) -> Vec<(usize, ObjectName)> {
         let parent = name.rsplit('/').nth(1).unwrap_or_default();
         ["keyring", "catalog", "head"].contains(&parent.trim_end_matches("-mirror"))
     };
-    let found = sources.troubles().into_iter().filter(|t| t.kind != TroubleKind::Away);
+    let found =
+        sources.troubles().into_iter().filter(|t| matches!(t.kind, TroubleKind::Missing | TroubleKind::Damaged));
     let named = found.filter_map(|t| Some((t.source, ObjectName::parse(&t.object?).ok()?)));
     named.filter(|(_, name)| !is_register(name.as_str())).collect()
 }

@@ -12,10 +12,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use pgark_repo::Repository;
-use pgark_repo::catalog::{CatalogStore, JobKind};
+use pgark_repo::catalog::{CatalogStore, Claim, JobKind};
+use pgark_repo::keyring;
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::parity;
 use pgark_repo::store::ObjectName;
+use pgark_repo::wal::WalArchive;
 
 use crate::backup::claim::KeptClaim;
 use crate::ctx::Ctx;
@@ -37,6 +39,16 @@ pub struct RepairReport {
     pub protected: Vec<ObjectName>,
     /// Backups that were affected and should be verified again.
     pub backups: BTreeSet<BackupId>,
+    /// When nothing is changed: what could be repaired, and from what.
+    pub possible: Vec<(String, String)>,
+}
+
+/// Whether what can be repaired is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Repair,
+    /// Everything but the change: right bytes are looked for, and compared.
+    LookOnly,
 }
 
 impl RepairReport {
@@ -52,6 +64,7 @@ pub struct RepairFrom<'a> {
     pub others: &'a [Member],
     /// The cluster's own directory: its unchanged pages are asked when nothing else can help.
     pub data: Option<&'a Path>,
+    pub act: Act,
 }
 
 /// Replaces what `found` says is missing or damaged in `repo`.
@@ -62,21 +75,23 @@ pub fn repair(
     found: &VerifyReport,
     ctx: &Ctx,
 ) -> Result<RepairReport> {
-    crate::error::refuse_append_only(repo)?;
+    if from.act == Act::Repair {
+        crate::error::refuse_append_only(repo)?;
+    }
     let catalog = CatalogStore::new(repo, cluster);
+    let mut report = RepairReport::default();
+    let books = registers(repo, &catalog, found, from.act, &mut report)?;
     let listed = catalog.read()?;
     let lineages = lineages_of(&listed);
     let expected = expected(&sources(repo, from.others), cluster, &listed.backups);
-    let known = Known { cluster, lineages: &lineages, expected: &expected };
-    let mut report = RepairReport::default();
-    for problem in found.problems.iter().filter(|p| matches!(p.kind, ProblemKind::Missing | ProblemKind::Damaged)) {
+    let known = Known { cluster, lineages: &lineages, expected: &expected, act: from.act };
+    let damage = |p: &&Problem| matches!(p.kind, ProblemKind::Missing | ProblemKind::Damaged);
+    for problem in found.problems.iter().filter(damage).filter(|p| !books.contains(&p.object)) {
         ctx.check_cancelled()?;
-        // Nobody may delete what is being mended.
-        let mut pins = vec![];
-        for id in &problem.backups {
-            let pin = catalog.claim(JobKind::Restore, id, ctx.now())?;
-            pins.push((KeptClaim::new(pin.clone(), ctx), pin));
-        }
+        let pins = match from.act {
+            Act::Repair => pin(&catalog, &problem.backups, ctx)?,
+            Act::LookOnly => vec![],
+        };
         let outcome = one(repo, from, &known, problem);
         for (kept, pin) in pins {
             drop(kept);
@@ -85,6 +100,7 @@ pub fn repair(
             }
         }
         match outcome {
+            Ok(source) if from.act == Act::LookOnly => report.possible.push((problem.object.clone(), source)),
             Ok(from) => {
                 tracing::info!(object = problem.object, from, "repaired");
                 report.repaired.push(problem.object.clone());
@@ -92,6 +108,9 @@ pub fn repair(
             }
             Err(why) => report.left.push((problem.object.clone(), why)),
         }
+    }
+    if from.act == Act::LookOnly {
+        return Ok(report);
     }
     remove_leftovers(repo, found, &mut report);
     for name in &found.parity_missing {
@@ -102,6 +121,62 @@ pub fn repair(
         }
     }
     Ok(report)
+}
+
+/// Nobody may delete what is being mended.
+fn pin(catalog: &CatalogStore, backups: &[BackupId], ctx: &Ctx) -> Result<Vec<(KeptClaim, Claim)>> {
+    let mut pins = vec![];
+    for id in backups {
+        let pin = catalog.claim(JobKind::Restore, id, ctx.now())?;
+        pins.push((KeptClaim::new(pin.clone(), ctx), pin));
+    }
+    Ok(pins)
+}
+
+/// Key ring, catalog and heads: each copy is written anew as the other one has it. Returns the objects that were dealt with.
+fn registers(
+    repo: &Repository,
+    catalog: &CatalogStore,
+    found: &VerifyReport,
+    act: Act,
+    report: &mut RepairReport,
+) -> Result<BTreeSet<String>> {
+    let ring = keyring::register(repo.store().clone());
+    let books = catalog.register_of_books();
+    let listed = catalog.read()?;
+    let heads = listed.lineages.iter().map(|l| WalArchive::new(repo, catalog.cluster(), l.system_id));
+    let heads: Vec<WalArchive> = heads.collect();
+    let is_of_book = |object: &str| {
+        ring.owns(object) || books.owns(object) || heads.iter().any(|wal| wal.head_register().owns(object))
+    };
+    let hurt: BTreeSet<String> =
+        found.problems.iter().map(|p| p.object.clone()).filter(|object| is_of_book(object)).collect();
+    if hurt.is_empty() {
+        return Ok(hurt);
+    }
+    if act == Act::Repair {
+        report.repaired.extend(repo.mend_keyring()?);
+        report.repaired.extend(catalog.mend()?);
+        for wal in &heads {
+            report.repaired.extend(wal.head_register().mend(&mut |_| Ok(()))?);
+        }
+        tracing::info!(mended = ?report.repaired, "copies of registers were written anew");
+    }
+    // Somebody else's change may have put them back, too.
+    let mut left = repo.check_keyring()?;
+    left.extend(catalog.check()?);
+    for wal in &heads {
+        left.extend(wal.head_register().check()?);
+    }
+    for object in &hurt {
+        match left.iter().find(|p| p.object == *object) {
+            None if report.repaired.contains(object) => {}
+            None => report.repaired.push(object.clone()),
+            Some(p) if p.has_other => report.possible.push((object.clone(), "its other copy".into())),
+            Some(p) => report.left.push((object.clone(), p.what.clone())),
+        }
+    }
+    Ok(hurt)
 }
 
 /// Where books may be read, in the order in which they are asked.
@@ -124,19 +199,20 @@ fn write_parity(repo: &Repository, name: &ObjectName) -> std::result::Result<(),
 
 /// Healed bytes that an interrupted repair left beside objects that are whole.
 fn remove_leftovers(repo: &Repository, found: &VerifyReport, report: &mut RepairReport) {
-    for problem in found.problems.iter().filter(|p| p.kind == ProblemKind::Unexpected) {
-        let Some(_) = names::healed_from(&problem.object) else { continue };
-        let principal = names::principal(&problem.object);
+    let strangers = found.problems.iter().filter(|p| p.kind == ProblemKind::Unexpected).map(|p| &p.object);
+    let healed: Vec<&String> = strangers.filter(|object| names::healed_from(object).is_some()).collect();
+    let served = |object: &&&String| {
+        let principal = names::principal(object);
         let damaged = found.problems.iter().any(|p| p.object == principal);
-        if damaged && !report.repaired.iter().any(|object| object == principal) {
-            continue;
-        }
-        let removed = ObjectName::parse(&problem.object).and_then(|name| repo.store().delete(&name));
-        match removed {
-            Ok(()) => report.repaired.push(problem.object.clone()),
+        !damaged || report.repaired.iter().any(|repaired| repaired == principal)
+    };
+    let gone: Vec<&String> = healed.iter().filter(served).copied().chain(&found.leftovers).collect();
+    for object in gone {
+        match ObjectName::parse(object).and_then(|name| repo.bare_store().delete(&name)) {
+            Ok(()) => report.repaired.push(object.clone()),
             // The repair of the object has just taken it away.
-            Err(e) if e.is_not_found() => report.repaired.push(problem.object.clone()),
-            Err(e) => report.left.push((problem.object.clone(), e.to_string())),
+            Err(e) if e.is_not_found() => report.repaired.push(object.clone()),
+            Err(e) => report.left.push((object.clone(), e.to_string())),
         }
     }
 }
@@ -151,7 +227,8 @@ fn one(
     let name = ObjectName::parse(&problem.object).map_err(|_| "it is no single object".to_owned())?;
     if let Some(protected) = names::protected_by(name.as_str()) {
         let protected = ObjectName::parse(protected).map_err(|e| e.to_string())?;
-        return write_parity(repo, &protected).map(|()| "the object that it protects".to_owned());
+        let written = if known.act == Act::Repair { write_parity(repo, &protected) } else { Ok(()) };
+        return written.map(|()| "the object that it protects".to_owned());
     }
     let mut why = vec![];
     for seal in seals_of(repo, &name) {
@@ -186,6 +263,9 @@ fn from_parity(repo: &Repository, known: &Known<'_>, name: &ObjectName) -> std::
     if !healing.store().heal(name) {
         return Err(healing.store().notices());
     }
-    let healed = whole(&healing, name, known).and_then(|(seal, bytes)| heal(repo, name, &seal, &bytes));
+    let healed = whole(&healing, name, known).and_then(|(seal, bytes)| match known.act {
+        Act::Repair => heal(repo, name, &seal, &bytes),
+        Act::LookOnly => Ok(()),
+    });
     healed.map_err(|e| vec![format!("{PARITY}: {e}")])
 }

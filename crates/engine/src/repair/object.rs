@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgark_pg::names::WalFileName;
-use pgark_pg::value::{SegmentName, SegmentNo, SegmentSize, SystemId};
+use pgark_pg::value::{SegmentSize, SystemId};
 use pgark_repo::RepoError;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, Catalog};
@@ -20,11 +20,12 @@ use pgark_repo::record::{Record, manifest_reader};
 use pgark_repo::seals::{Place, TAIL_BYTES, origin_of_bytes, seal_into};
 use pgark_repo::store::{MemoryStore, ObjectName, Store};
 use pgark_repo::stream::{Fingerprint, open_bytes};
-use pgark_repo::wal::{WalArchive, WalIndex};
+use pgark_repo::wal::WalArchive;
 
-use crate::archive::follows;
+use crate::archive::kinship::Beside;
 use crate::error::{EngineError, Result};
 use crate::rebuild;
+use crate::repair::Act;
 use crate::replicate::objects::read_exactly;
 use crate::several::Member;
 
@@ -37,6 +38,7 @@ pub(super) struct Known<'a> {
     pub lineages: &'a [(SystemId, SegmentSize)],
     /// Of packs, manifests and records.
     pub expected: &'a BTreeMap<ObjectName, Fingerprint>,
+    pub act: Act,
 }
 
 pub(super) fn lineages_of(listed: &Catalog) -> Vec<(SystemId, SegmentSize)> {
@@ -86,16 +88,23 @@ pub(super) fn from_others(
     let mut why = vec![];
     for source in others {
         let right = whole(&source.repo, name, known).and_then(|right| under_keys_of(repo, &source.repo, name, right));
-        let right = right.and_then(|right| belongs(repo, name, &right, known).map(|()| right));
-        match right.and_then(|(seal, bytes)| replace_damaged(repo, name, &seal, &bytes, known)) {
-            Ok(()) => return Ok(source.name.clone()),
+        let right = right.and_then(|right| belongs(repo, &source.repo, name, &right, known).map(|()| right));
+        match right {
+            Ok((seal, bytes)) => {
+                // What fails now is not the source's doing.
+                let replaced = replace_damaged(repo, name, &seal, &bytes, known);
+                return replaced
+                    .map(|()| source.name.clone())
+                    .map_err(|e| vec![format!("it could not be written: {e}")]);
+            }
             Err(e) => why.push(format!("{}: {e}", source.name)),
         }
     }
     Err(why)
 }
 
-/// A copy that missed a rotation has seals whose key this repository may have retired: such an object is sealed anew.
+/// A copy that missed a rotation has seals whose key this repository may have retired, and one with keys of its own has no
+/// other: such an object is sealed anew.
 fn under_keys_of(
     repo: &Repository,
     source: &Repository,
@@ -103,9 +112,16 @@ fn under_keys_of(
     right: (ObjectName, Vec<u8>),
 ) -> Result<(ObjectName, Vec<u8>)> {
     let generation = right.1.first_chunk().and_then(generation_of);
-    if repo.keys().algorithm() == Algorithm::None || generation.is_some_and(|g| repo.keys().generations().contains(&g))
-    {
+    let same_keys = repo.id() == source.id() || repo.id().is_empty();
+    let is_held = same_keys && generation.is_some_and(|g| repo.keys().generations().contains(&g));
+    if repo.keys().algorithm() == Algorithm::None || is_held {
         return Ok(right);
+    }
+    // What is sealed anew is never under the first key.
+    if repo.keys().generation() < 2 {
+        return Err(not_repairable(
+            "it is under other keys there, and can be sealed anew here when the key was rotated: 'pgark key rotate'",
+        ));
     }
     let memory: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let place = Place { store: &memory, keys: repo.keys() };
@@ -122,16 +138,22 @@ fn under_keys_of(
     Ok((sealed, bytes))
 }
 
-/// WAL of another history may lie in the copy under the same name: what is put back continues what lies before it here, and
-/// is continued by what lies behind.
-fn belongs(repo: &Repository, name: &ObjectName, right: &(ObjectName, Vec<u8>), known: &Known<'_>) -> Result<()> {
+/// WAL of another history may lie in the copy under the same name: what is put back belongs beside what is here.
+fn belongs(
+    repo: &Repository,
+    source: &Repository,
+    name: &ObjectName,
+    right: &(ObjectName, Vec<u8>),
+    known: &Known<'_>,
+) -> Result<()> {
     if known.expected.contains_key(name) {
         return Ok(());
     }
     for (system_id, size) in known.lineages {
         let archive = WalArchive::new(repo, known.cluster, *system_id);
-        let Some((segment, _)) = names::segment_copy(name.basename(), *size) else { continue };
-        if !name.as_str().starts_with(&format!("{}/", archive.place().dir())) {
+        if names::segment_copy(name.basename(), *size).is_none()
+            || !name.as_str().starts_with(&format!("{}/", archive.place().dir()))
+        {
             continue;
         }
         let (seal, bytes) = right;
@@ -141,20 +163,8 @@ fn belongs(repo: &Repository, name: &ObjectName, right: &(ObjectName, Vec<u8>), 
             bytes.split_last_chunk::<TAIL_BYTES>().map_or(bytes.as_slice(), |b| b.0)
         };
         let index = archive.open_bytes(name, own.to_vec())?.index;
-        let neighbour = |number: Option<u64>| -> Result<Option<WalIndex>> {
-            let Some(number) = number else { return Ok(None) };
-            match archive.index(&SegmentName { segment: SegmentNo(number), ..segment }, *size) {
-                Ok(index) => Ok(Some(index)),
-                // It cannot speak for itself.
-                Err(e) if e.is_damage() => Ok(None),
-                Err(e) => Err(e.into()),
-            }
-        };
-        let before = neighbour(segment.segment.0.checked_sub(1))?;
-        let after = neighbour(segment.segment.0.checked_add(1))?;
-        if !before.is_none_or(|b| follows(&b, &index)) || !after.is_none_or(|a| follows(&index, &a)) {
-            return Err(not_repairable("it does not continue the WAL beside it: it is of another history"));
-        }
+        let theirs = WalArchive::new(source, known.cluster, *system_id);
+        Beside::of(&archive, *size)?.admit(&Beside::of(&theirs, *size)?, &index)?;
     }
     Ok(())
 }
@@ -197,6 +207,9 @@ pub(super) fn complete(
     match known.expected.get(name) {
         Some(print) => (origin_of_bytes(repo.keys(), seal, &bytes).ok()? == *print).then_some(())?,
         None => authenticate_wal(repo, name, seal, &bytes, known).ok()?,
+    }
+    if known.act == Act::LookOnly {
+        return Some(Ok(()));
     }
     let removed = |()| Ok(repo.bare_store().delete(&beside).map_err(RepoError::from)?);
     Some(replace(repo, name, seal, &bytes).and_then(removed))
@@ -285,6 +298,7 @@ fn replace_damaged(
 ) -> Result<()> {
     match whole(repo, name, known) {
         Ok(_) => Ok(()),
+        Err(e) if e.is_damage() && known.act == Act::LookOnly => Ok(()),
         Err(e) if e.is_damage() => replace(repo, name, seal, bytes),
         // Whether it is damaged cannot be told, so it stays.
         Err(e) => Err(e),

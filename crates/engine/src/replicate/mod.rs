@@ -6,6 +6,7 @@
 //! deletes stays in the other.
 
 pub(crate) mod objects;
+mod reports;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use pgark_repo::crypto::Algorithm;
 use pgark_repo::manifest::{ManifestReader, PackId, PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::Record;
+use pgark_repo::report::ReportId;
 use pgark_repo::store::{ObjectName, ObjectStat};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wal::WalArchive;
@@ -62,6 +64,7 @@ pub struct ReplicatePlan {
     pub backups: Vec<BackupEntry>,
     /// Backups that both list, and the objects that the copy has lost.
     pub lost: Vec<(BackupEntry, Vec<(ObjectName, Fingerprint)>)>,
+    pub reports: Vec<ReportId>,
 }
 
 impl ReplicatePlan {
@@ -73,6 +76,7 @@ impl ReplicatePlan {
         self.segments() == 0
             && self.backups.is_empty()
             && self.lost.is_empty()
+            && self.reports.is_empty()
             && self.wal.iter().all(|w| w.histories.is_empty())
     }
 }
@@ -83,6 +87,7 @@ pub struct ReplicateReport {
     /// Backups that were listed and had lost objects.
     pub mended: Vec<BackupId>,
     pub segments: u64,
+    pub reports: u64,
     pub objects: u64,
     pub bytes: u64,
     /// What could not be copied, and why; everything else was.
@@ -133,7 +138,8 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
     for lineage in &source.lineages {
         wal.push(wal::to_copy(from, to, &options.cluster, lineage)?);
     }
-    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete })
+    let reports = reports::missing(from, to, options)?;
+    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, reports })
 }
 
 fn check_same(from: &Repository, to: &Repository) -> Result<()> {
@@ -207,6 +213,7 @@ pub fn run(
             Err(e) => return Err(e),
         }
     }
+    reports::copy(from, to, options, &plan.reports, ctx, &mut report)?;
     Ok(report)
 }
 
@@ -266,7 +273,7 @@ fn backup(
         let kept = KeptClaim::new(writing.clone(), ctx);
         let kept_source = reading.clone().map(|claim| KeptClaim::new(claim, ctx));
         let copied = objects_of(from, to, options, entry, &known, ctx, report)
-            .and_then(|()| check_wal(to, cluster, entry))
+            .and_then(|()| check_wal(from, to, cluster, entry))
             .and_then(|()| kept.check())
             .and_then(|()| kept_source.as_ref().map_or(Ok(()), KeptClaim::check));
         drop((kept, kept_source));
@@ -380,15 +387,23 @@ fn lost(
 }
 
 /// The backup's own WAL must be in the copy before it is listed.
-fn check_wal(to: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
+fn check_wal(from: &Repository, to: &Repository, cluster: &ClusterName, entry: &BackupEntry) -> Result<()> {
     let Some(physical) = entry.as_physical() else { return Ok(()) };
     let archive = WalArchive::new(to, cluster, entry.system_id);
-    match wal::missing(&archive, &physical, to)? {
-        None => Ok(()),
-        Some(name) => Err(EngineError::failed(
+    if let Some(name) = wal::missing(&archive, &physical, to)? {
+        return Err(EngineError::failed(
             "E-REPLICATE-WAL",
             format!("the copy has no wal segment {name}, which {} needs", entry.id),
             "'pgark verify' of the source shows whether it is there",
+        ));
+    }
+    let source = WalArchive::new(from, cluster, entry.system_id);
+    match wal::of_other_history(&source, &archive, &physical, to)? {
+        None => Ok(()),
+        Some(name) => Err(EngineError::failed(
+            "E-REPLICATE-WAL",
+            format!("wal segment {name} of the copy is of another history than that of {}", entry.id),
+            "the server was set back or cloned, and each repository archived one of both: find out which is right",
         )),
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use pgark_repo::seals::{Anew, Place, origin_of, seal_into, tail_of};
+use pgark_repo::limits::REPORT_BYTES_MAX;
+use pgark_repo::seals::{Anew, Place, origin_of, origin_of_bytes, seal_into, tail_of};
 use pgark_repo::store::{ObjectName, ObjectStat, StoreError};
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::{RepoError, Repository};
@@ -108,6 +109,17 @@ pub fn read_exactly(repo: &Repository, name: &ObjectName, print: &Fingerprint) -
         return Err(wrong());
     }
     Ok((found.name, bytes))
+}
+
+/// Of an object that no book lists, as it lies there; it was opened before, so it is what was sealed.
+pub fn print_of(repo: &Repository, name: &ObjectName) -> Result<Fingerprint> {
+    let store = repo.store();
+    let found = store.find(name).map_err(RepoError::from)?;
+    let too_large = || EngineError::from(RepoError::corrupt(name, "it is too large"));
+    let size = usize::try_from(found.size).ok().filter(|size| *size <= 2 * REPORT_BYTES_MAX).ok_or_else(too_large)?;
+    let mut bytes = vec![0; size + usize::try_from(tail_of(&found.name)).map_err(|_| too_large())?];
+    store.read_at(&found.name, 0, &mut bytes).map_err(RepoError::from)?;
+    Ok(origin_of_bytes(repo.keys(), &found.name, &bytes)?)
 }
 
 fn compare(to: &Repository, name: &ObjectName, print: &Fingerprint, ctx: &Ctx) -> Result<u64> {

@@ -16,6 +16,7 @@ use pgark_repo::{RepoError, Repository};
 
 use super::ReplicateReport;
 use super::objects::place;
+use crate::archive::kinship::{Beside, OTHER_HISTORY};
 use crate::archive::push::push_side_file;
 use crate::archive::{WalPath, history};
 use crate::ctx::Ctx;
@@ -88,8 +89,9 @@ pub fn copy(
         report.objects += 1;
     }
     let size = part.segment_size;
-    ctx.progress.begin("copy of WAL", Some(part.segments.len() as u64 * size.bytes()));
-    for batch in part.segments.chunks(BATCH) {
+    let segments = of_one_history(&source, &target, part, report)?;
+    ctx.progress.begin("copy of WAL", Some(segments.len() as u64 * size.bytes()));
+    for batch in segments.chunks(BATCH) {
         ctx.check_cancelled()?;
         let copier = Copier { from, to, source: &source, target: &target, size };
         let mut done = vec![];
@@ -112,6 +114,37 @@ pub fn copy(
     }
     ctx.progress.end();
     Ok(())
+}
+
+/// Without the runs of segments that are not of the history which the copy has: behind WAL of another one they would be
+/// taken for its continuation.
+fn of_one_history(
+    source: &WalArchive,
+    target: &WalArchive,
+    part: &WalToCopy,
+    report: &mut ReplicateReport,
+) -> Result<Vec<(SegmentName, u32)>> {
+    let size = part.segment_size;
+    let (here, there) = (Beside::of(source, size)?, Beside::of(target, size)?);
+    let goes_on = |(a, _): &(SegmentName, u32), (b, _): &(SegmentName, u32)| {
+        a.timeline == b.timeline && a.segment.next() == b.segment
+    };
+    let mut admitted = vec![];
+    for run in part.segments.chunk_by(goes_on) {
+        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { continue };
+        match there.admit_run(&here, first, last) {
+            Ok(()) => admitted.extend_from_slice(run),
+            Err(e) if e.code() == OTHER_HISTORY => {
+                let what = match run.len() {
+                    1 => first.format(size),
+                    _ => format!("{} to {}", first.format(size), last.format(size)),
+                };
+                report.failed.push((what, format!("{}: {e}", e.code())));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(admitted)
 }
 
 fn is_conflict(e: &RepoError) -> bool {
@@ -241,6 +274,26 @@ impl Copier<'_> {
             Err(e) => Err(self.in_target(e)),
         }
     }
+}
+
+/// Of the segments at both ends of what a backup needs, one that is of another history in the copy.
+pub fn of_other_history(
+    source: &WalArchive,
+    target: &WalArchive,
+    entry: &PhysicalBackup,
+    repo: &Repository,
+) -> Result<Option<String>> {
+    let catalog = CatalogStore::new(repo, &target.place().cluster).read()?;
+    let Some(size) = catalog.lineage_of(entry.system_id).map(|l| l.segment_size) else { return Ok(None) };
+    let path = WalPath::new(&history(target, entry.timeline)?, size);
+    let names = path.segments(entry.lsn_start, entry.lsn_stop);
+    let (here, there) = (Beside::of(source, size)?, Beside::of(target, size)?);
+    for name in names.first().into_iter().chain(names.last()) {
+        if there.has_same(&here, name)? == Some(false) {
+            return Ok(Some(name.format(size)));
+        }
+    }
+    Ok(None)
 }
 
 /// The first segment that a backup needs and the archive does not name.

@@ -172,7 +172,9 @@ class Hasher:
         if blake3_module:
             self.module = blake3_module.blake3()
         elif B3SUM:
-            self.process = subprocess.Popen([B3SUM, "--no-names"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            # It complains when it is given up with the rest; that it failed is told by its code.
+            quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self.process = subprocess.Popen([B3SUM, "--no-names"], **quiet)
         elif needed:
             self.parts = []
 
@@ -727,7 +729,7 @@ class Packs:
         self.declared, self.open_packs, self.frames = {}, {}, {}
 
     def declare(self, index, backup, number):
-        if index in self.declared or not re.fullmatch(r"\d{8}-\d{6}[FILS]", backup):
+        if index in self.declared or not re.fullmatch(r"\d{8}-\d{6}[FILDS]", backup):
             raise Bad("the manifest declares a pack twice, or one that cannot be")
         self.declared[index] = f"clusters/{self.cluster}/backups/{backup}/packs/{number:06}"
 
@@ -1005,7 +1007,9 @@ def command_backup(repo, args):
         )
     if record["kind"] != "physical":
         target = Target(args.to, None, {"owner": {"mode": 0o700}, "tablespaces": []})
-        files, size, _ = extract_files(repo, cluster, f"{base}/manifest", record, target, check)
+        later = Later(target)
+        files, size, _ = extract_files(repo, cluster, f"{base}/manifest", record, target, check, later)
+        later.finish()
         os.sync()
         print(f"extracted {files} files, {size} bytes into {args.to}")
         for database in record.get("databases", []):
@@ -1040,11 +1044,66 @@ def command_backup(repo, args):
     print(f"start it with PostgreSQL {record['version_num'] // 10000}: pg_ctl -D {args.to} start")
 
 
-def extract_files(repo, cluster, name, record, target, check):
+class Later:
+    """Links, owners, modes and times of files: set when all content is written, so that nothing is written through a link and
+    no right stands in the way."""
+
+    def __init__(self, target):
+        self.target, self.symlinks, self.links, self.attributes, self.last = target, [], [], [], None
+
+    def item(self, kind, path, mode=None, aim=None):
+        self.last = (kind, path, mode)
+        if kind == 2:
+            self.symlinks.append((path, aim))
+        elif kind == 11:
+            self.links.append((path, aim))
+
+    def note(self, c):
+        if self.last is None or c.byte() > 1:
+            raise c.bad()
+        uid, gid = c.u32(), c.u32()
+        c.take(c.varint(255)), c.take(c.varint(255))
+        zigzag = c.varint()
+        modified = zigzag >> 1 ^ -(zigzag & 1)
+        xattrs = [(bytes(c.take(c.varint(255))), bytes(c.take(c.varint(65536)))) for _ in range(c.varint(128))]
+        self.attributes.append((*self.last, uid, gid, modified, xattrs))
+        self.last = None
+
+    def finish(self):
+        lost = 0
+        for path, aim in self.links:
+            first = self.target.place(aim)
+            if os.path.islink(first) or not os.path.isfile(first):
+                raise Bad(f"{path!r} is a link to what is no file")
+            os.link(first, self.target.place(path), follow_symlinks=False)
+        for path, aim in self.symlinks:
+            os.symlink(aim, self.target.place(path))
+        # What is within a directory comes before it.
+        for kind, path, mode, uid, gid, modified, xattrs in reversed(self.attributes):
+            place = self.target.place(path)
+            try:
+                os.chown(place, uid, gid, follow_symlinks=False)
+            except OSError:
+                lost, mode = lost + 1, mode and mode & 0o1777
+            if kind != 2:
+                os.chmod(place, mode & 0o7777)
+                for key, value in xattrs:
+                    try:
+                        os.setxattr(place, key, value, follow_symlinks=False)
+                    except OSError:
+                        lost += 1
+            os.utime(place, ns=(modified, modified), follow_symlinks=False)
+        if lost:
+            note(f"note: {lost} owners or extended attributes could not be set by this user, or in this file system")
+
+
+def extract_files(repo, cluster, name, record, target, check, later=None):
     stream, packs, parts = Stream(repo, MANIFEST, name), Packs(repo, cluster), Parts()
     before, out, covered, files, total, original = None, None, 0, 0, 0, b""
     for kind, c in items(stream):
-        if kind in (1, 2, 3, 6):
+        if later is None and kind in (10, 11):
+            raise Bad(f"{name}: an item of a backup of files")
+        if kind in (1, 2, 3, 6, 11):
             path = bytes(c.bytes())
             check_path(path, name)
             order = path.replace(b"/", b"\0").split(b"\0") if path else []
@@ -1052,13 +1111,29 @@ def extract_files(repo, cluster, name, record, target, check):
                 raise Bad(f"{name}: items in an impossible order")
             before = order
         if kind == 1:
-            target.directory(path, c.u32())
+            mode = c.u32()
+            target.directory(path, mode)
+            if later:
+                later.item(kind, path, mode)
+        elif kind == 2 and later:
+            later.item(kind, path, aim=bytes(c.bytes()))
+        elif kind == 11:
+            aim = bytes(c.bytes())
+            check_path(aim, name)
+            if not aim or not aim.replace(b"/", b"\0").split(b"\0") < order:
+                raise Bad(f"{name}: a hard link to what does not come before it")
+            later.item(kind, path, aim=aim)
+        elif kind == 10:
+            later.note(c)
         elif kind == 2:
             note(f"{os.fsdecode(path)!r} was a symbolic link to {os.fsdecode(bytes(c.bytes()))!r} and is left out")
         elif kind == 3:
             mode, _modified = c.u32(), c.varint()
             keep = path == b"postgresql.auto.conf"
             skip = path in (b"standby.signal", b"recovery.signal")
+            if later:
+                keep = skip = False
+                later.item(kind, path, mode)
             out, covered = Sink(None if keep or skip else target.create(path), keep, mode), 0
         elif kind == 4:
             if out is None:

@@ -1,19 +1,21 @@
 //! The plan of a restore: which backup, along which timelines, to which record. Nothing is written here.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 use pgark_repo::RepoError;
 use pgark_repo::catalog::{Catalog, Lineage, PhysicalBackup};
 use pgark_repo::names::BackupId;
 use pgark_repo::record::BackupRecord;
-use pgark_repo::wal::WalHead;
+use pgark_repo::wal::{WalArchive, WalHead};
 
 use super::resolve::{Resolved, StopAt, from_timestamp, resolve};
 use super::walk::WalView;
 use super::{RestoreOptions, Target, TimelineChoice};
 use crate::archive::{Archives, Continuity, WalPath};
 use crate::error::{EngineError, Result};
-use crate::sources::{Sources, joined};
+use crate::sources::{Sources, TroubleKind, joined};
 
 #[derive(Clone, Debug)]
 pub struct RestorePlan {
@@ -68,6 +70,7 @@ struct Books<'a> {
 fn plan_by(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId], by: Wal) -> Result<RestorePlan> {
     let catalogs = sources.catalogs(&options.cluster)?;
     let all = joined(&catalogs).expect("there is at least one");
+    notice_lost_archives(sources, options, &catalogs)?;
     let books = Books { options, sources, catalogs: &catalogs, all: &all, by };
     if let Some((id, at)) = options.backup.as_ref().and_then(|id| Some((id, books.damaged(id)?))) {
         let note = format!("DEGRADED: backup {id} was found damaged at {at}");
@@ -89,6 +92,34 @@ fn plan_by(options: &RestoreOptions, sources: &Sources, avoid: &[BackupId], by: 
         }
         planned => planned,
     }
+}
+
+/// A repository that lists backups and knows of no WAL has lost its archive: whatever the others have of it, that is told.
+fn notice_lost_archives(sources: &Sources, options: &RestoreOptions, catalogs: &[(usize, Catalog)]) -> Result<()> {
+    if catalogs.len() < 2 {
+        return Ok(());
+    }
+    for (n, catalog) in catalogs {
+        let system_ids = catalog.physical().into_iter().map(|b| b.system_id).collect::<BTreeSet<_>>();
+        for system_id in system_ids {
+            let head =
+                sources.repo(*n).and_then(|repo| Ok(WalArchive::new(&repo, &options.cluster, system_id).head()?));
+            match head {
+                Ok(head) if head.timelines().is_empty() => {
+                    sources.remember(
+                        *n,
+                        TroubleKind::Missing,
+                        None,
+                        "it lists backups, and its WAL archive is gone".into(),
+                    );
+                }
+                Ok(_) => {}
+                Err(e) if sources.passes(*n, &e) => {}
+                Err(e) => return Err(sources.named(*n, e)),
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Books<'_> {
@@ -138,6 +169,8 @@ impl Books<'_> {
                 other => other?,
             };
             let plan = finish(view, backup, record, stop, options, notes)?;
+            let stretch = plan.path.segments(plan.backup.lsn_start, plan.stop.read_to);
+            wal.refuse_two_histories(&stretch, lineage.segment_size)?;
             return Ok(RestorePlan { holders, ..plan });
         }
         notes.clear();

@@ -178,6 +178,10 @@ fn stream_manifest(
                 shared.declare(index, &id);
             }
             Item::PackDone(..) | Item::Vanished(_) | Item::BadBlock(_) => {}
+            Item::Attributes(_) | Item::HardLink(_) => {
+                let name = names::manifest(shared.cluster, &plan.backup.id);
+                return Err(RepoError::corrupt(name, "it has what a physical backup does not have").into());
+            }
             Item::Chunks(_) | Item::FileEnd(_) => unreachable!("consumed with their file; the reader checks the order"),
         }
     }

@@ -35,6 +35,8 @@ pub enum TroubleKind {
     Damaged,
     /// It could not be reached or read.
     Away,
+    /// What it has is of another history of the cluster.
+    Foreign,
 }
 
 /// What was wrong with one repository while another one had what was needed.
@@ -302,7 +304,7 @@ impl Sources {
         true
     }
 
-    fn remember(&self, n: usize, kind: TroubleKind, object: Option<String>, what: String) {
+    pub(crate) fn remember(&self, n: usize, kind: TroubleKind, object: Option<String>, what: String) {
         let mut troubles = lock(&self.inner.troubles);
         if !troubles.iter().any(|t| t.source == n && t.object == object) {
             let repository = self.name(n).to_owned();

@@ -5,23 +5,24 @@
 //! is there is never touched. The scratch cluster listens on a private socket alone, loads no libraries that its configuration names,
 //! archives nothing, and is gone at the end, however this ends.
 
+mod carry;
+pub mod from_dump;
+mod over;
 pub mod programs;
+mod report;
 pub mod scratch;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
-use crate::cluster::{
-    Answer, Companion, ConnectOptions, Deadline, ForeignKey, Found, KeyState, LeftOut, NAME_BYTES_MAX, RowsHash,
-    SequenceState, TableName, TableSession,
-};
+use crate::cluster::{ConnectOptions, NAME_BYTES_MAX, TableName, TableSession};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::logical::tools::{self, ToolOptions, Tools};
 use crate::restore::{self, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, TargetAction, run as restoring};
 use crate::sources::Sources;
+use over::Carry;
+pub use report::{ForeignKeyReport, LeftOutReport, SequenceReport, TableReport};
 use scratch::Scratch;
 
 /// Of the names that are made of the original's.
@@ -64,8 +65,10 @@ pub struct TableOptions {
     pub restore: RestoreOptions,
     /// The directory in which the scratch cluster is made.
     pub scratch_base: PathBuf,
-    /// Server and client programs; searched for when None.
+    /// Programs of the server; searched for when None.
     pub bin: Option<PathBuf>,
+    /// Programs that dump and restore, by the live server's version.
+    pub tools: ToolOptions,
     /// How long recovery, and each step after it, may take.
     pub within: Duration,
 }
@@ -76,56 +79,10 @@ pub struct TablePlan {
     pub table: TableName,
     pub rescued: TableName,
     pub restore: RestorePlan,
-    /// The live server's major version, whose programs are used.
-    pub major: u32,
-    pub clients: PathBuf,
+    pub tools: Tools,
+    /// Said to the person who restores.
+    pub warnings: Vec<String>,
     superuser: String,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct TableReport {
-    pub rows: u64,
-    pub text_bytes: u64,
-    pub dump_bytes: u64,
-    pub reached: String,
-    pub owner: String,
-    /// Whether the owner of the original exists and owns the rescued table.
-    pub owner_kept: bool,
-    pub foreign_keys: Vec<ForeignKeyReport>,
-    pub sequences: Vec<SequenceReport>,
-    pub left_out: Vec<LeftOutReport>,
-    pub notes: Vec<String>,
-    pub recovery_ms: u64,
-    pub duration_ms: u64,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct ForeignKeyReport {
-    pub name: String,
-    pub definition: String,
-    pub refers_to: String,
-    /// Rows without a counterpart in the live database; None when that could not be found out.
-    pub orphans: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub not_checked: Option<String>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct SequenceReport {
-    pub column: String,
-    pub sequence: String,
-    pub last_value: String,
-    pub furthest: Option<String>,
-    /// The sequence of the live table of the original's name, when there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub live_last_value: Option<String>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct LeftOutReport {
-    pub what: String,
-    pub name: String,
-    pub definition: String,
 }
 
 /// Looks at the live database and at the repository; writes nothing.
@@ -138,23 +95,10 @@ pub fn plan(options: &TableOptions, live: &ConnectOptions, sources: &Sources) ->
         ));
     }
     let session = TableSession::open(live, &options.database)?;
-    let (table, rescued) = names(options, &session)?;
-    if !session.schema_exists(&rescued.schema)? {
-        return Err(EngineError::refused(
-            "E-TABLE-SCHEMA",
-            format!("there is no schema {} in the live database", rescued.schema),
-            "create it first, or name another table",
-        ));
-    }
-    if session.name_is_taken(&rescued)? {
-        return Err(EngineError::refused(
-            "E-TABLE-EXISTS",
-            format!("{rescued} is there already"),
-            "choose another name with --as, or drop or rename what is there; nothing was changed",
-        ));
-    }
+    let (table, rescued) = free_place(&Wanted::of(options), &session)?;
     let major = session.connection().version_num() / 10_000;
-    let clients = programs::find_clients(options.bin.as_deref(), major)?;
+    let mut warnings = vec![];
+    let tools = tools::find(&options.tools, major, &mut warnings)?;
     let restore = restore::plan(&options.restore, sources, &[])?;
     let backup_major = restore.record.version_num / 10_000;
     if backup_major > major {
@@ -173,10 +117,44 @@ pub fn plan(options: &TableOptions, live: &ConnectOptions, sources: &Sources) ->
         )
     })?;
     room(&options.scratch_base, restore.record.totals.size_bytes.saturating_add(SPARE_BYTES))?;
-    Ok(TablePlan { table, rescued, restore, major, clients, superuser: session.bootstrap_superuser()? })
+    Ok(TablePlan { table, rescued, restore, tools, warnings, superuser: session.bootstrap_superuser()? })
 }
 
-fn names(options: &TableOptions, session: &TableSession) -> Result<(TableName, TableName)> {
+/// What was asked for, as SQL writes it.
+struct Wanted<'a> {
+    table: &'a str,
+    schema: Option<&'a str>,
+    rename_to: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(options: &'a TableOptions) -> Self {
+        let (schema, rename_to) = (options.schema.as_deref(), options.rename_to.as_deref());
+        Wanted { table: &options.table, schema, rename_to }
+    }
+}
+
+/// The table's name, and the one it is to have, which nothing has in the live database.
+fn free_place(wanted: &Wanted<'_>, session: &TableSession) -> Result<(TableName, TableName)> {
+    let (table, rescued) = names(wanted, session)?;
+    if !session.schema_exists(&rescued.schema)? {
+        return Err(EngineError::refused(
+            "E-TABLE-SCHEMA",
+            format!("there is no schema {} in the live database", rescued.schema),
+            "create it first, or name another table",
+        ));
+    }
+    if session.name_is_taken(&rescued)? {
+        return Err(EngineError::refused(
+            "E-TABLE-EXISTS",
+            format!("{rescued} is there already"),
+            "choose another name with --as, or drop or rename what is there; nothing was changed",
+        ));
+    }
+    Ok((table, rescued))
+}
+
+fn names(options: &Wanted<'_>, session: &TableSession) -> Result<(TableName, TableName)> {
     let wrong = |text: &str, why: &str| {
         EngineError::refused(
             "E-TABLE-NAME",
@@ -189,14 +167,14 @@ fn names(options: &TableOptions, session: &TableSession) -> Result<(TableName, T
         [name] => Ok(name.clone()),
         parts => Err(wrong(text, &format!("it has {} parts", parts.len()))),
     };
-    let given = options.schema.as_deref().map(one).transpose()?;
-    let (schema, name) = match (given, parse(&options.table)?.as_slice()) {
+    let given = options.schema.map(one).transpose()?;
+    let (schema, name) = match (given, parse(options.table)?.as_slice()) {
         (Some(schema), [name]) => (schema, name.clone()),
         (None, [schema, name]) => (schema.clone(), name.clone()),
         (None, [name]) => ("public".to_owned(), name.clone()),
-        (_, parts) => return Err(wrong(&options.table, &format!("it has {} parts", parts.len()))),
+        (_, parts) => return Err(wrong(options.table, &format!("it has {} parts", parts.len()))),
     };
-    let rescued = match options.rename_to.as_deref() {
+    let rescued = match options.rename_to {
         Some(text) => one(text)?,
         None => with_suffix(&name, SUFFIX),
     };
@@ -244,58 +222,33 @@ fn in_scratch(
     scratch: &Scratch,
 ) -> Result<TableReport> {
     let began = Instant::now();
-    let deadline = || Deadline::after(options.within);
     let (connect, reached) = recover(options, plan, sources, ctx, announce, scratch)?;
     let recovery_ms = millis(began.elapsed());
     let there = TableSession::open(&connect, &options.database)?;
     there.connection().interrupt_by(ctx.cancel_flag());
     let here = TableSession::open(live, &options.database)?;
     here.connection().interrupt_by(ctx.cancel_flag());
-    let found = look(&there, &here, plan, scratch)?;
-    let keys = there.foreign_keys(found.oid)?;
-    ctx.progress.note("taking the table out of the scratch cluster");
-    let (source, left_out, notes) = take_out(&there, &here, plan, &found, deadline())?;
-    let before = rows_of(&there, &source, deadline())?;
-    let dump = dump(&there, plan, &source, scratch, ctx)?;
-    let dump_bytes = std::fs::metadata(&dump).map_err(|e| EngineError::file("looking at", &dump, e))?.len();
-    let owner_kept = here.role_exists(&found.owner)?;
-    ctx.progress.note("loading it into the live database");
-    load(&here, plan, &dump, owner_kept, scratch, ctx)?;
-    let after = rows_of(&here, &plan.rescued, deadline())?;
-    if before != after {
-        here.drop_table(&plan.rescued, deadline())?;
-        return Err(EngineError::failed(
-            "E-TABLE-DIFFERS",
-            format!(
-                "{} was loaded with other rows than it was dumped with: {} and {}",
-                plan.rescued, after.0, before.0
-            ),
-            "it was dropped again; please report this",
+    let carry = Carry {
+        table: &plan.table,
+        rescued: &plan.rescued,
+        tools: &plan.tools,
+        dir: scratch.dir(),
+        within: options.within,
+    };
+    let found = carry.look(&there, &here)?;
+    if found.unlogged {
+        return Err(EngineError::refused(
+            "E-TABLE-UNLOGGED",
+            format!("{} is unlogged: physical backups do not hold its rows", plan.table),
+            "",
         ));
     }
-    let foreign_keys = keys.iter().map(|key| key_report(&here, plan, key, deadline())).collect::<Result<_>>()?;
-    Ok(TableReport {
-        rows: before.0,
-        text_bytes: before.1.text_bytes,
-        dump_bytes,
-        reached,
-        owner: found.owner,
-        owner_kept,
-        foreign_keys,
-        sequences: sequences(&here, plan)?,
-        left_out: left_out.into_iter().map(report_left_out).collect(),
-        notes,
-        recovery_ms,
-        duration_ms: millis(began.elapsed()),
-    })
+    let report = carry.over(&there, &here, found, ctx)?;
+    Ok(TableReport { reached, recovery_ms, duration_ms: millis(began.elapsed()), ..report })
 }
 
 fn millis(took: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn report_left_out(left: LeftOut) -> LeftOutReport {
-    LeftOutReport { what: left.what.to_owned(), name: left.name, definition: left.definition }
 }
 
 /// The cluster as it was at that moment, running. Returns how to connect to it, and where recovery ended.
@@ -354,36 +307,6 @@ fn recover(
     Ok((connect, started.reached.to_string()))
 }
 
-/// The table as it was then, if the live database can take it.
-fn look(there: &TableSession, here: &TableSession, plan: &TablePlan, scratch: &Scratch) -> Result<Found> {
-    let found = there.find(&plan.table)?.ok_or_else(|| {
-        EngineError::refused(
-            "E-TABLE-NONE",
-            format!("there was no table {} at that moment", plan.table),
-            "choose another moment: 'pgark wal history' tells when tables were dropped",
-        )
-    })?;
-    if found.unlogged {
-        return Err(EngineError::refused(
-            "E-TABLE-UNLOGGED",
-            format!("{} is unlogged: physical backups do not hold its rows", plan.table),
-            "",
-        ));
-    }
-    let unknown = here.unknown_types(&there.column_types(found.oid)?)?;
-    if !unknown.is_empty() {
-        return Err(EngineError::refused(
-            "E-TABLE-TYPE",
-            format!("the live database has no type {}", unknown.join(", ")),
-            "create it first, as it was then; nothing was changed",
-        ));
-    }
-    // A copy of it, and the dump.
-    let needed = found.size_bytes.saturating_mul(if found.must_copy { 2 } else { 1 });
-    room(scratch.dir(), needed)?;
-    Ok(found)
-}
-
 fn room(dir: &Path, needed: u64) -> Result<()> {
     let stat = rustix::fs::statvfs(dir).map_err(|e| EngineError::file("looking at", dir, e))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -395,152 +318,6 @@ fn room(dir: &Path, needed: u64) -> Result<()> {
         format!("{} has {free} bytes free, about {needed} are needed", dir.display()),
         "free space there or choose another directory with --scratch-dir; nothing was changed",
     ))
-}
-
-/// Under the names it is to have, without what hangs on it. Returns its place in the scratch cluster.
-fn take_out(
-    there: &TableSession,
-    here: &TableSession,
-    plan: &TablePlan,
-    found: &Found,
-    deadline: Deadline,
-) -> Result<(TableName, Vec<LeftOut>, Vec<String>)> {
-    there.still()?;
-    let mut notes = vec![];
-    let source = plan.rescued.clone();
-    if there.name_is_taken(&source)? {
-        // At that moment something had the name; it is in nobody's way in a scratch cluster.
-        let aside = free_name(there, here, &source.schema, &source.name)?;
-        there.rename(Companion::Table, &source.schema, &source.name, &aside, deadline)?;
-    }
-    if found.must_copy {
-        let left_out = there.surroundings(found.oid, &plan.table)?;
-        there.copy_into_plain(&plan.table, &plan.rescued.name, &found.owner, deadline)?;
-        notes.push(
-            "it is partitioned, has or is a child, or is a materialized view: its rows are in one plain table without defaults".to_owned(),
-        );
-        return Ok((source, left_out, notes));
-    }
-    let left_out = there.strip(&plan.table, found.oid, deadline)?;
-    for (kind, schema, name) in there.companions(found.oid)? {
-        let free = free_name(there, here, &schema, &name)?;
-        there.rename(kind, &schema, &name, &free, deadline)?;
-    }
-    there.rename(Companion::Table, &plan.table.schema, &plan.table.name, &source.name, deadline)?;
-    notes.push("nobody but its owner may read it: what was granted on the original was not granted on it".to_owned());
-    Ok((source, left_out, notes))
-}
-
-/// A name for something that comes along, free in both databases.
-fn free_name(there: &TableSession, here: &TableSession, schema: &str, name: &str) -> Result<String> {
-    for n in 1..1000 {
-        let suffix = if n == 1 { SUFFIX.to_owned() } else { format!("{SUFFIX}{n}") };
-        let candidate = TableName { schema: schema.to_owned(), name: with_suffix(name, &suffix) };
-        if !there.name_is_taken(&candidate)? && !here.name_is_taken(&candidate)? {
-            return Ok(candidate.name);
-        }
-    }
-    Err(EngineError::refused(
-        "E-TABLE-EXISTS",
-        format!("no free name like {name}{SUFFIX}"),
-        "drop what was rescued earlier",
-    ))
-}
-
-fn rows_of(session: &TableSession, table: &TableName, deadline: Deadline) -> Result<(u64, RowsHash)> {
-    match session.rows(table, deadline)? {
-        Answer::Rows { rows, hash: Some(hash) } => Ok((rows, hash)),
-        _ => Err(EngineError::failed("E-TABLE-ROWS", format!("the rows of {table} could not be counted"), "")),
-    }
-}
-
-fn dump(there: &TableSession, plan: &TablePlan, source: &TableName, scratch: &Scratch, ctx: &Ctx) -> Result<PathBuf> {
-    let file = scratch.dir().join("table.dump");
-    let connection = programs::connection_of(there.connection(), plan.major, scratch.dir())?;
-    let pattern = programs::exact_pattern(&source.schema, &source.name);
-    let mut arguments: Vec<OsString> = [
-        "--format=custom",
-        "--compress=1",
-        "--no-sync",
-        "--strict-names",
-        "--no-privileges",
-        "--no-publications",
-        "--no-subscriptions",
-        "--no-security-labels",
-        "--no-tablespaces",
-    ]
-    .map(OsString::from)
-    .to_vec();
-    arguments.push(format!("--table={pattern}").into());
-    arguments.push(format!("--file={}", file.display()).into());
-    arguments.push(format!("--dbname={connection}").into());
-    programs::run(&plan.clients.join("pg_dump"), &arguments, scratch.dir(), ctx)?;
-    // What the list says is what would be loaded: this one table, and what belongs to it.
-    let list = ["--list".into(), "--".into(), file.clone().into_os_string()];
-    let listed = programs::run(&plan.clients.join("pg_restore"), &list, scratch.dir(), ctx)?;
-    let tables = listed
-        .lines()
-        .filter(|line| line.split_whitespace().nth(3) == Some("TABLE") && !line.contains(" TABLE DATA "))
-        .count();
-    if tables != 1 {
-        return Err(EngineError::failed(
-            "E-TABLE-DUMP",
-            format!("the dump holds {tables} tables instead of one"),
-            "please report this",
-        ));
-    }
-    Ok(file)
-}
-
-fn load(
-    here: &TableSession,
-    plan: &TablePlan,
-    dump: &Path,
-    owner_kept: bool,
-    scratch: &Scratch,
-    ctx: &Ctx,
-) -> Result<()> {
-    let dir = scratch.dir().join("live");
-    std::fs::create_dir(&dir).map_err(|e| EngineError::file("making", &dir, e))?;
-    let connection = programs::connection_of(here.connection(), plan.major, &dir)?;
-    let mut arguments: Vec<OsString> =
-        ["--single-transaction", "--exit-on-error", "--no-privileges", "--no-tablespaces"].map(OsString::from).to_vec();
-    if !owner_kept {
-        arguments.push("--no-owner".into());
-    }
-    arguments.push(format!("--dbname={connection}").into());
-    arguments.push("--".into());
-    arguments.push(dump.as_os_str().to_owned());
-    programs::run(&plan.clients.join("pg_restore"), &arguments, scratch.dir(), ctx).map(drop)
-}
-
-fn key_report(here: &TableSession, plan: &TablePlan, key: &ForeignKey, deadline: Deadline) -> Result<ForeignKeyReport> {
-    let (orphans, not_checked) = match here.orphans(&plan.rescued, key, deadline)? {
-        KeyState::Checked { orphans } => (Some(orphans), None),
-        KeyState::NotChecked { reason } => (None, Some(reason)),
-    };
-    Ok(ForeignKeyReport {
-        name: key.name.clone(),
-        definition: key.definition.clone(),
-        refers_to: key.refers_to.to_string(),
-        orphans,
-        not_checked,
-    })
-}
-
-fn sequences(here: &TableSession, plan: &TablePlan) -> Result<Vec<SequenceReport>> {
-    let live = here.sequences(&plan.table)?;
-    let report = |state: SequenceState| {
-        let of_live = live.iter().find(|l| l.column == state.column);
-        SequenceReport {
-            live_last_value: of_live.map(|l| l.last_value.clone()),
-            column: state.column,
-            sequence: state.sequence,
-            last_value: state.last_value,
-            furthest: state.furthest,
-        }
-    };
-    Ok(here.sequences(&plan.rescued)?.into_iter().map(report).collect())
 }
 
 #[cfg(test)]

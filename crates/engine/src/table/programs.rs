@@ -1,4 +1,4 @@
-//! PostgreSQL's own programs: found, and run so that no name and no setting of the environment becomes something else.
+//! PostgreSQL's own programs, run so that no name and no setting of the environment becomes something else.
 //!
 //! Invariants: no shell; a connection is one `--dbname=` with every value quoted, so that libpq expands no name; the environment holds
 //! nothing but a path and a language; a password lies in a file that its owner alone can read, and is removed with the scratch directory.
@@ -8,7 +8,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -19,37 +19,6 @@ use crate::error::{EngineError, Result};
 const POLL: Duration = Duration::from_millis(50);
 /// What is kept of what a program complains about, and of a list that it prints.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
-
-/// The directory with `pg_dump` and `pg_restore` of this major version.
-pub fn find_clients(given: Option<&Path>, major: u32) -> Result<PathBuf> {
-    let candidates: Vec<PathBuf> = match given {
-        Some(dir) => vec![dir.to_owned()],
-        None => vec![
-            format!("/usr/lib/postgresql/{major}/bin").into(),
-            format!("/usr/pgsql-{major}/bin").into(),
-            format!("/usr/local/pgsql-{major}/bin").into(),
-            "/usr/local/pgsql/bin".into(),
-            "/usr/local/bin".into(),
-            "/usr/bin".into(),
-        ],
-    };
-    let fits = |dir: &&PathBuf| ["pg_dump", "pg_restore"].iter().all(|name| version_of(&dir.join(name)) == Some(major));
-    candidates.iter().find(fits).cloned().ok_or_else(|| {
-        let searched: Vec<String> = candidates.iter().map(|p| p.display().to_string()).collect();
-        EngineError::refused(
-            "E-PG-CLIENTS",
-            format!("no pg_dump and pg_restore of PostgreSQL {major} in {}", searched.join(", ")),
-            "install the client programs of that version, or say where they are with --pg-bin",
-        )
-    })
-}
-
-fn version_of(program: &Path) -> Option<u32> {
-    let out = Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    let version = text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
 
 /// One value of a connection string (libpq, "Connection Strings"): quoted, with backslashes before quotes and backslashes.
 fn quoted(value: &str) -> String {

@@ -93,6 +93,9 @@ pub struct Header {
     pub in_recovery: bool,
     /// Whether contents are hashed.
     pub hashed: bool,
+    /// It tells of parts of the database, and nothing of the rest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Tells servers apart that hash differently.
     pub probe: String,
 }
@@ -288,6 +291,7 @@ mod tests {
             size_bytes: 1,
             in_recovery: false,
             hashed: true,
+            partial: false,
             probe: "1:2".into(),
         }
     }

@@ -4,6 +4,7 @@
 //! Invariant: what could not be read is part of the truth, with the reason; it never looks like an empty table.
 
 mod document;
+mod scope;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub use document::{End, Header, Object, SCHEMA, Text, TruthReader, TruthWriter};
+pub use scope::{Place, Scope};
 
 use crate::cluster::{
     Answer, ClusterError, ConnectOptions, ContentReader, DatabaseState, Deadline, ObjectFacts, ObjectKind, Reading,
@@ -54,38 +56,135 @@ pub const EXAMPLES_MAX: usize = 20;
 /// Of the server's complaint about one object.
 const REASON_CHARS_MAX: usize = 1000;
 
-/// Takes the truth of one database. `each` gets the objects in the order of a truth; the header comes before them.
+/// The truth of one database in the making: in two steps, so that a dump can run beside the second.
 ///
-/// With a snapshot id, another session must hold it to the end; without one, a snapshot is exported and held here. Positions of
-/// sequences are not part of a snapshot. They are read first, so a dump of the same snapshot that begins with this or later finds them
-/// where they are or further on.
+/// Positions of sequences are not part of a snapshot. The first step reads them, so a dump that begins after it finds them where
+/// they are or further on.
+pub struct Observation<'a> {
+    connect: &'a ConnectOptions,
+    database: &'a str,
+    options: &'a TruthOptions,
+    ctx: &'a Ctx,
+    began: Instant,
+    deadline: Deadline,
+    state: DatabaseState,
+    tasks: Vec<Task>,
+    answers: Answers,
+}
+
+impl<'a> Observation<'a> {
+    /// What the session sees is what is told; it stays open to the end.
+    pub fn begin(
+        session: &SnapshotSession,
+        connect: &'a ConnectOptions,
+        database: &'a str,
+        options: &'a TruthOptions,
+        ctx: &'a Ctx,
+    ) -> Result<Self> {
+        let began = Instant::now();
+        let deadline = Deadline::after(options.within);
+        session.connection().interrupt_by(ctx.cancel_flag());
+        let state = database_state(session)?;
+        let all = tasks(session, Reading { hashes: options.hashes }, deadline)?;
+        let (sequences, tasks) = all.into_iter().partition(|t: &Task| matches!(t.what, Subject::Sequence { .. }));
+        let mut new =
+            Observation { connect, database, options, ctx, began, deadline, state, tasks, answers: Answers::new() };
+        new.answer_all(session.id(), sequences)?;
+        Ok(new)
+    }
+
+    /// Reads the rest. `sink` gets the objects in the order of a truth; the header comes before them. With a scope, nothing
+    /// else is read and told.
+    pub fn finish(mut self, session: &SnapshotSession, scope: Option<&Scope>, sink: &mut dyn Sink) -> Result<Summary> {
+        let mut tasks = std::mem::take(&mut self.tasks);
+        if let Some(scope) = scope {
+            tasks.retain(|task| task.table.as_ref().is_some_and(|(schema, name)| scope.has_relation(schema, name)));
+        }
+        self.answer_all(session.id(), tasks)?;
+        let mut summary = Summary::default();
+        sink.begin(&self.header(scope.is_some()))?;
+        let told = each_object(session, self.deadline, |facts| -> Result<()> {
+            self.ctx.check_cancelled()?;
+            let object = complete(facts, &self.answers);
+            if scope.is_none_or(|scope| scope.place(&object) == Place::Inside) {
+                summary.count(&object);
+                sink.object(object)?;
+            }
+            Ok(())
+        });
+        wanted(self.ctx, told)?;
+        summary.took = self.began.elapsed();
+        Ok(summary)
+    }
+
+    fn header(&self, partial: bool) -> Header {
+        let state = &self.state;
+        Header {
+            pgark_truth: SCHEMA,
+            database: self.database.into(),
+            taken: self.ctx.now(),
+            server_version_num: state.version_num,
+            encoding: state.encoding.clone(),
+            size_bytes: state.size_bytes,
+            in_recovery: state.in_recovery,
+            hashed: self.options.hashes,
+            partial,
+            probe: state.probe.clone(),
+        }
+    }
+
+    /// Several sessions take one task after the other; the first that fails ends them all.
+    fn answer_all(&mut self, snapshot: &SnapshotId, tasks: Vec<Task>) -> Result<()> {
+        let ctx = self.ctx;
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        ctx.progress.begin("read", Some(tasks.iter().map(|t| t.size_bytes).sum()));
+        let next = AtomicUsize::new(0);
+        let answers = Mutex::new(std::mem::take(&mut self.answers));
+        let failed: Mutex<Option<EngineError>> = Mutex::default();
+        let work = || -> Result<()> {
+            let reader = ContentReader::open(self.connect, self.database, snapshot, CONNECT_TIMEOUT)?;
+            reader.session().connection().interrupt_by(ctx.cancel_flag());
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                ctx.check_cancelled()?;
+                if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                    break;
+                }
+                let (answer, _) = reader.answer(task, self.deadline)?;
+                answers.lock().unwrap_or_else(PoisonError::into_inner).insert(place_of(task.what), answer);
+                ctx.progress.advance(task.size_bytes);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..self.options.jobs.clamp(1, JOBS_MAX).min(tasks.len()) {
+                scope.spawn(|| {
+                    if let Err(e) = work() {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                    }
+                });
+            }
+        });
+        ctx.progress.end();
+        self.answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(e) => wanted(ctx, Err(e)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes the truth of one database in a snapshot of its own.
 pub fn observe(
     connect: &ConnectOptions,
     database: &str,
-    snapshot: Option<&SnapshotId>,
     options: &TruthOptions,
     ctx: &Ctx,
     sink: &mut dyn Sink,
 ) -> Result<Summary> {
-    let began = Instant::now();
-    let deadline = Deadline::after(options.within);
-    let leader = SnapshotSession::open(connect, database, snapshot, CONNECT_TIMEOUT)?;
-    leader.connection().interrupt_by(ctx.cancel_flag());
-    let state = database_state(&leader)?;
-    let header = header(database, &state, options, ctx);
-    let tasks = tasks(&leader, Reading { hashes: options.hashes }, deadline)?;
-    let answers = answer_all(connect, database, leader.id(), tasks, options, deadline, ctx)?;
-    let mut summary = Summary::default();
-    sink.begin(&header)?;
-    let told = each_object(&leader, deadline, |facts| -> Result<()> {
-        ctx.check_cancelled()?;
-        let object = complete(facts, &answers, &mut summary);
-        summary.objects += 1;
-        sink.object(object)
-    });
-    wanted(ctx, told)?;
-    summary.took = began.elapsed();
-    Ok(summary)
+    let (session, _) = SnapshotSession::export(connect, database, CONNECT_TIMEOUT)?;
+    Observation::begin(&session, connect, database, options, ctx)?.finish(&session, None, sink)
 }
 
 /// Who wants to know.
@@ -98,52 +197,51 @@ pub trait Sink {
 pub fn take<W: std::io::Write>(
     connect: &ConnectOptions,
     database: &str,
-    snapshot: Option<&SnapshotId>,
     options: &TruthOptions,
     ctx: &Ctx,
     to: W,
 ) -> Result<(Summary, W)> {
-    struct ToDocument<W: std::io::Write> {
-        to: Option<W>,
-        writer: Option<TruthWriter<W>>,
-    }
-    impl<W: std::io::Write> Sink for ToDocument<W> {
-        fn begin(&mut self, header: &Header) -> Result<()> {
-            if let Some(to) = self.to.take() {
-                self.writer = Some(TruthWriter::begin(to, header)?);
-            }
-            Ok(())
-        }
-
-        fn object(&mut self, object: Object) -> Result<()> {
-            self.writer.as_mut().map_or(Ok(()), |writer| writer.object(&object))
-        }
-    }
-    let mut sink = ToDocument { to: Some(to), writer: None };
-    let summary = observe(connect, database, snapshot, options, ctx, &mut sink)?;
-    let end = End {
-        objects: summary.objects,
-        tables: summary.tables,
-        rows: summary.rows,
-        text_bytes: summary.text_bytes,
-        duration_ms: u64::try_from(summary.took.as_millis()).unwrap_or(u64::MAX),
-        blake3: String::new(),
-    };
-    let writer = sink.writer.ok_or_else(|| EngineError::failed("E-TRUTH-WRITE", "the truth was never begun", ""))?;
-    Ok((summary, writer.finish(end)?))
+    let mut sink = DocumentSink::new(to);
+    let summary = observe(connect, database, options, ctx, &mut sink)?;
+    let to = sink.finish(&summary)?;
+    Ok((summary, to))
 }
 
-fn header(database: &str, state: &DatabaseState, options: &TruthOptions, ctx: &Ctx) -> Header {
-    Header {
-        pgark_truth: SCHEMA,
-        database: database.into(),
-        taken: ctx.now(),
-        server_version_num: state.version_num,
-        encoding: state.encoding.clone(),
-        size_bytes: state.size_bytes,
-        in_recovery: state.in_recovery,
-        hashed: options.hashes,
-        probe: state.probe.clone(),
+/// Writes a document.
+pub struct DocumentSink<W: std::io::Write> {
+    to: Option<W>,
+    writer: Option<TruthWriter<W>>,
+}
+
+impl<W: std::io::Write> DocumentSink<W> {
+    pub fn new(to: W) -> Self {
+        DocumentSink { to: Some(to), writer: None }
+    }
+
+    pub fn finish(self, summary: &Summary) -> Result<W> {
+        let end = End {
+            objects: summary.objects,
+            tables: summary.tables,
+            rows: summary.rows,
+            text_bytes: summary.text_bytes,
+            duration_ms: u64::try_from(summary.took.as_millis()).unwrap_or(u64::MAX),
+            blake3: String::new(),
+        };
+        let none = || EngineError::failed("E-TRUTH-WRITE", "the truth was never begun", "");
+        self.writer.ok_or_else(none)?.finish(end)
+    }
+}
+
+impl<W: std::io::Write> Sink for DocumentSink<W> {
+    fn begin(&mut self, header: &Header) -> Result<()> {
+        if let Some(to) = self.to.take() {
+            self.writer = Some(TruthWriter::begin(to, header)?);
+        }
+        Ok(())
+    }
+
+    fn object(&mut self, object: Object) -> Result<()> {
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.object(&object))
     }
 }
 
@@ -154,50 +252,6 @@ fn place_of(subject: Subject) -> (u8, u64) {
         Subject::Sequence { key } | Subject::Table { key } => (0, key),
         Subject::SequenceUse { key } => (1, key),
         Subject::LargeObjects => (2, 0),
-    }
-}
-
-/// Several sessions take one task after the other; the first that fails ends them all.
-fn answer_all(
-    connect: &ConnectOptions,
-    database: &str,
-    snapshot: &SnapshotId,
-    tasks: Vec<Task>,
-    options: &TruthOptions,
-    deadline: Deadline,
-    ctx: &Ctx,
-) -> Result<Answers> {
-    ctx.progress.begin("read", Some(tasks.iter().map(|t| t.size_bytes).sum()));
-    let next = AtomicUsize::new(0);
-    let answers = Mutex::new(Answers::with_capacity(tasks.len()));
-    let failed: Mutex<Option<EngineError>> = Mutex::default();
-    let work = || -> Result<()> {
-        let reader = ContentReader::open(connect, database, snapshot, CONNECT_TIMEOUT)?;
-        reader.session().connection().interrupt_by(ctx.cancel_flag());
-        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            ctx.check_cancelled()?;
-            if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-                break;
-            }
-            let (answer, _) = reader.answer(task, deadline)?;
-            answers.lock().unwrap_or_else(PoisonError::into_inner).insert(place_of(task.what), answer);
-            ctx.progress.advance(task.size_bytes);
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..options.jobs.clamp(1, JOBS_MAX).min(tasks.len().max(1)) {
-            scope.spawn(|| {
-                if let Err(e) = work() {
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
-                }
-            });
-        }
-    });
-    ctx.progress.end();
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(e) => wanted(ctx, Err(e)),
-        None => Ok(answers.into_inner().unwrap_or_else(PoisonError::into_inner)),
     }
 }
 
@@ -213,7 +267,7 @@ fn wanted<T>(ctx: &Ctx, outcome: Result<T>) -> Result<T> {
 }
 
 /// Facts from the catalog together with what was read.
-fn complete(from: ObjectFacts, answers: &Answers, summary: &mut Summary) -> Object {
+fn complete(from: ObjectFacts, answers: &Answers) -> Object {
     let mut facts: BTreeMap<String, Text> = from.facts.into_iter().map(|(name, value)| (name, Text(value))).collect();
     let name: Vec<Text> = from.name.into_iter().map(Text).collect();
     let answer = match from.kind {
@@ -236,24 +290,37 @@ fn complete(from: ObjectFacts, answers: &Answers, summary: &mut Summary) -> Obje
         Some(Answer::Rows { rows, hash }) => {
             if from.kind == ObjectKind::Relation {
                 put("rows", rows.to_string());
-                summary.tables += 1;
-                summary.rows = summary.rows.saturating_add(*rows);
             }
             if let Some(hash) = hash {
                 put("hash", format!("{}:{}:{}", hash.a, hash.b, hash.text_bytes));
-                summary.text_bytes = summary.text_bytes.saturating_add(hash.text_bytes);
             }
         }
         Some(Answer::Unread { reason, refused }) => {
-            let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
-            put("unread", reason.clone());
+            put("unread", reason.chars().take(REASON_CHARS_MAX).collect());
             put("unread_because", if *refused { "refused" } else { "failed" }.to_owned());
-            summary.unread += 1;
-            if summary.examples.len() < EXAMPLES_MAX {
-                let shown: Vec<_> = name.iter().map(|part| part.lossy().into_owned()).collect();
-                summary.examples.push(format!("{}: {reason}", shown.join(".")));
-            }
         }
     }
     Object { kind: from.kind, name, facts }
+}
+
+impl Summary {
+    fn count(&mut self, object: &Object) {
+        let number = |text: &str| text.parse::<u64>().unwrap_or(0);
+        self.objects += 1;
+        if let Some(rows) = object.fact("rows") {
+            self.tables += 1;
+            self.rows = self.rows.saturating_add(number(&rows.lossy()));
+        }
+        if let Some(hash) = object.fact("hash") {
+            let bytes = hash.lossy().rsplit(':').next().map_or(0, number);
+            self.text_bytes = self.text_bytes.saturating_add(bytes);
+        }
+        if let Some(reason) = object.fact("unread") {
+            self.unread += 1;
+            if self.examples.len() < EXAMPLES_MAX {
+                let shown: Vec<_> = object.name.iter().map(|part| part.lossy().into_owned()).collect();
+                self.examples.push(format!("{}: {}", shown.join("."), reason.lossy()));
+            }
+        }
+    }
 }

@@ -3,85 +3,39 @@
 //! Invariants: an object that one side has and the other has not is a failure; a fact that was not comparable is counted as not
 //! checked. It knows what the facts mean, and no SQL.
 
+mod name;
+mod words;
+
 use std::collections::BTreeMap;
 use std::io::BufRead;
 
-use super::report::{Check, CheckKind, Tally};
+use name::{Name, check_of, existence};
+use words::{is_digest, position, said, shown, value};
+
+use super::report::{Check, Tally};
 use crate::cluster::{ObjectKind, is_printed};
 use crate::error::Result;
-use crate::truth::{Header, Object, Sink, Text, TruthReader};
+use crate::truth::{Header, Object, Place, Scope, Sink, Text, TruthReader};
 
-/// In the order of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Name {
-    Database,
-    Schemas,
-    Extensions,
-    Types,
-    Functions,
-    Tables,
-    Views,
-    Sequences,
-    Rows,
-    Contents,
-    ForeignTables,
-    ExtensionTables,
-    UnloggedTables,
-    LargeObjects,
-    Definitions,
-    Indexes,
-    IndexValidity,
-    Constraints,
-    ConstraintValidity,
-    Triggers,
-    Policies,
-    Owners,
-    Privileges,
-    SequenceValues,
-    SequencesAhead,
-    Others,
-}
-
-impl Name {
-    fn words(self) -> (&'static str, CheckKind) {
-        use CheckKind::{Catalog, Contents, Rows, Sequences};
-        match self {
-            Self::Database => ("database settings", Catalog),
-            Self::Schemas => ("schemas", Catalog),
-            Self::Extensions => ("extensions", Catalog),
-            Self::Types => ("types", Catalog),
-            Self::Functions => ("functions", Catalog),
-            Self::Tables => ("tables", Catalog),
-            Self::Views => ("views", Catalog),
-            Self::Sequences => ("sequences", Catalog),
-            Self::Rows => ("rows", Rows),
-            Self::Contents => ("contents", Contents),
-            Self::ForeignTables => ("rows of foreign tables", Rows),
-            Self::ExtensionTables => ("rows of extensions' tables", Rows),
-            Self::UnloggedTables => ("rows of unlogged tables", Rows),
-            Self::LargeObjects => ("large objects", Contents),
-            Self::Definitions => ("definitions", Catalog),
-            Self::Indexes => ("indexes", Catalog),
-            Self::IndexValidity => ("indexes are valid", Catalog),
-            Self::Constraints => ("constraints", Catalog),
-            Self::ConstraintValidity => ("constraints are validated", Catalog),
-            Self::Triggers => ("triggers and rules", Catalog),
-            Self::Policies => ("row security", Catalog),
-            Self::Owners => ("owners", Catalog),
-            Self::Privileges => ("privileges", Catalog),
-            Self::SequenceValues => ("positions of sequences", Sequences),
-            Self::SequencesAhead => ("sequences are ahead of their columns", Sequences),
-            Self::Others => ("other objects", Catalog),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectations {
     /// The database came from a physical backup, which does not hold the rows of unlogged tables, and holds those of extensions.
     pub physical: bool,
-    /// Contents were left out by choice.
-    pub without_contents: bool,
+    pub contents: Contents,
+    /// What of the dump was restored; None: all of it.
+    pub scope: Option<Scope>,
+    /// Settings or rights of the database that could not be restored, as was said already.
+    pub settings_left: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// They are to be compared, and it is told when the truth has no hashes.
+    Compared,
+    /// They are compared where the truth has hashes: whoever had it taken chose.
+    IfHashed,
+    /// Left out by choice.
+    LeftOut,
 }
 
 /// Takes the live objects in and compares them with the recorded ones, if there are any.
@@ -164,10 +118,13 @@ impl<R: BufRead> Comparison<R> {
             }
             return;
         };
-        if !recorded {
-            self.tally(Name::Contents).not_checked("the truth was taken without hashes");
-        } else if self.expect.without_contents {
+        if self.expect.contents == Contents::LeftOut {
             self.tally(Name::Contents).left_out("left out as asked for");
+        } else if !recorded && self.expect.contents == Contents::IfHashed {
+            self.tally(Name::Contents)
+                .left_out("the backup was taken without hashes: rows are compared by their number");
+        } else if !recorded {
+            self.tally(Name::Contents).not_checked("the truth was taken without hashes");
         } else if let Some(why) = self.hashes_differ() {
             self.tally(Name::Contents).not_checked(why);
         }
@@ -197,16 +154,39 @@ impl<R: BufRead> Comparison<R> {
     }
 
     fn missing(&mut self, recorded: &Object) {
+        if !self.is_meant(recorded) {
+            return;
+        }
         let shown = shown(recorded);
         self.tally(existence(recorded)).failed(format!("{shown} is missing"));
     }
 
+    /// Whether it was to be restored.
+    fn is_meant(&mut self, recorded: &Object) -> bool {
+        let place = self.expect.scope.as_ref().map_or(Place::Inside, |scope| scope.place(recorded));
+        match place {
+            Place::Inside => {}
+            Place::Outside => self.tally(Name::NotRestored).left_out(NOT_RESTORED),
+            Place::Unknown => {
+                let reason = format!("{}: the dump writes its name in another encoding", shown(recorded));
+                self.tally(existence(recorded)).not_checked(&reason);
+            }
+        }
+        place == Place::Inside
+    }
+
     fn extra(&mut self, live: &Object) {
+        if self.recorded.as_ref().is_some_and(|r| r.header().partial) {
+            return self.tally(Name::NotRestored).left_out("the truth is of a part of the database");
+        }
         let shown = shown(live);
         self.tally(existence(live)).failed(format!("{shown} is not in the truth"));
     }
 
     fn both(&mut self, recorded: &Object, live: &Object) {
+        if !self.is_meant(recorded) {
+            return;
+        }
         let of_extension = recorded.fact("member_of").is_some() && live.fact("member_of") == recorded.fact("member_of");
         if of_extension && !self.expect.physical {
             if recorded.fact("rows").is_some() {
@@ -249,6 +229,9 @@ impl<R: BufRead> Comparison<R> {
         }
         if same {
             return self.tally(check).ok();
+        }
+        if recorded.kind == ObjectKind::Database && self.expect.settings_left {
+            return self.tally(check).not_checked("not all settings and rights of the database could be restored");
         }
         let detail = if is_digest(fact) {
             format!("{}: {} differs", shown(live), said(fact))
@@ -387,6 +370,7 @@ impl<R: BufRead> Comparison<R> {
     }
 }
 
+const NOT_RESTORED: &str = "they are in the backup, and were not to be restored";
 /// Of what is counted, hashed or read.
 const NO_FIGURES: [&str; 3] = ["rows", "hash", "last_value"];
 /// Compared by rules of their own.
@@ -403,130 +387,6 @@ const SPECIAL: [&str; 11] = [
     "validated",
     "member_of",
 ];
-
-fn existence(object: &Object) -> Name {
-    match object.kind {
-        ObjectKind::Database => Name::Database,
-        ObjectKind::Schema => Name::Schemas,
-        ObjectKind::Extension => Name::Extensions,
-        ObjectKind::Type => Name::Types,
-        ObjectKind::Function => Name::Functions,
-        ObjectKind::Relation if object.says("relkind", "v") => Name::Views,
-        ObjectKind::Relation if object.says("relkind", "S") => Name::Sequences,
-        ObjectKind::Relation => Name::Tables,
-        ObjectKind::Index => Name::Indexes,
-        ObjectKind::Constraint => Name::Constraints,
-        ObjectKind::Trigger | ObjectKind::Rule => Name::Triggers,
-        ObjectKind::Policy => Name::Policies,
-        ObjectKind::SequenceUse => Name::Definitions,
-        ObjectKind::LargeObjects => Name::LargeObjects,
-        ObjectKind::Other => Name::Others,
-    }
-}
-
-fn check_of(kind: ObjectKind, fact: &str) -> Name {
-    match (kind, fact) {
-        (_, "owner") => Name::Owners,
-        (_, "acl" | "column_acl") => Name::Privileges,
-        (ObjectKind::Database, _) => Name::Database,
-        (ObjectKind::Extension, _) => Name::Extensions,
-        (ObjectKind::LargeObjects, _) => Name::LargeObjects,
-        (ObjectKind::Trigger | ObjectKind::Rule, _) | (_, "internal_triggers_off") => Name::Triggers,
-        (ObjectKind::Policy, _) | (_, "row_security") => Name::Policies,
-        (ObjectKind::Other, _) => Name::Others,
-        _ => Name::Definitions,
-    }
-}
-
-/// Facts that are stored as digests, which say nothing to people.
-fn is_digest(fact: &str) -> bool {
-    matches!(fact, "definition" | "defaults" | "columns" | "source")
-}
-
-fn value(fact: &str, object: &Object) -> String {
-    match object.fact(fact) {
-        None => "not there".to_owned(),
-        Some(text) => format!("'{}'", text.lossy()),
-    }
-}
-
-fn said(fact: &str) -> String {
-    match fact {
-        "acl" => "what is granted".to_owned(),
-        "column_acl" => "what is granted on columns".to_owned(),
-        "enabled" => "its state".to_owned(),
-        "columns" => "the list of columns and their types".to_owned(),
-        "shape" => "its form".to_owned(),
-        fact => fact.replace('_', " "),
-    }
-}
-
-fn shown(object: &Object) -> String {
-    let what = match object.kind {
-        ObjectKind::Database => return "the database".to_owned(),
-        ObjectKind::LargeObjects => return "large objects".to_owned(),
-        ObjectKind::Schema => "schema",
-        ObjectKind::Extension => "extension",
-        ObjectKind::Type => "type",
-        ObjectKind::Function => "function",
-        ObjectKind::Relation if object.says("relkind", "v") => "view",
-        ObjectKind::Relation if object.says("relkind", "m") => "materialized view",
-        ObjectKind::Relation if object.says("relkind", "S") => "sequence",
-        ObjectKind::Relation => "table",
-        ObjectKind::Index => "index",
-        ObjectKind::Constraint => "constraint",
-        ObjectKind::Trigger => "trigger",
-        ObjectKind::Rule => "rule",
-        ObjectKind::Policy => "policy",
-        ObjectKind::SequenceUse => "sequence",
-        ObjectKind::Other => "",
-    };
-    let parts: Vec<_> = object.name.iter().map(Text::lossy).collect();
-    let name = match (object.kind, parts.as_slice()) {
-        (ObjectKind::Function, [schema, name, arguments]) => {
-            format!("{}.{}({arguments})", quoted(schema), quoted(name))
-        }
-        (ObjectKind::Function, [schema, name]) => format!("{}.{}()", quoted(schema), quoted(name)),
-        (ObjectKind::SequenceUse, [sequence, table, column]) => {
-            format!("{sequence} of {table}, column {}", quoted(column))
-        }
-        (
-            ObjectKind::Constraint | ObjectKind::Trigger | ObjectKind::Rule | ObjectKind::Policy,
-            [schema, table, name],
-        ) => {
-            format!("{} of {}.{}", quoted(name), quoted(schema), quoted(table))
-        }
-        (ObjectKind::Other, [kind, identity]) => format!("{kind} {identity}"),
-        (_, parts) => parts.iter().map(|part| quoted(part)).collect::<Vec<_>>().join("."),
-    };
-    format!("{what} {name}").trim_start().to_owned()
-}
-
-/// As PostgreSQL shows names, near enough for people.
-fn quoted(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
-    if !name.is_empty() && name.chars().all(plain) {
-        name.to_owned()
-    } else {
-        format!("\"{}\"", name.replace('"', "\"\""))
-    }
-}
-
-struct Position {
-    next: i128,
-    increment: i128,
-    cycles: bool,
-}
-
-/// What a sequence gives next. Its parameters are written as `type start increment min max cache cycles`.
-fn position(sequence: &Object) -> Option<Position> {
-    let parameters = sequence.fact("sequence")?.lossy().into_owned();
-    let words: Vec<&str> = parameters.split(' ').collect();
-    let increment: i128 = words.get(2)?.parse().ok()?;
-    let last: i128 = sequence.fact("last_value")?.lossy().parse().ok()?;
-    let next = if sequence.says("is_called", "yes") { last + increment } else { last };
-    Some(Position { next, increment, cycles: words.get(6) == Some(&"t") })
-}
 
 #[cfg(test)]
 mod tests;

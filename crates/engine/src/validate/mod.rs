@@ -13,9 +13,11 @@ use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 pub use checks::UserCheck;
-pub use compare::Expectations;
+pub use compare::{Contents, Expectations};
 pub use render::{to_html, to_markdown};
 pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA};
+
+use pgark_repo::names::BackupId;
 
 use crate::cluster::{AskAs, ConnectOptions, Examiners};
 use crate::ctx::Ctx;
@@ -25,6 +27,10 @@ use crate::truth::{self, Header, TruthOptions, TruthReader};
 #[derive(Debug, Clone)]
 pub struct ValidateOptions {
     pub database: String,
+    /// Where the truth comes from.
+    pub backup: Option<BackupId>,
+    /// The database that it was made from, by whose name checks are asked, too.
+    pub made_from: Option<String>,
     pub expect: Expectations,
     /// Sessions that read at the same time.
     pub jobs: usize,
@@ -50,15 +56,16 @@ pub fn validate<R: BufRead>(
 ) -> Result<Report> {
     let (began, started) = (Instant::now(), ctx.now());
     let hashed = recorded.as_ref().is_some_and(|r| r.header().hashed);
-    let looking =
-        TruthOptions { hashes: hashed && !options.expect.without_contents, jobs: options.jobs, within: options.within };
-    let mut comparison = compare::Comparison::new(recorded, options.expect);
-    truth::observe(connect, &options.database, None, &looking, ctx, &mut comparison)?;
+    let hashes = hashed && options.expect.contents != Contents::LeftOut;
+    let looking = TruthOptions { hashes, jobs: options.jobs, within: options.within };
+    let mut comparison = compare::Comparison::new(recorded, options.expect.clone());
+    truth::observe(connect, &options.database, &looking, ctx, &mut comparison)?;
     let (live, against, mut checks) = comparison.finish()?;
     let live = live.ok_or_else(|| EngineError::failed("E-VALIDATE", "the database told nothing of itself", ""))?;
     checks.extend(storage::examine(connect, options, ctx)?);
     checks.extend(checks::ask_all(connect, options, against.as_ref(), ctx)?);
     let against = against.map(|Header { database, taken, server_version_num, size_bytes, .. }| Against {
+        backup: options.backup.clone(),
         database,
         taken,
         server_version_num,

@@ -44,6 +44,7 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
             a.size_bytes
         );
         facts.push(("Compared with", of));
+        facts.extend(a.backup.as_ref().map(|id| ("Backup", id.to_string())));
     }
     facts
 }

@@ -3,7 +3,8 @@
 //! Invariant: a check of which any part was not done is not "ok".
 
 use jiff::Timestamp;
-use serde::Serialize;
+use pgark_repo::names::BackupId;
+use serde::{Deserialize, Serialize};
 
 use crate::truth::Text;
 
@@ -11,7 +12,7 @@ pub const SCHEMA: u32 = 1;
 /// Details kept of one check; of the others only the number.
 pub const DETAILS_MAX: usize = 100;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckKind {
     /// Compared with the truth, or looked at by itself.
@@ -25,7 +26,7 @@ pub enum CheckKind {
     User,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Ok,
@@ -33,7 +34,7 @@ pub enum Outcome {
     NotChecked,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
     pub name: String,
     pub kind: CheckKind,
@@ -43,18 +44,18 @@ pub struct Check {
     pub failed: u64,
     pub not_checked: u64,
     /// Why something was not checked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
     /// Nothing was checked because it was so asked for, or because there cannot be anything to check.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expected: bool,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
     /// What is no defect, but worth knowing.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Further failures, which are not listed.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub more: u64,
 }
 
@@ -64,15 +65,18 @@ fn is_zero(n: &u64) -> bool {
 }
 
 /// What the database was compared with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Against {
+    /// That the truth was stored with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
     pub database: Text,
     pub taken: Timestamp,
     pub server_version_num: u32,
     pub size_bytes: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     pub schema: u32,
     pub database: Text,
@@ -80,13 +84,21 @@ pub struct Report {
     pub size_bytes: u64,
     pub started: Timestamp,
     pub duration_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<Against>,
     pub outcome: Outcome,
     pub checks: Vec<Check>,
 }
 
 impl Report {
+    /// There should have been a truth, and there is none: what it would have told counts as not checked.
+    pub fn not_compared(&mut self, why: &str) {
+        let mut tally = Tally::new("comparison with the backup", CheckKind::Catalog);
+        tally.not_checked(why);
+        self.checks.insert(0, tally.finish());
+        self.outcome = Report::judge(&self.checks);
+    }
+
     /// Failed when any check failed; "not checked" when something was not checked that nobody asked to leave out.
     pub fn judge(checks: &[Check]) -> Outcome {
         if checks.iter().any(|c| c.outcome == Outcome::Failed) {

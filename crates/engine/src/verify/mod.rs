@@ -5,6 +5,7 @@
 mod books;
 mod parity;
 mod report;
+mod reports;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +55,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
         v.wal(lineage, &physical.iter().collect::<Vec<_>>())?;
     }
     if options.only.is_none() && !by_books {
+        v.reports()?;
         v.strangers()?;
     }
     v.report_parity();

@@ -110,13 +110,20 @@ impl Verify<'_> {
 
     /// Whether this is the parity, or a healed copy, of an object that the verification has met. When it belongs to no
     /// object that is there, it is a stranger.
-    pub(super) fn is_companion(&self, object: &str) -> Result<bool> {
+    pub(super) fn is_companion(&mut self, object: &str) -> Result<bool> {
         let principal = names::principal(object);
         if principal == object {
             return Ok(false);
         }
         if names::healed_from(object).is_some() {
-            return Ok(false);
+            let doubtful = self.report.problems.iter().any(|p| p.object == principal)
+                || self.report.unchecked.iter().any(|u| u.object == principal);
+            // Beside an object of which every byte was compared just now it has served.
+            let served = self.options.depth == Depth::Full && self.claimed.contains(principal) && !doubtful;
+            if served {
+                self.report.leftovers.push(object.to_owned());
+            }
+            return Ok(served);
         }
         if self.claimed.contains(principal) {
             return Ok(true);

@@ -97,8 +97,20 @@ pub struct VerifyReport {
     pub parity_missing: Vec<ObjectName>,
     /// Names of all objects that something listed needs, or that belong to the books.
     pub accounted: Names,
+    /// Healed bytes that an interrupted repair left beside objects that are whole.
+    pub leftovers: Vec<String>,
     /// What is no damage and worth knowing.
     pub notes: Vec<String>,
+}
+
+impl VerifyReport {
+    /// The notes, and what there is to be said of leftovers.
+    pub fn remarks(&self) -> Vec<String> {
+        let left = self.leftovers.iter().map(|object| {
+            format!("{object} was left by a repair that was interrupted, and is needed no more: 'pgark verify --repair' removes it")
+        });
+        self.notes.iter().cloned().chain(left).collect()
+    }
 }
 
 #[derive(Clone)]

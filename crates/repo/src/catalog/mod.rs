@@ -156,6 +156,12 @@ pub struct BackupEntry {
     pub read_bytes: u64,
     /// Bytes added to the repository.
     pub stored_bytes: u64,
+    /// Bytes that the databases of a logical backup took on their server, where that is known of all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_bytes: Option<u64>,
+    /// Which backups it can stand in for: those of the same series, which are of the same things. None: all of its kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<String>,
     pub kept: bool,
     pub kept_until: Option<Timestamp>,
     /// Legal holds: each stays until it is lifted by its name.
@@ -261,6 +267,11 @@ impl CatalogStore {
 
     pub fn check(&self) -> Result<Vec<RegisterProblem>> {
         self.register.check_with(&mut |v| self.decode(v).map(drop))
+    }
+
+    /// Writes copies anew that are missing or damaged, as the other copy has them. Returns their names.
+    pub fn mend(&self) -> Result<Vec<String>> {
+        self.register.mend(&mut |v| self.decode(v).map(drop))
     }
 
     /// When its newest version was written, by the store's clock; None where that does not tell.

@@ -53,6 +53,8 @@ fn entry(id: &BackupId) -> BackupEntry {
         size_bytes: 0,
         read_bytes: 0,
         stored_bytes: 0,
+        database_bytes: None,
+        series: None,
         kept: false,
         kept_until: None,
         holds: vec![],

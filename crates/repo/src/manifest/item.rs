@@ -4,7 +4,10 @@ use std::cmp::Ordering;
 
 use crate::codec::Codec;
 use crate::crypto::{ContentId, hex, unhex};
-use crate::limits::{CHUNK_PARTS_MAX, CHUNKS_PER_ITEM, FRAME_BYTES_MAX, PATH_BYTES_MAX};
+use crate::limits::{
+    CHUNK_PARTS_MAX, CHUNKS_PER_ITEM, FRAME_BYTES_MAX, OWNER_NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_NAME_BYTES_MAX,
+    XATTR_VALUE_BYTES_MAX, XATTRS_MAX,
+};
 use crate::names::BackupId;
 use crate::pack::FrameAt;
 use crate::stream::Fingerprint;
@@ -26,6 +29,10 @@ pub enum Item {
     Pack(u32, PackId),
     /// The pack as it was committed.
     PackDone(u32, Fingerprint),
+    /// Of the directory, link or file just before: what files have and data directories do not need.
+    Attributes(Attributes),
+    /// Another name of a file before.
+    HardLink(HardLink),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +60,29 @@ pub struct FileStart {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEnd {
     pub size: u64,
+}
+
+/// Who owns something, and what else its file system keeps of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    pub uid: u32,
+    pub gid: u32,
+    /// As they were called there; empty where they had no name.
+    pub user: Vec<u8>,
+    pub group: Vec<u8>,
+    /// Nanoseconds since 1970; of a file the same as its beginning says.
+    pub modified_ns: i64,
+    /// Whether the file was being written while it was read: its content is of no one moment.
+    pub changed: bool,
+    /// Extended attributes in the order of their names.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HardLink {
+    pub path: Vec<u8>,
+    /// The path of the file, which comes earlier.
+    pub target: Vec<u8>,
 }
 
 /// A page whose checksum did not match its content in the source.
@@ -119,6 +149,7 @@ impl Item {
             Item::Symlink(s) => Some(&s.path),
             Item::FileStart(f) => Some(&f.path),
             Item::Vanished(p) => Some(p),
+            Item::HardLink(l) => Some(&l.path),
             _ => None,
         }
     }
@@ -147,6 +178,10 @@ const VANISHED: u8 = 6;
 const BAD_BLOCK: u8 = 7;
 const PACK: u8 = 8;
 const PACK_DONE: u8 = 9;
+const ATTRIBUTES: u8 = 10;
+const HARD_LINK: u8 = 11;
+
+const ATTRIBUTES_CHANGED: u8 = 1;
 
 const PART_SAME_FRAME: u8 = 1;
 const PART_FOLLOWS: u8 = 2;
@@ -209,6 +244,63 @@ pub(super) fn encode_item(state: &mut ItemState, item: &Item, out: &mut Vec<u8>)
             put_varint(out, print.size);
             out.extend_from_slice(&unhex(&print.blake3).expect("made by us"));
         }
+        Item::Attributes(a) => encode_attributes(a, out),
+        Item::HardLink(l) => {
+            out.push(HARD_LINK);
+            put_bytes(out, &l.path);
+            put_bytes(out, &l.target);
+        }
+    }
+}
+
+fn encode_attributes(a: &Attributes, out: &mut Vec<u8>) {
+    assert!(a.are_within_limits(), "attributes are checked when they are read");
+    out.push(ATTRIBUTES);
+    out.push(if a.changed { ATTRIBUTES_CHANGED } else { 0 });
+    put_varint(out, a.uid.into());
+    put_varint(out, a.gid.into());
+    put_bytes(out, &a.user);
+    put_bytes(out, &a.group);
+    put_zigzag(out, a.modified_ns);
+    put_varint(out, a.xattrs.len() as u64);
+    for (name, value) in &a.xattrs {
+        put_bytes(out, name);
+        put_bytes(out, value);
+    }
+}
+
+fn decode_attributes(c: &mut Cursor) -> Option<Attributes> {
+    let flags = c.byte()?;
+    let (uid, gid) = (c.varint32()?, c.varint32()?);
+    let user = c.bytes(OWNER_NAME_BYTES_MAX)?.to_vec();
+    let group = c.bytes(OWNER_NAME_BYTES_MAX)?.to_vec();
+    let modified_ns = c.zigzag()?;
+    let n = usize::try_from(c.varint()?).ok().filter(|n| *n <= XATTRS_MAX)?;
+    let mut xattrs = Vec::with_capacity(n);
+    for _ in 0..n {
+        let name = c.bytes(XATTR_NAME_BYTES_MAX)?.to_vec();
+        xattrs.push((name, c.bytes(XATTR_VALUE_BYTES_MAX)?.to_vec()));
+    }
+    let changed = flags == ATTRIBUTES_CHANGED;
+    let found = Attributes { uid, gid, user, group, modified_ns, changed, xattrs };
+    (flags & !ATTRIBUTES_CHANGED == 0 && found.are_within_limits()).then_some(found)
+}
+
+impl Attributes {
+    /// What may stand in a manifest: one encoding for one set of attributes, and nothing that is no name.
+    pub fn are_within_limits(&self) -> bool {
+        let owner = |name: &[u8]| name.len() <= OWNER_NAME_BYTES_MAX && !name.contains(&0);
+        let one = |(name, value): &(Vec<u8>, Vec<u8>)| {
+            (1..=XATTR_NAME_BYTES_MAX).contains(&name.len())
+                && !name.contains(&0)
+                && value.len() <= XATTR_VALUE_BYTES_MAX
+        };
+        let ascending = self.xattrs.is_sorted_by(|a, b| a.0 < b.0);
+        owner(&self.user)
+            && owner(&self.group)
+            && self.xattrs.len() <= XATTRS_MAX
+            && self.xattrs.iter().all(one)
+            && ascending
     }
 }
 
@@ -293,6 +385,8 @@ pub(super) fn decode_item(state: &mut ItemState, raw: &[u8]) -> Option<Item> {
             let size = c.varint()?;
             Item::PackDone(index, Fingerprint { size, blake3: hex(&c.array::<32>()?) })
         }
+        ATTRIBUTES => Item::Attributes(decode_attributes(&mut c)?),
+        HARD_LINK => Item::HardLink(HardLink { path: path(&mut c)?, target: path(&mut c)? }),
         _ => return None,
     };
     c.is_empty().then_some(item)
@@ -389,6 +483,49 @@ mod tests {
         ]
     }
 
+    fn attributes() -> impl Strategy<Value = Attributes> {
+        let name = || proptest::collection::vec(1u8..=255, 0..20);
+        let xattrs = proptest::collection::btree_map(
+            proptest::collection::vec(1u8..=255, 1..20),
+            proptest::collection::vec(any::<u8>(), 0..40),
+            0..5,
+        );
+        (any::<(u32, u32, i64, bool)>(), name(), name(), xattrs).prop_map(
+            |((uid, gid, modified_ns, changed), user, group, xattrs)| Attributes {
+                uid,
+                gid,
+                user,
+                group,
+                modified_ns,
+                changed,
+                xattrs: xattrs.into_iter().collect(),
+            },
+        )
+    }
+
+    #[test]
+    fn attributes_beyond_their_limits_are_no_item() {
+        let long = vec![b'x'; XATTR_VALUE_BYTES_MAX + 1];
+        let encode = |xattrs: &[(&[u8], &[u8])], count: u64, flags: u8| {
+            let mut raw = vec![ATTRIBUTES, flags, 0, 0, 0, 0, 0];
+            put_varint(&mut raw, count);
+            for (name, value) in xattrs {
+                put_bytes(&mut raw, name);
+                put_bytes(&mut raw, value);
+            }
+            decode_item(&mut ItemState::default(), &raw)
+        };
+        assert!(encode(&[(b"user.a", b"1"), (b"user.b", b"")], 2, 1).is_some());
+        assert_eq!(encode(&[(b"user.a", b"1")], 1, 2), None, "an unknown flag");
+        assert_eq!(encode(&[(b"user.b", b""), (b"user.a", b"1")], 2, 0), None, "out of order");
+        assert_eq!(encode(&[(b"user.a", b""), (b"user.a", b"1")], 2, 0), None, "twice");
+        assert_eq!(encode(&[(b"", b"1")], 1, 0), None, "without a name");
+        assert_eq!(encode(&[(b"a\0b", b"1")], 1, 0), None);
+        assert_eq!(encode(&[(b"user.a", &long)], 1, 0), None);
+        assert_eq!(encode(&[], XATTRS_MAX as u64 + 1, 0), None);
+        assert_eq!(encode(&[], u64::MAX, 0), None, "nothing is allocated for what is not there");
+    }
+
     proptest! {
         #[test]
         fn items_come_back(chunks in proptest::collection::vec(chunk(), 0..40), mode in any::<u32>(), t in any::<i64>()) {
@@ -405,6 +542,31 @@ mod tests {
                 encode_item(&mut enc, item, &mut raw);
                 let back = decode_item(&mut dec, &raw);
                 prop_assert_eq!(back.as_ref(), Some(item));
+            }
+        }
+
+        #[test]
+        fn attributes_come_back(a in attributes()) {
+            let item = Item::Attributes(a);
+            let link = Item::HardLink(HardLink { path: b"files/b".to_vec(), target: b"files/a".to_vec() });
+            let mut state = ItemState::default();
+            for item in [item, link] {
+                let mut raw = vec![];
+                encode_item(&mut state, &item, &mut raw);
+                let back = decode_item(&mut state, &raw);
+                prop_assert_eq!(back.as_ref(), Some(&item));
+                // One byte more or less is no item.
+                prop_assert_eq!(decode_item(&mut state, &[&raw[..], &[0]].concat()), None);
+                prop_assert_eq!(decode_item(&mut state, &raw[..raw.len() - 1]), None);
+            }
+        }
+
+        #[test]
+        fn random_attributes_never_panic(raw in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for kind in [ATTRIBUTES, HARD_LINK] {
+                if let Some(Item::Attributes(a)) = decode_item(&mut ItemState::default(), &[&[kind], &raw[..]].concat()) {
+                    prop_assert!(a.are_within_limits());
+                }
             }
         }
 

@@ -18,7 +18,10 @@ use crate::names::BackupId;
 use crate::store::{ObjectName, Store};
 use crate::stream::{Fingerprint, Sink, StreamReader, StreamWriter};
 
-pub use item::{BadBlock, Chunk, Directory, FileEnd, FileStart, Item, PackId, Part, Symlink, check_path, path_order};
+pub use item::{
+    Attributes, BadBlock, Chunk, Directory, FileEnd, FileStart, HardLink, Item, PackId, Part, Symlink, check_path,
+    path_order,
+};
 use item::{ItemState, decode_item, encode_item};
 
 /// Writes items in the order given and checks that the order is right: a wrong manifest is our own mistake.
@@ -69,6 +72,8 @@ pub struct ManifestReader {
     last_path: Option<Vec<u8>>,
     /// Some(bytes covered by chunks) while a file is open.
     open_file: Option<u64>,
+    /// Whether the item before is one whose attributes may follow.
+    may_have_attributes: bool,
     packs: HashMap<u32, PackId>,
 }
 
@@ -90,6 +95,7 @@ impl ManifestReader {
             ended: false,
             last_path: None,
             open_file: None,
+            may_have_attributes: false,
             packs: HashMap::new(),
         }
     }
@@ -133,7 +139,17 @@ impl ManifestReader {
         if matches!(item, Item::BadBlock(b) if b.file.is_empty() || !check_path(&b.file)) {
             return Err(self.bad("a path leaves the data directory"));
         }
+        let had_attributes = std::mem::replace(
+            &mut self.may_have_attributes,
+            matches!(item, Item::Directory(_) | Item::Symlink(_) | Item::FileEnd(_)),
+        );
         match (item, self.open_file) {
+            (Item::Attributes(_), None) if had_attributes => {}
+            (Item::HardLink(link), None) => {
+                if link.target.is_empty() || !check_path(&link.target) || path_order(&link.target, &link.path).is_ge() {
+                    return Err(self.bad("a hard link to what does not come before it"));
+                }
+            }
             (Item::Pack(index, id), _) => {
                 if self.packs.insert(*index, id.clone()).is_some() {
                     return Err(self.bad("a pack is declared twice"));

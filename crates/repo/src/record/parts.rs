@@ -1,11 +1,14 @@
 //! The record of a backup that consists of named parts: dumps of databases, what belongs to all of them, files.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use pgark_pg::value::SystemId;
 use serde::{Deserialize, Serialize};
 
 use super::Totals;
 use crate::catalog::{BackupKind, BackupType};
+use crate::crypto::hex_bytes;
 use crate::error::{RepoError, Result};
 use crate::names::{BackupId, ClusterName, record};
 use crate::repository::Repository;
@@ -32,6 +35,9 @@ pub struct PartsRecord {
     pub databases: Vec<DatabaseDump>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub globals: Option<GlobalsPart>,
+    /// Of a backup of files, or of a system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesPart>,
     pub manifest: Fingerprint,
     pub totals: Totals,
     /// The backup whose content was taken over where it was the same; need not exist any more.
@@ -40,6 +46,101 @@ pub struct PartsRecord {
     /// Said to the person who took the backup.
     pub warnings: Vec<String>,
 }
+
+/// Directories and files beside the database.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesPart {
+    /// In the order of their parts.
+    pub roots: Vec<FilesRoot>,
+    pub files: u64,
+    pub directories: u64,
+    pub symlinks: u64,
+    pub hard_links: u64,
+    /// Content of the files.
+    pub size_bytes: u64,
+    /// Patterns by which it was chosen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// What is not in the backup although it lies there, by why; and as many of them by name as `limits` allows.
+    pub left_out: Vec<LeftOut>,
+    pub left_out_counts: BTreeMap<LeftOutWhy, u64>,
+    /// Files that were being written while they were read.
+    pub changed: Vec<HexPath>,
+    pub changed_count: u64,
+}
+
+/// What was named to be backed up: in the manifest it lies under `config` or `files` and its own path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesRoot {
+    pub section: Section,
+    /// Absolute.
+    #[serde(with = "hex_bytes")]
+    pub path: Vec<u8>,
+    pub is_directory: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Section {
+    Config,
+    Files,
+}
+
+impl Section {
+    /// Its directory in a manifest, in an export and where it is restored to.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Section::Config => "config",
+            Section::Files => "files",
+        }
+    }
+}
+
+impl FilesRoot {
+    /// Where it lies in a manifest.
+    pub fn part(&self) -> Vec<u8> {
+        [self.section.as_str().as_bytes(), &self.path].concat()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    #[serde(with = "hex_bytes")]
+    pub path: Vec<u8>,
+    pub why: LeftOutWhy,
+    /// What the system said, where it said something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// Why something is not in a backup of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftOutWhy {
+    /// By its name or its beginning it holds a secret.
+    Secret,
+    /// By a pattern of the administrator's.
+    Excluded,
+    /// A socket, a pipe or a device: it holds nothing.
+    Special,
+    /// It was there, and then it was not.
+    Vanished,
+    /// It lies in another file system, and these are not entered.
+    OtherFileSystem,
+    /// The repository itself, or a data directory of PostgreSQL's.
+    Own,
+    /// It was named and is not there.
+    Missing,
+    /// It could not be read.
+    Unreadable,
+}
+
+/// A path whose bytes need not be text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HexPath(#[serde(with = "hex_bytes")] pub Vec<u8>);
 
 /// One database: what `create database` has to be told, and its dump.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,11 +185,31 @@ pub struct DatabaseDump {
     /// Entries in the dump's table of contents, and those of them that are contents of tables.
     pub entries: u64,
     pub table_data: u64,
+    /// What the database held, taken in the snapshot of the dump.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<TruthPart>,
     /// Only these; both empty: everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schemas: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
+}
+
+/// A truth beside its dump; its own figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TruthPart {
+    /// Its part in the manifest.
+    pub path: String,
+    pub bytes: u64,
+    /// Whether contents are hashed, too.
+    pub hashed: bool,
+    pub objects: u64,
+    /// Tables whose rows were counted, and all of their rows.
+    pub tables: u64,
+    pub rows: u64,
+    /// Objects that could not be read.
+    pub unread: u64,
+    pub duration_ms: u64,
 }
 
 /// A right on a database or a tablespace.
@@ -120,6 +241,13 @@ pub struct GlobalsPart {
     pub tablespaces: u64,
     /// Whether password hashes are in it; only a superuser can read them.
     pub passwords: bool,
+}
+
+impl DatabaseDump {
+    /// Whether the dump is of parts of the database.
+    pub fn is_partial(&self) -> bool {
+        !self.schemas.is_empty() || !self.tables.is_empty()
+    }
 }
 
 impl PartsRecord {

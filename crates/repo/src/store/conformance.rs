@@ -280,7 +280,7 @@ fn deleted_objects_are_gone(store: &dyn Store) {
     assert_eq!(get(store, "d/e/1"), b"new");
 }
 
-fn one_of_many_racers_wins(store: &Arc<dyn Store>) {
+pub fn one_of_many_racers_wins(store: &Arc<dyn Store>) {
     for round in 0..ROUNDS {
         let object = name(&format!("race/{round}/x"));
         let (barrier, wins) = (Barrier::new(RACERS), AtomicUsize::new(0));

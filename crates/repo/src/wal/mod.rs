@@ -11,6 +11,7 @@ pub mod index;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pgark_pg::names::WalFileName;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use pgark_pg::wal::Changes;
@@ -66,7 +67,7 @@ pub enum SegmentData<'a> {
 pub struct EncodedBlock {
     pub plain_len: usize,
     pub codec: Codec,
-    pub encoded: Vec<u8>,
+    pub encoded: Bytes,
 }
 
 impl EncodedBlock {

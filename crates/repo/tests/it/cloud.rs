@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pgark_repo::store::conformance::{Flaw, conformance_despite};
+use pgark_repo::store::conformance::{Flaw, conformance_despite, one_of_many_racers_wins};
 use pgark_repo::store::{CloudKind, CloudOptions, CloudStore, Store};
-use pgark_testkit::{BUCKET, ObjectServer, ObjectServerKind, skip};
+use pgark_testkit::{BUCKET, FaultyHttp, ObjectServer, ObjectServerKind, skip};
 
 /// A store on this server, reached by `address`, below a prefix of its own.
 pub fn store_at(
@@ -56,8 +56,10 @@ fn conforms(kind: ObjectServerKind) {
     let made = AtomicUsize::new(0);
     let make =
         || store_at(&server, kind, server.address(), &format!("run-{}", made.fetch_add(1, Ordering::SeqCst)), &[]);
-    // s3s-fs keeps objects as files: it answers 500 where a directory lies, and looks before it writes.
+    // Both look whether an object is there and then create it. s3s-fs keeps objects as files: it answers 500 where a
+    // directory lies.
     let flaws: &[Flaw] = match kind {
+        ObjectServerKind::Moto => &[Flaw::CreatesTwice],
         ObjectServerKind::S3s => &[Flaw::FailsOnDirectories, Flaw::CreatesTwice],
         _ => &[],
     };
@@ -67,6 +69,18 @@ fn conforms(kind: ObjectServerKind) {
 #[test]
 fn a_bucket_of_moto_is_a_store() {
     conforms(ObjectServerKind::Moto);
+}
+
+/// moto, seeing one request at a time, does as S3 does.
+#[test]
+fn one_of_many_racers_wins_an_object_of_s3() {
+    let server = match ObjectServer::start(ObjectServerKind::Moto) {
+        Ok(server) => server,
+        Err(why) => skip!("{why}"),
+    };
+    let relay = FaultyHttp::before(server.address());
+    relay.one_at_a_time();
+    one_of_many_racers_wins(&store_at(&server, ObjectServerKind::Moto, relay.address(), "race", &[]));
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub fn variety(repo: &Repository) -> Result<String> {
             Item::Pack(..) => "pack".into(),
             Item::PackDone(..) => "pack done".into(),
             Item::Chunks(_) => "data chunk".into(),
+            Item::Attributes(_) => "attributes".into(),
+            Item::HardLink(_) => "hard link".into(),
         });
         let Item::Chunks(chunks) = item else { continue };
         for chunk in chunks {

@@ -279,6 +279,7 @@ pub fn read_tree(repo: &Repository, id: &BackupId, print: &Fingerprint) -> Resul
                 tree.nodes.insert(start.path, node);
             }
             Item::Pack(..) => {}
+            Item::Attributes(_) | Item::HardLink(_) => panic!("of backups of files alone"),
             Item::PackDone(index, print) => {
                 let id = reader.pack(index).unwrap();
                 let name = names::pack(&cluster(), &id.backup, id.number);
@@ -379,6 +380,8 @@ fn entry_of(r: &BackupRecord, record: Fingerprint) -> BackupEntry {
         size_bytes: r.totals.size_bytes,
         read_bytes: r.totals.read_bytes,
         stored_bytes: r.totals.stored_bytes,
+        database_bytes: None,
+        series: None,
         kept: false,
         kept_until: None,
         holds: vec![],

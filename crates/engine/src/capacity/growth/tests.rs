@@ -38,6 +38,8 @@ pub fn backup(days_ago: i64, stored_bytes: u64, lsn: u64) -> BackupEntry {
         size_bytes: 100 * stored_bytes,
         read_bytes: stored_bytes,
         stored_bytes,
+        database_bytes: None,
+        series: None,
         kept: false,
         kept_until: None,
         holds: vec![],

@@ -54,6 +54,8 @@ pub fn entry(n: usize, timeline: TimelineId, start: Lsn, stop: Lsn, time: Timest
         size_bytes: 0,
         read_bytes: 0,
         stored_bytes: 0,
+        database_bytes: None,
+        series: None,
         kept: false,
         kept_until: None,
         holds: vec![],

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use pgark_pg::dump_toc::{DumpToc, TocProblem};
 
 use crate::error::{EngineError, Result};
-
-/// A table of contents is not longer than this.
-const TOC_BYTES_MAX: usize = 1024 * 1024 * 1024;
+use crate::logical::toc::TOC_BYTES_MAX;
 
 pub fn read_toc(dump: &File) -> Result<DumpToc> {
     let failed = |e: std::io::Error| EngineError::file("reading the table of contents of", "the dump", e);

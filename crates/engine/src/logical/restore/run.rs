@@ -11,6 +11,7 @@ use pgark_repo::catalog::{CatalogStore, Claim, Needs};
 use pgark_repo::names::BackupId;
 use pgark_repo::record::DatabaseDump;
 
+use super::compare::{StoredTruth, fetch_truth};
 use super::list::{ListFile, read_toc};
 use super::{
     DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, is_damage,
@@ -26,7 +27,10 @@ use crate::logical::dump::dump_path;
 use crate::logical::select::{Selected, select};
 use crate::logical::{Wanted, run as back_up};
 use crate::parts::{PartReader, Source, nameless};
+use crate::reports::{self, Validated};
 use crate::restore::run::claim_to_read;
+use crate::truth::Scope;
+use crate::validate;
 
 /// How long sessions may take to end.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
@@ -59,16 +63,35 @@ pub fn run(
             }
             Err(e) => return Err(e),
             Ok(fetched) => {
-                let report = Restore { options, repo, ctx, plan: &plan }.run(fetched)?;
+                let mut report = Restore { options, repo, ctx, plan: &plan }.run(fetched)?;
+                store_report(options, repo, ctx, &plan, &mut report);
                 return Ok((plan, report));
             }
         }
     }
 }
 
+/// A report that cannot be stored takes nothing from the restore; it is told.
+fn store_report(
+    options: &RestoreOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    plan: &RestorePlan,
+    report: &mut RestoreReport,
+) {
+    let (Some(database), Some(found)) = (&plan.database, &report.validation) else { return };
+    let called = report.not_placed.as_ref().unwrap_or(&database.to);
+    let of = Validated { what: "restore", database: &database.dump.name, called, report: found };
+    match reports::store(repo, &options.cluster, &of, ctx) {
+        Ok(id) => report.stored = Some(id),
+        Err(e) => report.warnings.push(reports::not_stored(&e)),
+    }
+}
+
 /// What was read from the repository, compared, and now lies here.
 struct Fetched {
     dump: Option<std::fs::File>,
+    truth: Option<StoredTruth>,
     globals: Option<Globals>,
 }
 
@@ -79,7 +102,9 @@ fn fetch(options: &RestoreOptions, repo: &Repository, ctx: &Ctx, plan: &RestoreP
         None => None,
     };
     let dump = plan.database.as_ref().map(|d| fetch_dump(&source, &d.dump, &options.scratch, ctx)).transpose()?;
-    Ok(Fetched { dump, globals })
+    let wanted = plan.database.as_ref().filter(|_| options.validate.is_some());
+    let truth = wanted.map(|d| fetch_truth(&source, &d.dump, &options.scratch, ctx)).transpose()?;
+    Ok(Fetched { dump, truth, globals })
 }
 
 fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
@@ -95,7 +120,7 @@ fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> 
 }
 
 /// Into a file without a name, which is gone whatever happens. Seekable, so that `pg_restore` can work in parallel.
-fn fetch_dump(source: &Source<'_>, dump: &DatabaseDump, scratch: &Path, ctx: &Ctx) -> Result<std::fs::File> {
+pub(crate) fn fetch_dump(source: &Source<'_>, dump: &DatabaseDump, scratch: &Path, ctx: &Ctx) -> Result<std::fs::File> {
     let failed = |what| move |e: std::io::Error| EngineError::file(what, scratch, e);
     let space = rustix::fs::statvfs(scratch).map_err(|e| failed("looking for room in")(e.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -123,11 +148,29 @@ fn fetch_dump(source: &Source<'_>, dump: &DatabaseDump, scratch: &Path, ctx: &Ct
     Ok(file)
 }
 
-struct Restore<'a> {
-    options: &'a RestoreOptions,
+/// For a program that starts to read there.
+fn from_the_beginning(file: &std::fs::File) -> std::io::Result<std::fs::File> {
+    let mut again = file.try_clone()?;
+    again.seek(SeekFrom::Start(0))?;
+    Ok(again)
+}
+
+/// `pg_restore --jobs` attaches indexes of partitions side by side, and the server ends one of two that wait for each other.
+fn is_deadlock(e: &EngineError) -> bool {
+    e.code() == "E-RESTORE-FAILED" && e.to_string().contains("deadlock detected")
+}
+
+/// What of a dump is restored.
+struct Chosen {
+    list: ListFile,
+    scope: Scope,
+}
+
+pub(super) struct Restore<'a> {
+    pub options: &'a RestoreOptions,
     repo: &'a Repository,
-    ctx: &'a Ctx,
-    plan: &'a RestorePlan,
+    pub ctx: &'a Ctx,
+    pub plan: &'a RestorePlan,
 }
 
 impl Restore<'_> {
@@ -140,7 +183,7 @@ impl Restore<'_> {
             report.globals = Some(applied);
         }
         if let (Some(plan), Some(dump)) = (&self.plan.database, fetched.dump) {
-            self.database(plan, dump, &admin, &mut report)?;
+            self.database(plan, dump, fetched.truth, &admin, &mut report)?;
         }
         Ok(report)
     }
@@ -149,6 +192,7 @@ impl Restore<'_> {
         &self,
         plan: &DatabasePlan,
         dump: std::fs::File,
+        truth: Option<StoredTruth>,
         admin: &Connection,
         report: &mut RestoreReport,
     ) -> Result<()> {
@@ -156,12 +200,37 @@ impl Restore<'_> {
         if plan.replaces {
             report.safety = self.safety_backup(plan)?;
         }
-        provision::create_database(admin, &plan.loading, &plan.dump, plan.tablespace.as_deref())?;
-        if let Err(e) = self.load_and_place(plan, dump, chosen.as_ref(), admin, report) {
-            return Err(self.undo(plan, admin, e));
+        let undo = |e| self.undo(plan, admin, e);
+        let list = chosen.as_ref().map(|c| &c.list);
+        let create = || provision::create_database(admin, &plan.loading, &plan.dump, plan.tablespace.as_deref());
+        create()?;
+        let mut loaded = self.load(plan, &dump, list, self.options.jobs);
+        if loaded.as_ref().is_err_and(|e| self.options.jobs > 1 && is_deadlock(e)) {
+            self.ctx.progress.note("its own workers locked each other out: loading again with one");
+            provision::drop_database(admin, &plan.loading).map_err(|e| undo(e.into()))?;
+            create()?;
+            loaded = self.load(plan, &dump, list, 1);
         }
+        report.warnings.extend(loaded.map_err(undo)?);
         report.bytes_restored = plan.dump.dump_bytes;
-        Ok(())
+        let left = provision::finish_database(admin, &plan.loading, &plan.dump).map_err(|e| undo(e.into()))?;
+        let settings_left = !left.is_empty();
+        report.warnings.extend(left.into_iter().map(|l| format!("not restored: {l}")));
+        if let (Some(how), Some(truth)) = (&self.options.validate, truth) {
+            let scope = chosen.map(|c| c.scope);
+            let found = match self.compare(plan, how, truth, scope, settings_left) {
+                Ok(found) => found,
+                Err(EngineError::Cancelled) => return Err(undo(EngineError::Cancelled)),
+                Err(e) => return Err(self.not_compared(plan, &e)),
+            };
+            let is_right = found.outcome != validate::Outcome::Failed;
+            report.validation = Some(found);
+            if !is_right {
+                report.not_placed = Some(plan.loading.clone());
+                return Ok(());
+            }
+        }
+        self.place(plan, admin, report).map_err(undo)
     }
 
     fn safety_backup(&self, plan: &DatabasePlan) -> Result<Option<BackupId>> {
@@ -184,18 +253,8 @@ impl Restore<'_> {
         Ok(Some(report.entry.id))
     }
 
-    fn load_and_place(
-        &self,
-        plan: &DatabasePlan,
-        dump: std::fs::File,
-        chosen: Option<&ListFile>,
-        admin: &Connection,
-        report: &mut RestoreReport,
-    ) -> Result<()> {
-        report.warnings.extend(self.load(plan, dump, chosen)?);
-        let left = provision::finish_database(admin, &plan.loading, &plan.dump)?;
-        report.warnings.extend(left.into_iter().map(|l| format!("not restored: {l}")));
-        // What was restored is to be compared with what was backed up here, while nobody uses it yet.
+    /// Nothing is wrong with it as far as is known: it takes its name, and the old one goes.
+    fn place(&self, plan: &DatabasePlan, admin: &Connection, report: &mut RestoreReport) -> Result<()> {
         if !plan.replaces {
             return Ok(provision::rename_database(admin, &plan.loading, &plan.to)?);
         }
@@ -226,10 +285,11 @@ impl Restore<'_> {
     }
 
     /// The list of entries to restore, where not all of them are.
-    fn chosen(&self, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<ListFile>> {
+    fn chosen(&self, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<Chosen>> {
         let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
         let Some(selection) = selection else { return Ok(None) };
-        let Selected { ids, left_out, missing } = select(&read_toc(dump)?, selection);
+        let toc = read_toc(dump)?;
+        let Selected { ids, left_out, missing } = select(&toc, selection);
         if !missing.is_empty() {
             return Err(EngineError::refused(
                 "E-SELECT-NONE",
@@ -240,18 +300,27 @@ impl Restore<'_> {
         report
             .warnings
             .extend(left_out.into_iter().map(|what| format!("not restored: {what}: its other table is not")));
-        Ok(Some(ListFile::write(&self.options.scratch, &ids)?))
+        let encoding = self.plan.database.as_ref().map_or("", |d| d.dump.encoding.as_str());
+        let scope = Scope::of(&toc, Some(&ids), encoding);
+        Ok(Some(Chosen { list: ListFile::write(&self.options.scratch, &ids)?, scope }))
     }
 
     /// Returns what the program remarked.
-    fn load(&self, plan: &DatabasePlan, dump: std::fs::File, chosen: Option<&ListFile>) -> Result<Vec<String>> {
+    fn load(
+        &self,
+        plan: &DatabasePlan,
+        dump: &std::fs::File,
+        chosen: Option<&ListFile>,
+        jobs: usize,
+    ) -> Result<Vec<String>> {
+        let dump = from_the_beginning(dump).map_err(|e| EngineError::file("reading", &self.options.scratch, e))?;
         let shown = plan.to.escape_debug();
         self.ctx.progress.note(&format!("loading '{shown}' as '{}'", plan.loading));
         let to = self.options.connect.to_database(&plan.loading);
         let handover = Connection::open(&to, self.options.connect_timeout)?.handover();
         let mut command = child::command(&self.plan.tools.restore, &handover, &plan.loading)?;
         command.arg("--exit-on-error");
-        command.arg(format!("--jobs={}", self.options.jobs.max(1)));
+        command.arg(format!("--jobs={}", jobs.max(1)));
         if let Some(list) = chosen {
             command.arg(format!("--use-list={}", list.0.display()));
         }

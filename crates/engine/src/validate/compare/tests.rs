@@ -12,6 +12,7 @@ fn header(version: u32) -> Header {
         size_bytes: 1,
         in_recovery: false,
         hashed: true,
+        partial: false,
         probe: "1:2".into(),
     }
 }
@@ -28,7 +29,8 @@ fn table(name: &str, more: &[(&str, &str)]) -> Object {
     object(ObjectKind::Relation, &["app", name], &[&[("relkind", "r"), ("persistence", "p")], more].concat())
 }
 
-const NOTHING_SPECIAL: Expectations = Expectations { physical: false, without_contents: false };
+const NOTHING_SPECIAL: Expectations =
+    Expectations { physical: false, contents: Contents::Compared, scope: None, settings_left: false };
 
 fn compare(recorded: (Header, &[Object]), live: (Header, &[Object]), expect: Expectations) -> BTreeMap<String, Check> {
     let mut writer = TruthWriter::begin(vec![], &recorded.0).expect("begun");
@@ -86,7 +88,7 @@ fn what_cannot_be_compared_is_not_checked() {
     let counted = Header { hashed: false, ..header(150_018) };
     let checks = compare((counted, &a), (header(150_018), &a), NOTHING_SPECIAL);
     assert_eq!((outcome(&checks, "contents"), checks["contents"].expected), (Outcome::NotChecked, false));
-    let chosen = Expectations { without_contents: true, ..NOTHING_SPECIAL };
+    let chosen = Expectations { contents: Contents::LeftOut, ..NOTHING_SPECIAL };
     let checks = compare((header(150_018), &a), (Header { hashed: false, ..header(150_018) }, &a), chosen);
     assert_eq!((outcome(&checks, "contents"), checks["contents"].expected), (Outcome::NotChecked, true));
 }
@@ -140,4 +142,49 @@ fn a_sequence_may_be_further_on_and_never_behind() {
         let checks = compare((header(150_018), &before), (header(150_018), &now), NOTHING_SPECIAL);
         assert_eq!(outcome(&checks, "positions of sequences"), expected, "{increment}: {before:?} {now:?}");
     }
+}
+
+#[test]
+fn a_backup_without_hashes_is_compared_by_rows_and_says_so() {
+    let all = [table("a", &[("rows", "1")])];
+    let unhashed = Header { hashed: false, ..header(150_018) };
+    let of = |contents| {
+        let checks =
+            compare((unhashed.clone(), &all), (unhashed.clone(), &all), Expectations { contents, ..NOTHING_SPECIAL });
+        (checks["contents"].outcome, checks["contents"].expected, checks["rows"].outcome)
+    };
+    assert_eq!(of(Contents::Compared), (Outcome::NotChecked, false, Outcome::Ok));
+    assert_eq!(of(Contents::IfHashed), (Outcome::NotChecked, true, Outcome::Ok));
+}
+
+#[test]
+fn what_was_not_to_be_restored_is_no_part_of_a_check_and_what_was_is() {
+    use pgark_pg::dump_toc::{DumpToc, TocEntry};
+    let entry = |id, name: &str| TocEntry {
+        id,
+        kind: b"TABLE".to_vec(),
+        name: name.as_bytes().to_vec(),
+        schema: b"app".to_vec(),
+        owner: vec![],
+        has_data: false,
+        depends_on: vec![],
+    };
+    let toc = DumpToc { version: (1, 14), database: vec![], entries: vec![entry(1, "a"), entry(2, "b")], length: 0 };
+    let expect = || Expectations { scope: Some(Scope::of(&toc, Some(&[1]), "UTF8")), ..NOTHING_SPECIAL };
+    let [a, b] = ["a", "b"].map(|n| table(n, &[("rows", "1"), ("hash", "1:2:3")]));
+    let both = [a.clone(), b.clone()];
+    let checks = compare((header(150_018), &both), (header(150_018), std::slice::from_ref(&a)), expect());
+    assert_eq!((outcome(&checks, "tables"), outcome(&checks, "rows")), (Outcome::Ok, Outcome::Ok), "{checks:?}");
+    assert_eq!(checks["objects that were left out"].not_checked, 1);
+    // The wanted one is missing; another is there that was not wanted and is not compared.
+    let checks = compare((header(150_018), &both), (header(150_018), &[b]), expect());
+    assert_eq!(checks["tables"].details, ["table app.a is missing"]);
+    // What nobody dumped is an extra table, unless the truth is of a part.
+    let c = table("c", &[("rows", "1"), ("hash", "1:2:3")]);
+    let checks = compare((header(150_018), &both), (header(150_018), &[a.clone(), c.clone()]), expect());
+    assert_eq!(outcome(&checks, "tables"), Outcome::Failed);
+    let partial = Header { partial: true, ..header(150_018) };
+    let both = [a.clone(), c];
+    let checks = compare((partial, &[a]), (header(150_018), &both), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "tables"), Outcome::Ok, "{checks:?}");
 }

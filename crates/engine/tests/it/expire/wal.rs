@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgark_engine::archive::get::{Fetched, GetOptions, get};
 use pgark_engine::archive::{Archives, check_kept};
 use pgark_engine::expire;
+use pgark_engine::keep::{Change, Mark, mark};
 use pgark_pg::wal::Changes;
 use pgark_repo::RepoError;
 use pgark_repo::catalog::CatalogStore;
@@ -79,4 +80,21 @@ fn a_segment_that_expired_is_archived_again_under_another_name_and_other_wal_is_
     assert_eq!(push(3, 3).unwrap().1, 2);
     archive.acknowledge(&[(segment(3), 2)]).unwrap();
     everything_listed_is_whole(&store, &template.trees, "archived twice again");
+}
+
+#[test]
+fn what_would_be_lost_with_an_old_backup_ends_where_its_wal_does() {
+    let template = Template::new();
+    let store = template.fresh();
+    let repo = open(&store);
+    mark(&repo, &cluster(), &backup_id(1), &Mark::Keep, Change::Make, &evening()).unwrap();
+    let policy = || Policy { wal: Some(Duration::from_secs(86_400)), ..last_two() };
+    let plan = expire::plan(&options(policy(), Duration::ZERO), &repo, &evening()).unwrap();
+    expire::run(&options(policy(), Duration::ZERO), &plan, &repo, &evening()).unwrap();
+    assert!(archived(&store).len() > 1, "the kept backup has its own WAL alone: {:?}", archived(&store));
+    let plan = expire::plan(&options(policy(), Duration::ZERO), &repo, &evening()).unwrap();
+    let old = plan.backups.iter().find(|f| f.entry.id == backup_id(1)).unwrap();
+    let [window] = old.lost.as_slice() else { panic!("{:?}", old.lost) };
+    assert_eq!(window.to_lsn, segment(segment_of(1)).segment.end(segment_size()));
+    assert!(window.to_time.is_none_or(|to| to < day(2)), "it never reached {:?}", window.to_time);
 }

@@ -100,7 +100,9 @@ pub fn message(error: &Error, status: Option<u16>) -> String {
         Some(status) => format!("{status} {}", reason(status)).trim_end().to_owned(),
         None => innermost(error),
     };
-    shown.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
+    // Some stores break their messages into lines.
+    let words: Vec<&str> = shown.split(|c: char| c.is_control() || c == ' ').filter(|word| !word.is_empty()).collect();
+    words.join(" ").chars().take(MESSAGE_CHARS_MAX).collect()
 }
 
 fn reason(status: u16) -> &'static str {

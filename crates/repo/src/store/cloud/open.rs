@@ -266,7 +266,19 @@ fn azure(o: &CloudOptions) -> Result<object_store::azure::MicrosoftAzure, StoreE
     if let Some((endpoint, _)) = endpoint {
         b = b.with_endpoint(endpoint);
     }
-    built(o, b.build())
+    b.build().map_err(|e| {
+        let why = super::error::message(&e, None);
+        // The library does not say of what it could not make sense.
+        let is_about_key = ["InvalidByte", "InvalidLength", "InvalidPadding", "InvalidLastSymbol", "Decode"]
+            .iter()
+            .any(|what| format!("{e:?}").contains(what));
+        match o.variable(&["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"]) {
+            Some(_) if is_about_key => {
+                wrong(o, format!("AZURE_STORAGE_KEY is no access key of an account, which is base64: {why}"))
+            }
+            _ => wrong(o, why),
+        }
+    })
 }
 
 fn gcs(o: &CloudOptions) -> Result<object_store::gcp::GoogleCloudStorage, StoreError> {

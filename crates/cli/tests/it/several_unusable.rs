@@ -1,0 +1,128 @@
+//! Several repositories, one of which is reached and cannot be used: the others go on, and what is wrong is said.
+
+use std::fs;
+use std::path::Path;
+
+use pgark_testkit::objects_under;
+
+use crate::several::Two;
+
+/// Both copies of what a register says now, and of what it said before.
+fn ruin(repo: &Path, register: &str) {
+    let all = objects_under(&repo.join("clusters/main"));
+    let in_register = |p: &&std::path::PathBuf| {
+        let dir = p.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        dir.trim_end_matches("-mirror") == register
+    };
+    let found: Vec<_> = all.iter().filter(in_register).collect();
+    assert!(found.len() >= 2, "{found:?}");
+    for path in found {
+        let mut bytes = fs::read(path).expect("an object");
+        let middle = bytes.len() / 2;
+        bytes[middle..].fill(0x5a);
+        fs::write(path, bytes).expect("damage");
+    }
+}
+
+fn push(two: &Two) -> pgark_testkit::Outcome {
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    let segment = two.site.cluster.psql("select pg_walfile_name(pg_switch_wal())");
+    let file = two.site.cluster.data_dir().join("pg_wal").join(segment);
+    let config = two.config.display().to_string();
+    two.site.elsewhere.run(["archive-push", "--alone", "--config", &config, &file.display().to_string()])
+}
+
+#[test]
+fn a_ruined_catalog_or_head_of_one_repository_does_not_stop_the_other() {
+    for (name, register) in [("a", "catalog"), ("b", "catalog"), ("a", "head"), ("b", "head")] {
+        let Some(two) = Two::new(&format!("ruin-{name}-{register}"), false) else { return };
+        two.backup().expect_code(0);
+        let (ruined, whole) = if name == "a" { (&two.a, "b") } else { (&two.b, "a") };
+        ruin(ruined, register);
+        let pushed = push(&two).expect_code(0);
+        assert!(pushed.stderr.contains(&format!("repository {name} lacks")), "{name} {register}: {pushed}");
+        assert!(pushed.stderr.contains("is damaged"), "{name} {register}: {pushed}");
+        // PostgreSQL's own archiver gets on, too.
+        let latest = two.site.archive_all();
+        two.assert_restores_from(whole, "r", &latest);
+
+        let info = two.site.elsewhere.run(["info", "--json"]);
+        match (name, register) {
+            ("a", "catalog") => {
+                let said = info.expect_code(3);
+                assert!(said.stderr.contains("repository a: ") && said.stderr.contains("reading from repository b"));
+                assert_eq!(said.json()["passed_over"][0]["code"], "E-REPO-DAMAGED", "{said}");
+                assert_eq!(said.json()["clusters"][0]["backups"].as_array().map(Vec::len), Some(1), "{said}");
+                let missed = two.backup().expect_code(3);
+                assert_eq!(missed.json()["repos"][1], serde_json::json!({"name": "a", "ok": false}), "{missed}");
+                let listed = two.site.elsewhere.run(["wal", "list"]).expect_code(0);
+                assert!(listed.stderr.contains("reading from repository b"), "{listed}");
+            }
+            ("b", _) => drop(info.expect_code(0)),
+            _ => {}
+        }
+        let checked = two.site.pgark.run(["check", "--json"]).expect_code(1);
+        let all = checked.json()["checks"].as_array().expect("checks").clone();
+        assert!(all.iter().any(|f| f["repository"] == name && f["verdict"] == "FAILED"), "{checked}");
+        assert!(all.iter().any(|f| f["repository"] == whole && f["name"] == "archiving" && f["verdict"] == "ok"));
+    }
+}
+
+#[test]
+fn a_repository_of_its_own_in_the_place_of_a_copy_does_not_stop_the_other() {
+    for name in ["a", "b"] {
+        let Some(two) = Two::new(&format!("alien-{name}"), false) else { return };
+        two.backup().expect_code(0);
+        let (replaced, whole) = if name == "a" { (&two.a, "b") } else { (&two.b, "a") };
+        fs::rename(replaced, replaced.with_extension("away")).expect("rename");
+        // The same passphrase, and another cluster under the same name.
+        let other = pgark_testkit::TestCluster::builder(&two.site.server).start(&two.site.scratch, "other");
+        let lone = pgark_testkit::Pgark::new(crate::site::BINARY, &two.site.scratch, replaced).on(&other);
+        lone.run(["init"]).expect_code(0);
+
+        let pushed = push(&two).expect_code(0);
+        assert!(pushed.stderr.contains("WARNING"), "{pushed}");
+        let latest = two.site.archive_all();
+        two.assert_restores_from(whole, "r", &latest);
+        let wal = objects_under(&replaced.join("clusters/main"));
+        assert!(wal.iter().all(|p| p.file_name().is_none_or(|f| f.len() != 24)), "{wal:?}");
+
+        fs::remove_dir_all(replaced).expect("remove");
+        fs::rename(replaced.with_extension("away"), replaced).expect("rename");
+        let (from, to) = (whole, name);
+        two.site.elsewhere.run(["replicate", "--from", from, "--to", to]).expect_code(0);
+        two.assert_restores_from(name, "r2", &latest);
+    }
+}
+
+#[test]
+fn a_required_repository_that_cannot_be_used_stops_the_others() {
+    let Some(two) = Two::new("ruin-required", true) else { return };
+    two.backup().expect_code(0);
+    ruin(&two.b, "head");
+    let pushed = push(&two).expect_code(20);
+    assert!(pushed.stderr.contains("repository b"), "{pushed}");
+}
+
+#[test]
+fn an_archive_that_is_gone_is_told_by_a_restore_that_does_without_it() {
+    let Some(two) = Two::new("nowal", false) else { return };
+    two.backup().expect_code(0);
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    let latest = two.site.archive_all();
+    fs::remove_dir_all(two.a.join("clusters/main/wal")).expect("remove");
+    let (path, outcome) = two.site.try_restore("r", &latest, &["--json"]);
+    let outcome = outcome.expect_code(3);
+    assert!(outcome.stderr.contains("repository a: ") && outcome.stderr.contains("WAL archive is gone"), "{outcome}");
+    let recovered = pgark_testkit::Recovered::start(&two.site.server, &two.site.scratch, &path);
+    two.site.ledger.assert_exact(&recovered.expect(pgark_testkit::Ending::Promoted), &latest, 1);
+}
+
+#[test]
+fn a_prefix_that_is_no_name_is_wrong_usage() {
+    let Some(two) = Two::new("prefix", false) else { return };
+    let passphrase = two.site.elsewhere.passphrase_file().display().to_string();
+    let words = ["init", "--repo", "s3://bucket/a/./b", "--passphrase-file", &passphrase];
+    let refused = two.site.elsewhere.run(words);
+    assert!(refused.code == Some(2) && refused.stderr.contains("prefix"), "{refused}");
+}

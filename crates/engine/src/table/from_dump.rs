@@ -1,0 +1,147 @@
+//! One table out of a logical backup, beside the live one or in the place of one that is gone: what it needs is loaded into a
+//! database of its own on the same server, and carried over from there.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::over::Carry;
+use super::scratch::{self, Scratch};
+use super::{TableReport, Wanted, free_place, millis};
+use crate::cluster::provision;
+use crate::cluster::{ConnectOptions, Connection, TableName, TableSession};
+use crate::ctx::Ctx;
+use crate::error::{EngineError, Result};
+use crate::logical::restore::{self as dumps, Replace, RestoreDatabase, RestoreOptions, RestorePlan};
+use crate::logical::select::Selection;
+use crate::validate::Outcome;
+use pgark_repo::Repository;
+
+#[derive(Clone)]
+pub struct DumpTableOptions {
+    /// Names as SQL writes them.
+    pub table: String,
+    pub schema: Option<String>,
+    pub database: String,
+    pub rename_to: Option<String>,
+    /// Backup, connection and programs; what is restored is decided here.
+    pub restore: RestoreOptions,
+    pub scratch_base: PathBuf,
+    /// This program, which removes the scratch directory when we cannot.
+    pub program: PathBuf,
+    /// How long each step may take.
+    pub within: Duration,
+}
+
+pub struct DumpTablePlan {
+    pub table: TableName,
+    pub rescued: TableName,
+    pub restore: RestorePlan,
+    /// The database that is made for a while.
+    pub aside: String,
+    options: RestoreOptions,
+}
+
+/// Looks at the live database and at the repository; changes nothing.
+pub fn plan(options: &DumpTableOptions, live: &ConnectOptions, repo: &Repository) -> Result<DumpTablePlan> {
+    let session = TableSession::open(live, &options.database)?;
+    let wanted =
+        Wanted { table: &options.table, schema: options.schema.as_deref(), rename_to: options.rename_to.as_deref() };
+    let (table, rescued) = free_place(&wanted, &session)?;
+    let aside = format!("pgark_table_{}", std::process::id());
+    let database = RestoreDatabase {
+        name: options.database.clone(),
+        to: aside.clone(),
+        replace: Replace::Refuse,
+        selection: Selection { schemas: vec![], tables: vec![format!("{}.{}", table.schema, table.name)] },
+    };
+    let restore_options =
+        RestoreOptions { database: Some(database), globals: false, connect: live.clone(), ..options.restore.clone() };
+    let restore = dumps::plan(&restore_options, repo, &[])?;
+    Ok(DumpTablePlan { table, rescued, restore, aside, options: restore_options })
+}
+
+pub fn run(
+    options: &DumpTableOptions,
+    plan: &DumpTablePlan,
+    live: &ConnectOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    announce: &mut dyn FnMut(&RestorePlan),
+) -> Result<TableReport> {
+    for gone in scratch::sweep(&options.scratch_base)? {
+        ctx.progress.note(&format!("removed {}, which an interrupted run had left", gone.display()));
+    }
+    let began = Instant::now();
+    let scratch = Scratch::make(&options.scratch_base, &options.program)?;
+    let carried = through(options, plan, live, repo, ctx, announce, &scratch);
+    // Somebody else's, when it was taken.
+    let dropped = match &carried {
+        Err(e) if e.code() == "E-DATABASE-EXISTS" => Ok(()),
+        _ => drop_aside(plan, live, options),
+    };
+    let ended = scratch.end();
+    if let (Err(_), Err(e)) = (&carried, &dropped) {
+        ctx.progress.note(&e.to_string());
+    }
+    let report = carried?;
+    dropped?;
+    ended?;
+    Ok(TableReport { duration_ms: millis(began.elapsed()), ..report })
+}
+
+fn through(
+    options: &DumpTableOptions,
+    plan: &DumpTablePlan,
+    live: &ConnectOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    announce: &mut dyn FnMut(&RestorePlan),
+    scratch: &Scratch,
+) -> Result<TableReport> {
+    let began = Instant::now();
+    let (restored, report) = dumps::run(&plan.options, repo, ctx, announce)?;
+    if let Some(left) = report.not_placed {
+        return Err(EngineError::failed(
+            "E-TABLE-DIFFERS",
+            format!("what was loaded is not what was backed up, and was left as database '{}'", left.escape_debug()),
+            "'pgark report list' shows what is different; drop that database when you have looked at it",
+        ));
+    }
+    let recovery_ms = millis(began.elapsed());
+    let there = TableSession::open(live, &plan.aside)?;
+    there.connection().interrupt_by(ctx.cancel_flag());
+    let here = TableSession::open(live, &options.database)?;
+    here.connection().interrupt_by(ctx.cancel_flag());
+    let carry = Carry {
+        table: &plan.table,
+        rescued: &plan.rescued,
+        tools: &restored.tools,
+        dir: scratch.dir(),
+        within: options.within,
+    };
+    let found = carry.look(&there, &here)?;
+    let (compared, remarks) = (report.validation.map(|v| v.outcome), report.warnings);
+    let mut report = carry.over(&there, &here, found, ctx)?;
+    report.notes.extend(restored.notes.iter().cloned().chain(remarks));
+    report.notes.push(match compared {
+        Some(Outcome::Ok) => "what was loaded is what the backup says it held".to_owned(),
+        _ => "what was loaded was not compared with what the backup says it held".to_owned(),
+    });
+    let reached = restored.database.map(|d| d.dump.taken.to_string()).unwrap_or_default();
+    Ok(TableReport { reached, recovery_ms, ..report })
+}
+
+fn drop_aside(plan: &DumpTablePlan, live: &ConnectOptions, options: &DumpTableOptions) -> Result<()> {
+    let admin = Connection::open(&live.to_database("postgres"), options.restore.connect_timeout)?;
+    let there = "SELECT 1 AS one FROM pg_catalog.pg_database WHERE datname = $1";
+    if admin.query(there, &[&plan.aside])?.is_empty() {
+        return Ok(());
+    }
+    provision::drop_database(&admin, &plan.aside).map_err(|e| {
+        EngineError::failed(
+            "E-TABLE-ASIDE",
+            format!("the database '{}', which was made for a while, is still there: {e}", plan.aside),
+            "drop it",
+        )
+    })
+}
