@@ -127,7 +127,7 @@ fn ids<'a>(all: impl IntoIterator<Item = &'a pgark_repo::names::BackupId>) -> Ve
 
 fn planned(plan: &ReplicatePlan) -> Value {
     json!({"schema": SCHEMA, "dry_run": true, "backups": ids(plan.backups.iter().map(|b| &b.id)), "incomplete": ids(plan.lost.iter().map(|(b, _)| &b.id)),
-        "segments": plan.segments()})
+        "unreadable": ids(plan.unreadable.iter().map(|(id, _)| id)), "segments": plan.segments()})
 }
 
 fn plan_text(plan: &ReplicatePlan) -> String {
@@ -137,6 +137,9 @@ fn plan_text(plan: &ReplicatePlan) -> String {
     let mut out = format!("would copy {} WAL segments and {} backups\n", plan.segments(), plan.backups.len());
     for (b, objects) in &plan.lost {
         out += &format!("  {}  has lost {} objects\n", b.id, objects.len());
+    }
+    for (id, why) in &plan.unreadable {
+        out += &format!("  {id}  cannot be compared: {why}\n");
     }
     for b in &plan.backups {
         out += &format!("  {}  at most {}\n", b.id, human_bytes(b.stored_bytes));

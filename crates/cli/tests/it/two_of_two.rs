@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use pgark_testkit::{Ending, Outcome, Recovered, objects_under};
+use serde_json::Value;
 
 use crate::several::Two;
 use crate::site::full_sweep;
@@ -134,6 +135,7 @@ fn either_of_two_repositories_can_be_lost_at_any_moment() {
         // And what was harmed is made whole.
         let copied = two.site.elsewhere.run(["replicate", "--from", other, "--to", victim]);
         assert!(matches!(copied.code, Some(0 | 3)), "{case}: {copied}");
+        give_up_the_only_copy(&two, victim, &outcome, &case);
         assert_whole(&two, victim, &case);
         let back = two.site.elsewhere.run(["replicate", "--from", victim, "--to", other]);
         assert_eq!(back.code, Some(0), "{case}: {back}");
@@ -143,6 +145,65 @@ fn either_of_two_repositories_can_be_lost_at_any_moment() {
     two.assert_restores_from("b", "r-b", &latest);
     fs::remove_dir_all(&two.b).expect("b is destroyed");
     two.assert_restores_from("a", "r-a", &latest);
+}
+
+/// The manifest is harmed as soon as the record, the last object before the commit, is there. When that is too late the second
+/// repository has it, and both are whole again.
+#[test]
+fn a_backup_that_is_harmed_before_it_is_copied_is_told_and_costs_no_other() {
+    let Some(two) = Two::new("two-copied", false) else { return };
+    two.backup().expect_code(0);
+    let before = backups_of(&two.a);
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    let outcome = std::thread::scope(|scope| {
+        let acting = scope.spawn(|| two.backup());
+        while !acting.is_finished() {
+            let Some(made) = backups_of(&two.a).into_iter().find(|p| !before.contains(p)) else { continue };
+            if made.join("record").exists() {
+                let mut bytes = fs::read(made.join("manifest")).expect("a manifest");
+                bytes[100] ^= 1;
+                fs::write(made.join("manifest"), bytes).expect("harmed");
+                break;
+            }
+        }
+        acting.join().expect("the backup panicked")
+    });
+    let case = format!("{outcome}");
+    assert!(matches!(outcome.code, Some(0 | 3)), "{case}");
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    let latest = two.site.archive_all();
+    give_up_the_only_copy(&two, "a", &outcome, &case);
+    assert_whole(&two, "a", &case);
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        two.site.elsewhere.run(["replicate", "--from", from, "--to", to]).expect_code(0);
+    }
+    assert_whole(&two, "b", &case);
+    two.assert_restores_from("a", "r-a", &latest);
+    two.assert_restores_from("b", "r-b", &latest);
+}
+
+fn backups_of(repo: &Path) -> Vec<PathBuf> {
+    let listed = fs::read_dir(repo.join("clusters/main/backups")).into_iter().flatten();
+    listed.flatten().map(|e| e.path()).filter(|p| p.join("manifest").exists()).collect()
+}
+
+/// A new backup lies in the first repository before the others get it. When it is harmed there before that, the command has
+/// said that the other one does not have it, and the administrator gives it up; no other backup may be lost.
+fn give_up_the_only_copy(two: &Two, victim: &str, outcome: &Outcome, case: &str) {
+    let made: Value = serde_json::from_str(&outcome.stdout).unwrap_or_default();
+    let repos = made["repos"].as_array().cloned().unwrap_or_default();
+    if victim != "a" || outcome.code != Some(3) || !repos.iter().any(|r| r["name"] == "b" && r["ok"] == false) {
+        return;
+    }
+    let id = made["id"].as_str().expect("the backup that was made");
+    two.only(victim).run(["verify", "--repair", "--json"]);
+    let found = two.only(victim).run(["verify", "--json"]).json();
+    let problems = found["problems"].as_array().cloned().unwrap_or_default();
+    let is_its = |p: &Value| p["backups"].as_array().is_some_and(|b| b.iter().any(|b| b == id));
+    if problems.iter().any(is_its) {
+        let gone = two.only(victim).run(["delete", "--yes", id]);
+        assert!(matches!(gone.code, Some(0 | 3)), "{case}: {gone}");
+    }
 }
 
 /// After a repair, which may need several rounds: a damaged manifest hides what lies behind it.
@@ -156,7 +217,7 @@ fn assert_whole(two: &Two, name: &str, case: &str) {
     let found = only.run(["verify", "--json"]);
     let problems = found.json()["problems"].as_array().cloned().unwrap_or_default();
     // The other copy of a register is put back by its next change.
-    let object = |p: &serde_json::Value| p["object"].as_str().unwrap_or_default().to_owned();
+    let object = |p: &Value| p["object"].as_str().unwrap_or_default().to_owned();
     let lost: Vec<String> = problems
         .iter()
         .filter(|p| p["kind"] != "unexpected")

@@ -64,6 +64,8 @@ pub struct ReplicatePlan {
     pub backups: Vec<BackupEntry>,
     /// Backups that both list, and the objects that the copy has lost.
     pub lost: Vec<(BackupEntry, Vec<(ObjectName, Fingerprint)>)>,
+    /// Backups that both list, of which the source cannot tell what they consist of, and why.
+    pub unreadable: Vec<(BackupId, String)>,
     pub reports: Vec<ReportId>,
 }
 
@@ -76,6 +78,7 @@ impl ReplicatePlan {
         self.segments() == 0
             && self.backups.is_empty()
             && self.lost.is_empty()
+            && self.unreadable.is_empty()
             && self.reports.is_empty()
             && self.wal.iter().all(|w| w.histories.is_empty())
     }
@@ -119,13 +122,15 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
             false => backups.push(entry.clone()),
         }
     }
-    let mut incomplete = vec![];
+    let (mut incomplete, mut unreadable) = (vec![], vec![]);
     if let (Some(to), Which::Missing | Which::One(_)) = (to, &options.which) {
         let there = objects_there(to, &options.cluster)?;
         for entry in both {
-            let objects = lost(from, &options.cluster, entry, &there)?;
-            if !objects.is_empty() {
-                incomplete.push((entry.clone(), objects));
+            match lost(from, &options.cluster, entry, &there) {
+                Ok(objects) if objects.is_empty() => {}
+                Ok(objects) => incomplete.push((entry.clone(), objects)),
+                Err(e) if is_about_one(&e) => unreadable.push((entry.id.clone(), e.to_string())),
+                Err(e) => return Err(e),
             }
         }
     }
@@ -139,7 +144,7 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
         wal.push(wal::to_copy(from, to, &options.cluster, lineage)?);
     }
     let reports = reports::missing(from, to, options)?;
-    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, reports })
+    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, unreadable, reports })
 }
 
 fn check_same(from: &Repository, to: &Repository) -> Result<()> {
@@ -189,7 +194,8 @@ pub fn run(
         catalog.register(lineage, true)?;
     }
     remove_remains(&catalog)?;
-    let mut report = ReplicateReport::default();
+    let failed = plan.unreadable.iter().map(|(id, why)| (id.to_string(), why.clone())).collect();
+    let mut report = ReplicateReport { failed, ..ReplicateReport::default() };
     for part in &plan.wal {
         wal::copy(from, to, &options.cluster, part, options.jobs, ctx, &mut report)?;
     }
