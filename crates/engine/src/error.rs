@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use pgark_repo::RepoError;
 use pgark_repo::keyring::SlotError;
 use pgark_repo::store::StoreErrorKind;
+use pgark_repo::{RepoError, names};
 
 use crate::cluster::ClusterError;
 
@@ -203,12 +203,17 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
             StoreErrorKind::NotFound | StoreErrorKind::Truncated => "'pgark verify' tells what else is affected",
             _ => return None,
         },
+        RepoError::Corrupt { object, .. } if names::is_of_catalog(object) => {
+            "when 'pgark verify --repair' finds no whole copy: 'pgark rebuild-catalog' lists the backups from their records"
+        }
         RepoError::Corrupt { .. } => "'pgark verify' tells which backups and time windows are affected",
         RepoError::NoRepository { url } if url.contains("as_of=") => {
             "there was no repository at that moment, or it was elsewhere: name a later one"
         }
         RepoError::NoRepository { .. } => "check --repo, or create the repository with 'pgark init'",
-        RepoError::NoCluster { .. } => "check --cluster, or register the cluster with 'pgark init'",
+        RepoError::NoCluster { .. } => {
+            "check --cluster, or register the cluster with 'pgark init'; when its catalog was lost: 'pgark rebuild-catalog'"
+        }
         RepoError::KeyRequired => "give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND",
         RepoError::WrongKey { .. } => "check that this is a key of this repository: it may have been removed since",
         RepoError::NewerKey { .. } => {

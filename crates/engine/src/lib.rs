@@ -26,6 +26,7 @@ pub mod parts;
 pub mod rebuild;
 pub mod reencrypt;
 pub mod register;
+pub mod relist;
 pub mod repair;
 pub mod replicate;
 pub mod reports;

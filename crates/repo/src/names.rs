@@ -134,6 +134,12 @@ pub fn catalog_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/catalog")
 }
 
+/// Whether an object is a version of some cluster's catalog, or a copy of one.
+pub fn is_of_catalog(object: &str) -> bool {
+    let mut parts = object.strip_prefix(&format!("{CLUSTERS}/")).into_iter().flat_map(|rest| rest.split('/')).skip(1);
+    matches!(parts.next(), Some("catalog" | "catalog-mirror"))
+}
+
 pub fn backups_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/backups")
 }

@@ -155,6 +155,20 @@ pub enum Record {
 impl Record {
     /// Reads it, and compares it with what the catalog knows of it.
     pub fn load(repo: &Repository, cluster: &ClusterName, id: &BackupId, expected: &Fingerprint) -> Result<Self> {
+        let (text, print) = read(repo, &record(cluster, id))?;
+        if print != *expected {
+            return Err(RepoError::corrupt(record(cluster, id), "not the record that the catalog lists"));
+        }
+        Self::parse(&text, cluster, id)
+    }
+
+    /// Reads it without a catalog: that it was written under this name is all that is known.
+    pub fn find(repo: &Repository, cluster: &ClusterName, id: &BackupId) -> Result<(Self, Fingerprint)> {
+        let (text, print) = read(repo, &record(cluster, id))?;
+        Ok((Self::parse(&text, cluster, id)?, print))
+    }
+
+    fn parse(text: &[u8], cluster: &ClusterName, id: &BackupId) -> Result<Self> {
         #[derive(Deserialize)]
         struct Head {
             id: BackupId,
@@ -162,13 +176,8 @@ impl Record {
             kind: BackupKind,
         }
         let name = record(cluster, id);
-        let mut reader = StreamReader::open(repo.store().clone(), repo.keys(), ObjectKind::BackupRecord, &name)?;
-        let text = reader.read_to_end(RECORD_BYTES_MAX)?;
-        if reader.fingerprint() != *expected {
-            return Err(RepoError::corrupt(name, "not the record that the catalog lists"));
-        }
         let wrong = |e| RepoError::corrupt(&name, e);
-        let head: Head = serde_json::from_slice(&text).map_err(wrong)?;
+        let head: Head = serde_json::from_slice(text).map_err(wrong)?;
         if head.id != *id || head.cluster != *cluster {
             return Err(RepoError::corrupt(name, "the record of another backup"));
         }
@@ -176,8 +185,8 @@ impl Record {
             return Err(RepoError::corrupt(name, "the record of a backup of another kind"));
         }
         Ok(match head.kind {
-            BackupKind::Physical => Record::Physical(serde_json::from_slice(&text).map_err(wrong)?),
-            _ => Record::Parts(serde_json::from_slice(&text).map_err(wrong)?),
+            BackupKind::Physical => Record::Physical(serde_json::from_slice(text).map_err(wrong)?),
+            _ => Record::Parts(serde_json::from_slice(text).map_err(wrong)?),
         })
     }
 
@@ -194,6 +203,12 @@ impl Record {
             Record::Parts(r) => &r.totals,
         }
     }
+}
+
+fn read(repo: &Repository, name: &ObjectName) -> Result<(Vec<u8>, Fingerprint)> {
+    let mut reader = StreamReader::open(repo.store().clone(), repo.keys(), ObjectKind::BackupRecord, name)?;
+    let text = reader.read_to_end(RECORD_BYTES_MAX)?;
+    Ok((text, reader.fingerprint()))
 }
 
 /// Durable when this returns.

@@ -9,6 +9,8 @@
 //! could create one that was passed long ago. So each sealed version carries the marks of those it was built
 //! on, and a writer that is not the newest looks for its own mark in the newest.
 
+mod lost;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use crate::limits::{
 use crate::manifest::bytes::Cursor;
 use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::{open_bytes, seal_bytes_in};
+
+pub use lost::Lost;
 
 /// Whether a register has a second copy of its own, or is witnessed by other objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@ mod lifecycle;
 mod locks;
 mod misc;
 pub mod readers;
+mod rebuild_catalog;
 mod replicate;
 mod report;
 mod restore;
@@ -115,6 +116,8 @@ pub enum Command {
     RepoGet(browse::GetArgs),
     /// Print the rules by which a bucket moves packs into cheaper classes
     RepoLifecycle(lifecycle::LifecycleArgs),
+    /// List backups again that lie in the repository and that a damaged or lost catalog does not list
+    RebuildCatalog(rebuild_catalog::RebuildCatalogArgs),
     /// Copy backups and WAL from one repository to another, without the database
     Replicate(replicate::ReplicateArgs),
     /// Check the configuration, or explain where a value comes from
@@ -155,6 +158,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::RepoLs(a) => browse::list(&a, global),
         Command::RepoGet(a) => browse::get(&a, global),
         Command::RepoLifecycle(a) => lifecycle::run(&a, global),
+        Command::RebuildCatalog(a) => rebuild_catalog::run(a, global),
         Command::Replicate(a) => replicate::run(a, global),
         Command::Config(a) => config::run(a, global),
         Command::Completions(a) => misc::completions(a),

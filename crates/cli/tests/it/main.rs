@@ -35,6 +35,7 @@ mod parity;
 mod pitr;
 mod power;
 mod rebuild;
+mod rebuild_catalog;
 mod reencrypt;
 mod refusals;
 mod replicate;

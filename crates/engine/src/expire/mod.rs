@@ -8,7 +8,7 @@ pub mod forecast;
 mod kinds;
 mod lost;
 pub mod policy;
-mod presence;
+pub(crate) mod presence;
 pub mod revive;
 #[cfg(test)]
 mod tests;

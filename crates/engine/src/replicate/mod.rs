@@ -7,7 +7,7 @@
 
 pub(crate) mod objects;
 mod reports;
-mod wal;
+pub(crate) mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -300,9 +300,14 @@ pub fn of_other_history(
 pub fn missing(archive: &WalArchive, entry: &PhysicalBackup, repo: &Repository) -> Result<Option<String>> {
     let catalog = CatalogStore::new(repo, &archive.place().cluster).read()?;
     let Some(lineage) = catalog.lineage_of(entry.system_id) else { return Ok(Some("(none at all)".into())) };
-    let path = WalPath::new(&history(archive, entry.timeline)?, lineage.segment_size);
+    missing_of(archive, entry, lineage.segment_size)
+}
+
+/// As `missing`, where the catalog does not tell the size of segments.
+pub fn missing_of(archive: &WalArchive, entry: &PhysicalBackup, size: SegmentSize) -> Result<Option<String>> {
+    let path = WalPath::new(&history(archive, entry.timeline)?, size);
     let head = archive.head()?;
     let names = path.segments(entry.lsn_start, entry.lsn_stop);
     let missing = names.iter().find(|n| !head.timeline(n.timeline).is_some_and(|t| t.contains(n.segment)));
-    Ok(missing.map(|n| n.format(lineage.segment_size)))
+    Ok(missing.map(|n| n.format(size)))
 }

@@ -10,6 +10,7 @@ pub mod clock;
 mod expiry;
 pub mod holder;
 mod kind;
+mod lost;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use clock::{CLOCK_TOLERANCE_SECONDS, ClusterClock, Doubt, Reading, StoreTime
 pub use expiry::{ExpiredBackup, Expiry, Hold, WalExpiry};
 pub use holder::Holder;
 pub use kind::{BackupKind, PhysicalBackup, PhysicalFacts};
+pub use lost::LostCatalog;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Catalog {
@@ -300,18 +302,8 @@ impl CatalogStore {
             let Some(version) = version else {
                 changed = true;
                 return Ok(Some(encode(&Catalog {
-                    cluster: self.cluster.clone(),
                     lineages: vec![lineage.clone()],
-                    fence: 0,
-                    last_id: None,
-                    jobs: vec![],
-                    backups: vec![],
-                    removing: vec![],
-                    interrupted: vec![],
-                    expired: vec![],
-                    wal_expiries: vec![],
-                    resealed: None,
-                    clock: None,
+                    ..Catalog::empty(self.cluster.clone())
                 })));
             };
             let mut catalog = self.decode(&version.value)?;
