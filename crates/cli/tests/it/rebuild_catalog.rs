@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::site::{Site, strings};
 
 fn catalog_dirs(site: &Site) -> [PathBuf; 2] {
-    ["catalog", "catalog-mirror"].map(|dir| site.scratch.join(&format!("repo/clusters/main/{dir}")))
+    ["catalog", "catalog-mirror"].map(|dir| site.scratch.join(format!("repo/clusters/main/{dir}")))
 }
 
 /// Both copies of the newest version.
@@ -98,7 +98,7 @@ fn backups_are_listed_again_after_every_loss_of_the_catalog() {
     remove_catalog(&site);
     site.pgark.run(["init"]).expect_code(0);
     assert_eq!(listed(&site), Vec::<String>::new());
-    let pack = site.scratch.join(&format!("repo/clusters/main/backups/{dump}/packs/000001"));
+    let pack = site.scratch.join(format!("repo/clusters/main/backups/{dump}/packs/000001"));
     fs::remove_file(pack).expect("remove");
     let found = rebuild(&site, 3);
     assert_eq!(strings(&found["listed"]), [full, incr, next], "{found}");
