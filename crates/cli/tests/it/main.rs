@@ -35,6 +35,7 @@ mod parity;
 mod pitr;
 mod power;
 mod rebuild;
+mod recover;
 mod reencrypt;
 mod refusals;
 mod replicate;
