@@ -123,7 +123,7 @@ fn an_imaging_service_is_recovered_end_to_end() {
     // The plan: nothing was measured, nothing is touched.
     let plan = pgark.run(["recover", "--plan", "--json"]).expect_code(0).json();
     assert_eq!((&plan["backup"], &plan["complete"]), (&first.as_str().into(), &false.into()), "{plan}");
-    assert!(plan["steps"].as_array().is_some_and(|s| s.len() == 10 && s.iter().all(|s| s["expected_ms"].is_null())));
+    assert!(plan["steps"].as_array().is_some_and(|s| s.len() == 11 && s.iter().all(|s| s["expected_ms"].is_null())));
     assert!(pgark.run(["recover", "--plan"]).expect_code(0).stdout.contains("unknown"));
     pgark.run(["recover", "--json"]).expect_code(4);
     pgark.run(["recover", "--resume", "--yes"]).expect_code(4);

@@ -33,15 +33,15 @@ pub fn to_markdown(document: &Document) -> String {
 
 fn markdown_block(out: &mut String, block: &Block) {
     match block {
-        Block::Text { text } => drop(writeln!(out, "{}", markdown(text))),
-        Block::List { items } => items.iter().for_each(|item| drop(writeln!(out, "- {}", markdown(item)))),
+        Block::Text { text } => *out += &format!("{}\n", markdown(text)),
+        Block::List { items } => out.extend(items.iter().map(|item| format!("- {}\n", markdown(item)))),
         Block::Steps { steps } => {
             for (n, step) in steps.iter().enumerate() {
                 let _ = writeln!(out, "{}. {}", n + 1, markdown(&step.text));
                 if !step.commands.is_empty() {
                     out.push('\n');
                 }
-                step.commands.iter().for_each(|command| drop(writeln!(out, "        {}", code(command))));
+                out.extend(step.commands.iter().map(|command| format!("        {}\n", code(command))));
                 if !step.commands.is_empty() {
                     out.push('\n');
                 }
@@ -51,7 +51,7 @@ fn markdown_block(out: &mut String, block: &Block) {
             let line =
                 |cells: &[String]| format!("| {} |", cells.iter().map(|c| markdown(c)).collect::<Vec<_>>().join(" | "));
             let _ = writeln!(out, "{}\n|{}", line(head), "---|".repeat(head.len()));
-            rows.iter().for_each(|row| drop(writeln!(out, "{}", line(row))));
+            out.extend(rows.iter().map(|row| format!("{}\n", line(row))));
         }
     }
 }
