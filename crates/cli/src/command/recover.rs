@@ -28,6 +28,7 @@ use super::validate::{CHECK_WITHIN, ask_as, configured_checks};
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA, escape};
 use crate::output::{self, Align, Table, human_duration, timestamp};
+use crate::secret::SECRET_VARIABLES;
 use crate::settings::recover::{Asking, Recover};
 use crate::settings::schema::Kind;
 
@@ -85,9 +86,9 @@ pub fn run(args: &RecoverArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     if args.plan {
         return plan(global, &context, &recovery, &under_way, &settings);
     }
-    if let Found::Unfinished(_) = under_way {
-        // Says what is to be done; nobody is asked first.
-        book::begin(&dir, &opening, context.ctx.now()).map_err(engine_failure)?;
+    // Before anybody is asked; it is looked at again when the new one begins.
+    if let Found::Unfinished(other) = &under_way {
+        return Err(engine_failure(book::unfinished(other)));
     }
     let what =
         format!("replace database '{}' of '{cluster}'", opening.database.as_deref().unwrap_or("?").escape_debug());
@@ -429,6 +430,7 @@ fn recovery(
         notify: settings.notify.clone().map(|command| Notify {
             command: command.0,
             within: settings.notify_timeout.map_or(NOTIFY_WITHIN, |s| s.0),
+            hidden: SECRET_VARIABLES.to_vec(),
         }),
         cluster: cluster.clone(),
         repo,
@@ -481,7 +483,7 @@ fn restore_options(context: &Context, settings: &Recover, opening: &Opening) -> 
         validate: Some(Validation {
             checks: configured_checks(context)?,
             ask_as: ask_as(None, context)?,
-            check_within: settings.restore_timeout.map_or(CHECK_WITHIN, |s| s.0.min(CHECK_WITHIN)),
+            check_within: settings.check_timeout.map_or(CHECK_WITHIN, |s| s.0),
             within: settings.restore_timeout.map_or(RESTORE_WITHIN, |s| s.0),
         }),
     })

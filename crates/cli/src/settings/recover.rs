@@ -36,6 +36,8 @@ pub struct Recover {
     pub safety_backup: Option<SafetySetting>,
     /// How long restoring and comparing may take.
     pub restore_timeout: Option<Span>,
+    /// How long one of the checks may take.
+    pub check_timeout: Option<Span>,
     /// How long the backup of what is replaced may take.
     pub safety_timeout: Option<Span>,
     /// Asked until the application is ready.

@@ -97,7 +97,7 @@ pub fn put_away(journal: &mut Journal, dir: &Path, opening: &Opening) -> Result<
     journal.put_away(&dir.join(format!("recovery-{}-{}.journal", opening.cluster, opening.id)))
 }
 
-fn unfinished(other: &Opening) -> EngineError {
+pub fn unfinished(other: &Opening) -> EngineError {
     EngineError::refused(
         "E-RECOVER-UNFINISHED",
         format!("recovery {} of '{}', begun {} by {}, has not ended", other.id, other.cluster, other.began, other.by),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::machine::{At, Effect, Failure, State, Step};
 use super::report::span;
-use super::steps::{self, AUTHORISE, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
+use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
 use super::{Goal, Recovery, Safety};
 use crate::service::State as ServiceState;
 
@@ -48,6 +48,9 @@ pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
         all.push(Box::new(SafetyBackup(logical.clone())));
     }
     all.push(Box::new(Choose(logical.clone())));
+    if recovery.notify.is_some() && recovery.opening.rpo_ms.is_some() {
+        all.push(Box::new(steps::Escalate(recovery.clone())));
+    }
     all.push(Box::new(Restore(logical)));
     all.extend(steps::after_restore(&recovery, false));
     all
@@ -420,6 +423,3 @@ fn failed_checks(report: Option<&pgark_engine::validate::Report>) -> Vec<String>
     let checks = report.iter().flat_map(|r| &r.checks).filter(|c| c.outcome == Verdict::Failed);
     checks.map(|c| c.name.escape_debug().to_string()).collect()
 }
-
-/// For those who print plans: the names of steps that change nothing.
-pub const HARMLESS: [&str; 3] = [PREFLIGHT, AUTHORISE, CHOOSE];

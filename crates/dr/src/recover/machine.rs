@@ -41,6 +41,8 @@ impl Log for Journal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
+    /// It has not ended.
+    UnderWay,
     /// The service is back.
     Restored,
     /// Nothing was changed.
@@ -60,6 +62,7 @@ pub enum State {
 impl State {
     pub fn as_str(self) -> &'static str {
         match self {
+            State::UnderWay => "under_way",
             State::Restored => "restored",
             State::Refused => "refused",
             State::NotStopped => "not_stopped",
@@ -216,7 +219,7 @@ impl Machine<'_> {
     /// One step, to its end. Returns why it failed.
     fn forward(&mut self, n: usize) -> Result<Option<EngineError>> {
         let Some(step) = self.steps.get_mut(n) else { return Ok(None) };
-        one(self.log, self.ctx, step.as_mut(), (None, State::Restored))
+        one(self.log, self.ctx, step.as_mut(), (None, State::UnderWay))
     }
 
     fn back(&mut self, failure: &Failure) -> Result<()> {

@@ -59,6 +59,8 @@ pub struct Ask {
 pub struct Notify {
     pub command: Vec<String>,
     pub within: Duration,
+    /// Variables of the environment that it does not get.
+    pub hidden: Vec<&'static str>,
 }
 
 /// The first line of the journal: what this recovery is. Going on takes it from there.
@@ -102,9 +104,9 @@ pub enum Safety {
 }
 
 impl Opening {
-    /// `20260822-031500R`: like that of a backup.
+    /// `20260822-031500-042R`, with milliseconds: one that is refused takes no time.
     pub fn id_of(at: Timestamp) -> String {
-        format!("{}R", at.strftime("%Y%m%d-%H%M%S"))
+        format!("{}-{:03}R", at.strftime("%Y%m%d-%H%M%S"), at.subsec_millisecond())
     }
 
     pub fn rpo(&self) -> Option<Duration> {

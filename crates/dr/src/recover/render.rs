@@ -34,6 +34,7 @@ fn class(outcome: StepOutcome) -> &'static str {
 
 fn verdict(state: State) -> &'static str {
     match state {
+        State::UnderWay => "It has not ended.",
         State::Restored => "The service is back.",
         State::Refused => "Nothing was changed.",
         State::NotStopped => "The application could not be stopped. No data was touched.",

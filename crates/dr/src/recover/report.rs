@@ -190,6 +190,7 @@ impl Report {
             None => "",
         };
         match &self.failure {
+            None if !self.restored => format!("{of} is being recovered"),
             None => format!("{of} restored{rto}{validation}"),
             Some(f) => {
                 format!("{of} NOT restored ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)

@@ -22,6 +22,7 @@ pub const RESTORE: &str = "restore";
 pub const START: &str = "start";
 pub const READY: &str = "ready";
 pub const SMOKE: &str = "smoke";
+pub const ESCALATE: &str = "escalate";
 pub const NOTIFY: &str = "notify";
 pub const REPORT: &str = "report";
 
@@ -249,6 +250,68 @@ impl Step for Questions {
     }
 }
 
+/// Tells at once that more is lost than may be: whoever decides about that should not learn it after hours.
+pub struct Escalate(pub Rc<Recovery>);
+
+impl Step for Escalate {
+    fn name(&self) -> &'static str {
+        ESCALATE
+    }
+
+    fn what(&self) -> String {
+        let command = self.0.notify.as_ref().and_then(|n| n.command.first());
+        format!(
+            "if the recovery point objective is missed, tell it at once, by {}",
+            command.map_or("?", String::as_str)
+        )
+    }
+
+    fn deadline(&self) -> Duration {
+        self.0.notify.as_ref().map_or(MOMENT, |n| n.within) + MARGIN
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let met = at.done.get(CHOOSE).and_then(|f| f.pointer("/rpo/met")).and_then(Value::as_bool);
+        if met != Some(false) {
+            return Ok(json!({"told": "there is nothing to tell"}));
+        }
+        Ok(match tell(&self.0, at) {
+            Ok(told) => json!({"told": format!("that the objective is missed was told: {told}")}),
+            Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
+            // It holds nothing up.
+            Err(e) => json!({"told": e.to_string(), "warnings": [format!("{}: {} {e}", NOTIFY, e.code())]}),
+        })
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(Effect::Took(
+            acted.cloned().unwrap_or_else(|| json!({"told": "it may have been told before this was cut off"})),
+        ))
+    }
+
+    fn state(&self) -> State {
+        State::Halted
+    }
+}
+
+fn tell(recovery: &Recovery, at: &At<'_>) -> Result<String> {
+    let Some(notify) = &recovery.notify else { return Ok("nobody is configured".into()) };
+    let report = Report::at(recovery, at);
+    let text = serde_json::to_vec(&report)
+        .map_err(|e| EngineError::failed("E-INTERNAL", format!("the report cannot be written as JSON: {e}"), ""))?;
+    let hidden: Vec<&str> = notify.hidden.clone();
+    let ended = program::run_told(&notify.command, &hidden, notify.within, text, at.ctx);
+    at.ctx.check_cancelled()?;
+    if ended.succeeded() {
+        return Ok(ended.told());
+    }
+    Err(EngineError::failed(
+        "E-RECOVER-NOTIFY",
+        format!("nobody was told: {}: {}", notify.command.first().map_or("?", String::as_str), ended.told()),
+        "notify in [clusters.NAME.recover] is the command; this changes nothing about the recovery",
+    ))
+}
+
 /// Tells somebody how it went. Once: a pager that rings twice for one thing is not believed.
 pub struct TellSomebody(pub Rc<Recovery>);
 
@@ -267,19 +330,7 @@ impl Step for TellSomebody {
     }
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let Some(notify) = &self.0.notify else { return Ok(Value::Null) };
-        let report = Report::at(&self.0, at);
-        let text = serde_json::to_vec(&report)
-            .map_err(|e| EngineError::failed("E-INTERNAL", format!("the report cannot be written as JSON: {e}"), ""))?;
-        let ended = program::run_told(&notify.command, &[], notify.within, text, at.ctx);
-        if !ended.succeeded() {
-            return Err(EngineError::failed(
-                "E-RECOVER-NOTIFY",
-                format!("nobody was told: {}: {}", notify.command.first().map_or("?", String::as_str), ended.told()),
-                "notify in [clusters.NAME.recover] is the command; this changes nothing about the recovery",
-            ));
-        }
-        Ok(json!({"told": ended.told()}))
+        Ok(json!({"told": tell(&self.0, at)?}))
     }
 
     fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
