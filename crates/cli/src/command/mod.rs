@@ -26,6 +26,7 @@ mod locks;
 mod misc;
 pub mod readers;
 mod recover;
+mod recover_text;
 mod replicate;
 mod report;
 mod restore;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 use pgark_dr::recover::book::{self, Found};
-use pgark_dr::recover::forecast::{self, Expected};
+use pgark_dr::recover::forecast;
 use pgark_dr::recover::logical::{self, Logical, VALIDATION};
 use pgark_dr::recover::report::Report;
 use pgark_dr::recover::{Ended, Machine, Notify, Opening, Planned, Recovery, Safety, State, Step, Wish, steps};
@@ -23,11 +23,12 @@ use super::Outcome;
 use super::backup_logical::{LOCK_WAIT, scratch, tool_options, truth};
 use super::context::{CONNECT_TIMEOUT, Context, confirm, engine_failure};
 use super::delete::parse_id;
+use super::recover_text::{PlanDocument, plan_text, text};
 use super::restore::parse_moment;
 use super::validate::{CHECK_WITHIN, ask_as, configured_checks};
 use crate::args::{ConfirmArgs, GlobalArgs};
-use crate::failure::{Exit, Failure, SCHEMA, escape};
-use crate::output::{self, Align, Table, human_duration, timestamp};
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output::{self, Form};
 use crate::secret::SECRET_VARIABLES;
 use crate::settings::recover::{Asking, Recover};
 use crate::settings::schema::Kind;
@@ -63,6 +64,8 @@ pub struct RecoverArgs {
 
 #[derive(Serialize)]
 struct RecoverDocument<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<serde_json::Value>,
     #[serde(flatten)]
     report: &'a Report,
     /// Three files of this name, with .json, .md and .html.
@@ -144,8 +147,20 @@ fn drive(
         _ => None,
     });
     let of = |name: &str| stored.as_ref()?.get(name)?.as_str().map(str::to_owned);
-    let document = RecoverDocument { report: &report, report_file: of("file"), stored: of("stored") };
+    let failed = report.failure.as_ref().map(|f| {
+        let failure = Failure::new(f.code.clone(), exit(&ended, &report), f.why.clone());
+        match &f.hint {
+            Some(hint) => failure.hint(hint.clone()),
+            None => failure,
+        }
+    });
+    // Where every other command that fails has it, too.
+    let error = failed.as_ref().and_then(|f| f.to_json().get("error").cloned());
+    let document = RecoverDocument { error, report: &report, report_file: of("file"), stored: of("stored") };
     if !(global.says_nothing() && report.restored) {
+        if let (Form::Text, Some(failed)) = (global.form(), &failed) {
+            output::failure(Form::Text, failed);
+        }
         output::result(global.form(), &document, || text(&report, document.report_file.as_deref(), &document.stored))?;
     }
     Ok(exit(&ended, &report))
@@ -184,65 +199,6 @@ fn exit_of(e: &EngineError) -> Exit {
     }
 }
 
-fn text(report: &Report, file: Option<&str>, stored: &Option<String>) -> String {
-    use pgark_dr::recover::report::StepOutcome;
-    let mut table =
-        Table::new(&[("step", Align::Left), ("outcome", Align::Left), ("took", Align::Right), ("", Align::Left)]);
-    for step in &report.steps {
-        let outcome = match step.outcome {
-            StepOutcome::Done => "done",
-            StepOutcome::Failed => "FAILED",
-            StepOutcome::Undone => "taken back",
-            StepOutcome::Left => "NOT taken back",
-            StepOutcome::Begun => "cut off",
-            StepOutcome::NotReached => "not reached",
-        };
-        let took = step.took_ms.map(|ms| human_duration(Duration::from_millis(ms))).unwrap_or_default();
-        table.row([step.name.as_str(), outcome, &took, step.told.as_deref().unwrap_or_default()]);
-    }
-    let mut out = format!("{}\n\n{}", escape(&report.summary()), table.to_text());
-    let goal = |name: &str, goal: &Option<pgark_dr::recover::Goal>| {
-        let Some(goal) = goal else { return String::new() };
-        let measured = human_duration(Duration::from_millis(goal.measured_ms));
-        let target = goal.target_ms.map(|ms| human_duration(Duration::from_millis(ms)));
-        match (target, goal.met) {
-            (Some(target), Some(false)) => format!("{name} {measured}: objective {target} MISSED\n"),
-            (Some(target), _) => format!("{name} {measured}, objective {target} met\n"),
-            (None, _) => format!("{name} {measured}, no objective is set\n"),
-        }
-    };
-    out += "\n";
-    out += &goal("data lost (RPO)", &report.rpo);
-    out += &goal("time taken (RTO)", &report.rto);
-    if let Some(failure) = &report.failure {
-        out += &format!("state: {}\n{} {}\n", report.state.as_str(), failure.code, escape(&failure.why));
-        out.extend(failure.hint.iter().map(|h| format!("HINT: {}\n", escape(h))));
-    }
-    out.extend(report.left.iter().map(|l| format!("{}\n", escape(l))));
-    out.extend(file.map(|f| format!("report: {f}.json, .md and .html\n")));
-    out.extend(stored.iter().map(|id| format!("the repository has it as report {id}\n")));
-    out
-}
-
-#[derive(Serialize)]
-struct PlanDocument<'a> {
-    schema: u32,
-    cluster: &'a str,
-    kind: &'a str,
-    database: Option<&'a str>,
-    backup: Option<String>,
-    recovery_point: Option<Timestamp>,
-    /// Why no backup could be chosen.
-    problem: Option<String>,
-    /// A recovery that was cut off.
-    unfinished: Option<&'a str>,
-    rto_ms: Option<u64>,
-    expected_ms: u64,
-    /// Whether every step was measured before.
-    complete: bool,
-    steps: &'a [Expected],
-}
-
 fn plan(
     global: &GlobalArgs,
     context: &Context,
@@ -256,7 +212,8 @@ fn plan(
     let history = forecast::history(&recovery.repo, &recovery.cluster, &opening.kind, &context.ctx);
     let expected = history.map_err(engine_failure)?.expect(&opening.steps, dump.map(|d| d.dump_bytes));
     let (total, unknown) = forecast::total(&expected);
-    let problem = found.as_ref().err().map(|e| format!("{} {e}", e.code()));
+    let hint = |e: &EngineError| e.hint().map(|h| format!("; {h}")).unwrap_or_default();
+    let problem = found.as_ref().err().map(|e| format!("{} {e}{}", e.code(), hint(e)));
     let unfinished = match under_way {
         Found::Unfinished(other) => Some(other.id.as_str()),
         Found::None | Found::Ended(_) => None,
@@ -283,26 +240,6 @@ fn plan(
     }
     output::result(global.form(), &document, || plan_text(&document, total, unknown))?;
     Ok(if document.problem.is_some() || unfinished.is_some() { Exit::Warnings } else { Exit::Done })
-}
-
-fn plan_text(plan: &PlanDocument<'_>, total: Duration, unknown: bool) -> String {
-    let mut table = Table::new(&[("step", Align::Left), ("expected", Align::Right), ("", Align::Left)]);
-    for step in plan.steps {
-        let expected = step.expected_ms.map_or("unknown".to_owned(), |ms| human_duration(Duration::from_millis(ms)));
-        table.row([step.step.as_str(), &expected, &step.what]);
-    }
-    let mut out = format!("would recover '{}'", escape(plan.cluster));
-    out.extend(plan.database.map(|d| format!(", database '{}'", d.escape_debug())));
-    out.extend(plan.backup.as_ref().map(|id| format!(", from backup {id}")));
-    out.extend(plan.recovery_point.map(|p| format!(" of {}", timestamp(p))));
-    out += &format!("\n\n{}\n", table.to_text());
-    let rest = if unknown { ", and the steps that were never measured" } else { "" };
-    out += &format!("expected: {}{rest}", human_duration(total));
-    out += &match plan.rto_ms {
-        Some(rto) => format!("; objective {}\n", human_duration(Duration::from_millis(rto))),
-        None => "; no objective is set (rto)\n".to_owned(),
-    };
-    out
 }
 
 pub fn settings(context: &Context) -> Result<Recover, Failure> {

@@ -343,7 +343,13 @@ impl Step for Restore {
                 }
             }
         }
+        let found = match report.validation.as_ref().map(|v| v.outcome) {
+            Some(Verdict::Ok) => "found to be what was backed up",
+            Some(Verdict::Failed) => "found NOT to be what was backed up",
+            Some(Verdict::NotChecked) | None => "not checked completely",
+        };
         let Some(fields) = facts.as_object_mut() else { return Ok(facts) };
+        fields.insert("told".into(), json!(format!("backup {} loaded, {found}", plan.record.id)));
         if let Some(loaded) = &report.not_placed {
             let drop = format!(
                 "what was restored, and is not what was backed up, is there as '{loaded}': to be looked at, and dropped"

@@ -337,3 +337,6 @@ fn step(name: &str, what: &str, lines: &[Line]) -> StepReport {
     let took_ms = started.zip(until).map(|(from, to)| took(from, to));
     StepReport { name: name.into(), what: what.into(), outcome, started, took_ms, told, code }
 }
+
+#[cfg(test)]
+mod tests;
