@@ -3,16 +3,19 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pgark_testkit::{
-    Application, Damage, Damaged, Fault, Mood, Outcome, Pgark, Point, objects_under, strace_works, traced,
+    Application, Damage, Damaged, Fault, Mood, Outcome, Pgark, Point, objects_under, strace_works, traced, wait_until,
 };
 use serde_json::Value;
 
 use crate::site::{Site, full_sweep, sample};
 
 const EXAMPLE: &str = include_str!("../../../../examples/imaging.toml");
+
+const SECONDS: Duration = Duration::from_secs(60);
 
 struct Imaging {
     app: Application,
@@ -311,6 +314,22 @@ fn killed_at_a_write_of_the_journal_it_goes_on_to_its_end() {
         assert!(app.runs() && imaging.databases("pgark_restore%").is_empty(), "at {when}");
     }
     assert!(killed >= 4 || ended, "only {killed} points");
+
+    // Asked to stop in the middle of starting the application: nothing has failed, and it is gone on with.
+    imaging.tidy_up();
+    imaging.psql("delete from studies where i > 10");
+    let patient = imaging.pgark(&[("steady_for = \"1s\"", "steady_for = \"6s\"")]);
+    let mut running = patient.command(words).stdout(Stdio::null()).spawn().expect("it runs");
+    wait_until("the application to stop", SECONDS, || (!app.runs()).then_some(()));
+    wait_until("the application to start", SECONDS, || app.runs().then_some(()));
+    let told = Command::new("kill").args(["-TERM", &running.id().to_string()]).status().expect("kill");
+    assert!(told.success() && running.wait().expect("its end").code() == Some(5));
+    let report = patient.run(["recover", "--resume", "--yes", "--json"]).expect_code(0).json();
+    assert_eq!(
+        (&report["state"], app.calls().join(" ")),
+        (&"restored".into(), "stop start tell".to_owned()),
+        "{report}"
+    );
 
     // Given up: what was there before serves on, and nothing is started.
     imaging.tidy_up();

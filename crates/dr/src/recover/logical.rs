@@ -13,7 +13,7 @@ use pgark_repo::catalog::{BackupKind, CatalogStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::machine::{At, Effect, Failure, State, Step};
+use super::machine::{At, Effect, Failure, State, Step, within};
 use super::report::span;
 use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
 use super::{Goal, Recovery, Safety};
@@ -184,7 +184,8 @@ impl Step for SafetyBackup {
     }
 
     fn deadline(&self) -> Duration {
-        self.0.safety_within
+        // That it takes too long is judged like every other failure of it.
+        self.0.safety_within + MOMENT
     }
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
@@ -195,7 +196,7 @@ impl Step for SafetyBackup {
         let mut options = logical.safety.clone();
         let note = format!("before recovery {}", logical.recovery.opening.id);
         options.annotations.insert(SAFETY_NOTE.into(), note);
-        match dumps::run(&options, &logical.recovery.repo, at.ctx) {
+        match within(at.ctx, logical.safety_within, |ctx| dumps::run(&options, &logical.recovery.repo, ctx)) {
             Ok(report) => {
                 let id = report.entry.id.to_string();
                 Ok(json!({"told": format!("as it was it is in backup {id}"), "safety": id,

@@ -378,7 +378,9 @@ pub fn within<T>(ctx: &Ctx, deadline: Duration, work: impl FnOnce(&Ctx) -> Resul
         found
     });
     match found {
-        Err(e) if late.load(Ordering::Relaxed) && ctx.check_cancelled().is_ok() => {
+        // What fails while everything is told to stop, fails of that.
+        Err(_) if ctx.check_cancelled().is_err() => Err(EngineError::Cancelled),
+        Err(e) if late.load(Ordering::Relaxed) => {
             let said = if matches!(e, EngineError::Cancelled) { String::new() } else { format!(": {e}") };
             Err(EngineError::failed(
                 "E-RECOVER-DEADLINE",
