@@ -267,8 +267,11 @@ fn a_world_that_lies_gets_the_right_verdict() {
     assert_eq!((&report["state"], &report["failure"]["step"]), (&"not_started".into(), &"smoke".into()), "{report}");
     assert!(report["failure"]["why"].as_str().is_some_and(|why| why.contains("status 500")), "{report}");
     imaging.tidy_up();
+    imaging.site.cluster.psql("drop database imaging with (force)");
     let report = recover(&flooded, &[]).expect_code(0).json();
     assert_eq!(report["state"], "restored", "{report}");
+    assert_eq!(imaging.psql("select count(*) from studies"), "500");
+    assert!(imaging.databases("pgark%").is_empty(), "there was nothing to keep: {report}");
 }
 
 /// The journal is what this program syncs with `fdatasync` in its first thread.
