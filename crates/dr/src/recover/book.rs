@@ -87,7 +87,15 @@ pub fn go_on(dir: &Path, cluster: &str, by: &str, at: Timestamp) -> Result<(Jour
     let mut journal = Journal::open(&path)?;
     let opening = match found(journal.lines()) {
         Found::Unfinished(opening) => opening,
-        Found::Ended(_) | Found::None => return Err(none()),
+        Found::Ended(opening) => {
+            let state = journal.ended().map_or("?", |(state, _)| state);
+            return Err(EngineError::refused(
+                "E-RECOVER-NONE",
+                format!("recovery {} of '{cluster}' has ended: {state}", opening.id),
+                "'pgark report list' shows its report; 'pgark recover' begins another one",
+            ));
+        }
+        Found::None => return Err(none()),
     };
     journal.append(at, Event::Resumed { by: by.to_owned() })?;
     Ok((journal, opening))
