@@ -178,7 +178,7 @@ fn exit(ended: &Ended, report: &Report) -> Outcome {
     // What is told of reports and notifications changes no result.
     let told = |w: &String| !w.starts_with("notify: ");
     match (&ended.failure, ended.state) {
-        (None, _) if report.warnings.iter().any(|w| told(w)) => Exit::Warnings,
+        (None, _) if report.warnings.iter().any(told) => Exit::Warnings,
         (None, _) => Exit::Done,
         (Some(_), State::Abandoned) => Exit::Cancelled,
         (Some(f), _) if f.code == VALIDATION => Exit::ValidationFailed,
