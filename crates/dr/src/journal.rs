@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -22,34 +22,28 @@ const MODE: u32 = 0o600;
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
     /// The first line: what this is the journal of.
-    Opened {
-        what: String,
-        plan: serde_json::Value,
-    },
+    Opened { what: String, plan: serde_json::Value },
     /// Written before the step runs.
-    Begins {
-        step: String,
-        facts: serde_json::Value,
-    },
+    Begins { step: String, facts: serde_json::Value },
     /// It was checked that the step took effect.
-    Done {
-        step: String,
-        facts: serde_json::Value,
-    },
+    Done { step: String, facts: serde_json::Value },
     Failed {
         step: String,
+        code: String,
         why: String,
-    },
-    /// The step was taken back.
-    Undone {
-        step: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
         facts: serde_json::Value,
     },
+    /// The step was taken back, or was found not to have taken effect.
+    Undone { step: String, facts: serde_json::Value },
+    /// The step could not be taken back.
+    Left { step: String, why: String },
+    /// Somebody goes on after it was cut off.
+    Resumed { by: String },
     /// The state that all of it ended in.
-    Ended {
-        state: String,
-        why: String,
-    },
+    Ended { state: String, why: String },
 }
 
 impl Event {
@@ -58,8 +52,9 @@ impl Event {
             Event::Begins { step, .. }
             | Event::Done { step, .. }
             | Event::Failed { step, .. }
-            | Event::Undone { step, .. } => Some(step),
-            Event::Opened { .. } | Event::Ended { .. } => None,
+            | Event::Undone { step, .. }
+            | Event::Left { step, .. } => Some(step),
+            Event::Opened { .. } | Event::Resumed { .. } | Event::Ended { .. } => None,
         }
     }
 }
@@ -95,6 +90,11 @@ impl Journal {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use(path)),
             Err(e) => return Err(EngineError::file("locking", path, e)),
+        }
+        // It was given another name while we waited for it: somebody has just ended it.
+        let (held, named) = (file.metadata().map_err(failed("looking at"))?, std::fs::metadata(path).ok());
+        if named.is_none_or(|n| (n.dev(), n.ino()) != (held.dev(), held.ino())) {
+            return Err(in_use(path));
         }
         let (lines, whole, last_hash) = read(&mut file, path)?;
         let there = file.metadata().map_err(failed("looking at"))?.len();
@@ -135,6 +135,18 @@ impl Journal {
         self.last_hash = hash(text.as_bytes());
         self.lines.push(line);
         Ok(())
+    }
+
+    /// The hash of the last line: of a journal that says the same, nothing was taken away.
+    pub fn head(&self) -> &str {
+        &self.last_hash
+    }
+
+    /// Gives it a name under which it stays. It is still held.
+    pub fn put_away(&mut self, path: &Path) -> Result<()> {
+        std::fs::rename(&self.path, path).map_err(|e| EngineError::file("renaming", &self.path, e))?;
+        self.path = path.to_owned();
+        sync_dir(path)
     }
 
     /// The last that is known of a step.

@@ -5,5 +5,7 @@
 pub mod journal;
 pub mod probe;
 pub mod program;
+pub mod recover;
 pub mod repoint;
+pub mod runbook;
 pub mod service;

@@ -106,6 +106,31 @@ impl Probe {
     }
 }
 
+/// An address that can be asked.
+///
+/// # Errors
+/// What is wrong with it; without the address, which may hold a secret.
+pub fn url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|e| format!("the address cannot be read: {e}"))?;
+    match (url.scheme(), url.host_str(), url.password()) {
+        ("http" | "https", Some(_), None) => Ok(url),
+        ("http" | "https", Some(_), Some(_)) => {
+            Err("a password does not belong into an address: header_files takes headers from files".into())
+        }
+        _ => Err("the address begins with http:// or https://".into()),
+    }
+}
+
+/// # Errors
+/// That there is no such method.
+pub fn method(name: &str) -> Result<Method, String> {
+    let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
+    known
+        .into_iter()
+        .find(|m| m.as_str() == name)
+        .ok_or_else(|| "the method is GET, HEAD, POST, PUT, DELETE or OPTIONS".into())
+}
+
 fn tcp(address: &str, within: Duration) -> Found {
     let began = Instant::now();
     let all = match address.to_socket_addrs() {

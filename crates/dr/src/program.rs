@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -74,16 +74,28 @@ impl Ended {
 
 /// Runs it to its end or the deadline. `hidden` are variables of the environment that it does not get.
 pub fn run(argv: &[String], hidden: &[&str], deadline: Duration, ctx: &Ctx) -> Ended {
-    run_with(argv, hidden, deadline, None, ctx)
+    run_with(argv, hidden, deadline, Given::Nothing, ctx)
+}
+
+/// The same for a program that gets this on its standard input.
+pub fn run_told(argv: &[String], hidden: &[&str], deadline: Duration, told: Vec<u8>, ctx: &Ctx) -> Ended {
+    run_with(argv, hidden, deadline, Given::Input(told), ctx)
 }
 
 /// The same for a program whose children are to go on: when it ends by itself they are left alone. They would hold our pipes
 /// and die of them later, so what all of them say goes into this file, and of that nothing is told here.
 pub fn run_and_leave(argv: &[String], hidden: &[&str], deadline: Duration, log: File, ctx: &Ctx) -> Ended {
-    run_with(argv, hidden, deadline, Some(log), ctx)
+    run_with(argv, hidden, deadline, Given::Log(log), ctx)
 }
 
-fn run_with(argv: &[String], hidden: &[&str], deadline: Duration, log: Option<File>, ctx: &Ctx) -> Ended {
+enum Given {
+    Nothing,
+    Input(Vec<u8>),
+    /// For all that it and its children say.
+    Log(File),
+}
+
+fn run_with(argv: &[String], hidden: &[&str], deadline: Duration, given: Given, ctx: &Ctx) -> Ended {
     let began = Instant::now();
     let ended = |how, stdout, stderr| Ended { how, stdout, stderr, took: began.elapsed() };
     let Some((name, arguments)) = argv.split_first() else {
@@ -91,11 +103,19 @@ fn run_with(argv: &[String], hidden: &[&str], deadline: Duration, log: Option<Fi
     };
     let mut command = Command::new(name);
     command.args(arguments).stdin(Stdio::null()).process_group(0);
+    let (log, input) = match given {
+        Given::Nothing => (None, None),
+        Given::Input(text) => (None, Some(text)),
+        Given::Log(log) => (Some(log), None),
+    };
     let leaves = log.is_some();
     match log.map(|log| log.try_clone().map(|again| (log, again))) {
         None => drop(command.stdout(Stdio::piped()).stderr(Stdio::piped())),
         Some(Ok((log, again))) => drop(command.stdout(log).stderr(again)),
         Some(Err(e)) => return ended(How::NotStarted(format!("its log: {e}")), vec![], vec![]),
+    }
+    if input.is_some() {
+        command.stdin(Stdio::piped());
     }
     for variable in hidden {
         command.env_remove(variable);
@@ -104,6 +124,10 @@ fn run_with(argv: &[String], hidden: &[&str], deadline: Duration, log: Option<Fi
         Ok(child) => child,
         Err(e) => return ended(How::NotStarted(format!("{name}: {e}")), vec![], vec![]),
     };
+    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
+        // A program that does not read it need not; the thread ends with it.
+        std::thread::spawn(move || stdin.write_all(&text));
+    }
     let streams = (child.stdout.take().map(keep), child.stderr.take().map(keep));
     let how = wait(&mut child, began + deadline, deadline, ctx);
     let stopped = matches!(how, How::TooLong(_) | How::Cancelled);
@@ -194,6 +218,14 @@ mod tests {
         let missing = run(&["/nowhere/program".into()], &[], SECONDS, &Ctx::silent());
         assert!(matches!(&missing.how, How::NotStarted(why) if why.contains("/nowhere/program")), "{missing:?}");
         assert!(sh("exit 0", SECONDS).succeeded());
+    }
+
+    #[test]
+    fn it_reads_what_it_is_told_or_does_not() {
+        let cat = run_told(&["cat".into()], &[], SECONDS, b"the report".to_vec(), &Ctx::silent());
+        assert_eq!((cat.how, cat.stdout.as_slice()), (How::Exited(0), b"the report".as_slice()));
+        let deaf = run_told(&["true".into()], &[], SECONDS, vec![b'x'; 1 << 20], &Ctx::silent());
+        assert!(deaf.succeeded(), "{deaf:?}");
     }
 
     #[test]

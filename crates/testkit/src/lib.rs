@@ -5,6 +5,7 @@
 //! else on the machine is touched. It knows pgark only as a program that is run, never as a library, so a test can
 //! never agree with the product by sharing its code.
 
+mod application;
 mod cluster;
 mod faulty_http;
 mod ledger;
@@ -21,6 +22,7 @@ mod strace;
 mod tamper;
 mod tree;
 
+pub use application::{Application, Mood};
 pub use cluster::{ClusterBuilder, StopMode, TestCluster};
 pub use faulty_http::{FaultyHttp, HttpFault};
 pub use ledger::{Expected, Ledger, Pgbench, Row, Target, Writer};

@@ -26,6 +26,8 @@ mod locks;
 mod misc;
 pub mod readers;
 mod rebuild_catalog;
+mod recover;
+mod recover_text;
 mod replicate;
 mod report;
 mod restore;
@@ -33,6 +35,7 @@ mod restore_files;
 mod restore_logical;
 mod restore_system;
 mod restore_table;
+mod runbook;
 mod space;
 mod truth;
 mod unexpire;
@@ -82,6 +85,10 @@ pub enum Command {
     Restore(Box<restore::RestoreArgs>),
     /// Bring one table back as it was at some moment, beside the live one
     RestoreTable(Box<restore_table::RestoreTableArgs>),
+    /// Guided recovery: from stopping the application to the one that answers again, written down step by step
+    Recover(Box<recover::RecoverArgs>),
+    /// The written procedure for disasters, made of the configuration
+    Runbook(runbook::RunbookArgs),
     #[command(hide = true)]
     ScratchKeeper(restore_table::KeeperArgs),
     /// Read and authenticate everything that backups and WAL consist of
@@ -141,6 +148,8 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Wal(a) => wal::run(a, global),
         Command::Restore(a) => restore::run(*a, global),
         Command::RestoreTable(a) => restore_table::run(&a, global),
+        Command::Recover(a) => recover::run(&a, global),
+        Command::Runbook(a) => runbook::run(&a, global),
         Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),
         Command::Validate(a) => validate::run(*a, global),

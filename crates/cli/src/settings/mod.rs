@@ -6,6 +6,7 @@
 pub mod explain;
 pub mod files;
 pub mod nearest;
+pub mod recover;
 pub mod repo_url;
 pub mod schema;
 pub mod space;
@@ -36,8 +37,9 @@ use crate::secret::SecretSource;
 use explain::Entry;
 use files::Environment;
 use nearest::nearest;
+use recover::Recover;
 use repo_url::RepoUrl;
-use schema::{Check, Drill, Encryption, KeyCommand, Logical, Recover, Retention, Schedule, Server, System};
+use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, Schedule, Server, System};
 use space::{PriceSection, SpaceSettings};
 use tree::Location;
 

@@ -11,6 +11,7 @@ use pgark_repo::parity::Percent;
 use pgark_repo::store::LockMode;
 use serde::{Deserialize, Serialize};
 
+use super::recover::Recover;
 use super::repo_url::RepoUrl;
 use super::space::{Capacity, FreeSpace, PriceSection};
 use super::units::{ByteSize, Span};
@@ -321,30 +322,6 @@ pub enum BackupType {
     Full,
     Incr,
     Diff,
-}
-
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recover {
-    pub kind: Kind,
-    pub database: Option<String>,
-    pub report_dir: Option<PathBuf>,
-    pub service: Option<ServiceControl>,
-}
-
-/// How the application is stopped and started: one service manager, or commands.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ServiceControl {
-    pub stop: Option<CommandLine>,
-    pub start: Option<CommandLine>,
-    pub status: Option<CommandLine>,
-    pub systemd: Option<String>,
-    pub docker: Option<String>,
-    pub kubernetes: Option<String>,
-    pub windows: Option<String>,
-    pub stop_timeout: Option<Span>,
-    pub start_timeout: Option<Span>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

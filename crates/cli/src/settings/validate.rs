@@ -10,8 +10,9 @@ use std::time::Duration;
 use pgark_repo::store::lock::LOCK_DAYS_MAX;
 
 use super::nearest::nearest;
+use super::recover::{Asking, Recover, ServiceControl};
 use super::repo_url::Scheme;
-use super::schema::{ClusterSection, Document, Job, RepoSection, Retention, SECRET_KEYS, Schedule, ServiceControl};
+use super::schema::{ClusterSection, Document, Job, RepoSection, Retention, SECRET_KEYS, Schedule};
 use super::tree::{Node, Table, Value};
 use crate::failure::Failure;
 
@@ -158,8 +159,7 @@ fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSectio
             );
         }
     }
-    let service = section.recover.as_ref().and_then(|r| r.service.as_ref());
-    service.map_or(Ok(()), |s| service_control(tree, &["clusters", name, "recover", "service"], s))?;
+    section.recover.as_ref().map_or(Ok(()), |r| recover(tree, name, r))?;
     for (index, repo) in section.repos.iter().enumerate() {
         if section.repos.iter().take(index).any(|earlier| earlier == repo) {
             let index = index.to_string();
@@ -213,10 +213,30 @@ fn retention(tree: &Node, name: &str, retention: &Retention) -> Result<(), Failu
     Ok(())
 }
 
+fn recover(tree: &Node, name: &str, recover: &Recover) -> Result<(), Failure> {
+    let at = ["clusters", name, "recover"];
+    if let Some(service) = &recover.service {
+        let path = [&at[..], &["service"]].concat();
+        service_control(tree, &path, service)?;
+        absolute(tree, &path, service.compose_file.as_deref())?;
+    }
+    for (key, asking, probes) in
+        [("ready", Asking::UntilReady, &recover.ready), ("smoke", Asking::Once, &recover.smoke)]
+    {
+        for (n, probe) in probes.iter().enumerate() {
+            let n = n.to_string();
+            let path = [&at[..], &[key, &n]].concat();
+            probe.ask(asking).map_err(|why| complaint(tree, &path, "E-CONFIG-VALUE", &why))?;
+        }
+    }
+    Ok(())
+}
+
 fn service_control(tree: &Node, path: &[&str], service: &ServiceControl) -> Result<(), Failure> {
-    let managers = [&service.systemd, &service.docker, &service.kubernetes, &service.windows];
+    let managers = [&service.systemd, &service.docker, &service.compose, &service.kubernetes, &service.windows];
     let managers = managers.iter().filter(|m| m.is_some()).count();
-    let commands = [&service.stop, &service.start, &service.status].iter().filter(|c| c.is_some()).count();
+    let commands =
+        [&service.stop, &service.start, &service.status, &service.kill].iter().filter(|c| c.is_some()).count();
     let wrong = match (managers, commands) {
         (0, 0) => "says neither which service manager nor which commands",
         (0, _) if service.stop.is_none() || service.start.is_none() => "needs both stop and start",
@@ -224,7 +244,7 @@ fn service_control(tree: &Node, path: &[&str], service: &ServiceControl) -> Resu
         _ => "names more than one way to stop and start the service",
     };
     Err(complaint(tree, path, "E-CONFIG-VALUE", wrong)
-        .hint("give one of systemd, docker, kubernetes and windows, or the commands stop, start and status"))
+        .hint("give one of systemd, docker, compose, kubernetes and windows, or the commands stop, start and status"))
 }
 
 fn schedule(document: &Document, tree: &Node, index: &str, schedule: &Schedule) -> Result<(), Failure> {

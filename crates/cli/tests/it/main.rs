@@ -36,6 +36,7 @@ mod pitr;
 mod power;
 mod rebuild;
 mod rebuild_catalog;
+mod recover;
 mod reencrypt;
 mod refusals;
 mod replicate;

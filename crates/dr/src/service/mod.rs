@@ -122,29 +122,44 @@ impl Service {
         let argv = self.kind.start(before);
         let ended = program::run_and_leave(&argv, &self.hidden, self.start_within, log, ctx);
         let commands = vec![self.told(&argv, &ended, ctx)?];
-        let up = |seen: &Seen, open: &[SocketAddr]| seen.state == State::Running && open.len() == self.ports.len();
-        let (seen, open) = self.until(began + self.start_within, ctx, up)?;
-        if !up(&seen, &open) {
+        let (seen, open) = self.until(began + self.start_within, ctx, |seen, open| self.is_up(seen, open))?;
+        if !self.is_up(&seen, &open) {
             return Err(self.not_started(&seen, &open, &commands, "does not run"));
         }
-        let (first, until) = (seen.identity, Instant::now() + self.steady_for);
+        let (seen, open) = self.watch(seen.identity, &commands, ctx)?;
+        let took_ms = millis(began.elapsed());
+        Ok(Proof { commands, seen, closed: vec![], open, took_ms, forced: false })
+    }
+
+    /// That what runs keeps running, as it has to after a start that nobody saw the end of.
+    pub fn stays(&self, ctx: &Ctx) -> Result<Seen> {
+        let seen = self.look(ctx);
+        self.watch(seen.identity, &[], ctx).map(|(seen, _)| seen)
+    }
+
+    /// Sees it running for a while, as one and the same process.
+    fn watch(&self, first: Option<String>, commands: &[String], ctx: &Ctx) -> Result<(Seen, Vec<SocketAddr>)> {
+        let until = Instant::now() + self.steady_for;
         loop {
             let (seen, open) = (self.look(ctx), self.open_ports());
-            if !up(&seen, &open) {
-                return Err(self.not_started(&seen, &open, &commands, "did not stay up"));
+            if !self.is_up(&seen, &open) {
+                return Err(self.not_started(&seen, &open, commands, "did not stay up"));
             }
             if seen.identity != first {
                 let was = first.as_deref().unwrap_or("?");
                 let why = format!("was restarted meanwhile ({was} before)");
-                return Err(self.not_started(&seen, &open, &commands, &why));
+                return Err(self.not_started(&seen, &open, commands, &why));
             }
             if Instant::now() >= until {
-                let took_ms = millis(began.elapsed());
-                return Ok(Proof { commands, seen, closed: vec![], open, took_ms, forced: false });
+                return Ok((seen, open));
             }
             ctx.check_cancelled()?;
             std::thread::sleep(LOOK_EVERY);
         }
+    }
+
+    fn is_up(&self, seen: &Seen, open: &[SocketAddr]) -> bool {
+        seen.state == State::Running && open.len() == self.ports.len()
     }
 
     /// Looks until it is so, or the time has come; what was seen last.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 pub use checks::UserCheck;
 pub use compare::{Contents, Expectations};
-pub use render::{to_html, to_markdown};
+pub use render::{html_text, markdown_text, to_html, to_markdown};
 pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA};
 
 use pgark_repo::names::BackupId;

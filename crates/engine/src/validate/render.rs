@@ -128,6 +128,16 @@ fn class(outcome: Outcome) -> &'static str {
     }
 }
 
+/// Any text, as text of an HTML document.
+pub fn html_text(text: &str) -> String {
+    html(text)
+}
+
+/// Any text, as one line of a Markdown document.
+pub fn markdown_text(text: &str) -> String {
+    markdown(text)
+}
+
 fn html(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

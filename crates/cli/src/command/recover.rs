@@ -1,0 +1,449 @@
+//! `recover`: settings to steps, the journal, what is said.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use pgark_dr::recover::book::{self, Found};
+use pgark_dr::recover::forecast;
+use pgark_dr::recover::logical::{self, Logical, VALIDATION};
+use pgark_dr::recover::report::Report;
+use pgark_dr::recover::{Ended, Machine, Notify, Opening, Planned, Recovery, Safety, State, Step, Wish, steps};
+use pgark_engine::error::EngineError;
+use pgark_engine::logical::restore::{self as dumps, Old, Replace, RestoreDatabase, RestoreOptions, Validation};
+use pgark_engine::logical::select::Selection;
+use pgark_engine::logical::{LogicalOptions, Wanted};
+use pgark_repo::Repository;
+use pgark_repo::codec::Compression;
+use serde::Serialize;
+
+use super::Outcome;
+use super::backup_logical::{LOCK_WAIT, scratch, tool_options, truth};
+use super::context::{CONNECT_TIMEOUT, Context, confirm, engine_failure};
+use super::delete::parse_id;
+use super::recover_text::{PlanDocument, plan_text, text};
+use super::restore::parse_moment;
+use super::validate::{CHECK_WITHIN, ask_as, configured_checks};
+use crate::args::{ConfirmArgs, GlobalArgs};
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output::{self, Form};
+use crate::secret::SECRET_VARIABLES;
+use crate::settings::recover::{Asking, Recover};
+use crate::settings::schema::Kind;
+
+const RESTORE_WITHIN: Duration = Duration::from_secs(24 * 3600);
+const NOTIFY_WITHIN: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// A backup's id; 'latest' or nothing for the newest one that can be used
+    id: Option<String>,
+    /// Print the steps, with the time that each is likely to take, and change nothing
+    #[arg(long, alias = "dry-run")]
+    plan: bool,
+    /// Go on with a recovery that was cut off
+    #[arg(long, conflicts_with_all = ["id", "plan", "abandon"])]
+    resume: bool,
+    /// Give up a recovery that was cut off: what can be is taken back, nothing is started
+    #[arg(long, conflicts_with_all = ["id", "plan"])]
+    abandon: bool,
+    /// When the incident was declared: the recovery time is measured from here [default: now]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["resume", "abandon"])]
+    declared: Option<String>,
+    /// Why, for the report
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["resume", "abandon"])]
+    reason: Option<String>,
+    /// Do not back up what is replaced; it is kept all the same [setting: recover.safety_backup]
+    #[arg(long, conflicts_with_all = ["resume", "abandon"])]
+    no_safety_backup: bool,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+}
+
+#[derive(Serialize)]
+struct RecoverDocument<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<serde_json::Value>,
+    #[serde(flatten)]
+    report: &'a Report,
+    /// Three files of this name, with .json, .md and .html.
+    report_file: Option<String>,
+    /// Under which the repository has it.
+    stored: Option<String>,
+}
+
+pub fn run(args: &RecoverArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    let settings = settings(&context)?;
+    context.stop_on_signals()?;
+    let (cluster, dir) = (context.cluster()?, report_dir(&settings)?);
+    if args.resume || args.abandon {
+        return go_on(args, global, &context, &settings);
+    }
+    let opening = opening(&args.asked()?, &context, &settings)?;
+    let under_way = book::look(&dir, cluster.as_str()).map_err(engine_failure)?;
+    let repo = context.open_first_with_books()?.healing();
+    let (recovery, opening) = recovery(&context, &settings, repo, opening)?;
+    if args.plan {
+        return plan(global, &context, &recovery, &under_way, &settings);
+    }
+    // Before anybody is asked; it is looked at again when the new one begins.
+    if let Found::Unfinished(other) = &under_way {
+        return Err(engine_failure(book::unfinished(other)));
+    }
+    let what =
+        format!("replace database '{}' of '{cluster}'", opening.database.as_deref().unwrap_or("?").escape_debug());
+    confirm(&args.confirm, &what)?;
+    let mut journal = book::begin(&dir, &opening, (context.ctx.clock)()).map_err(engine_failure)?;
+    drive(global, &context, &settings, &recovery, &mut journal, Wish::GoOn)
+}
+
+fn go_on(args: &RecoverArgs, global: &GlobalArgs, context: &Context, settings: &Recover) -> Result<Outcome, Failure> {
+    let (cluster, dir) = (context.cluster()?, report_dir(settings)?);
+    let (wish, question) = match args.abandon {
+        true => (Wish::Abandon, "give up the recovery that was cut off"),
+        false => (Wish::GoOn, "go on with the recovery that was cut off"),
+    };
+    if let Found::Unfinished(opening) = book::look(&dir, cluster.as_str()).map_err(engine_failure)? {
+        confirm(&args.confirm, &format!("{question} ({})", opening.id))?;
+    }
+    let repo = context.open_first_with_books()?.healing();
+    let (mut journal, opening) =
+        book::go_on(&dir, cluster.as_str(), &who(), (context.ctx.clock)()).map_err(engine_failure)?;
+    let (recovery, now) = recovery(context, settings, repo, opening.clone())?;
+    let names = |all: &[Planned]| all.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    if names(&now.steps) != names(&opening.steps) {
+        let was = names(&opening.steps).join(", ");
+        return Err(Failure::refused(
+            "E-RECOVER-CHANGED",
+            format!("[clusters.{cluster}.recover] says other steps than when the recovery began: {was}"),
+        )
+        .hint("make the settings what they were, and go on; nothing was changed"));
+    }
+    drive(global, context, settings, &recovery, &mut journal, wish)
+}
+
+/// Runs the steps to their end, and says how it ended.
+fn drive(
+    global: &GlobalArgs,
+    context: &Context,
+    settings: &Recover,
+    recovery: &Rc<Recovery>,
+    journal: &mut pgark_dr::journal::Journal,
+    wish: Wish,
+) -> Result<Outcome, Failure> {
+    let last = steps::at_the_end(recovery);
+    let mut machine = Machine { log: journal, ctx: &context.ctx, steps: all(context, settings, recovery)?, last };
+    let ended = machine.run(wish).map_err(|e| interrupted(&e))?;
+    let report =
+        Report::made(&recovery.opening, journal.lines(), ended.failure.as_ref(), ended.state, (context.ctx.clock)());
+    book::put_away(journal, &recovery.dir, &recovery.opening).map_err(engine_failure)?;
+    recovery.repo.store().notices().iter().for_each(|notice| output::warning(notice));
+    report.warnings.iter().for_each(|w| output::warning(w));
+    let stored = journal.lines().iter().rev().find_map(|l| match &l.event {
+        pgark_dr::journal::Event::Done { step, facts } if step == steps::REPORT => Some(facts.clone()),
+        _ => None,
+    });
+    let of = |name: &str| stored.as_ref()?.get(name)?.as_str().map(str::to_owned);
+    let failed = report.failure.as_ref().map(|f| {
+        let failure = Failure::new(f.code.clone(), exit(&ended, &report), f.why.clone());
+        match &f.hint {
+            Some(hint) => failure.hint(hint.clone()),
+            None => failure,
+        }
+    });
+    // Where every other command that fails has it, too.
+    let error = failed.as_ref().and_then(|f| f.to_json().get("error").cloned());
+    let document = RecoverDocument { error, report: &report, report_file: of("file"), stored: of("stored") };
+    if !(global.says_nothing() && report.restored) {
+        if let (Form::Text, Some(failed)) = (global.form(), &failed) {
+            output::failure(Form::Text, failed);
+        }
+        output::result(global.form(), &document, || text(&report, document.report_file.as_deref(), &document.stored))?;
+    }
+    Ok(exit(&ended, &report))
+}
+
+/// The recovery can be gone on with.
+fn interrupted(e: &EngineError) -> Failure {
+    let exit = if matches!(e, EngineError::Cancelled) { Exit::Cancelled } else { Exit::Failed };
+    let (code, why) = (e.code(), e.to_string());
+    Failure::new(code, exit, format!("the recovery stopped in the middle: {why}"))
+        .hint("'pgark recover --resume' goes on with it, 'pgark recover --abandon' takes back what can be")
+}
+
+fn exit(ended: &Ended, report: &Report) -> Outcome {
+    // What is told of reports and notifications changes no result.
+    let told = |w: &String| !w.starts_with("notify: ");
+    match (&ended.failure, ended.state) {
+        (None, _) if report.warnings.iter().any(told) => Exit::Warnings,
+        (None, _) => Exit::Done,
+        (Some(_), State::Abandoned) => Exit::Cancelled,
+        (Some(f), _) if f.code == VALIDATION => Exit::ValidationFailed,
+        (Some(_), State::Refused) => ended.error.as_ref().map_or(Exit::Refused, exit_of),
+        (Some(_), _) => Exit::Failed,
+    }
+}
+
+fn exit_of(e: &EngineError) -> Exit {
+    use pgark_engine::FailureClass;
+    match e.class() {
+        FailureClass::Refused => Exit::Refused,
+        FailureClass::NoRepository => Exit::NoRepository,
+        FailureClass::Locked => Exit::Locked,
+        FailureClass::WrongKey => Exit::WrongKey,
+        FailureClass::Damaged => Exit::Damage,
+        FailureClass::Failed | FailureClass::Cancelled => Exit::Failed,
+    }
+}
+
+fn plan(
+    global: &GlobalArgs,
+    context: &Context,
+    recovery: &Rc<Recovery>,
+    under_way: &Found,
+    settings: &Recover,
+) -> Result<Outcome, Failure> {
+    let opening = &recovery.opening;
+    let found = dumps::plan(&restore_options(context, settings, opening)?, &recovery.repo, &[]);
+    let dump = found.as_ref().ok().and_then(|p| p.database.as_ref()).map(|d| &d.dump);
+    let history = forecast::history(&recovery.repo, &recovery.cluster, &opening.kind, &context.ctx);
+    let expected = history.map_err(engine_failure)?.expect(&opening.steps, dump.map(|d| d.dump_bytes));
+    let (total, unknown) = forecast::total(&expected);
+    let hint = |e: &EngineError| e.hint().map(|h| format!("; {h}")).unwrap_or_default();
+    let problem = found.as_ref().err().map(|e| format!("{} {e}{}", e.code(), hint(e)));
+    let unfinished = match under_way {
+        Found::Unfinished(other) => Some(other.id.as_str()),
+        Found::None | Found::Ended(_) => None,
+    };
+    let document = PlanDocument {
+        schema: SCHEMA,
+        cluster: &opening.cluster,
+        kind: &opening.kind,
+        database: opening.database.as_deref(),
+        backup: found.as_ref().ok().map(|p| p.record.id.to_string()),
+        recovery_point: dump.map(|d| d.taken),
+        problem,
+        unfinished,
+        rto_ms: opening.rto_ms,
+        expected_ms: u64::try_from(total.as_millis()).unwrap_or(u64::MAX),
+        complete: !unknown,
+        steps: &expected,
+    };
+    if let Some(problem) = &document.problem {
+        output::warning(&format!("it could not begin now: {problem}"));
+    }
+    if let Some(id) = unfinished {
+        output::warning(&format!("recovery {id} has not ended: --resume goes on with it, --abandon gives it up"));
+    }
+    output::result(global.form(), &document, || plan_text(&document, total, unknown))?;
+    Ok(if document.problem.is_some() || unfinished.is_some() { Exit::Warnings } else { Exit::Done })
+}
+
+pub fn settings(context: &Context) -> Result<Recover, Failure> {
+    let cluster = context.cluster_settings()?;
+    let Some(recover) = cluster.recover.clone() else {
+        return Err(Failure::usage("E-RECOVER-NONE", format!("nothing says how '{}' is recovered", cluster.name))
+            .hint(format!("write [clusters.{}.recover]: kind, database, report_dir and service", cluster.name)));
+    };
+    if recover.kind != Kind::Logical {
+        return Err(Failure::refused("E-KIND", "guided recovery is built for kind = \"logical\" so far")
+            .hint("'pgark restore' restores every kind, without what is around it; nothing was changed"));
+    }
+    Ok(recover)
+}
+
+pub fn report_dir(settings: &Recover) -> Result<PathBuf, Failure> {
+    settings.report_dir.clone().ok_or_else(|| {
+        Failure::usage("E-RECOVER-DIR", "nothing says where the journal of a recovery and its report go")
+            .hint("set report_dir in [clusters.NAME.recover], such as /var/log/pgark")
+    })
+}
+
+/// The user that this runs as, and who logged in, where the system knows that.
+fn who() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy().into_owned();
+    let login = std::fs::read_to_string("/proc/self/loginuid").ok().and_then(|t| t.trim().parse::<u32>().ok());
+    let login = login.filter(|l| *l != uid && *l != u32::MAX).map(|l| format!(" (logged in as {})", user(l)));
+    format!("{}@{host}{}", user(uid), login.unwrap_or_default())
+}
+
+fn user(uid: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let of = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    };
+    passwd.lines().find_map(of).unwrap_or_else(|| uid.to_string())
+}
+
+/// What somebody asks for with this recovery.
+#[derive(Default)]
+struct Asked<'a> {
+    backup: Option<&'a str>,
+    declared: Option<Timestamp>,
+    reason: Option<&'a str>,
+    no_safety_backup: bool,
+}
+
+impl RecoverArgs {
+    fn asked(&self) -> Result<Asked<'_>, Failure> {
+        let backup = self.id.as_deref().filter(|id| *id != "latest");
+        backup.map(parse_id).transpose()?;
+        let declared = self.declared.as_deref().map(parse_moment).transpose()?;
+        let reason = self.reason.as_deref();
+        Ok(Asked { backup, declared, reason, no_safety_backup: self.no_safety_backup })
+    }
+}
+
+/// Without its steps, which are made of it.
+fn opening(asked: &Asked<'_>, context: &Context, settings: &Recover) -> Result<Opening, Failure> {
+    let cluster = context.cluster_settings()?;
+    let now = (context.ctx.clock)();
+    let declared = asked.declared.unwrap_or(now);
+    if declared > now {
+        return Err(Failure::usage("E-RECOVER-DECLARED", format!("--declared {declared} is not in the past")));
+    }
+    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let safety = settings.safety_backup.map_or(Safety::Try, Safety::from);
+    Ok(Opening {
+        id: Opening::id_of(now),
+        cluster: cluster.name.clone(),
+        kind: "logical".into(),
+        database: Some(database(context, settings)?),
+        backup: asked.backup.map(str::to_owned),
+        began: now,
+        declared,
+        rpo_ms: cluster.rpo.map(ms),
+        rto_ms: cluster.rto.map(ms),
+        by: who(),
+        reason: asked.reason.map(str::to_owned),
+        safety_backup: if asked.no_safety_backup { Safety::Off } else { safety },
+        steps: vec![],
+    })
+}
+
+/// As it would be if it began now.
+pub fn as_configured(context: &Context, settings: &Recover, repo: Repository) -> Result<Rc<Recovery>, Failure> {
+    let opening = opening(&Asked::default(), context, settings)?;
+    Ok(recovery(context, settings, repo, opening)?.0)
+}
+
+/// The one that is named; or the only one that is dumped.
+pub fn database(context: &Context, settings: &Recover) -> Result<String, Failure> {
+    let dumped = context.cluster_settings()?.logical.clone().unwrap_or_default().databases;
+    match (&settings.database, dumped.as_slice()) {
+        (Some(name), _) => Ok(name.clone()),
+        (None, [only]) => Ok(only.clone()),
+        (None, _) => Err(Failure::usage("E-DATABASE-NONE", "nothing says which database is recovered")
+            .hint("set database in [clusters.NAME.recover]")),
+    }
+}
+
+/// The recovery, and its opening with the names of its steps.
+fn recovery(
+    context: &Context,
+    settings: &Recover,
+    repo: Repository,
+    opening: Opening,
+) -> Result<(Rc<Recovery>, Opening), Failure> {
+    let (dir, cluster) = (report_dir(settings)?, context.cluster()?);
+    let wrong =
+        |key: &str, why: String| Failure::usage("E-CONFIG-VALUE", format!("clusters.{cluster}.recover.{key}: {why}"));
+    let service = settings.service.as_ref().map(|s| s.service(&dir, cluster.as_str()));
+    let asks = |key: &str, probes: &[crate::settings::recover::ProbeSection], asking| {
+        probes.iter().map(|p| p.ask(asking)).collect::<Result<Vec<_>, _>>().map_err(|why| wrong(key, why))
+    };
+    let mut recovery = Recovery {
+        service: service.transpose().map_err(|why| wrong("service", why))?,
+        ready: asks("ready", &settings.ready, Asking::UntilReady)?,
+        smoke: asks("smoke", &settings.smoke, Asking::Once)?,
+        operators: settings.operators.clone(),
+        notify: settings.notify.clone().map(|command| Notify {
+            command: command.0,
+            within: settings.notify_timeout.map_or(NOTIFY_WITHIN, |s| s.0),
+            hidden: SECRET_VARIABLES.to_vec(),
+        }),
+        cluster: cluster.clone(),
+        repo,
+        dir,
+        opening,
+    };
+    // The steps take what they are from the recovery, and it takes from them what they are called.
+    let first = Rc::new(recovery);
+    let names = |all: &[Box<dyn Step>]| {
+        all.iter().map(|s| Planned { name: s.name().into(), what: s.what() }).collect::<Vec<_>>()
+    };
+    let steps = [names(&all(context, settings, &first)?), names(&steps::at_the_end(&first))].concat();
+    recovery = Rc::try_unwrap(first).map_err(|_| Failure::failed("E-INTERNAL", "the steps hold on to the recovery"))?;
+    recovery.opening.steps = steps;
+    let opening = recovery.opening.clone();
+    Ok((Rc::new(recovery), opening))
+}
+
+fn all(context: &Context, settings: &Recover, recovery: &Rc<Recovery>) -> Result<Vec<Box<dyn Step>>, Failure> {
+    let opening = &recovery.opening;
+    Ok(logical::all(Logical {
+        recovery: recovery.clone(),
+        options: restore_options(context, settings, opening)?,
+        safety: safety_options(context, opening)?,
+        database: opening.database.clone().unwrap_or_default(),
+        restore_within: settings.restore_timeout.map_or(RESTORE_WITHIN, |s| s.0),
+        safety_within: settings.safety_timeout.map_or(RESTORE_WITHIN, |s| s.0),
+    }))
+}
+
+fn restore_options(context: &Context, settings: &Recover, opening: &Opening) -> Result<RestoreOptions, Failure> {
+    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
+    let name = opening.database.clone().unwrap_or_default();
+    Ok(RestoreOptions {
+        cluster: context.cluster()?,
+        backup: opening.backup.as_ref().map(|id| parse_id(id)).transpose()?,
+        connect: context.connect_options()?,
+        connect_timeout: CONNECT_TIMEOUT,
+        database: Some(RestoreDatabase {
+            to: name.clone(),
+            name,
+            // The backup of what is replaced is a step of its own.
+            replace: Replace::Replace { safety: None, old: Old::Keep },
+            selection: Selection::default(),
+        }),
+        globals: false,
+        tools: tool_options(None, &configured),
+        scratch: scratch(&configured),
+        jobs: context.jobs(),
+        validate: Some(Validation {
+            checks: configured_checks(context)?,
+            ask_as: ask_as(None, context)?,
+            check_within: settings.check_timeout.map_or(CHECK_WITHIN, |s| s.0),
+            within: settings.restore_timeout.map_or(RESTORE_WITHIN, |s| s.0),
+        }),
+    })
+}
+
+fn safety_options(context: &Context, opening: &Opening) -> Result<LogicalOptions, Failure> {
+    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
+    Ok(LogicalOptions {
+        cluster: context.cluster()?,
+        connect: context.connect_options()?,
+        connect_timeout: CONNECT_TIMEOUT,
+        databases: Wanted::Named(vec![opening.database.clone().unwrap_or_default()]),
+        globals: false,
+        schemas: vec![],
+        tables: vec![],
+        tools: tool_options(None, &configured),
+        lock_wait: configured.lock_wait.map_or(LOCK_WAIT, |s| s.0),
+        scratch: scratch(&configured),
+        jobs: context.jobs(),
+        compression: Compression::DEFAULT,
+        truth: truth(None, &configured),
+        keep: false,
+        annotations: Default::default(),
+        files: None,
+    })
+}

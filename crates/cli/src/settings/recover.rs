@@ -1,0 +1,237 @@
+//! `[clusters.NAME.recover]`: what a recovery stops, restores, starts and asks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgark_dr::probe::{HttpProbe, Probe};
+use pgark_dr::recover::{Ask, Safety};
+use pgark_dr::service::{Kind as ServiceKind, Service};
+use serde::{Deserialize, Serialize};
+
+use super::schema::{CommandLine, Kind};
+use super::units::Span;
+use crate::secret::SECRET_VARIABLES;
+
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// Applications that die of a database that they do not know do it within the first seconds.
+const STEADY_FOR: Duration = Duration::from_secs(5);
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recover {
+    pub kind: Kind,
+    pub database: Option<String>,
+    /// Reports, and the journal of the recovery that is under way.
+    pub report_dir: Option<PathBuf>,
+    pub service: Option<ServiceControl>,
+    /// Users of the operating system who may recover; everybody who can, when it is left out.
+    #[serde(default)]
+    pub operators: Vec<String>,
+    /// Whether the database is backed up before it is replaced.
+    pub safety_backup: Option<SafetySetting>,
+    /// How long restoring and comparing may take.
+    pub restore_timeout: Option<Span>,
+    /// How long one of the checks may take.
+    pub check_timeout: Option<Span>,
+    /// How long the backup of what is replaced may take.
+    pub safety_timeout: Option<Span>,
+    /// Asked until the application is ready.
+    #[serde(default)]
+    pub ready: Vec<ProbeSection>,
+    /// Asked once it is ready: whether it works.
+    #[serde(default)]
+    pub smoke: Vec<ProbeSection>,
+    /// Gets the report as JSON on its standard input, however it ended.
+    pub notify: Option<CommandLine>,
+    pub notify_timeout: Option<Span>,
+    /// Who is called, in this order.
+    #[serde(default)]
+    pub contacts: Vec<Contact>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SafetySetting {
+    /// When it cannot be, that is told
+    Try,
+    /// Without it nothing is replaced
+    Required,
+    Off,
+}
+
+impl From<SafetySetting> for Safety {
+    fn from(setting: SafetySetting) -> Safety {
+        match setting {
+            SafetySetting::Try => Safety::Try,
+            SafetySetting::Required => Safety::Required,
+            SafetySetting::Off => Safety::Off,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contact {
+    pub name: String,
+    pub role: Option<String>,
+    pub phone: Option<String>,
+    pub email: Option<String>,
+}
+
+/// How the application is stopped and started: one service manager, or commands.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceControl {
+    pub stop: Option<CommandLine>,
+    pub start: Option<CommandLine>,
+    /// Ends with 0 when it runs, with 1 to 3 when it does not, as init scripts do.
+    pub status: Option<CommandLine>,
+    /// Run when it does not stop, and `force` allows it.
+    pub kill: Option<CommandLine>,
+    pub systemd: Option<String>,
+    pub docker: Option<String>,
+    /// The service of a Compose project, whose file is `compose_file`.
+    pub compose: Option<String>,
+    pub compose_file: Option<PathBuf>,
+    pub kubernetes: Option<String>,
+    pub namespace: Option<String>,
+    pub windows: Option<String>,
+    pub stop_timeout: Option<Span>,
+    pub start_timeout: Option<Span>,
+    /// How long it has to be seen running after it has started.
+    pub steady_for: Option<Span>,
+    /// What does not stop may be killed.
+    pub force: bool,
+    /// Open while it runs, closed when it does not.
+    pub ports: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProbeSection {
+    /// HOST:PORT that takes connections.
+    pub tcp: Option<String>,
+    pub url: Option<String>,
+    pub method: Option<String>,
+    /// Status codes that are right; 200 to 299 when left out.
+    pub status: Vec<u16>,
+    /// Until the whole answer is there.
+    pub max_latency: Option<Span>,
+    /// Text that the answer contains.
+    pub contains: Option<String>,
+    /// JSON pointers, and the strings, numbers or booleans that are there.
+    pub json: BTreeMap<String, Expected>,
+    pub headers: BTreeMap<String, String>,
+    /// Headers whose value is in a file.
+    pub header_files: BTreeMap<String, PathBuf>,
+    /// Certificates that are believed besides those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// How long it is asked again when the answer is not right.
+    pub timeout: Option<Span>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum Expected {
+    Flag(bool),
+    Number(i64),
+    Text(String),
+}
+
+impl ServiceControl {
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn service(&self, log_dir: &Path, name: &str) -> Result<Service, String> {
+        let command = |c: &Option<CommandLine>| c.clone().map(|c| c.0);
+        let kind = match self {
+            ServiceControl { systemd: Some(unit), .. } => ServiceKind::Systemd(unit.clone()),
+            ServiceControl { windows: Some(name), .. } => ServiceKind::Windows(name.clone()),
+            ServiceControl { docker: Some(name), .. } => ServiceKind::Docker(name.clone()),
+            ServiceControl { compose: Some(service), compose_file, .. } => ServiceKind::Compose {
+                file: compose_file.as_ref().and_then(|f| f.to_str()).ok_or("compose needs compose_file")?.to_owned(),
+                service: service.clone(),
+            },
+            ServiceControl { kubernetes: Some(object), namespace, .. } => {
+                ServiceKind::Kubernetes { object: object.clone(), namespace: namespace.clone() }
+            }
+            _ => ServiceKind::Commands {
+                stop: command(&self.stop).ok_or("stop is missing")?,
+                start: command(&self.start).ok_or("start is missing")?,
+                status: command(&self.status).ok_or(
+                    "status is missing: without it nobody could prove that the application stopped; it ends with 0 when it \
+                     runs, with 1 to 3 when it does not",
+                )?,
+                kill: command(&self.kill),
+            },
+        };
+        let port = |text: &String| text.parse::<SocketAddr>().map_err(|_| format!("'{text}' is no ADDRESS:PORT"));
+        Ok(Service {
+            kind,
+            stop_within: self.stop_timeout.map_or(STOP_WITHIN, |s| s.0),
+            start_within: self.start_timeout.map_or(START_WITHIN, |s| s.0),
+            steady_for: self.steady_for.map_or(STEADY_FOR, |s| s.0),
+            force: self.force,
+            ports: self.ports.iter().map(port).collect::<Result<_, _>>()?,
+            hidden: SECRET_VARIABLES.to_vec(),
+            start_log: log_dir.join(format!("application-{name}.log")),
+        })
+    }
+}
+
+/// What a probe is for, which decides how long it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asking {
+    UntilReady,
+    Once,
+}
+
+impl ProbeSection {
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn ask(&self, asking: Asking) -> Result<Ask, String> {
+        let probe = match (&self.tcp, &self.url) {
+            (Some(address), None) => {
+                let is_address = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+                Probe::Tcp(is_address.then(|| address.clone()).ok_or(format!("'{address}' is no HOST:PORT"))?)
+            }
+            (None, Some(url)) => Probe::Http(Box::new(self.http(url)?)),
+            _ => return Err("either tcp or url says what is asked".into()),
+        };
+        let within = self.timeout.map(|s| s.0).unwrap_or(match asking {
+            Asking::UntilReady => READY_WITHIN,
+            Asking::Once => Duration::ZERO,
+        });
+        // Slower than allowed is told as that, with how slow.
+        let each = self.max_latency.map_or(ANSWERS_WITHIN, |s| s.0 * 4).max(ANSWERS_WITHIN);
+        Ok(Ask { probe, within, each })
+    }
+
+    fn http(&self, url: &str) -> Result<HttpProbe, String> {
+        let parsed = pgark_dr::probe::url(url)?;
+        let method = self.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
+        let value = |expected: &Expected| match expected {
+            Expected::Flag(flag) => (*flag).into(),
+            Expected::Number(number) => (*number).into(),
+            Expected::Text(text) => text.clone().into(),
+        };
+        if let Some(pointer) = self.json.keys().find(|p| !p.is_empty() && !p.starts_with('/')) {
+            return Err(format!("'{pointer}' is no JSON pointer: it begins with '/'"));
+        }
+        Ok(HttpProbe {
+            url: parsed,
+            method: pgark_dr::probe::method(&method)?,
+            statuses: self.status.clone(),
+            latency_max: self.max_latency.map(|s| s.0),
+            json: self.json.iter().map(|(pointer, expected)| (pointer.clone(), value(expected))).collect(),
+            contains: self.contains.clone(),
+            headers: self.headers.clone().into_iter().collect(),
+            secret_headers: self.header_files.clone().into_iter().collect(),
+            ca_file: self.ca_file.clone(),
+        })
+    }
+}

@@ -1,0 +1,432 @@
+//! A database back from a dump, in its place: the steps between the stopped application and the one that starts.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgark_engine::cluster::{Connection, provision};
+use pgark_engine::error::{EngineError, Result};
+use pgark_engine::logical::restore::{self, RestoreOptions, RestorePlan, SAFETY as SAFETY_NOTE};
+use pgark_engine::logical::{self as dumps, LogicalOptions};
+use pgark_engine::validate::Outcome as Verdict;
+use pgark_repo::catalog::{BackupKind, CatalogStore};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::machine::{At, Effect, Failure, State, Step, within};
+use super::report::span;
+use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
+use super::{Goal, Recovery, Safety};
+use crate::service::State as ServiceState;
+
+const MOMENT: Duration = Duration::from_secs(300);
+/// The code of a database that is not what was backed up.
+pub const VALIDATION: &str = "E-RECOVER-VALIDATION";
+
+/// What the steps have in common.
+pub struct Logical {
+    pub recovery: Rc<Recovery>,
+    /// In place, with validation; without a safety backup, which is a step of its own.
+    pub options: RestoreOptions,
+    /// How what is there is backed up before.
+    pub safety: LogicalOptions,
+    pub database: String,
+    pub restore_within: Duration,
+    pub safety_within: Duration,
+}
+
+/// All of them, in their order.
+pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
+    let recovery = logical.recovery.clone();
+    let logical = Rc::new(logical);
+    let mut all: Vec<Box<dyn Step>> =
+        vec![Box::new(Preflight(logical.clone())), Box::new(steps::Authorise(recovery.clone()))];
+    if let Some(service) = &recovery.service {
+        all.push(Box::new(steps::StopService { service: service.clone() }));
+    }
+    if recovery.opening.safety_backup != Safety::Off {
+        all.push(Box::new(SafetyBackup(logical.clone())));
+    }
+    all.push(Box::new(Choose(logical.clone())));
+    if recovery.notify.is_some() && recovery.opening.rpo_ms.is_some() {
+        all.push(Box::new(steps::Escalate(recovery.clone())));
+    }
+    all.push(Box::new(Restore(logical)));
+    all.extend(steps::after_restore(&recovery, false));
+    all
+}
+
+impl Logical {
+    fn plan(&self) -> Result<RestorePlan> {
+        restore::plan(&self.options, &self.recovery.repo, &[])
+    }
+
+    /// A session beside the database.
+    fn session(&self) -> Result<Connection> {
+        let beside = if self.database == "postgres" { "template1" } else { "postgres" };
+        Ok(Connection::open(&self.options.connect.to_database(beside), self.options.connect_timeout)?)
+    }
+
+    fn databases(&self) -> Result<Vec<String>> {
+        let session = self.session()?;
+        let rows = session.query("SELECT datname::text AS name FROM pg_database", &[])?;
+        rows.iter().map(|row| Ok(row.text("name")?.to_owned())).collect()
+    }
+
+    /// What a restore of one of our dumps calls what it loads, or puts aside; those that are there.
+    fn of_ours(&self, prefix: &str) -> Result<Vec<String>> {
+        let catalog = CatalogStore::new(&self.recovery.repo, &self.recovery.cluster).read()?;
+        let ours = catalog.backups.iter().filter(|b| b.kind != BackupKind::Physical);
+        let names: Vec<String> = ours.map(|b| format!("{prefix}{}", b.id)).collect();
+        Ok(self.databases()?.into_iter().filter(|name| names.contains(name)).collect())
+    }
+
+    /// How old what can be restored is, and whether that is in the bounds.
+    fn judged(&self, plan: &RestorePlan) -> Chosen {
+        let dump = plan.database.as_ref().map(|d| &d.dump);
+        let opening = &self.recovery.opening;
+        let point = dump.map_or(plan.record.started, |d| d.taken);
+        Chosen {
+            backup: plan.record.id.to_string(),
+            recovery_point: point,
+            rpo: Goal::judge(opening.rpo_ms, point, opening.declared),
+            bytes: dump.map_or(0, |d| d.dump_bytes),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Chosen {
+    backup: String,
+    recovery_point: Timestamp,
+    rpo: Goal,
+    bytes: u64,
+}
+
+impl Chosen {
+    fn told(&self, plan: &RestorePlan) -> Value {
+        let verdict = match self.rpo.met {
+            Some(true) => " (within the objective)",
+            Some(false) => " (the recovery point objective is MISSED)",
+            None => "",
+        };
+        let old = span(self.rpo.measured_ms);
+        let point = self.recovery_point.strftime("%Y-%m-%dT%H:%M:%SZ");
+        let told = format!("backup {} of {point}, {old} before the incident was declared{verdict}", self.backup);
+        let degraded: Vec<&String> = plan.notes.iter().filter(|n| n.starts_with("DEGRADED")).collect();
+        json!({"told": told, "backup": self.backup, "recovery_point": self.recovery_point, "rpo": self.rpo,
+            "bytes": self.bytes, "warnings": degraded})
+    }
+}
+
+/// Looks whether everything is there that this needs, before anything is touched.
+struct Preflight(Rc<Logical>);
+
+impl Step for Preflight {
+    fn name(&self) -> &'static str {
+        PREFLIGHT
+    }
+
+    fn what(&self) -> String {
+        "see that server, programs, backup and service manager are there; nothing is touched".into()
+    }
+
+    fn deadline(&self) -> Duration {
+        MOMENT
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let plan = self.0.plan()?;
+        let mut told = vec![
+            format!("backup {} can be used", plan.record.id),
+            format!("{} {}", plan.tools.restore.display(), plan.tools.version),
+        ];
+        if let Some(service) = &self.0.recovery.service {
+            let seen = service.look(at.ctx);
+            if seen.state == ServiceState::Unknown {
+                return Err(EngineError::refused(
+                    "E-RECOVER-SERVICE",
+                    format!(
+                        "{} does not tell its state, so that it stopped could not be proved: {}",
+                        service.kind, seen.detail
+                    ),
+                    "see that status in [clusters.NAME.recover.service] ends with 0 when it runs, with 1 to 3 when not; nothing was changed",
+                ));
+            }
+            told.push(format!("{}: {}", service.kind, seen.detail));
+        }
+        Ok(json!({"told": told.join("; ")}))
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    }
+
+    fn state(&self) -> State {
+        State::Refused
+    }
+}
+
+/// What is about to be replaced, as it is now.
+struct SafetyBackup(Rc<Logical>);
+
+impl Step for SafetyBackup {
+    fn name(&self) -> &'static str {
+        SAFETY
+    }
+
+    fn what(&self) -> String {
+        let or = match self.0.recovery.opening.safety_backup {
+            Safety::Required => "",
+            Safety::Try | Safety::Off => ", if it can be",
+        };
+        format!("back up '{}' as it is now{or}", self.0.database.escape_debug())
+    }
+
+    fn deadline(&self) -> Duration {
+        // That it takes too long is judged like every other failure of it.
+        self.0.safety_within + MOMENT
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let (logical, required) = (&self.0, self.0.recovery.opening.safety_backup == Safety::Required);
+        if !provision::database_exists(&logical.session()?, &logical.database)? {
+            return Ok(json!({"told": "there is no such database: there is nothing to back up"}));
+        }
+        let mut options = logical.safety.clone();
+        let note = format!("before recovery {}", logical.recovery.opening.id);
+        options.annotations.insert(SAFETY_NOTE.into(), note);
+        match within(at.ctx, logical.safety_within, |ctx| dumps::run(&options, &logical.recovery.repo, ctx)) {
+            Ok(report) => {
+                let id = report.entry.id.to_string();
+                Ok(json!({"told": format!("as it was it is in backup {id}"), "safety": id,
+                    "left": [format!("the database as it was before is in backup {id}")]}))
+            }
+            Err(EngineError::Cancelled) => Err(EngineError::Cancelled),
+            Err(e) if required => Err(EngineError::failed(
+                "E-SAFETY-BACKUP",
+                format!("the database as it is now could not be backed up, and was not touched: {}: {e}", e.code()),
+                "see to that first; or recover with safety_backup = \"try\": what is replaced is kept in any case",
+            )),
+            Err(e) => {
+                let why = format!("what is replaced could not be backed up before: {}: {e}; it is kept", e.code());
+                Ok(json!({"told": why, "warnings": [why]}))
+            }
+        }
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        // One that was cut off is no backup.
+        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    }
+
+    fn state(&self) -> State {
+        State::Halted
+    }
+}
+
+/// Which backup, and how much is lost with it.
+struct Choose(Rc<Logical>);
+
+impl Step for Choose {
+    fn name(&self) -> &'static str {
+        CHOOSE
+    }
+
+    fn what(&self) -> String {
+        let opening = &self.0.recovery.opening;
+        let rpo = opening.rpo_ms.map(|ms| format!(", and compare its age with {}", span(ms))).unwrap_or_default();
+        match &opening.backup {
+            Some(id) => format!("take backup {id}{rpo}"),
+            None => format!("take the newest backup that can be used{rpo}"),
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        MOMENT
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let plan = self.0.plan()?;
+        let chosen = self.0.judged(&plan).told(&plan);
+        if let Some(told) = chosen.get("told").and_then(Value::as_str) {
+            at.ctx.progress.note(told);
+        }
+        Ok(chosen)
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    }
+
+    fn state(&self) -> State {
+        State::Halted
+    }
+}
+
+/// Loads it beside what is there, compares it with what was backed up, asks the checks, and only then puts it in its place.
+struct Restore(Rc<Logical>);
+
+/// What was there before it began.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Before {
+    was_there: bool,
+    loading: Vec<String>,
+    aside: Vec<String>,
+}
+
+const LOADING: &str = "pgark_restore_";
+const ASIDE: &str = "pgark_replaced_";
+
+impl Restore {
+    fn new_since(&self, prefix: &str, before: &[String]) -> Result<Vec<String>> {
+        Ok(self.0.of_ours(prefix)?.into_iter().filter(|name| !before.contains(name)).collect())
+    }
+
+    fn notes(&self, at: &At<'_>, facts: Value) {
+        *at.notes.borrow_mut() = facts;
+    }
+
+    fn kept(&self, aside: &str) -> String {
+        format!(
+            "the database that was replaced is there as '{aside}', without connections; when it is not needed any more: drop database \"{aside}\""
+        )
+    }
+}
+
+fn read(before: &Value) -> Before {
+    serde_json::from_value(before.clone()).unwrap_or_default()
+}
+
+impl Step for Restore {
+    fn name(&self) -> &'static str {
+        RESTORE
+    }
+
+    fn what(&self) -> String {
+        let checks = match self.0.options.validate.as_ref().map_or(0, |v| v.checks.len()) {
+            0 => String::new(),
+            n => format!(", ask {n} checks"),
+        };
+        format!(
+            "load '{}' beside what is there, compare it with what was backed up{checks}, put it in its place, keep what was there",
+            self.0.database.escape_debug()
+        )
+    }
+
+    fn deadline(&self) -> Duration {
+        self.0.restore_within
+    }
+
+    fn before(&mut self, _: &At<'_>) -> Result<Value> {
+        let was_there = self.0.databases()?.contains(&self.0.database);
+        let before = Before { was_there, loading: self.0.of_ours(LOADING)?, aside: self.0.of_ours(ASIDE)? };
+        serde_json::to_value(before).map_err(|e| EngineError::failed("E-INTERNAL", e.to_string(), ""))
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let mut announce = |plan: &RestorePlan| {
+            at.ctx.progress.note(&format!("backup {}", plan.record.id));
+        };
+        let (plan, report) = restore::run(&self.0.options, &self.0.recovery.repo, at.ctx, &mut announce)?;
+        let chosen = self.0.judged(&plan);
+        let mut facts = chosen.told(&plan);
+        let validation = serde_json::to_value(&report.validation).unwrap_or(Value::Null);
+        let stored = report.stored.as_ref().map(ToString::to_string);
+        if let Some(fields) = facts.as_object_mut() {
+            fields.insert("validation".into(), validation);
+            fields.insert("stored".into(), json!(stored));
+            fields.insert("kept".into(), json!(report.kept));
+            if let Some(Value::Array(warnings)) = fields.get_mut("warnings") {
+                warnings.extend(report.warnings.iter().map(|w| json!(w)));
+                if report.validation.as_ref().is_some_and(|v| v.outcome == Verdict::NotChecked) {
+                    warnings.push(json!("what was restored could not be checked completely"));
+                }
+            }
+        }
+        let found = match report.validation.as_ref().map(|v| v.outcome) {
+            Some(Verdict::Ok) => "found to be what was backed up",
+            Some(Verdict::Failed) => "found NOT to be what was backed up",
+            Some(Verdict::NotChecked) | None => "not checked completely",
+        };
+        let Some(fields) = facts.as_object_mut() else { return Ok(facts) };
+        fields.insert("told".into(), json!(format!("backup {} loaded, {found}", plan.record.id)));
+        if let Some(loaded) = &report.not_placed {
+            let drop = format!(
+                "what was restored, and is not what was backed up, is there as '{loaded}': to be looked at, and dropped"
+            );
+            fields.insert("left".into(), json!([drop]));
+            let failed: Vec<String> = failed_checks(report.validation.as_ref());
+            self.notes(at, facts);
+            return Err(EngineError::failed(
+                VALIDATION,
+                format!(
+                    "what was restored from backup {} is not what was backed up: {}; '{}' is as it was, and what was restored is there as '{loaded}'",
+                    plan.record.id,
+                    failed.join(", "),
+                    self.0.database.escape_debug()
+                ),
+                "the report tells what differs; the application was not started",
+            ));
+        }
+        fields.insert("left".into(), json!(report.kept.iter().map(|aside| self.kept(aside)).collect::<Vec<_>>()));
+        Ok(facts)
+    }
+
+    fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        let before = read(at.before);
+        let is_there = self.0.databases()?.contains(&self.0.database);
+        if let Some(facts) = acted {
+            return Ok(if is_there { Effect::Took(facts.clone()) } else { Effect::None });
+        }
+        // The exchange of names is one transaction.
+        let (loading, aside) = (self.new_since(LOADING, &before.loading)?, self.new_since(ASIDE, &before.aside)?);
+        let placed = if before.was_there { aside.first().cloned() } else { is_there.then(|| self.0.database.clone()) };
+        match placed {
+            Some(name) => {
+                let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
+                let told = "it was found right and took its place before this was cut off";
+                let mut facts = json!({"told": told, "left": left, "kept": aside.first()});
+                if let (Some(fields), Some(id)) = (facts.as_object_mut(), name.strip_prefix(ASIDE)) {
+                    fields.insert("backup".into(), json!(id));
+                }
+                Ok(Effect::Took(facts))
+            }
+            None if loading.is_empty() => Ok(Effect::None),
+            None => Ok(Effect::Partly),
+        }
+    }
+
+    fn goes_back(&self, failure: &Failure) -> bool {
+        // A failure of its own has tidied up, or left something to be looked at.
+        failure.is_abandoned()
+    }
+
+    /// Removes what was being loaded. What is in its place stays: it was found right.
+    fn undo(&mut self, at: &At<'_>) -> Result<Value> {
+        let before = read(at.before);
+        let session = self.0.session()?;
+        let mut told = vec![];
+        for name in self.new_since(LOADING, &before.loading)? {
+            provision::drop_database(&session, &name)?;
+            told.push(format!("'{name}' is removed"));
+        }
+        // It may have been closed for the exchange of names.
+        if before.was_there && provision::database_exists(&session, &self.0.database)? {
+            provision::open_database(&session, &self.0.database)?;
+        }
+        for aside in self.new_since(ASIDE, &before.aside)? {
+            told.push(format!("what was restored stays, and what was there before is '{aside}'"));
+        }
+        Ok(json!({"told": if told.is_empty() { "nothing of it was there".into() } else { told.join("; ") }}))
+    }
+
+    fn state(&self) -> State {
+        State::Halted
+    }
+}
+
+fn failed_checks(report: Option<&pgark_engine::validate::Report>) -> Vec<String> {
+    let checks = report.iter().flat_map(|r| &r.checks).filter(|c| c.outcome == Verdict::Failed);
+    checks.map(|c| c.name.escape_debug().to_string()).collect()
+}

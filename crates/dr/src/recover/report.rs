@@ -1,0 +1,342 @@
+//! What a recovery did, made of its journal: also after it was cut off and gone on with by somebody else.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use pgark_engine::ctx::Ctx;
+use pgark_engine::error::{EngineError, Result};
+use pgark_engine::reports;
+use pgark_engine::validate;
+use pgark_repo::names::BackupId;
+use pgark_repo::report::{NewReport, Severity, StoredReport};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::machine::{At, Failure, State, done};
+use super::steps::{CHOOSE, NOTIFY, REPORT, RESTORE};
+use super::{Goal, Opening, Recovery, WHAT};
+use crate::journal::{Event, Line};
+
+pub const SCHEMA: u32 = 1;
+const MODE: u32 = 0o640;
+/// Reports that are looked through for one that was stored before a crash.
+const LOOKED_THROUGH: usize = 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    Done,
+    Failed,
+    /// Taken back afterwards.
+    Undone,
+    /// It was to be taken back and could not be.
+    Left,
+    /// It has begun; more is not known.
+    Begun,
+    NotReached,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepReport {
+    pub name: String,
+    pub what: String,
+    pub outcome: StepOutcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+    /// For people: what was found, or why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub schema: u32,
+    /// Of the recovery.
+    pub id: String,
+    pub cluster: String,
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    pub state: State,
+    /// The service is back.
+    pub restored: bool,
+    pub began: Timestamp,
+    pub declared: Timestamp,
+    pub ended: Timestamp,
+    pub by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// The moment that the data is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_point: Option<Timestamp>,
+    /// None when no recovery point was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo: Option<Goal>,
+    /// None when the service is not back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rto: Option<Goal>,
+    /// Bytes that were restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_restored: Option<u64>,
+    pub steps: Vec<StepReport>,
+    /// By whom it was gone on with after it was cut off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed: Vec<Resumed>,
+    pub warnings: Vec<String>,
+    /// What is there now that somebody has to know of.
+    pub left: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<validate::Report>,
+    /// Of the journal's line before the last one: nothing up to there was taken away.
+    pub journal_hash: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    pub at: Timestamp,
+    pub by: String,
+}
+
+impl Report {
+    /// As things are when this step runs.
+    pub fn at(recovery: &Recovery, at: &At<'_>) -> Report {
+        Report::made(&recovery.opening, at.lines, at.failure, at.state, (at.ctx.clock)())
+    }
+
+    pub fn made(opening: &Opening, lines: &[Line], failure: Option<&Failure>, state: State, now: Timestamp) -> Report {
+        let found = done(lines);
+        let restored = state == State::Restored;
+        let of = |name: &str| -> Option<Value> {
+            let failed = lines.iter().rev().find_map(|l| match &l.event {
+                Event::Failed { step, facts, .. } if step == RESTORE => facts.get(name).cloned(),
+                _ => None,
+            });
+            let from = |step: &str| found.get(step)?.get(name).filter(|v| !v.is_null()).cloned();
+            from(RESTORE).or(failed).or_else(|| from(CHOOSE))
+        };
+        let read = |name: &str| of(name).and_then(|v| serde_json::from_value(v).ok());
+        let recovery_point = of("recovery_point").and_then(|v| serde_json::from_value::<Timestamp>(v).ok());
+        let rpo = recovery_point.map(|point| Goal::judge(opening.rpo_ms, point, opening.declared));
+        let ended = ended_at(opening, lines).filter(|_| restored).unwrap_or(now);
+        let rto = restored.then(|| Goal::judge(opening.rto_ms, opening.declared, ended));
+        // It cannot tell of itself.
+        let planned = opening.steps.iter().filter(|s| s.name != REPORT);
+        let steps = planned.map(|s| step(&s.name, &s.what, lines)).collect();
+        let mut warnings = gathered(lines, "warnings");
+        warnings.extend(lines.iter().filter_map(|l| match &l.event {
+            Event::Left { step, why } => Some(format!("step {step} could not be taken back: {why}")),
+            // What fails at the end of all changes nothing, and is told.
+            Event::Failed { step, code, why, .. } if failure.is_none_or(|f| f.step != *step) => {
+                Some(format!("{step}: {code} {why}"))
+            }
+            _ => None,
+        }));
+        if rpo.is_some_and(|g| g.missed()) {
+            warnings.insert(0, missed("recovery point", rpo, "old"));
+        }
+        if rto.is_some_and(|g| g.missed()) {
+            warnings.insert(0, missed("recovery time", rto, "taken"));
+        }
+        Report {
+            schema: SCHEMA,
+            id: opening.id.clone(),
+            cluster: opening.cluster.clone(),
+            kind: opening.kind.clone(),
+            database: opening.database.clone(),
+            state,
+            restored,
+            began: opening.began,
+            declared: opening.declared,
+            ended,
+            by: opening.by.clone(),
+            reason: opening.reason.clone(),
+            failure: failure.cloned(),
+            backup: read("backup"),
+            recovery_point,
+            rpo,
+            rto,
+            bytes_restored: of("bytes").and_then(|b| b.as_u64()),
+            steps,
+            resumed: resumed(lines),
+            warnings,
+            left: gathered(lines, "left"),
+            validation: of("validation").and_then(|v| serde_json::from_value(v).ok()),
+            journal_hash: lines.last().map(|l| l.after.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// One line.
+    pub fn summary(&self) -> String {
+        let of = match &self.database {
+            Some(database) => format!("'{}' of {}", database.escape_debug(), self.cluster),
+            None => self.cluster.clone(),
+        };
+        let rto = self.rto.map(|g| format!(" in {}", span(g.measured_ms))).unwrap_or_default();
+        let validation = match self.validation.as_ref().map(|v| v.outcome) {
+            Some(validate::Outcome::Ok) => ", validation ok",
+            Some(validate::Outcome::Failed) => ", validation FAILED",
+            Some(validate::Outcome::NotChecked) => ", validation not complete",
+            None => "",
+        };
+        match &self.failure {
+            None if !self.restored => format!("{of} is being recovered"),
+            None => format!("{of} restored{rto}{validation}"),
+            Some(f) => {
+                format!("{of} NOT restored ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)
+            }
+        }
+    }
+
+    pub fn severity(&self) -> Severity {
+        match (self.restored, self.warnings.is_empty()) {
+            (true, true) => Severity::Info,
+            (true, false) => Severity::Warning,
+            // That nothing was begun is no incident of ours.
+            (false, _) if self.state == State::Refused => Severity::Warning,
+            (false, _) => Severity::Incident,
+        }
+    }
+
+    /// Writes three files, and returns their name without its ending.
+    pub fn write(&self, dir: &Path) -> Result<PathBuf> {
+        let base = dir.join(format!("recovery-{}-{}", self.cluster, self.id));
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|e| EngineError::failed("E-INTERNAL", format!("the report cannot be written as JSON: {e}"), ""))?;
+        for (ending, text) in [("json", json + "\n"), ("md", super::to_markdown(self)), ("html", super::to_html(self))]
+        {
+            let path = with(&base, ending);
+            // As a whole, or not at all.
+            let new = with(&base, "new");
+            let mut options = OpenOptions::new();
+            let file = options.create(true).write(true).truncate(true).mode(MODE).open(&new);
+            file.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
+                .and_then(|()| std::fs::rename(&new, &path))
+                .map_err(|e| EngineError::file("writing", &path, e))?;
+        }
+        Ok(base)
+    }
+
+    pub fn store(&self, recovery: &Recovery, ctx: &Ctx) -> Result<String> {
+        let new = NewReport {
+            what: WHAT,
+            severity: self.severity(),
+            backup: self.backup.clone(),
+            database: self.database.clone(),
+            summary: self.summary(),
+            report: serde_json::to_value(self).map_err(|e| {
+                EngineError::failed("E-REPORT-STORE", format!("the report cannot be written as JSON: {e}"), "")
+            })?,
+        };
+        Ok(StoredReport::store(&recovery.repo, &recovery.cluster, new, ctx.now())?.id.to_string())
+    }
+
+    /// Its id, when it was stored before this was cut off.
+    pub fn already_stored(&self, recovery: &Recovery, ctx: &Ctx) -> Result<Option<String>> {
+        if self.resumed.is_empty() {
+            return Ok(None);
+        }
+        let newest = reports::newest(&recovery.repo, &recovery.cluster, LOOKED_THROUGH, ctx)?;
+        let same = newest.iter().find(|(_, found)| {
+            found.as_ref().is_ok_and(|r| r.what == WHAT && r.report.get("id").and_then(Value::as_str) == Some(&self.id))
+        });
+        Ok(same.map(|(id, _)| id.to_string()))
+    }
+}
+
+fn with(base: &Path, ending: &str) -> PathBuf {
+    let mut name = base.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
+fn missed(what: &str, goal: Option<Goal>, measured: &str) -> String {
+    let Some(goal) = goal else { return String::new() };
+    let target = goal.target_ms.map(span).unwrap_or_default();
+    format!("the {what} objective was missed: {target} is the target, {} {measured}", span(goal.measured_ms))
+}
+
+/// `1d 2h`, `3m 20s`, `4.1 s`.
+pub fn span(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s}.{} s", ms % 1000 / 100),
+        60..3600 => format!("{}m {}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h {}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d {}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// When the last of the planned steps was done.
+fn ended_at(opening: &Opening, lines: &[Line]) -> Option<Timestamp> {
+    let planned = |step: &str| opening.steps.iter().any(|s| s.name == step && s.name != REPORT && s.name != NOTIFY);
+    lines.iter().rev().find_map(|l| match &l.event {
+        Event::Done { step, .. } if planned(step) => Some(l.at),
+        _ => None,
+    })
+}
+
+fn resumed(lines: &[Line]) -> Vec<Resumed> {
+    let of = |l: &Line| match &l.event {
+        Event::Resumed { by } => Some(Resumed { at: l.at, by: by.clone() }),
+        _ => None,
+    };
+    lines.iter().filter_map(of).collect()
+}
+
+fn gathered(lines: &[Line], name: &str) -> Vec<String> {
+    let mut all: Vec<String> = vec![];
+    for line in lines {
+        let (Event::Done { facts, .. } | Event::Failed { facts, .. } | Event::Undone { facts, .. }) = &line.event
+        else {
+            continue;
+        };
+        let words = facts.get(name).and_then(Value::as_array).into_iter().flatten();
+        for word in words.filter_map(Value::as_str) {
+            if !all.iter().any(|w| w == word) {
+                all.push(word.to_owned());
+            }
+        }
+    }
+    all
+}
+
+fn step(name: &str, what: &str, lines: &[Line]) -> StepReport {
+    let own: Vec<&Line> = lines.iter().filter(|l| l.event.step() == Some(name)).collect();
+    let started = own.iter().rev().find(|l| matches!(l.event, Event::Begins { .. })).map(|l| l.at);
+    let (mut outcome, mut told, mut code, mut until) = (StepOutcome::NotReached, None, None, None);
+    for line in own {
+        let text = |facts: &Value| facts.get("told").and_then(Value::as_str).map(str::to_owned);
+        match &line.event {
+            Event::Begins { .. } => (outcome, until) = (StepOutcome::Begun, None),
+            Event::Done { facts, .. } => (outcome, told, until) = (StepOutcome::Done, text(facts), Some(line.at)),
+            Event::Failed { code: c, why, .. } => {
+                (outcome, told, code, until) = (StepOutcome::Failed, Some(why.clone()), Some(c.clone()), Some(line.at));
+            }
+            // A step that failed stays one that failed, whatever was tidied up after it.
+            Event::Undone { .. } | Event::Left { .. } if outcome == StepOutcome::Failed => {}
+            Event::Undone { facts, .. } => (outcome, told) = (StepOutcome::Undone, text(facts).or(told)),
+            Event::Left { why, .. } => (outcome, told) = (StepOutcome::Left, Some(why.clone())),
+            _ => {}
+        }
+    }
+    let took = |from: Timestamp, to: Timestamp| {
+        u64::try_from(to.as_millisecond().saturating_sub(from.as_millisecond())).unwrap_or(0)
+    };
+    let took_ms = started.zip(until).map(|(from, to)| took(from, to));
+    StepReport { name: name.into(), what: what.into(), outcome, started, took_ms, told, code }
+}
+
+#[cfg(test)]
+mod tests;

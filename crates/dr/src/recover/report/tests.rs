@@ -1,0 +1,113 @@
+use serde_json::json;
+
+use super::super::steps::{SMOKE, START, STOP};
+use super::super::{Planned, Safety, to_html, to_markdown};
+use super::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_787_000_000 + second).expect("a time")
+}
+
+fn opening() -> Opening {
+    let steps = [STOP, CHOOSE, RESTORE, START, SMOKE, NOTIFY, REPORT];
+    Opening {
+        id: "20260822-031500-042R".into(),
+        cluster: "main".into(),
+        kind: "logical".into(),
+        database: Some("<b>app|\n".into()),
+        backup: None,
+        began: at(10),
+        declared: at(0),
+        rpo_ms: Some(3_600_000),
+        rto_ms: Some(30_000),
+        by: "postgres@host".into(),
+        reason: Some("<script>alert('x')</script>".into()),
+        safety_backup: Safety::Try,
+        steps: steps.map(|name| Planned { name: name.into(), what: name.into() }).to_vec(),
+    }
+}
+
+fn lines(events: Vec<(i64, Event)>) -> Vec<Line> {
+    let line =
+        |(n, (second, event)): (usize, (i64, Event))| Line { n: n as u64, at: at(second), event, after: "h".into() };
+    events.into_iter().enumerate().map(line).collect()
+}
+
+fn begins(step: &str) -> Event {
+    Event::Begins { step: step.into(), facts: Value::Null }
+}
+
+fn is_done(step: &str, facts: Value) -> Event {
+    Event::Done { step: step.into(), facts }
+}
+
+fn failed(step: &str, code: &str) -> Event {
+    Event::Failed {
+        step: step.into(),
+        code: code.into(),
+        why: "<i>so</i>".into(),
+        hint: None,
+        facts: json!({"left": ["it is there"]}),
+    }
+}
+
+fn of(lines: &[Line], step: &str) -> StepReport {
+    let report = Report::made(&opening(), lines, None, State::Restored, at(999));
+    report.steps.into_iter().find(|s| s.name == step).expect("the step")
+}
+
+#[test]
+fn objectives_are_judged_and_what_took_too_long_is_told() {
+    let chosen = json!({"backup": "20260822-010000L", "recovery_point": at(-7200), "warnings": ["DEGRADED: another is damaged"]});
+    let lines = lines(vec![
+        (10, begins(CHOOSE)),
+        (11, is_done(CHOOSE, chosen)),
+        (11, begins(RESTORE)),
+        (20, Event::Resumed { by: "somebody".into() }),
+        (20, Event::Undone { step: RESTORE.into(), facts: json!({"told": "removed"}) }),
+        (21, begins(RESTORE)),
+        (51, is_done(RESTORE, json!({"bytes": 7, "left": ["the old one is there"]}))),
+        (52, begins(START)),
+        (60, is_done(START, json!({"told": "runs"}))),
+        (70, begins(NOTIFY)),
+        (71, failed(NOTIFY, "E-RECOVER-NOTIFY")),
+        (72, begins(REPORT)),
+    ]);
+    let report = Report::made(&opening(), &lines, None, State::Restored, at(999));
+    assert_eq!(report.rpo, Some(Goal { target_ms: Some(3_600_000), measured_ms: 7_200_000, met: Some(false) }));
+    assert_eq!(report.rto, Some(Goal { target_ms: Some(30_000), measured_ms: 60_000, met: Some(false) }));
+    assert_eq!((report.bytes_restored, report.severity()), (Some(7), Severity::Warning));
+    assert_eq!(report.backup.as_ref().map(ToString::to_string).as_deref(), Some("20260822-010000L"));
+    assert_eq!(of(&lines, RESTORE).took_ms, Some(30_000), "of the run that was not cut off");
+    assert_eq!(of(&lines, SMOKE).outcome, StepOutcome::NotReached);
+    assert_eq!(report.left, ["the old one is there", "it is there"]);
+    for wanted in ["recovery time objective", "recovery point objective", "DEGRADED", "E-RECOVER-NOTIFY"] {
+        assert!(report.warnings.iter().any(|w| w.contains(wanted)), "{wanted}: {:?}", report.warnings);
+    }
+    let text = to_markdown(&report);
+    assert!(
+        text.contains("## Post-mortem") && text.contains("exceeded by 30.0 s") && text.contains("Step restore: 30.0 s")
+    );
+}
+
+#[test]
+fn a_failure_says_what_is_where_and_names_stay_text() {
+    let lines = lines(vec![(10, begins(RESTORE)), (20, failed(RESTORE, "E-RECOVER-VALIDATION"))]);
+    let failure = Failure {
+        step: RESTORE.into(),
+        code: "E-RECOVER-VALIDATION".into(),
+        why: "<i>so</i>".into(),
+        hint: Some("look".into()),
+    };
+    let report = Report::made(&opening(), &lines, Some(&failure), State::Halted, at(30));
+    assert_eq!((report.restored, report.rto, report.severity()), (false, None, Severity::Incident));
+    assert!(report.warnings.is_empty() && report.left == ["it is there"], "{report:?}");
+    assert_eq!(of(&lines, RESTORE).outcome, StepOutcome::Failed);
+    for page in [to_html(&report), to_markdown(&report)] {
+        assert!(!page.contains("<script>") && !page.contains("<b>") && !page.contains("<i>"), "{page}");
+        assert!(page.contains("HALTED") && page.contains("the service is not back"), "{page}");
+    }
+    assert!(report.summary().contains("NOT restored (halted): step restore failed: E-RECOVER-VALIDATION"));
+    let again: Report = serde_json::from_value(serde_json::to_value(&report).expect("JSON")).expect("the same");
+    assert_eq!(again, report);
+}

@@ -1,0 +1,411 @@
+//! The steps that every recovery has, whatever it restores.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use pgark_engine::ctx::Ctx;
+use pgark_engine::error::{EngineError, Result};
+use serde_json::{Value, json};
+
+use super::machine::{At, Effect, Failure, State, Step};
+use super::report::Report;
+use super::{Ask, Recovery};
+use crate::program;
+use crate::service::{Proof, Seen, Service, State as ServiceState};
+
+pub const PREFLIGHT: &str = "preflight";
+pub const AUTHORISE: &str = "authorise";
+pub const STOP: &str = "stop";
+pub const SAFETY: &str = "safety_backup";
+pub const CHOOSE: &str = "choose";
+pub const RESTORE: &str = "restore";
+pub const START: &str = "start";
+pub const READY: &str = "ready";
+pub const SMOKE: &str = "smoke";
+pub const ESCALATE: &str = "escalate";
+pub const NOTIFY: &str = "notify";
+pub const REPORT: &str = "report";
+
+/// Above what the service itself is given, so that its own verdict comes first.
+const MARGIN: Duration = Duration::from_secs(60);
+const MOMENT: Duration = Duration::from_secs(60);
+/// Between two tries of a probe.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Who may begin this.
+pub struct Authorise(pub Rc<Recovery>);
+
+impl Step for Authorise {
+    fn name(&self) -> &'static str {
+        AUTHORISE
+    }
+
+    fn what(&self) -> String {
+        match self.0.operators.as_slice() {
+            [] => "note who recovers, and why".into(),
+            some => format!("see that it is one of: {}", some.join(", ")),
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        MOMENT
+    }
+
+    fn act(&mut self, _: &At<'_>) -> Result<Value> {
+        let (by, operators) = (&self.0.opening.by, &self.0.operators);
+        let name = by.split('@').next().unwrap_or_default();
+        if !operators.is_empty() && !operators.iter().any(|o| o == name) {
+            return Err(EngineError::refused(
+                "E-RECOVER-OPERATOR",
+                format!("'{name}' may not recover '{}'", self.0.cluster),
+                "operators in [clusters.NAME.recover] says who may; nothing was changed",
+            ));
+        }
+        let why = self.0.opening.reason.as_deref().unwrap_or("no reason given");
+        Ok(json!({"told": format!("by {by}: {why}")}))
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    }
+
+    fn state(&self) -> State {
+        State::Refused
+    }
+}
+
+/// Stops the application, and proves it.
+pub struct StopService {
+    pub service: Service,
+}
+
+impl Step for StopService {
+    fn name(&self) -> &'static str {
+        STOP
+    }
+
+    fn what(&self) -> String {
+        let force = if self.service.force { ", then kill it" } else { "" };
+        format!("stop {} within {} s{force}, and prove it", self.service.kind, self.service.stop_within.as_secs_f32())
+    }
+
+    fn deadline(&self) -> Duration {
+        self.service.stop_within * 2 + MARGIN
+    }
+
+    fn before(&mut self, at: &At<'_>) -> Result<Value> {
+        Ok(json!({"seen": self.service.look(at.ctx)}))
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let proof = self.service.stop(at.ctx)?;
+        Ok(with_seen(&proof, at.before))
+    }
+
+    fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        let seen = self.service.look(at.ctx);
+        Ok(match acted {
+            Some(facts) if seen.state == ServiceState::Stopped => Effect::Took(facts.clone()),
+            Some(_) => Effect::Unknown(format!("afterwards it is seen as: {}", seen.detail)),
+            // Stopping it once more does no harm, and proves it.
+            None => Effect::None,
+        })
+    }
+
+    fn state(&self) -> State {
+        State::NotStopped
+    }
+}
+
+/// What was seen before goes along: how many there were, for those that are scaled.
+fn with_seen(proof: &Proof, before: &Value) -> Value {
+    let how = if proof.forced { "killed" } else { "stopped" };
+    let ports: Vec<String> = proof.closed.iter().map(ToString::to_string).collect();
+    let ports = if ports.is_empty() { String::new() } else { format!("; nobody listens on {}", ports.join(", ")) };
+    let told = format!("{how}: {}{ports}", proof.seen.detail);
+    json!({"told": told, "seen": before.get("seen"), "proof": proof})
+}
+
+/// Starts the application, and watches it for a while.
+pub struct StartService {
+    pub service: Service,
+    /// Whether a failure of what comes after it stops it again.
+    pub rolls_back: bool,
+}
+
+impl Step for StartService {
+    fn name(&self) -> &'static str {
+        START
+    }
+
+    fn what(&self) -> String {
+        format!(
+            "start {} within {} s, and see it run for {} s",
+            self.service.kind,
+            self.service.start_within.as_secs_f32(),
+            self.service.steady_for.as_secs_f32()
+        )
+    }
+
+    fn deadline(&self) -> Duration {
+        self.service.start_within * 2 + self.service.steady_for + MARGIN
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let before = at.done.get(STOP).and_then(|f| f.get("seen"));
+        let before: Option<Seen> = before.and_then(|seen| serde_json::from_value(seen.clone()).ok());
+        let proof = self.service.start(before.as_ref(), at.ctx)?;
+        Ok(json!({"told": format!("runs: {}", proof.seen.detail), "proof": proof}))
+    }
+
+    fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        let seen = self.service.look(at.ctx);
+        Ok(match acted {
+            Some(facts) if seen.state == ServiceState::Running => Effect::Took(facts.clone()),
+            Some(_) => Effect::Unknown(format!("afterwards it is seen as: {}", seen.detail)),
+            None if seen.state == ServiceState::Running => {
+                let told = format!("runs, since before this was gone on with: {}", self.service.stays(at.ctx)?.detail);
+                Effect::Took(json!({"told": told}))
+            }
+            None => Effect::None,
+        })
+    }
+
+    fn goes_back(&self, failure: &Failure) -> bool {
+        self.rolls_back && (failure.is_abandoned() || [START, READY, SMOKE].contains(&failure.step.as_str()))
+    }
+
+    fn undo(&mut self, at: &At<'_>) -> Result<Value> {
+        let proof = self.service.stop(at.ctx)?;
+        Ok(with_seen(&proof, &Value::Null))
+    }
+
+    fn state(&self) -> State {
+        if self.rolls_back { State::RolledBack } else { State::NotStarted }
+    }
+}
+
+/// Asks until the application is ready, or whether it works.
+pub struct Questions {
+    pub name: &'static str,
+    pub asks: Vec<Ask>,
+    pub rolls_back: bool,
+}
+
+impl Questions {
+    fn ask(ask: &Ask, ctx: &Ctx) -> Result<Value> {
+        let (until, mut tries) = (Instant::now() + ask.within, 0_u32);
+        loop {
+            ctx.check_cancelled()?;
+            let found = ask.probe.try_once(ask.each)?;
+            tries += 1;
+            if found.ok {
+                return Ok(json!({"probe": ask.probe.to_string(), "found": found, "tries": tries}));
+            }
+            if Instant::now() + PAUSE >= until {
+                return Err(EngineError::failed(
+                    "E-RECOVER-PROBE",
+                    format!("{}: {} (tried {tries} times)", ask.probe, found.why.join("; ")),
+                    "look at the application's own log",
+                ));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Step for Questions {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn what(&self) -> String {
+        let all: Vec<String> = self.asks.iter().map(|a| a.probe.to_string()).collect();
+        format!("ask {}", all.join(", "))
+    }
+
+    fn deadline(&self) -> Duration {
+        self.asks.iter().map(|a| a.within + a.each).sum::<Duration>() + MARGIN
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let found = self.asks.iter().map(|a| Questions::ask(a, at.ctx)).collect::<Result<Vec<_>>>()?;
+        let told: Vec<String> = found
+            .iter()
+            .map(|f| {
+                let of = |pointer: &str| f.pointer(pointer).cloned().unwrap_or(Value::Null);
+                let status = of("/found/status").as_u64().map(|s| format!("status {s}, ")).unwrap_or_default();
+                format!("{}: {status}{} ms", of("/probe").as_str().unwrap_or("?"), of("/found/latency_ms"))
+            })
+            .collect();
+        Ok(json!({"told": told.join("; "), "probes": found}))
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    }
+
+    fn state(&self) -> State {
+        if self.rolls_back { State::RolledBack } else { State::NotStarted }
+    }
+}
+
+/// Tells at once that more is lost than may be: whoever decides about that should not learn it after hours.
+pub struct Escalate(pub Rc<Recovery>);
+
+impl Step for Escalate {
+    fn name(&self) -> &'static str {
+        ESCALATE
+    }
+
+    fn what(&self) -> String {
+        let command = self.0.notify.as_ref().and_then(|n| n.command.first());
+        format!(
+            "if the recovery point objective is missed, tell it at once, by {}",
+            command.map_or("?", String::as_str)
+        )
+    }
+
+    fn deadline(&self) -> Duration {
+        self.0.notify.as_ref().map_or(MOMENT, |n| n.within) + MARGIN
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let met = at.done.get(CHOOSE).and_then(|f| f.pointer("/rpo/met")).and_then(Value::as_bool);
+        if met != Some(false) {
+            return Ok(json!({"told": "there is nothing to tell"}));
+        }
+        Ok(match tell(&self.0, at) {
+            Ok(told) => json!({"told": format!("that the objective is missed was told: {told}")}),
+            Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
+            // It holds nothing up.
+            Err(e) => json!({"told": e.to_string(), "warnings": [format!("{}: {} {e}", NOTIFY, e.code())]}),
+        })
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(Effect::Took(
+            acted.cloned().unwrap_or_else(|| json!({"told": "it may have been told before this was cut off"})),
+        ))
+    }
+
+    fn state(&self) -> State {
+        State::Halted
+    }
+}
+
+fn tell(recovery: &Recovery, at: &At<'_>) -> Result<String> {
+    let Some(notify) = &recovery.notify else { return Ok("nobody is configured".into()) };
+    let report = Report::at(recovery, at);
+    let text = serde_json::to_vec(&report)
+        .map_err(|e| EngineError::failed("E-INTERNAL", format!("the report cannot be written as JSON: {e}"), ""))?;
+    let hidden: Vec<&str> = notify.hidden.clone();
+    let ended = program::run_told(&notify.command, &hidden, notify.within, text, at.ctx);
+    at.ctx.check_cancelled()?;
+    if ended.succeeded() {
+        return Ok(ended.told());
+    }
+    Err(EngineError::failed(
+        "E-RECOVER-NOTIFY",
+        format!("nobody was told: {}: {}", notify.command.first().map_or("?", String::as_str), ended.told()),
+        "notify in [clusters.NAME.recover] is the command; this changes nothing about the recovery",
+    ))
+}
+
+/// Tells somebody how it went. Once: a pager that rings twice for one thing is not believed.
+pub struct TellSomebody(pub Rc<Recovery>);
+
+impl Step for TellSomebody {
+    fn name(&self) -> &'static str {
+        NOTIFY
+    }
+
+    fn what(&self) -> String {
+        let command = self.0.notify.as_ref().and_then(|n| n.command.first());
+        format!("tell how it went, by {}", command.map_or("?", String::as_str))
+    }
+
+    fn deadline(&self) -> Duration {
+        self.0.notify.as_ref().map_or(MOMENT, |n| n.within) + MARGIN
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        Ok(json!({"told": tell(&self.0, at)?}))
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(match acted {
+            Some(facts) => Effect::Took(facts.clone()),
+            None => Effect::Unknown("the command may have run".into()),
+        })
+    }
+
+    fn state(&self) -> State {
+        State::Restored
+    }
+}
+
+/// Writes the report into files and the repository.
+pub struct WriteReport(pub Rc<Recovery>);
+
+impl Step for WriteReport {
+    fn name(&self) -> &'static str {
+        REPORT
+    }
+
+    fn what(&self) -> String {
+        format!("write the report into {} and into the repository", self.0.dir.display())
+    }
+
+    fn deadline(&self) -> Duration {
+        MOMENT * 10
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let report = Report::at(&self.0, at);
+        let base = report.write(&self.0.dir)?;
+        let told = format!("{}.json, .md and .html", base.display());
+        let stored = match report.already_stored(&self.0, at.ctx)? {
+            Some(id) => Ok(id),
+            None => report.store(&self.0, at.ctx),
+        };
+        Ok(match stored {
+            Ok(id) => json!({"told": format!("{told}; report {id} of the repository"), "file": base, "stored": id}),
+            // The files are there: that is told, and the recovery is what it is.
+            Err(e) => {
+                json!({"told": told, "file": base, "warnings": [format!("E-REPORT-STORE the report is not in the repository: {}: {e}", e.code())]})
+            }
+        })
+    }
+
+    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    }
+
+    fn state(&self) -> State {
+        State::Restored
+    }
+}
+
+/// The steps that begin after the data is restored, and those at the end of everything.
+pub fn after_restore(recovery: &Rc<Recovery>, rolls_back: bool) -> Vec<Box<dyn Step>> {
+    let mut all: Vec<Box<dyn Step>> = vec![];
+    if let Some(service) = &recovery.service {
+        all.push(Box::new(StartService { service: service.clone(), rolls_back }));
+    }
+    for (name, asks) in [(READY, &recovery.ready), (SMOKE, &recovery.smoke)] {
+        if !asks.is_empty() {
+            all.push(Box::new(Questions { name, asks: asks.clone(), rolls_back }));
+        }
+    }
+    all
+}
+
+pub fn at_the_end(recovery: &Rc<Recovery>) -> Vec<Box<dyn Step>> {
+    let mut all: Vec<Box<dyn Step>> = vec![];
+    if recovery.notify.is_some() {
+        all.push(Box::new(TellSomebody(recovery.clone())));
+    }
+    all.push(Box::new(WriteReport(recovery.clone())));
+    all
+}
