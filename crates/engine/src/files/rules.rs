@@ -205,7 +205,7 @@ mod tests {
             ),
             format!("{{\"key\": \"{{\\\"private_key\\\": \\\"-----BEGIN PRIVATE KEY-----\\\\n{body}\\\"}}\"}}"),
             format!("KEY=\"-----BEGIN RSA PRIVATE KEY-----\n{body}\n"),
-            format!("x = '-----BEGIN RSA PRIVATE KEY-----\\r\\nProc-Type: 4,ENCRYPTED\\r\\n'"),
+            "x = '-----BEGIN RSA PRIVATE KEY-----\\r\\nProc-Type: 4,ENCRYPTED\\r\\n'".to_owned(),
         ] {
             assert!(holds_a_private_key(text.as_bytes()), "{text}");
             assert!(!holds_a_private_key(text.replace("PRIVATE", "PUBLIC").as_bytes()), "{text}");

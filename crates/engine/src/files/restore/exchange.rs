@@ -109,10 +109,11 @@ impl Staged {
             let mut left = at.name.clone();
             let done = put_aside(at, &format!("{REPLACED}{}-{n}", plan.record.id)).and_then(|aside| {
                 left = aside;
-                match keep {
-                    true => Ok(report.kept.push(at.dir_path.join(&left))),
-                    false => remove_tree(at.dir.as_fd(), left.as_bytes()),
+                if keep {
+                    report.kept.push(at.dir_path.join(&left));
+                    return Ok(());
                 }
+                remove_tree(at.dir.as_fd(), left.as_bytes())
             });
             let timed = match &set {
                 Some(meta) => rustix::fs::futimens(&at.dir, &attributes::times(modified_ns(meta))),
