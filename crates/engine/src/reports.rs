@@ -33,8 +33,12 @@ pub struct Validated<'a> {
 pub fn store(repo: &Repository, cluster: &ClusterName, of: &Validated<'_>, ctx: &Ctx) -> Result<ReportId> {
     let failed: Vec<&str> =
         of.report.checks.iter().filter(|c| c.outcome == Outcome::Failed).map(|c| c.name.as_str()).collect();
+    let open = of.report.not_compared_with().join(", ");
     let (severity, found) = match of.report.outcome {
-        Outcome::Ok => (Severity::Info, "is what was backed up".to_owned()),
+        Outcome::Ok if open.is_empty() => (Severity::Info, "is what was backed up".to_owned()),
+        Outcome::Ok => {
+            (Severity::Info, format!("is what was backed up as far as it was compared; not compared: {open}"))
+        }
         Outcome::NotChecked => (Severity::Warning, "was not checked completely".to_owned()),
         Outcome::Failed => (Severity::Incident, format!("is NOT what was backed up: {}", failed.join(", "))),
     };

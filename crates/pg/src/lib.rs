@@ -16,6 +16,7 @@ pub mod history;
 pub mod major;
 pub mod names;
 pub mod page;
+pub mod printed;
 pub mod relpath;
 pub mod value;
 pub mod wal;

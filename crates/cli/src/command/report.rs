@@ -71,6 +71,9 @@ pub fn run(args: &ReportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 fn list(args: &ListArgs, global: &GlobalArgs, context: &Context) -> Result<Outcome, Failure> {
+    if args.last == 0 {
+        return Err(Failure::usage("E-REPORT-LAST", "--last 0 looks at no report").hint("give 1 or more"));
+    }
     let (_, repo) = context.open_first()?;
     let all = reports::newest(&repo, &context.cluster()?, args.last, &context.ctx).map_err(engine_failure)?;
     let least = match args.severity {

@@ -1,10 +1,11 @@
 //! `restore --kind files`, and the files of `--kind system`.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use pgark_engine::files::FilesJob;
-use pgark_engine::files::restore::{self, Destination, Old, RestoreOptions, RestorePlan, RestoreReport};
+use pgark_engine::files::restore::{self, Destination, Old, RestoreOptions, RestorePlan, RestoreReport, Undone};
 use pgark_repo::catalog::BackupKind;
 use pgark_repo::codec::Compression;
 use pgark_repo::record::Section;
@@ -31,11 +32,19 @@ pub struct FilesRestoreArgs {
     /// Only what matches this pattern: of a name, of a path, '/srv/app/uploads/2025/**'; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub(super) path: Vec<String>,
+    /// Put everything back as it was before a restore in place that was interrupted: the directory .pgark-restore-… that it left
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["id", "to", "in_place", "path", "config_files", "files"])]
+    pub(super) undo: Option<PathBuf>,
 }
 
 impl FilesRestoreArgs {
     pub fn refuse_others(&self) -> Result<(), Failure> {
-        let given = [("--config-files", self.config_files), ("--files", self.files), ("--path", !self.path.is_empty())];
+        let given = [
+            ("--config-files", self.config_files),
+            ("--files", self.files),
+            ("--path", !self.path.is_empty()),
+            ("--undo", self.undo.is_some()),
+        ];
         match given.iter().find(|(_, given)| *given) {
             None => Ok(()),
             Some((flag, _)) => Err(Failure::usage("E-KIND", format!("{flag} is for backups of files and systems"))
@@ -55,6 +64,9 @@ impl FilesRestoreArgs {
 
 pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     refuse_databases(args)?;
+    if let Some(staging) = &args.files.undo {
+        return undo(staging, args, global);
+    }
     let mut context = Context::new(global)?;
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
@@ -89,6 +101,36 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
     let clean = report.warnings.is_empty() && notices.is_empty() && !degraded;
     Ok(if clean { Exit::Done } else { Exit::Warnings })
+}
+
+fn undo(staging: &Path, args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    if args.dry_run.dry_run {
+        return Err(Failure::usage("E-FILES-UNDO", "what is to be put back is not shown before it is done")
+            .hint("leave --dry-run out"));
+    }
+    let staging = std::path::absolute(staging).map_err(|e| Failure::usage("E-FILES-UNDO", e.to_string()))?;
+    confirm(&args.confirm, "put the files back as they were before the interrupted restore")?;
+    let undone = restore::undo(&staging).map_err(engine_failure)?;
+    let (state, names, kept) = match &undone {
+        Undone::NotBegun => ("not_begun", 0, vec![]),
+        Undone::PutBack { names } => ("put_back", *names, vec![]),
+        Undone::WasPlaced { kept } => ("was_placed", 0, kept.clone()),
+    };
+    let document = serde_json::json!({
+        "schema": SCHEMA, "kind": "files", "undone": state, "put_back": names,
+        "kept": kept.iter().map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>(),
+    });
+    output::result(global.form(), &document, || match &undone {
+        Undone::NotBegun => "the restore had touched nothing; what it had written beside is removed\n".to_owned(),
+        Undone::PutBack { names } => {
+            format!("everything is as it was before the restore; {names} names were put back\n")
+        }
+        Undone::WasPlaced { kept } => {
+            let places = kept.iter().map(|path| format!("  what was replaced is in {}\n", path.display()));
+            format!("the restore had put everything in place, and that stays\n{}", places.collect::<String>())
+        }
+    })?;
+    Ok(Exit::Done)
 }
 
 fn refuse_databases(args: &RestoreArgs) -> Result<(), Failure> {
@@ -130,8 +172,10 @@ pub(super) fn options(
             old: if args.logical.keep_old { Old::Keep } else { Old::Remove },
         },
     };
+    let configured = files_options(&FilesArgs::default(), context)?;
     Ok(RestoreOptions {
         cluster: context.cluster()?,
+        series: (kind == BackupKind::Files).then(|| configured.series()),
         backup: args.id.as_ref().filter(|id| *id != "latest").map(|id| parse_id(id)).transpose()?,
         kind,
         sections,

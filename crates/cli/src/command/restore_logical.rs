@@ -83,7 +83,7 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
-    let options = options(args, &context)?;
+    let mut options = options(args, &context)?;
     let repo = context.open_first_with_books()?;
     let repo = repo.healing();
     if args.dry_run.dry_run {
@@ -91,8 +91,16 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
         output::result(global.form(), &document(&plan, None), || format!("would restore\n{}", describe(&plan)))?;
         return Ok(Exit::Done);
     }
-    if let Some(database) = options.database.as_ref().filter(|d| matches!(d.replace, Replace::Replace { .. })) {
-        confirm(&args.confirm, &format!("replace database '{}'", database.to.escape_debug()))?;
+    if options.database.as_ref().is_some_and(|d| matches!(d.replace, Replace::Replace { .. })) {
+        let plan = restore::plan(&options, &repo, &[]).map_err(engine_failure)?;
+        let replaces = plan.database.is_some_and(|d| d.replaces);
+        if let Some(database) = &mut options.database {
+            match replaces {
+                true => confirm(&args.confirm, &format!("replace database '{}'", database.to.escape_debug()))?,
+                // Nobody was asked about one that is made meanwhile.
+                false => database.replace = Replace::Refuse,
+            }
+        }
     }
     let began = Instant::now();
     let quiet = global.quiet;
@@ -249,12 +257,11 @@ pub(super) fn common(args: &RestoreArgs, context: &Context) -> Result<(RestoreOp
 fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Failure> {
     let given = &args.logical;
     if given.database.is_none() && !given.globals || given.database.as_deref() == Some("") {
-        return Err(
-            Failure::usage("E-DATABASE-NONE", "nothing to restore is named").hint("give --database NAME, or --globals")
-        );
+        return Err(Failure::refused("E-DATABASE-NONE", "nothing to restore is named")
+            .hint("give --database NAME, or --globals"));
     }
     if given.database.is_none() && (given.in_place || given.to_database.is_some()) {
-        return Err(Failure::usage("E-DATABASE-NONE", "which database is not said").hint("give --database NAME"));
+        return Err(Failure::refused("E-DATABASE-NONE", "which database is not said").hint("give --database NAME"));
     }
     if given.in_place && given.to_database.is_some() {
         return Err(Failure::usage("E-DATABASE-TO", "--in-place and --to-database say different things"));

@@ -57,6 +57,10 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
+    if args.files.undo.is_some() {
+        return Err(Failure::usage("E-KIND", "--undo is for files")
+            .hint("add --kind files; databases are not changed by halves"));
+    }
     let chosen = Chosen::of(args);
     check(args, &chosen)?;
     let files = files_options(args, &context, &chosen)?;
@@ -104,6 +108,7 @@ fn files_options(args: &RestoreArgs, context: &Context, chosen: &Chosen) -> Resu
             cluster: base.cluster,
             backup: base.backup,
             kind: BackupKind::System,
+            series: None,
             sections,
             paths: vec![],
             destination,

@@ -207,6 +207,7 @@ fn options(args: &ValidateArgs, database: &str, context: &Context) -> Result<Val
             ExaminersArg::Borrowed => Examiners::Borrowed,
             ExaminersArg::Off => Examiners::Off,
         },
+        unexamined: "left out as asked for",
         checks: configured_checks(context)?,
         ask_as: if args.make_check_user { AskAs::Made } else { ask_as(args.check_user.as_ref(), context)? },
         check_within: args.check_timeout.0,
@@ -246,8 +247,15 @@ pub fn text(report: &Report) -> String {
     for check in &report.checks {
         table.row([check.name.as_str(), word(check.outcome), &check.checked.to_string()]);
     }
+    let open = report.not_compared_with();
+    let but = match report.outcome {
+        Verdict::Ok if report.against.is_some() && !open.is_empty() => {
+            format!(" as far as it was compared; not compared: {}", open.join(", "))
+        }
+        _ => String::new(),
+    };
     let mut out = format!(
-        "{}: {}\n\n{}",
+        "{}: {}{but}\n\n{}",
         crate::failure::escape(&report.database.lossy()),
         word(report.outcome),
         table.to_text()

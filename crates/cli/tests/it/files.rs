@@ -442,7 +442,13 @@ fn a_restore_in_place_is_all_or_nothing_and_touches_nothing_else() {
     let kept = PathBuf::from(strings(&again["kept"])[0].clone());
     let old = kept.join("files").join(up.strip_prefix("/").expect("absolute")).join("2025/scan.dcm");
     assert_eq!(fs::read(old).expect("what was replaced"), noise(700_000, 7));
-    // An interrupted restore is told, and nothing is done over it.
-    fs::create_dir(up.join(format!(".pgark-restore-{newer}"))).expect("remains");
-    in_place(&newer, &[]).expect_code(4);
+    // Remains of which nothing is known are told, nothing is done over them, and nobody takes them away.
+    let remains = up.join(format!(".pgark-restore-{newer}"));
+    fs::create_dir(&remains).expect("remains");
+    write(remains.join("what"), b"somebody's", 0o600);
+    own(&remains);
+    failed(in_place(&newer, &[]), 4, "E-FILES-REMAINS");
+    let words = ["restore", "--kind", "files", "--yes", "--undo"];
+    failed(pgark.run([&words[..], &[&remains.display().to_string()]].concat()), 4, "E-FILES-JOURNAL");
+    assert!(remains.is_dir());
 }

@@ -227,8 +227,11 @@ fn files_stay_as_they_are_when_a_database_is_not_what_it_was() {
     let site = Site::small(&server, "system-21");
     let app = app(&site);
     site.cluster.psql("create database radiology_db");
-    // It says another thing when it is loaded under another name, as every restore does.
-    site.cluster.psql_db("radiology_db", "create materialized view here as select current_database()::text as name");
+    // The triggers of a foreign key that are off come back switched on.
+    site.cluster.psql_db(
+        "radiology_db",
+        "create table off (i int primary key, j int references off); alter table off disable trigger all",
+    );
     let config = format!(
         "[clusters.main.logical]\ntruth = \"hashes\"\n[clusters.main.system]\nprefix = \"r\"\ndatabase = \"radiology_db\"\n\
          config_files = [\"{0}/docker-compose.yml\"]\ndirectories = [\"{0}/uploads\"]\n",
@@ -249,7 +252,8 @@ fn files_stay_as_they_are_when_a_database_is_not_what_it_was() {
         .expect("list")
         .filter(|e| e.as_ref().expect("an entry").file_name().to_string_lossy().contains("pgark"));
     assert_eq!(left.count(), 0, "what was staged is still there");
-    site.cluster.psql(&format!("drop database \"pgark_restore_{id}\""));
+    let loaded = document["databases"][0]["left_as"].as_str().expect("a name");
+    site.cluster.psql(&format!("drop database \"{loaded}\""));
     pgark.run([restore.as_slice(), &["--no-validate"]].concat()).expect_code(0);
     assert_eq!(fs::read(app.join("docker-compose.yml")).expect("read"), b"services: {}\n");
 }

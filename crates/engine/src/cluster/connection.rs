@@ -11,7 +11,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pgark_pg::Major;
-use zeroize::Zeroizing;
 
 use super::libpq::{Libpq, Notice, ResultFormat, ResultSet};
 use super::options::{ConnectOptions, Handover, SECRET_KEYWORDS};
@@ -206,11 +205,6 @@ impl Connection {
     /// What this session really uses, for programs that are to reach the same server: everything but secrets.
     pub fn effective_options(&self) -> Vec<(String, String)> {
         self.pq.reached_options()
-    }
-
-    /// The password that was used to open this session, if any.
-    pub fn used_password(&self) -> Option<Zeroizing<String>> {
-        self.pq.used_password().map(Zeroizing::new)
     }
 
     /// What the server remarked since the last call.

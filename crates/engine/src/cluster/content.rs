@@ -19,12 +19,19 @@ use super::{ClusterError, ConnectOptions, Connection, Deadline, SnapshotId, Snap
 /// The second seed; the first is 0. Any other number would do, but it is part of the meaning of a stored hash.
 macro_rules! hashes {
     ($text:literal) => {
+        hashes!($text, "hash")
+    };
+    ($text:literal, $name:literal) => {
         concat!(
             "sum(hashtextextended(",
             $text,
-            " COLLATE \"C\", 0)) AS hash_a, sum(hashtextextended(",
+            " COLLATE \"C\", 0)) AS ",
+            $name,
+            "_a, sum(hashtextextended(",
             $text,
-            " COLLATE \"C\", 8117)) AS hash_b"
+            " COLLATE \"C\", 8117)) AS ",
+            $name,
+            "_b"
         )
     };
 }
@@ -66,6 +73,8 @@ pub enum Answer {
     Rows {
         rows: u64,
         hash: Option<RowsHash>,
+        /// Of what was given to the table: without generated columns, where it has some.
+        given: Option<RowsHash>,
     },
     Unread {
         reason: String,
@@ -124,12 +133,17 @@ pub fn tasks(session: &SnapshotSession, reading: Reading, deadline: Deadline) ->
         });
     }
     // Unlogged tables cannot be read during recovery; the answer says so.
-    let select = if reading.hashes { HASH } else { COUNT };
-    let tables = "SELECT c.oid::bigint AS key, c.relpages::bigint * current_setting('block_size')::bigint AS size_bytes, format($1::text, n.nspname, c.relname) AS statement, \
+    let (select, with_generated) = if reading.hashes { (HASH, HASH_GIVEN) } else { (COUNT, COUNT) };
+    let tables = "SELECT c.oid::bigint AS key, c.relpages::bigint * current_setting('block_size')::bigint AS size_bytes, \
+           CASE WHEN g.generated THEN format($2::text, n.nspname, c.relname, g.given) \
+                ELSE format($1::text, n.nspname, c.relname) END AS statement, \
            n.nspname AS table_schema, c.relname AS table_name FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+         CROSS JOIN LATERAL (SELECT bool_or(a.attgenerated <> '') AS generated, \
+             string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FILTER (WHERE a.attgenerated = '') AS given \
+             FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS g \
          WHERE (c.relkind = 'r' OR c.relkind = 'm' AND c.relispopulated) AND c.relpersistence <> 't' \
            AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY c.relpages DESC, c.oid";
-    for row in conn.query_by(tables, &[select], deadline)? {
+    for row in conn.query_by(tables, &[select, with_generated], deadline)? {
         let what = Subject::Table { key: row.parse("key")? };
         // As last counted by the server: asking for the size of a file would wait for whoever has locked the table.
         let size_bytes = row.parse("size_bytes")?;
@@ -149,6 +163,15 @@ const HASH: &str = concat!(
     "SELECT count(*) AS rows, ",
     hashes!("r.line"),
     ", coalesce(sum(octet_length(r.line)), 0) AS text_bytes FROM (SELECT textin(record_out(t.*)) AS line FROM ONLY %I.%I AS t OFFSET 0) AS r"
+);
+/// With the names of the columns that are not generated.
+const HASH_GIVEN: &str = concat!(
+    "SELECT count(*) AS rows, ",
+    hashes!("r.line"),
+    ", coalesce(sum(octet_length(r.line)), 0) AS text_bytes, ",
+    hashes!("r.given", "given"),
+    ", coalesce(sum(octet_length(r.given)), 0) AS given_text_bytes FROM (SELECT textin(record_out(t.*)) AS line, \
+     textin(record_out(ROW(%3$s))) AS given FROM ONLY %1$I.%2$I AS t OFFSET 0) AS r"
 );
 const LARGE_OBJECTS: &str = concat!(
     "SELECT format($f$SELECT (SELECT count(*) FROM pg_largeobject_metadata) AS rows, ",
@@ -248,15 +271,19 @@ fn answer(what: Subject, mut rows: Vec<super::Row>) -> Result<Answer, ClusterErr
             behind: row.opt_flag("behind")?.unwrap_or(false),
             furthest: row.opt_text("furthest")?.map(str::to_owned),
         },
-        Subject::Table { .. } | Subject::LargeObjects => {
-            let hashed = row.columns().iter().any(|c| c == "hash_a");
-            let sum = |column| Ok::<_, ClusterError>(row.opt_text(column)?.unwrap_or("0").to_owned());
-            let hash = if hashed {
-                Some(RowsHash { a: sum("hash_a")?, b: sum("hash_b")?, text_bytes: row.parse("text_bytes")? })
-            } else {
-                None
-            };
-            Answer::Rows { rows: row.parse("rows")?, hash }
-        }
+        Subject::Table { .. } | Subject::LargeObjects => Answer::Rows {
+            rows: row.parse("rows")?,
+            hash: rows_hash(&row, ["hash_a", "hash_b", "text_bytes"])?,
+            given: rows_hash(&row, ["given_a", "given_b", "given_text_bytes"])?,
+        },
     })
+}
+
+/// None where it was not asked for.
+fn rows_hash(row: &super::Row, [a, b, text_bytes]: [&str; 3]) -> Result<Option<RowsHash>, ClusterError> {
+    if !row.columns().iter().any(|c| c == a) {
+        return Ok(None);
+    }
+    let sum = |column| Ok::<_, ClusterError>(row.opt_text(column)?.unwrap_or("0").to_owned());
+    Ok(Some(RowsHash { a: sum(a)?, b: sum(b)?, text_bytes: row.parse(text_bytes)? }))
 }

@@ -325,16 +325,6 @@ impl Libpq {
         found
     }
 
-    /// The password that this session was opened with, if one was used.
-    pub fn used_password(&self) -> Option<String> {
-        // SAFETY: `conn` is live.
-        if unsafe { pq_sys::PQconnectionUsedPassword(self.conn()) } != 1 {
-            return None;
-        }
-        // SAFETY: `conn` is live; the text is copied at once.
-        unsafe { copy_text(pq_sys::PQpass(self.conn())) }
-    }
-
     fn consume(&self) -> Result<(), ClusterError> {
         // SAFETY: `conn` is live.
         if unsafe { pq_sys::PQconsumeInput(self.conn()) } == 1 { Ok(()) } else { Err(self.lost()) }

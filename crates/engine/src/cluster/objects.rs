@@ -1,10 +1,12 @@
 //! What a database consists of, object by object, as facts that can be compared with those of another database.
 //!
 //! Invariants: objects come in the order of their kind and of their names' bytes, each once; a fact that may change with the
-//! server's major version, because PostgreSQL prints it, is marked as such; what an extension made belongs to the extension
+//! server's major version, because PostgreSQL prints it, is marked as such, and has a second one beside it that a dump and reload
+//! does not change; what an extension made belongs to the extension
 //! and is left out, but for its tables. Names are bytes.
 
 use pgark_pg::Major;
+use pgark_pg::printed::normal_form;
 
 use super::objects_sql;
 use super::row::Row;
@@ -12,6 +14,12 @@ use super::{ClusterError, Deadline, SnapshotSession};
 
 /// Objects fetched from the server at a time.
 const PAGE_OBJECTS: usize = 1000;
+/// Of a digest: it tells accidents apart.
+const DIGEST_CHARS: usize = 32;
+/// Before the name of a fact: the text that is its digest, in hexadecimal.
+pub(super) const PRINTED: &str = "printed_";
+/// Before the name of a fact: a digest of the normal form of that text.
+pub const NORMAL: &str = "normal_";
 
 /// In the order in which they are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -98,6 +106,10 @@ fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
             "key" => object.key = Some(row.parse("key")?),
             // What does not apply is NULL; that a fact is missing says the same.
             _ if value.is_empty() => {}
+            fact if fact.starts_with(PRINTED) => {
+                let name = fact.trim_start_matches(PRINTED);
+                object.facts.push((format!("{NORMAL}{name}"), normal_digest(&value)?));
+            }
             fact => object.facts.push((fact.to_owned(), value)),
         }
     }
@@ -106,6 +118,15 @@ fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
         object.name.pop();
     }
     Ok(object)
+}
+
+fn normal_digest(hexadecimal: &[u8]) -> Result<Vec<u8>, ClusterError> {
+    let text = std::str::from_utf8(hexadecimal).ok().and_then(pgark_repo::crypto::unhex);
+    let text =
+        text.ok_or_else(|| ClusterError::Unexpected { message: "a definition is not hexadecimal".to_owned() })?;
+    let mut digest = blake3::hash(&normal_form(&text)).to_hex().to_string();
+    digest.truncate(DIGEST_CHARS);
+    Ok(digest.into_bytes())
 }
 
 /// Facts that PostgreSQL prints, and may print otherwise in another major version.

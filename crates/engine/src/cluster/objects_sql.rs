@@ -3,7 +3,7 @@
 
 use pgark_pg::Major;
 
-use super::objects::ObjectKind;
+use super::objects::{ObjectKind, PRINTED};
 
 /// Schemas of users; no user's schema can be called `pg_…`.
 const USER_SCHEMA: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
@@ -36,6 +36,16 @@ pub(super) fn of(kind: ObjectKind, major: Major) -> String {
 /// A short text that stands for a long one.
 fn digest(text: &str) -> String {
     format!("left(encode(sha256(convert_to({text}, getdatabaseencoding())), 'hex'), 32)")
+}
+
+/// What PostgreSQL prints, as a digest, and the text itself for its normal form: in hexadecimal, since it may hold what has no
+/// equivalent in the encoding of this session.
+fn printed(fact: &str, text: &str, when: &str) -> String {
+    let whole = format!("encode(convert_to({text}, getdatabaseencoding()), 'hex')");
+    format!(
+        "CASE WHEN {when} THEN {} END AS {fact}, CASE WHEN {when} THEN {whole} END AS {PRINTED}{fact}",
+        digest(text)
+    )
 }
 
 /// Privileges as what they differ in from those that PostgreSQL gives by default: that is the same whether the defaults are written
@@ -109,7 +119,7 @@ fn types() -> String {
         "SELECT n.nspname::text AS id1, t.typname::text AS id2, ''::text AS id3, {owner}, {acl} AS acl, t.typtype::text AS typtype, \
          CASE t.typtype WHEN 'e' THEN (SELECT {labels} FROM pg_enum AS e WHERE e.enumtypid = t.oid) \
                         WHEN 'c' THEN {columns} WHEN 'r' THEN {range} END AS shape, \
-         CASE t.typtype WHEN 'd' THEN {domain} END AS definition \
+         {domain} \
          FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace \
          WHERE {USER_SCHEMA} AND {mine} AND (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND EXISTS \
                (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c'))",
@@ -117,25 +127,35 @@ fn types() -> String {
         acl = acl("t.typacl", "T", "t.typowner"),
         labels = digest("string_agg(quote_literal(e.enumlabel::text), ',' ORDER BY e.enumsortorder)"),
         columns = digest(&format!("coalesce({columns}, '')")),
-        domain = digest(domain),
+        domain = printed("definition", domain, "t.typtype = 'd'"),
         mine = not_of_extension("pg_type", "t.oid"),
     )
 }
 
 fn functions(major: Major) -> String {
-    let body = if major >= Major::V14 { digest("pg_get_function_sqlbody(p.oid)") } else { "NULL::text".to_owned() };
-    let source = "concat_ws(chr(31), l.lanname, p.prokind, p.provolatile, p.proparallel, p.prosecdef, p.proleakproof, p.proisstrict, \
-         pg_get_function_result(p.oid), pg_get_function_arguments(p.oid), p.proconfig::text, p.prosrc, p.probin, \
-         (SELECT concat_ws(' ', a.aggtransfn, a.aggfinalfn, a.agginitval) FROM pg_aggregate AS a WHERE a.aggfnoid = p.oid))";
+    let body = match major {
+        Major::V13 => "NULL::text AS definition".to_owned(),
+        _ => printed("definition", "pg_get_function_sqlbody(p.oid)", "true"),
+    };
+    let source = |arguments: &str| {
+        format!(
+            "concat_ws(chr(31), l.lanname, p.prokind, p.provolatile, p.proparallel, p.prosecdef, p.proleakproof, p.proisstrict, \
+             pg_get_function_result(p.oid), {arguments}, p.proconfig::text, p.prosrc, p.probin, \
+             (SELECT concat_ws(' ', a.aggtransfn, a.aggfinalfn, a.agginitval) FROM pg_aggregate AS a WHERE a.aggfnoid = p.oid))"
+        )
+    };
+    // Of the source, only the defaults of arguments are printed from what was parsed.
+    let arguments = "pg_get_function_arguments(p.oid)";
+    let rest = format!("concat_ws(' ', {}, {arguments})", digest(&source("''")));
     format!(
         "SELECT n.nspname::text AS id1, p.proname::text AS id2, pg_get_function_identity_arguments(p.oid) AS id3, {}, {} AS acl, \
-         {} AS source, {body} AS definition \
+         {} AS source, encode(convert_to({rest}, getdatabaseencoding()), 'hex') AS {PRINTED}source, {body} \
          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
          WHERE {USER_SCHEMA} AND {} AND NOT EXISTS (SELECT FROM pg_depend AS i WHERE i.classid = 'pg_proc'::regclass \
                AND i.objid = p.oid AND i.deptype = 'i')",
         owner("p.proowner"),
         acl("p.proacl", "f", "p.proowner"),
-        digest(source),
+        digest(&source(arguments)),
         not_of_extension("pg_proc", "p.oid")
     )
 }
@@ -159,12 +179,13 @@ fn relations() -> String {
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, ''::text AS id3, c.oid::bigint AS key, c.relkind::text AS relkind, \
          c.relpersistence::text AS persistence, {owner}, \
          CASE WHEN c.relkind = 'S' THEN {acl_s} ELSE {acl_r} END AS acl, {column_acl} AS column_acl, \
-         CASE WHEN c.relkind <> 'S' THEN {columns} END AS columns, {defaults} AS defaults, \
-         CASE WHEN c.relkind IN ('v', 'm') THEN {view} END AS definition, \
+         CASE WHEN c.relkind <> 'S' THEN {columns} END AS columns, {defaults}, {view}, \
          (SELECT string_agg(format('%L.%L', m.nspname, h.relname), ' ' ORDER BY i.inhseqno) FROM pg_inherits AS i \
           JOIN pg_class AS h ON h.oid = i.inhparent JOIN pg_namespace AS m ON m.oid = h.relnamespace WHERE i.inhrelid = c.oid) \
          AS parents, pg_get_expr(c.relpartbound, c.oid) AS bound, \
          CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END AS partition_key, \
+         CASE WHEN c.relkind = 'p' THEN encode(convert_to(pg_get_partkeydef(c.oid), getdatabaseencoding()), 'hex') END \
+         AS {PRINTED}partition_key, \
          concat(CASE WHEN c.relrowsecurity THEN 'on' END, CASE WHEN c.relforcerowsecurity THEN ' forced' END) AS row_security, \
          c.reloptions::text AS options, CASE WHEN c.relkind = 'm' AND NOT c.relispopulated THEN 'no' END AS populated, \
          (SELECT nullif(count(*), 0)::text FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND t.tgisinternal AND t.tgenabled = 'D') \
@@ -177,8 +198,8 @@ fn relations() -> String {
         acl_s = acl("c.relacl", "s", "c.relowner"),
         acl_r = acl("c.relacl", "r", "c.relowner"),
         columns = digest(&format!("coalesce({columns}, '')")),
-        defaults = digest(defaults),
-        view = digest("pg_get_viewdef(c.oid)"),
+        defaults = printed("defaults", defaults, "true"),
+        view = printed("definition", "pg_get_viewdef(c.oid)", "c.relkind IN ('v', 'm')"),
     )
 }
 
@@ -191,13 +212,13 @@ fn indexes() -> String {
          format('%L.%L', m.nspname, t.relname) AS on_table, \
          concat_ws(' ', am.amname, CASE WHEN i.indisunique THEN 'unique' END, CASE WHEN i.indisprimary THEN 'primary' END, \
                    CASE WHEN i.indisexclusion THEN 'exclusion' END, {columns}) AS shape, \
-         {definition} AS definition, \
+         {definition}, \
          CASE WHEN i.indisvalid AND i.indisready AND i.indislive THEN 'yes' ELSE 'no' END AS valid \
          FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          JOIN pg_class AS t ON t.oid = i.indrelid JOIN pg_namespace AS m ON m.oid = t.relnamespace \
          JOIN pg_am AS am ON am.oid = c.relam \
          WHERE {USER_SCHEMA} AND c.relpersistence <> 't' AND {mine}",
-        definition = digest("pg_get_indexdef(c.oid)"),
+        definition = printed("definition", "pg_get_indexdef(c.oid)", "true"),
         mine = not_of_extension("pg_class", "t.oid"),
     )
 }
@@ -206,12 +227,12 @@ fn indexes() -> String {
 fn constraints() -> String {
     format!(
         "SELECT n.nspname::text AS id1, coalesce(c.relname, t.typname)::text AS id2, k.conname::text AS id3, k.contype::text AS contype, \
-         {} AS definition, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
+         {}, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
          FROM pg_constraint AS k LEFT JOIN pg_class AS c ON c.oid = k.conrelid LEFT JOIN pg_type AS t ON t.oid = k.contypid \
          JOIN pg_namespace AS n ON n.oid = coalesce(c.relnamespace, t.typnamespace) \
          WHERE {USER_SCHEMA} AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND NOT (k.contype = 'f' AND k.conparentid <> 0) \
          AND {} AND {}",
-        digest("pg_get_constraintdef(k.oid)"),
+        printed("definition", "pg_get_constraintdef(k.oid)", "true"),
         not_of_extension("pg_class", "k.conrelid"),
         not_of_extension("pg_type", "k.contypid")
     )
@@ -219,10 +240,10 @@ fn constraints() -> String {
 
 fn triggers() -> String {
     format!(
-        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {} AS definition \
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {} \
          FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND NOT t.tgisinternal AND {}",
-        digest("pg_get_triggerdef(t.oid)"),
+        printed("definition", "pg_get_triggerdef(t.oid)", "true"),
         not_of_extension("pg_class", "c.oid")
     )
 }
@@ -230,23 +251,23 @@ fn triggers() -> String {
 fn rules() -> String {
     format!(
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, r.rulename::text AS id3, r.ev_enabled::text AS enabled, \
-         {} AS definition FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
+         {} FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
          JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE {USER_SCHEMA} AND r.rulename <> '_RETURN' AND {}",
-        digest("pg_get_ruledef(r.oid)"),
+        printed("definition", "pg_get_ruledef(r.oid)", "true"),
         not_of_extension("pg_class", "c.oid")
     )
 }
 
 fn policies() -> String {
-    let printed = "concat_ws(chr(31), coalesce(pg_get_expr(p.polqual, p.polrelid), ''), coalesce(pg_get_expr(p.polwithcheck, p.polrelid), ''))";
+    let conditions = "concat_ws(chr(31), coalesce(pg_get_expr(p.polqual, p.polrelid), ''), coalesce(pg_get_expr(p.polwithcheck, p.polrelid), ''))";
     format!(
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, p.polname::text AS id3, \
          concat_ws(' ', p.polcmd, p.polpermissive, (SELECT string_agg(CASE r.oid WHEN 0 THEN 'PUBLIC' \
              ELSE quote_literal(pg_get_userbyid(r.oid)::text) END, ',' ORDER BY pg_get_userbyid(r.oid)) \
-             FROM unnest(p.polroles) AS r(oid))) AS shape, {} AS definition \
+             FROM unnest(p.polroles) AS r(oid))) AS shape, {} \
          FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND {}",
-        digest(printed),
+        printed("definition", conditions, "true"),
         not_of_extension("pg_class", "c.oid")
     )
 }

@@ -1,6 +1,8 @@
 //! Making databases and roles. Statements of this kind take no parameters, so the server itself puts them together: names and
 //! values travel as parameters of its `format`, which quotes them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pgark_pg::Major;
@@ -156,41 +158,94 @@ fn with_setting(
     outcome
 }
 
-/// Keeps new sessions out and ends those that are there. False when some are left after `within`; then everything is as before.
-pub fn close_database(conn: &Connection, name: &str, within: Duration) -> Result<bool, ClusterError> {
-    run_made(conn, "ALTER DATABASE %I ALLOW_CONNECTIONS false", &[name])?;
-    let until = Instant::now() + within;
-    loop {
-        let sql = "SELECT count(pg_terminate_backend(pid))::text AS sessions FROM pg_stat_activity \
-             WHERE datname = $1::text AND pid <> pg_backend_pid()";
-        let ended = conn.query_one(sql, &[name]).and_then(|row| row.parse::<u64>("sessions"));
-        match ended {
-            Ok(0) => return Ok(true),
-            Ok(_) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
-            other => {
-                open_database(conn, name)?;
-                return other.map(|_| false);
+/// One database in the place of another.
+#[derive(Debug)]
+pub struct Swap<'a> {
+    pub old: &'a str,
+    /// The name under which the old one steps aside.
+    pub aside: &'a str,
+    /// Whether that stays, without connections.
+    pub keep: bool,
+    /// Takes the name of the old one.
+    pub new: &'a str,
+    pub within: Duration,
+    /// Once it is set, nothing is changed any more.
+    pub stop: &'a AtomicBool,
+}
+
+/// In one transaction the old one steps aside and the new one takes its name. Sessions in the old one are ended meanwhile, through
+/// `ender`; whoever connects has to wait. False when some are left after `within`, or it was to stop.
+///
+/// Nothing of it outlives these sessions: `RENAME` locks the database against new sessions before it looks for others (`RenameDatabase`
+/// in `dbcommands.c`), so there is no moment at which the database would have to be closed.
+pub fn swap_databases(conn: &Connection, ender: Connection, swap: &Swap<'_>) -> Result<bool, ClusterError> {
+    let (done, old) = (&AtomicBool::new(false), swap.old);
+    thread::scope(|threads| {
+        let ending = threads.spawn(move || end_sessions(&ender, old, done));
+        let swapped = try_to_swap(conn, swap);
+        done.store(true, Ordering::Relaxed);
+        let ended = ending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match swapped {
+            // Perhaps because nobody could end them.
+            Ok(false) => ended.map(|()| false),
+            other => other,
+        }
+    })
+}
+
+/// A session that does not end keeps `RENAME` waiting for 5 s; who waits for the lock meanwhile gets in before the next try.
+fn try_to_swap(conn: &Connection, swap: &Swap<'_>) -> Result<bool, ClusterError> {
+    let until = Instant::now() + swap.within;
+    let stopped = || swap.stop.load(Ordering::Relaxed);
+    conn.script("SET lock_timeout = '5s'")?;
+    while !stopped() && Instant::now() < until {
+        conn.query("BEGIN", &[])?;
+        let renamed = rename_database(conn, swap.old, swap.aside)
+            .and_then(|()| rename_database(conn, swap.new, swap.old))
+            .and_then(|()| match swap.keep {
+                true => run_made(conn, "ALTER DATABASE %I ALLOW_CONNECTIONS false", &[swap.aside]),
+                false => Ok(()),
+            });
+        match renamed {
+            Ok(()) if stopped() => break,
+            Ok(()) => return conn.query("COMMIT", &[]).map(|_| true),
+            Err(ClusterError::Query { sqlstate, .. }) if IN_USE.contains(&sqlstate.as_str()) => {
+                conn.query("ROLLBACK", &[])?;
             }
+            Err(e) => return Err(e),
         }
     }
+    // What is begun ends with the session.
+    Ok(false)
 }
 
-pub fn open_database(conn: &Connection, name: &str) -> Result<(), ClusterError> {
-    run_made(conn, "ALTER DATABASE %I ALLOW_CONNECTIONS true", &[name])
-}
+/// `object_in_use`, `lock_not_available`.
+const IN_USE: [&str; 2] = ["55006", "55P03"];
 
-/// In one transaction: `old` steps aside, `new` takes its name.
-pub fn swap_databases(conn: &Connection, old: &str, aside: &str, new: &str) -> Result<(), ClusterError> {
-    conn.query("BEGIN", &[])?;
-    let renamed = run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[old, aside])
-        .and_then(|()| run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[new, old]));
-    match renamed {
-        Ok(()) => conn.query("COMMIT", &[]).map(drop),
-        Err(e) => {
-            conn.query("ROLLBACK", &[])?;
-            Err(e)
-        }
+fn end_sessions(conn: &Connection, database: &str, done: &AtomicBool) -> Result<(), ClusterError> {
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1::text AND pid <> pg_backend_pid()";
+    while !done.load(Ordering::Relaxed) {
+        conn.query(sql, &[database])?;
+        thread::sleep(LOOK_EVERY);
     }
+    Ok(())
+}
+
+/// Databases that restores made for a while, or put aside.
+pub fn remains(conn: &Connection) -> Result<Vec<String>, ClusterError> {
+    let sql = "SELECT datname::text AS name FROM pg_database WHERE datname ~ '^pgark_(restore|replaced)_' ORDER BY 1";
+    conn.query(sql, &[])?.iter().map(|row| row.text("name").map(str::to_owned)).collect()
+}
+
+/// Somebody else has this name: of a database that was to be made, or to get it.
+pub fn is_taken(e: &ClusterError) -> bool {
+    // `duplicate_database`; of two that make it at the same time, the second meets the index.
+    matches!(e, ClusterError::Query { sqlstate, .. } if matches!(sqlstate.as_str(), "42P04" | "23505"))
+}
+
+/// Every new database has one; not every old one.
+pub fn drop_public_schema(conn: &Connection) -> Result<(), ClusterError> {
+    conn.script("DROP SCHEMA IF EXISTS public")
 }
 
 pub fn rename_database(conn: &Connection, from: &str, to: &str) -> Result<(), ClusterError> {

@@ -111,6 +111,11 @@ impl SnapshotSession {
         self.conn.query_one(allowed, &[])?.opt_parse("bytes")
     }
 
+    pub fn has_public_schema(&self) -> Result<bool, ClusterError> {
+        let sql = "SELECT count(*) > 0 AS there FROM pg_namespace WHERE nspname = 'public'";
+        self.conn.query_one(sql, &[])?.flag("there")
+    }
+
     /// An error when the session, and with it the snapshot, was lost meanwhile.
     pub fn end(self) -> Result<(), ClusterError> {
         self.conn.query_by("COMMIT", &[], Deadline::after(END_WITHIN)).map(drop)

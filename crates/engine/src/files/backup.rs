@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::attributes::modified_ns;
+use super::job::only_secrets;
 use super::owners::Owners;
 use super::rules::{KEY_BYTES_MAX, Rules, holds_a_private_key};
 use super::scan::{Looked, Place, Scan, show_path};
@@ -95,6 +96,12 @@ impl<'a> FilesWriter<'a> {
     /// When nothing of what was named is there.
     pub fn finish(self) -> Result<(FilesPart, Vec<String>, u64)> {
         if self.part.roots.is_empty() {
+            let secret =
+                |root: &&Root| self.part.left_out.iter().any(|l| l.why == LeftOutWhy::Secret && l.path == root.path);
+            let secrets: Vec<&Root> = self.roots.iter().filter(secret).collect();
+            if !secrets.is_empty() {
+                return Err(only_secrets(secrets.iter().map(|root| root.as_path())));
+            }
             let names: Vec<String> = self.roots.iter().map(|r| r.as_path().display().to_string()).collect();
             return Err(EngineError::failed(
                 "E-FILES-NONE",

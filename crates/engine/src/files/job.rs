@@ -1,7 +1,7 @@
 //! `backup --kind files`: files alone. No database is asked for anything.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::{FilesPart, PartsRecord, Section};
 use rustix::fs::AtFlags;
 
+use super::rules::is_secret_name;
 use super::{FilesOptions, FilesWriter, Root, warnings};
 use crate::backup::claim::KeptClaim;
 use crate::backup::job::{give_up, new_id, remove_remains};
@@ -83,6 +84,11 @@ pub(crate) fn look_at_roots(options: &FilesOptions) -> Result<(Vec<Root>, Vec<Ro
             Err(_) => {}
         }
     }
+    let is_secret = |root: &&Root| is_secret_name(root.path.rsplit(|b| *b == b'/').next().unwrap_or_default());
+    let (secrets, others): (Vec<&Root>, Vec<&Root>) = roots.iter().partition(is_secret);
+    if !secrets.is_empty() && others.iter().all(|root| missing.contains(root)) {
+        return Err(only_secrets(secrets.iter().map(|root| root.as_path())));
+    }
     if missing.len() == roots.len() {
         let names: Vec<String> = roots.iter().map(|r| r.as_path().display().to_string()).collect();
         return Err(EngineError::refused(
@@ -92,6 +98,19 @@ pub(crate) fn look_at_roots(options: &FilesOptions) -> Result<(Vec<Root>, Vec<Ro
         ));
     }
     Ok((roots, missing))
+}
+
+/// Nothing else was named, or is there.
+pub(crate) fn only_secrets<'p>(named: impl Iterator<Item = &'p Path>) -> EngineError {
+    let names: Vec<String> = named.map(|path| path.display().to_string()).collect();
+    EngineError::refused(
+        "E-FILES-SECRET",
+        format!(
+            "{} is a secret, by its name or by what it begins with, and secrets are never backed up",
+            names.join(", ")
+        ),
+        "keep secrets where secrets are kept; there is no setting that makes an exception",
+    )
 }
 
 /// How many of these roots a backup has.

@@ -41,6 +41,11 @@ pub struct FilesOptions {
 }
 
 impl FilesOptions {
+    /// Of an ordinary backup of these places; the catalog tells by it which backups can stand in for each other.
+    pub fn series(&self) -> String {
+        crate::series::of_files(self, &Default::default())
+    }
+
     /// What was named, sorted, each once; what lies in another one that was named is covered by it.
     pub fn roots(&self) -> Result<Vec<Root>> {
         let mut all = vec![];

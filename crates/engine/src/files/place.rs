@@ -1,12 +1,14 @@
 //! What was written beside goes in its place, name by name: each is exchanged with what is there, so that no name is ever
 //! missing, and exchanged back when anything fails. What is there and not in the backup stays.
+//!
+//! Invariant: the steps are known before the first is done, and whether one was done can be seen by what has its name.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use pgark_repo::manifest::Attributes;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes::{NotApplied, apply_to_open, of_open};
@@ -20,6 +22,8 @@ use crate::restore::roots::open_beneath;
 pub const STAGING: &str = ".pgark-restore-";
 pub const REPLACED: &str = ".pgark-replaced-";
 const DEPTH_MAX: usize = 700;
+/// Where something waits during an exchange in three steps.
+const ASIDE: &[u8] = b".pgark-aside";
 
 /// A directory of the live tree, and beside it the directory whose entries go into it.
 pub struct Placing<'a> {
@@ -30,7 +34,8 @@ pub struct Placing<'a> {
     pub owners: &'a Owners,
     /// Whether the directory itself is part of the backup.
     pub with_top: bool,
-    done: Vec<Done>,
+    /// What is to be done, in this order.
+    pub steps: Vec<Step>,
     pub not: NotApplied,
     /// Names of the live tree that the backup does not have.
     pub others: u64,
@@ -41,12 +46,42 @@ pub struct Placing<'a> {
     pub stuck: bool,
 }
 
-/// One step, to be undone.
-enum Done {
-    Moved(Vec<u8>),
-    Exchanged(Vec<u8>),
-    /// What a directory had before.
-    Attributes(Vec<u8>, u32, Attributes),
+/// What one step does, and what it takes to find out later whether it was done. Paths are those below the directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// What follows goes into this directory, which is there; with what it has before.
+    Enter {
+        path: Vec<u8>,
+        mode: u32,
+        before: Attributes,
+    },
+    /// Nothing of this name is there; by the number that the new one has on its file system.
+    Move {
+        path: Vec<u8>,
+        new: u64,
+    },
+    Exchange {
+        path: Vec<u8>,
+        new: u64,
+        directory: bool,
+    },
+    /// The directory takes over what the backup says of it.
+    Leave {
+        path: Vec<u8>,
+        mode: u32,
+        attributes: Attributes,
+    },
+}
+
+impl Step {
+    fn path(&self) -> &[u8] {
+        match self {
+            Step::Enter { path, .. }
+            | Step::Move { path, .. }
+            | Step::Exchange { path, .. }
+            | Step::Leave { path, .. } => path,
+        }
+    }
 }
 
 impl<'a> Placing<'a> {
@@ -57,7 +92,7 @@ impl<'a> Placing<'a> {
             path,
             owners,
             with_top,
-            done: vec![],
+            steps: vec![],
             not: NotApplied::default(),
             others: 0,
             replaced: 0,
@@ -95,37 +130,131 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
+    /// Looks at both sides and changes nothing.
+    pub fn plan(&mut self) -> Result<()> {
+        self.plan_dir(b"", 0)
+    }
+
     /// Puts everything in place, or leaves everything as it was.
     pub fn place(&mut self) -> Result<()> {
-        match self.merge(b"", 0) {
-            Ok(()) => Ok(()),
-            Err(e) => Err(self.undo(e)),
+        let steps = std::mem::take(&mut self.steps);
+        let done = steps.iter().try_for_each(|step| self.step(step));
+        self.steps = steps;
+        done.map_err(|e| self.undo(e))
+    }
+
+    fn step(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Enter { .. } => Ok(()),
+            Step::Move { path, .. } => self.rename(path, true).map_err(|e| self.failed_io("putting in place", path, e)),
+            Step::Exchange { path, directory, .. } => {
+                self.exchange(path).map_err(|e| self.failed_io("putting in place", path, e))?;
+                self.replaced += 1;
+                self.directories_replaced += u64::from(*directory);
+                Ok(())
+            }
+            Step::Leave { path, mode, attributes } => {
+                let live = open_dir(self.live, path).map_err(|e| self.failed_io("opening", path, e))?;
+                let applied = apply_to_open(&live, *mode, attributes, self.owners, &mut self.not);
+                applied.map_err(|e| self.failed_io("setting the attributes of", path, e))
+            }
         }
     }
 
     /// Everything that was done, backwards. Returns the error with what could not be undone.
     pub fn undo(&mut self, because: EngineError) -> EngineError {
-        while let Some(done) = self.done.pop() {
-            let (path, undone) = match done {
-                Done::Moved(path) => (path.clone(), self.rename(&path, false)),
-                Done::Exchanged(path) => (path.clone(), self.exchange(&path)),
-                Done::Attributes(path, mode, before) => {
+        match self.put_back() {
+            Ok(_) => because,
+            Err((path, e)) => EngineError::failed(
+                because.code(),
+                format!("{because}; and {} could not be put back: {e}", path.display()),
+                format!("what was replaced is in {}<id>, below {}", STAGING, self.path.display()),
+            ),
+        }
+    }
+
+    /// Undoes every step that was done, whoever did it; one that was not is passed over. Returns how many names went back.
+    ///
+    /// # Errors
+    /// The path that could not be put back; `stuck` is set then.
+    pub fn put_back(&mut self) -> std::result::Result<u64, (PathBuf, std::io::Error)> {
+        let mut names = 0;
+        for step in self.steps.iter().rev() {
+            let undone = match step {
+                Step::Leave { .. } => Ok(false),
+                Step::Enter { path, mode, before } => {
                     let mut not = NotApplied::default();
-                    let dir = open_dir(self.live, &path);
-                    (path, dir.and_then(|dir| apply_to_open(&dir, mode, &before, self.owners, &mut not)))
+                    let dir = open_dir(self.live, path);
+                    dir.and_then(|dir| apply_to_open(&dir, *mode, before, self.owners, &mut not)).map(|()| false)
                 }
+                Step::Move { path, new } => self.take_back(path, *new),
+                Step::Exchange { path, new, .. } => self.exchange_back(path, *new),
             };
-            if let Err(e) = undone {
-                self.stuck = true;
-                let shown = self.path.join(show(&path)).display().to_string();
-                return EngineError::failed(
-                    because.code(),
-                    format!("{because}; and {shown} could not be put back: {e}"),
-                    format!("what was replaced is in {}<id>, below {}", STAGING, self.path.display()),
-                );
+            match undone {
+                Ok(done) => names += u64::from(done),
+                Err(e) => {
+                    self.stuck = true;
+                    return Err((self.path.join(show(step.path())), e));
+                }
             }
         }
-        because
+        Ok(names)
+    }
+
+    /// Whether any step was done.
+    pub fn is_begun(&self) -> std::io::Result<bool> {
+        for step in &self.steps {
+            if let Step::Move { path, new } | Step::Exchange { path, new, .. } = step
+                && self.number(self.staged, path)? != Some(*new)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn take_back(&self, path: &[u8], new: u64) -> std::io::Result<bool> {
+        match (self.number(self.live, path)?, self.number(self.staged, path)?) {
+            (Some(live), None) if live == new => self.rename(path, false).map(|()| true),
+            (None, Some(staged)) if staged == new => Ok(false),
+            _ => Err(somebody_else()),
+        }
+    }
+
+    /// Also out of the midst of an exchange in three steps.
+    fn exchange_back(&self, path: &[u8], new: u64) -> std::io::Result<bool> {
+        let aside = self.number(self.staged, ASIDE)?;
+        let ((live, name), (staged, _)) = (parent(self.live, path)?, parent(self.staged, path)?);
+        let rename =
+            |from: &File, name: &[u8], to: &File, as_name: &[u8]| Ok(rustix::fs::renameat(from, name, to, as_name)?);
+        match (self.number(self.live, path)?, self.number(self.staged, path)?, aside) {
+            (Some(l), Some(_), _) if l == new => self.exchange(path).map(|()| true),
+            (Some(l), None, Some(_)) if l == new => {
+                rename(&live, name, &staged, name)?;
+                rename(self.staged, ASIDE, &live, name).map(|()| true)
+            }
+            (None, Some(s), Some(_)) if s == new => rename(self.staged, ASIDE, &live, name).map(|()| true),
+            (None, Some(_), Some(a)) if a == new => {
+                rename(&staged, name, &live, name)?;
+                rename(self.staged, ASIDE, &staged, name).map(|()| true)
+            }
+            (Some(_), None, Some(a)) if a == new => rename(self.staged, ASIDE, &staged, name).map(|()| true),
+            (Some(_), Some(s), _) if s == new => Ok(false),
+            _ => Err(somebody_else()),
+        }
+    }
+
+    /// By which a file system knows what has this name.
+    fn number(&self, top: &File, below: &[u8]) -> std::io::Result<Option<u64>> {
+        let (dir, name) = match parent(top, below) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat.st_ino)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Both directories; None when the live one is not there.
@@ -139,39 +268,36 @@ impl<'a> Placing<'a> {
         }
     }
 
-    fn merge(&mut self, below: &[u8], depth: usize) -> Result<()> {
+    fn plan_dir(&mut self, below: &[u8], depth: usize) -> Result<()> {
         let Some((live, staged)) = self.pair(below)? else {
             return Err(self.failed_io("opening", below, std::io::ErrorKind::NotFound.into()));
         };
         let new_names = names(staged.as_fd()).map_err(|e| self.failed("listing", below, e))?;
         let old_names = names(live.as_fd()).map_err(|e| self.failed("listing", below, e))?;
-        let staged_as = self.attributes_of(below, &staged)?;
+        let (attributes, as_mode) = self.attributes_of(below, &staged)?;
         // Undone last: its time changes with what is put back into it.
         let (before, mode) = self.attributes_of(below, &live)?;
-        self.done.push(Done::Attributes(below.to_vec(), mode, before));
+        self.steps.push(Step::Enter { path: below.to_vec(), mode, before });
         let is_other = |n: &&Vec<u8>| !n.starts_with(STAGING.as_bytes()) && new_names.binary_search(*n).is_err();
         self.others += old_names.iter().filter(is_other).count() as u64;
         for name in &new_names {
             let path = join(below, name);
             let Some(new) = self.stat(self.staged, &path)? else { continue };
             match self.stat(self.live, &path)? {
-                None => {
-                    self.rename(&path, true).map_err(|e| self.failed_io("putting in place", &path, e))?;
-                    self.done.push(Done::Moved(path));
-                }
+                None => self.steps.push(Step::Move { path, new: new.st_ino }),
                 Some(old) if is_directory(&new) && is_directory(&old) && depth < DEPTH_MAX => {
-                    self.merge(&path, depth + 1)?;
+                    self.plan_dir(&path, depth + 1)?;
                 }
                 Some(old) => {
-                    self.exchange(&path).map_err(|e| self.failed_io("putting in place", &path, e))?;
-                    self.replaced += 1;
-                    self.directories_replaced += u64::from(is_directory(&old));
-                    self.done.push(Done::Exchanged(path));
+                    self.steps.push(Step::Exchange { path, new: new.st_ino, directory: is_directory(&old) });
                 }
             }
         }
         // What is above the roots, or holds a root that is a file, is none of the backup's.
-        if below.is_empty() && !self.with_top { Ok(()) } else { self.take_over(below, staged_as) }
+        if !below.is_empty() || self.with_top {
+            self.steps.push(Step::Leave { path: below.to_vec(), mode: as_mode, attributes });
+        }
+        Ok(())
     }
 
     /// Before anything is moved: its time goes with that.
@@ -179,13 +305,6 @@ impl<'a> Placing<'a> {
         use std::os::unix::fs::MetadataExt;
         let meta = dir.metadata().map_err(|e| self.failed_io("looking at", below, e))?;
         Ok((of_open(dir, &meta, self.owners).0, meta.mode() & 0o7777))
-    }
-
-    /// A directory that is there takes over what the backup says of it.
-    fn take_over(&mut self, below: &[u8], (attributes, mode): (Attributes, u32)) -> Result<()> {
-        let live = open_dir(self.live, below).map_err(|e| self.failed_io("opening", below, e))?;
-        let applied = apply_to_open(&live, mode, &attributes, self.owners, &mut self.not);
-        applied.map_err(|e| self.failed_io("setting the attributes of", below, e))
     }
 
     fn stat(&self, top: &File, below: &[u8]) -> Result<Option<Stat>> {
@@ -216,13 +335,12 @@ impl<'a> Placing<'a> {
         match rustix::fs::renameat_with(&staged, name, &live, name, RenameFlags::EXCHANGE) {
             // File systems that cannot: in three steps.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-                let aside: &[u8] = b".pgark-aside";
-                rustix::fs::renameat(&live, name, self.staged, aside)?;
+                rustix::fs::renameat(&live, name, self.staged, ASIDE)?;
                 if let Err(e) = rustix::fs::renameat(&staged, name, &live, name) {
-                    rustix::fs::renameat(self.staged, aside, &live, name)?;
+                    rustix::fs::renameat(self.staged, ASIDE, &live, name)?;
                     return Err(e.into());
                 }
-                Ok(rustix::fs::renameat(self.staged, aside, &staged, name)?)
+                Ok(rustix::fs::renameat(self.staged, ASIDE, &staged, name)?)
             }
             other => Ok(other?),
         }
@@ -236,6 +354,10 @@ impl<'a> Placing<'a> {
         let path = if below.is_empty() { self.path.to_owned() } else { self.path.join(show(below)) };
         EngineError::file(what, path, e)
     }
+}
+
+fn somebody_else() -> std::io::Error {
+    std::io::Error::other("it is neither what was there before nor what was restored: somebody else changed it")
 }
 
 fn is_directory(stat: &Stat) -> bool {
@@ -281,21 +403,39 @@ pub fn remove_tree(at: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
     rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)
 }
 
-/// A new directory for the owner alone.
+/// A new directory for the owner alone, which nobody else works with while it is open.
 pub fn make_staging(at: &File, name: &str, path: &Path) -> Result<File> {
     let shown: PathBuf = path.join(name);
     match rustix::fs::mkdirat(at, name, Mode::RWXU) {
-        Ok(()) => {}
+        Ok(()) => open_staging(at, name, path),
         Err(Errno::EXIST) => {
-            return Err(EngineError::refused(
+            open_staging(at, name, path)?;
+            Err(EngineError::refused(
                 "E-FILES-REMAINS",
-                format!("{} is there: an earlier restore was interrupted, or one is running", shown.display()),
-                "it may hold the only copy of files that were replaced, beside restored ones that were not yet put in place: move it away, do not remove it, and try again",
-            ));
+                format!("{} is there: an earlier restore was interrupted", shown.display()),
+                format!(
+                    "it may hold the only copy of files that were replaced: do not remove it; 'pgark restore --kind files --undo {}' puts everything back as it was",
+                    shown.display()
+                ),
+            ))
         }
-        Err(e) => return Err(EngineError::file("creating the directory", shown, e)),
+        Err(e) => Err(EngineError::file("creating the directory", shown, e)),
     }
+}
+
+pub fn open_staging(at: &File, name: &str, path: &Path) -> Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let shown = path.join(name);
     let dir = rustix::fs::openat(at, name, flags, Mode::empty());
-    Ok(File::from(dir.map_err(|e| EngineError::file("opening", shown, e))?))
+    let dir = File::from(dir.map_err(|e| EngineError::file("opening", &shown, e))?);
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(EngineError::refused(
+            "E-FILES-BUSY",
+            format!("a restore is at work in {}", shown.display()),
+            "wait until it has ended",
+        )),
+        // Not every file system has locks.
+        Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP | Errno::INVAL | Errno::NOLCK) => Ok(dir),
+        Err(e) => Err(EngineError::file("locking", &shown, e)),
+    }
 }

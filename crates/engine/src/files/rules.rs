@@ -41,14 +41,64 @@ pub fn is_secret_name(name: &[u8]) -> bool {
             || host_key)
 }
 
-/// Whether a line says that a private key follows: in PEM (RFC 7468), as OpenSSH writes it, or as OpenPGP does.
+/// Whether a private key is in it: in PEM (RFC 7468), as OpenSSH writes it, or as OpenPGP does. On lines of its own, also indented or
+/// behind a byte order mark, or within something else, such as a string of JSON, with the key behind it.
 pub fn holds_a_private_key(content: &[u8]) -> bool {
-    let is_mark = |line: &[u8]| {
-        let line = line.trim_ascii_end();
-        line.starts_with(b"-----BEGIN ")
-            && (line.ends_with(b"PRIVATE KEY-----") || line.ends_with(b"PRIVATE KEY BLOCK-----"))
+    let mark = |content: &[u8]| {
+        let begins = content.windows(BEGIN.len()).enumerate().filter(|(_, w)| *w == BEGIN);
+        begins.into_iter().any(|(at, _)| {
+            let (before, from) = content.split_at(at);
+            begins_a_key(before, from.get(BEGIN.len()..).unwrap_or_default())
+        })
     };
-    content.split(|b| *b == b'\n').any(is_mark)
+    match content {
+        // Two bytes for each character.
+        [0xff, 0xfe, rest @ ..] | [0xfe, 0xff, rest @ ..] => {
+            mark(&rest.iter().copied().filter(|b| *b != 0).collect::<Vec<u8>>())
+        }
+        _ => mark(content),
+    }
+}
+
+const BEGIN: &[u8] = b"-----BEGIN ";
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Of what stands between the dashes; the longest one is `ENCRYPTED PRIVATE KEY`.
+const LABEL_BYTES_MAX: usize = 64;
+/// So much of a key makes a mark within a text more than a mention.
+const KEY_CHARS_MIN: usize = 16;
+
+/// `rest`: what follows `-----BEGIN `.
+fn begins_a_key(before: &[u8], rest: &[u8]) -> bool {
+    let label = rest.get(..rest.len().min(LABEL_BYTES_MAX)).unwrap_or_default();
+    let Some(length) = label.windows(5).position(|w| w == b"-----") else { return false };
+    let label = label.get(..length).unwrap_or_default();
+    if !(label.ends_with(b"PRIVATE KEY") || label.ends_with(b"PRIVATE KEY BLOCK")) {
+        return false;
+    }
+    let after = rest.get(length + 5..).unwrap_or_default();
+    let line = before.rsplit(|b| *b == b'\n').next().unwrap_or_default();
+    let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+    let line_ends = after.iter().find(|b| !matches!(b, b' ' | b'\t' | b'\r')).is_none_or(|b| *b == b'\n');
+    line.trim_ascii().is_empty() && line_ends || is_key(after)
+}
+
+/// After a line break, be it one or the two characters `\n`.
+fn is_key(after: &[u8]) -> bool {
+    let mut rest = after;
+    let mut broken = false;
+    loop {
+        rest = match rest {
+            [b'\n' | b'\r', more @ ..] | [b'\\', b'n' | b'r', more @ ..] => {
+                broken = true;
+                more
+            }
+            [b' ' | b'\t' | b'\\', more @ ..] => more,
+            _ => break,
+        };
+    }
+    let headers: [&[u8]; 4] = [b"Proc-Type:", b"DEK-Info:", b"Version:", b"Comment:"];
+    let is_body = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    broken && (headers.iter().any(|h| rest.starts_with(h)) || rest.iter().take_while(is_body).count() >= KEY_CHARS_MIN)
 }
 
 #[derive(Clone, Debug, Default)]
@@ -138,5 +188,30 @@ mod tests {
             assert!(!holds_a_private_key(key(fine).as_bytes()), "{fine}");
         }
         assert!(!holds_a_private_key(b"the line '-----BEGIN PRIVATE KEY-----' in a text"));
+        assert!(!holds_a_private_key(b"it begins with -----BEGIN PRIVATE KEY-----\nand then the key follows"));
+        assert!(!holds_a_private_key(b"-----BEGIN "));
+    }
+
+    #[test]
+    fn private_keys_are_known_behind_other_things_and_within_them() {
+        let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQ";
+        let end = "-----END PRIVATE KEY-----";
+        for text in [
+            format!("\u{feff}-----BEGIN PRIVATE KEY-----\r\n{body}\r\n{end}\r\n"),
+            format!("key: |\n    -----BEGIN PRIVATE KEY-----\n    {body}\n    {end}\n"),
+            format!("\t-----BEGIN OPENSSH PRIVATE KEY-----\n\t{body}\n"),
+            format!(
+                "{{\"type\": \"service_account\", \"private_key\": \"-----BEGIN PRIVATE KEY-----\\n{body}\\n{end}\\n\"}}"
+            ),
+            format!("{{\"key\": \"{{\\\"private_key\\\": \\\"-----BEGIN PRIVATE KEY-----\\\\n{body}\\\"}}\"}}"),
+            format!("KEY=\"-----BEGIN RSA PRIVATE KEY-----\n{body}\n"),
+            "x = '-----BEGIN RSA PRIVATE KEY-----\\r\\nProc-Type: 4,ENCRYPTED\\r\\n'".to_owned(),
+        ] {
+            assert!(holds_a_private_key(text.as_bytes()), "{text}");
+            assert!(!holds_a_private_key(text.replace("PRIVATE", "PUBLIC").as_bytes()), "{text}");
+        }
+        let text = format!("-----BEGIN PRIVATE KEY-----\r\n{body}\r\n");
+        let two: Vec<u8> = [0xff, 0xfe].into_iter().chain(text.bytes().flat_map(|b| [b, 0])).collect();
+        assert!(holds_a_private_key(&two));
     }
 }

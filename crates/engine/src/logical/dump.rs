@@ -43,6 +43,7 @@ pub(super) struct DumpOf<'a> {
     /// By the server's clock.
     pub taken: Timestamp,
     pub size_bytes: Option<u64>,
+    pub without_public: bool,
     pub handover: Handover,
 }
 
@@ -53,8 +54,9 @@ impl<'a> DumpOf<'a> {
         path: &str,
     ) -> Result<(Self, SnapshotSession)> {
         let size_bytes = session.database_bytes()?;
+        let without_public = !session.has_public_schema()?;
         let (snapshot, handover) = (session.id().to_string(), session.connection().handover());
-        Ok((DumpOf { database, path: path.to_owned(), snapshot, taken, size_bytes, handover }, session))
+        Ok((DumpOf { database, path: path.to_owned(), snapshot, taken, size_bytes, without_public, handover }, session))
     }
 }
 
@@ -109,6 +111,7 @@ impl Job<'_> {
             acl: database.acl.clone(),
             comment: database.comment.clone(),
             settings: database.settings.clone().unwrap_or_default(),
+            without_public: of.without_public,
             size_bytes: of.size_bytes,
             dumped_by: self.server.tools.version.to_string(),
             dump_bytes: part.size(),

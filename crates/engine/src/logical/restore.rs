@@ -26,6 +26,7 @@ use crate::error::{EngineError, Result};
 use crate::parts::Source;
 use crate::validate::{Report, UserCheck};
 
+pub(crate) use list::read_toc;
 pub(crate) use run::fetch_dump;
 pub use run::run;
 
@@ -241,6 +242,21 @@ fn find_database<'r>(record: &'r PartsRecord, name: &str) -> Result<&'r Database
     })
 }
 
+/// Tells one restore of a backup from the next.
+fn run_tag() -> Result<String> {
+    let mut random = [0u8; 4];
+    getrandom::fill(&mut random).map_err(|e| EngineError::failed("E-RANDOM", format!("no random numbers: {e}"), ""))?;
+    Ok(pgark_repo::crypto::hex(&random))
+}
+
+pub(super) fn exists(name: &str, how: &str) -> EngineError {
+    EngineError::refused(
+        "E-DATABASE-EXISTS",
+        format!("database '{}' {how}", name.escape_debug()),
+        "give another name with --to-database, or --in-place to replace it",
+    )
+}
+
 /// A session in a database that is not the one to be replaced.
 fn admin(options: &RestoreOptions) -> Result<Connection> {
     let target = options.database.as_ref().map(|d| d.to.as_str());
@@ -284,22 +300,17 @@ fn plan_database(
         notes.push(format!("the backup holds only parts of the database: {parts}"));
     }
     if there && matches!(wanted.replace, Replace::Refuse) {
-        return Err(EngineError::refused(
-            "E-DATABASE-EXISTS",
-            format!("database '{shown}' exists"),
-            "give another name with --to-database, or --in-place to replace it",
+        return Err(exists(to, "exists"));
+    }
+    for name in provision::remains(admin)? {
+        notes.push(format!(
+            "database '{}' is there: an earlier restore left it, or one is running; drop it when nobody needs it",
+            name.escape_debug()
         ));
     }
-    let (loading, aside) = (format!("pgark_restore_{}", record.id), format!("pgark_replaced_{}", record.id));
-    for name in [Some(&loading), Some(&aside).filter(|_| there)].into_iter().flatten() {
-        if provision::database_exists(admin, name)? {
-            return Err(EngineError::refused(
-                "E-DATABASE-EXISTS",
-                format!("database '{name}' exists: an earlier restore left it, or one is running"),
-                format!("look at it, and remove it with: drop database \"{name}\""),
-            ));
-        }
-    }
+    let run = run_tag()?;
+    let (loading, aside) =
+        (format!("pgark_restore_{}_{run}", record.id), format!("pgark_replaced_{}_{run}", record.id));
     if there {
         let obstacles = provision::obstacles(admin, to)?;
         if !obstacles.is_empty() {

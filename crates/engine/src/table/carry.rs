@@ -1,19 +1,20 @@
 //! One table out of one server and into the other, by PostgreSQL's own programs.
 
-use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use super::over::Carry;
-use super::programs;
-use crate::cluster::{TableName, TableSession};
+use crate::cluster::{Connection, TableName, TableSession};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::logical::child::{self, Running};
+use crate::logical::restore::read_toc;
 
 pub(super) fn dump(there: &TableSession, carry: &Carry<'_>, source: &TableName, ctx: &Ctx) -> Result<PathBuf> {
     let file = carry.dir.join("table.dump");
-    let connection = programs::connection_of(there.connection(), carry.tools.version.major, carry.dir)?;
-    let pattern = programs::exact_pattern(&source.schema, &source.name);
-    let mut arguments: Vec<OsString> = [
+    let mut command = reaching(there.connection(), &carry.tools.dump)?;
+    command.args([
         "--format=custom",
         "--compress=1",
         "--no-sync",
@@ -23,20 +24,13 @@ pub(super) fn dump(there: &TableSession, carry: &Carry<'_>, source: &TableName, 
         "--no-subscriptions",
         "--no-security-labels",
         "--no-tablespaces",
-    ]
-    .map(OsString::from)
-    .to_vec();
-    arguments.push(format!("--table={pattern}").into());
-    arguments.push(format!("--file={}", file.display()).into());
-    arguments.push(format!("--dbname={connection}").into());
-    programs::run(&carry.tools.dump, &arguments, carry.dir, ctx)?;
-    // What the list says is what would be loaded: this one table, and what belongs to it.
-    let list = ["--list".into(), "--".into(), file.clone().into_os_string()];
-    let listed = programs::run(&carry.tools.restore, &list, carry.dir, ctx)?;
-    let tables = listed
-        .lines()
-        .filter(|line| line.split_whitespace().nth(3) == Some("TABLE") && !line.contains(" TABLE DATA "))
-        .count();
+    ]);
+    command.arg(format!("--table={}", exact_pattern(source)));
+    command.arg(format!("--file={}", file.display()));
+    run(command, carry.dir, ctx)?;
+    // What it holds is what would be loaded: this one table, and what belongs to it.
+    let dumped = File::open(&file).map_err(|e| EngineError::file("opening", &file, e))?;
+    let tables = read_toc(&dumped)?.entries.iter().filter(|entry| entry.kind == b"TABLE").count();
     if tables != 1 {
         return Err(EngineError::failed(
             "E-TABLE-DUMP",
@@ -48,16 +42,48 @@ pub(super) fn dump(there: &TableSession, carry: &Carry<'_>, source: &TableName, 
 }
 
 pub(super) fn load(here: &TableSession, carry: &Carry<'_>, dump: &Path, owner_kept: bool, ctx: &Ctx) -> Result<()> {
-    let dir = carry.dir.join("live");
-    std::fs::create_dir(&dir).map_err(|e| EngineError::file("making", &dir, e))?;
-    let connection = programs::connection_of(here.connection(), carry.tools.version.major, &dir)?;
-    let mut arguments: Vec<OsString> =
-        ["--single-transaction", "--exit-on-error", "--no-privileges", "--no-tablespaces"].map(OsString::from).to_vec();
+    let mut command = reaching(here.connection(), &carry.tools.restore)?;
+    command.args(["--single-transaction", "--exit-on-error", "--no-privileges", "--no-tablespaces"]);
     if !owner_kept {
-        arguments.push("--no-owner".into());
+        command.arg("--no-owner");
     }
-    arguments.push(format!("--dbname={connection}").into());
-    arguments.push("--".into());
-    arguments.push(dump.as_os_str().to_owned());
-    programs::run(&carry.tools.restore, &arguments, carry.dir, ctx).map(drop)
+    command.arg("--").arg(dump);
+    run(command, carry.dir, ctx)
+}
+
+/// A program that goes where this session is.
+fn reaching(conn: &Connection, program: &Path) -> Result<Command> {
+    let database = conn.effective_options().into_iter().find(|(name, _)| name == "dbname").map(|(_, value)| value);
+    child::command(program, &conn.handover(), &database.unwrap_or_default())
+}
+
+fn run(mut command: Command, dir: &Path, ctx: &Ctx) -> Result<()> {
+    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    command.current_dir(dir).stdout(Stdio::null());
+    let (status, said) = Running::start(command)?.wait_for(ctx)?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(EngineError::failed(
+            "E-PG-PROGRAM",
+            format!("{name} ended with {status}: {}", said.lines.join("; ")),
+            "nothing was left in the live database: what it loads, it loads in one transaction",
+        )),
+    }
+}
+
+/// For `pg_dump --table`: quoted, nothing in it is a pattern.
+fn exact_pattern(table: &TableName) -> String {
+    let part = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    format!("{}.{}", part(&table.schema), part(&table.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_pattern() {
+        let table = TableName { schema: "a.b".to_owned(), name: "it\"s *".to_owned() };
+        assert_eq!(exact_pattern(&table), "\"a.b\".\"it\"\"s *\"");
+    }
 }

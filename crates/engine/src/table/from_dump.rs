@@ -120,11 +120,15 @@ fn through(
         within: options.within,
     };
     let found = carry.look(&there, &here)?;
-    let (compared, remarks) = (report.validation.map(|v| v.outcome), report.warnings);
+    let compared = report.validation.map(|v| (v.outcome, v.not_compared_with().join(", ")));
+    let remarks = report.warnings;
     let mut report = carry.over(&there, &here, found, ctx)?;
     report.notes.extend(restored.notes.iter().cloned().chain(remarks));
     report.notes.push(match compared {
-        Some(Outcome::Ok) => "what was loaded is what the backup says it held".to_owned(),
+        Some((Outcome::Ok, open)) if open.is_empty() => "what was loaded is what the backup says it held".to_owned(),
+        Some((Outcome::Ok, open)) => {
+            format!("what was loaded is what the backup says it held, as far as it was compared; not compared: {open}")
+        }
         _ => "what was loaded was not compared with what the backup says it held".to_owned(),
     });
     let reached = restored.database.map(|d| d.dump.taken.to_string()).unwrap_or_default();

@@ -8,7 +8,6 @@
 mod carry;
 pub mod from_dump;
 mod over;
-pub mod programs;
 mod report;
 pub mod scratch;
 

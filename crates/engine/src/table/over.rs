@@ -152,7 +152,7 @@ fn free_name(there: &TableSession, here: &TableSession, schema: &str, name: &str
 
 fn rows_of(session: &TableSession, table: &TableName, deadline: Deadline) -> Result<(u64, RowsHash)> {
     match session.rows(table, deadline)? {
-        Answer::Rows { rows, hash: Some(hash) } => Ok((rows, hash)),
+        Answer::Rows { rows, hash: Some(hash), .. } => Ok((rows, hash)),
         _ => Err(EngineError::failed("E-TABLE-ROWS", format!("the rows of {table} could not be counted"), "")),
     }
 }

@@ -287,12 +287,12 @@ fn complete(from: ObjectFacts, answers: &Answers) -> Object {
             put("behind", if *behind { "yes" } else { "no" }.to_owned());
             furthest.iter().for_each(|furthest| put("furthest", furthest.clone()));
         }
-        Some(Answer::Rows { rows, hash }) => {
+        Some(Answer::Rows { rows, hash, given }) => {
             if from.kind == ObjectKind::Relation {
                 put("rows", rows.to_string());
             }
-            if let Some(hash) = hash {
-                put("hash", format!("{}:{}:{}", hash.a, hash.b, hash.text_bytes));
+            for (fact, hash) in [("hash", hash), ("hash_given", given)] {
+                hash.iter().for_each(|hash| put(fact, format!("{}:{}:{}", hash.a, hash.b, hash.text_bytes)));
             }
         }
         Some(Answer::Unread { reason, refused }) => {

@@ -13,7 +13,7 @@ use name::{Name, check_of, existence};
 use words::{is_digest, position, said, shown, value};
 
 use super::report::{Check, Tally};
-use crate::cluster::{ObjectKind, is_printed};
+use crate::cluster::{NORMAL, ObjectKind, is_printed};
 use crate::error::Result;
 use crate::truth::{Header, Object, Place, Scope, Sink, Text, TruthReader};
 
@@ -157,6 +157,10 @@ impl<R: BufRead> Comparison<R> {
         if !self.is_meant(recorded) {
             return;
         }
+        if recorded.kind == ObjectKind::Index && recorded.says("valid", "no") && !self.expect.physical {
+            let reason = format!("{}: it was not valid, and a dump leaves such out", shown(recorded));
+            return self.tally(Name::InvalidIndexes).left_out(&reason);
+        }
         let shown = shown(recorded);
         self.tally(existence(recorded)).failed(format!("{shown} is missing"));
     }
@@ -198,7 +202,7 @@ impl<R: BufRead> Comparison<R> {
         self.tally(existence(recorded)).ok();
         let names: std::collections::BTreeSet<&String> = recorded.facts.keys().chain(live.facts.keys()).collect();
         for fact in names {
-            if !SPECIAL.contains(&fact.as_str()) {
+            if !SPECIAL.contains(&fact.as_str()) && !fact.starts_with(NORMAL) {
                 self.fact(fact, recorded, live);
             }
         }
@@ -217,7 +221,10 @@ impl<R: BufRead> Comparison<R> {
 
     fn fact(&mut self, fact: &str, recorded: &Object, live: &Object) {
         let check = check_of(recorded.kind, fact);
-        let same = recorded.fact(fact) == live.fact(fact);
+        let normal = format!("{NORMAL}{fact}");
+        // The same text, or texts of which the one is what PostgreSQL makes of the other when a dump is loaded.
+        let same = recorded.fact(fact) == live.fact(fact)
+            || recorded.fact(&normal).is_some() && recorded.fact(&normal) == live.fact(&normal);
         if !same && self.majors_differ() {
             if is_printed(fact) {
                 return self.tally(check).not_checked("two major versions of PostgreSQL, which print it differently");
@@ -253,6 +260,17 @@ impl<R: BufRead> Comparison<R> {
         if before != now && self.expect.physical && recorded.says("persistence", "u") {
             return self.tally(Name::UnloggedTables).left_out("a physical backup does not hold them");
         }
+        let hashes = |fact| (recorded.fact(fact), live.fact(fact));
+        let others = matches!(hashes("hash"), (Some(a), Some(b)) if a != b) && self.contents_are_comparable();
+        if recorded.says("relkind", "m") && !self.expect.physical && (before != now || others) {
+            let reason = format!(
+                "{}: computed anew when it was restored, with {} rows, and {} when it was backed up",
+                shown(live),
+                now.lossy(),
+                before.lossy()
+            );
+            return self.tally(Name::MaterializedViews).left_out(&reason);
+        }
         if before == now {
             self.tally(Name::Rows).ok();
         } else {
@@ -262,6 +280,13 @@ impl<R: BufRead> Comparison<R> {
         if self.contents_are_comparable() {
             match (recorded.fact("hash"), live.fact("hash")) {
                 (Some(a), Some(b)) if a == b => self.tally(Name::Contents).ok(),
+                _ if !self.expect.physical && matches!(hashes("hash_given"), (Some(a), Some(b)) if a == b) => {
+                    let reason = format!(
+                        "{}: its generated columns were computed anew when it was restored, and have other values; all others are the same",
+                        shown(live)
+                    );
+                    self.tally(Name::GeneratedColumns).not_checked(&reason);
+                }
                 (Some(_), Some(_)) => {
                     let what = if before == now { "other values in as many rows" } else { "other rows" };
                     self.tally(Name::Contents).failed(format!("{}: {what}", shown(live)));
@@ -374,9 +399,10 @@ const NOT_RESTORED: &str = "they are in the backup, and were not to be restored"
 /// Of what is counted, hashed or read.
 const NO_FIGURES: [&str; 3] = ["rows", "hash", "last_value"];
 /// Compared by rules of their own.
-const SPECIAL: [&str; 11] = [
+const SPECIAL: [&str; 12] = [
     "rows",
     "hash",
+    "hash_given",
     "unread",
     "unread_because",
     "last_value",

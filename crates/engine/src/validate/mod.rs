@@ -37,6 +37,8 @@ pub struct ValidateOptions {
     /// How long each part may take.
     pub within: Duration,
     pub examiners: Examiners,
+    /// Why, when they are off.
+    pub unexamined: &'static str,
     /// Of all databases; those of the validated one, or of the one it was made from, are asked.
     pub checks: Vec<UserCheck>,
     pub ask_as: AskAs,

@@ -19,13 +19,18 @@ fn word(outcome: Outcome) -> &'static str {
     }
 }
 
-fn verdict(report: &Report) -> &'static str {
-    match report.outcome {
+fn verdict(report: &Report) -> String {
+    let open = report.not_compared_with().join(", ");
+    let said = match report.outcome {
+        Outcome::Ok if report.against.is_some() && !open.is_empty() => {
+            return format!("What was compared of the database is what the truth says. Not compared: {open}.");
+        }
         Outcome::Ok if report.against.is_some() => "The database is what the truth says.",
         Outcome::Ok => "Nothing is wrong with what was checked; there was no truth to compare with.",
         Outcome::Failed => "The database is not what it should be.",
         Outcome::NotChecked => "Nothing wrong was found, but not everything was checked.",
-    }
+    };
+    said.to_owned()
 }
 
 fn facts(report: &Report) -> Vec<(&'static str, String)> {
@@ -96,7 +101,7 @@ pub fn to_html(report: &Report) -> String {
         html(&report.database.lossy()),
         class(report.outcome),
         word(report.outcome),
-        html(verdict(report)),
+        html(&verdict(report)),
     );
     for (name, value) in facts(report) {
         let _ = writeln!(out, "<tr><th>{name}</th><td>{}</td></tr>", html(&value));

@@ -99,6 +99,13 @@ impl Report {
         self.outcome = Report::judge(&self.checks);
     }
 
+    /// What was to be the same as in the truth, and was not compared, or not all of it.
+    pub fn not_compared_with(&self) -> Vec<&str> {
+        let compares = |kind| !matches!(kind, CheckKind::Storage | CheckKind::User);
+        let open = self.checks.iter().filter(|c| c.outcome == Outcome::NotChecked && compares(c.kind));
+        open.map(|c| c.name.as_str()).collect()
+    }
+
     /// Failed when any check failed; "not checked" when something was not checked that nobody asked to leave out.
     pub fn judge(checks: &[Check]) -> Outcome {
         if checks.iter().any(|c| c.outcome == Outcome::Failed) {

@@ -20,9 +20,10 @@ pub(super) fn examine(connect: &ConnectOptions, options: &ValidateOptions, ctx: 
     let mut tallies: BTreeMap<Examined, Tally> =
         Examined::ALL.into_iter().map(|e| (e, Tally::new(words(e), CheckKind::Storage))).collect();
     if options.examiners == Examiners::Off {
-        tallies.values_mut().for_each(|tally| tally.left_out("left out as asked for"));
+        tallies.values_mut().for_each(|tally| tally.left_out(options.unexamined));
+    } else {
+        ctx.progress.note("reading tables and indexes with amcheck and pg_visibility");
     }
-    ctx.progress.note("reading tables and indexes with amcheck and pg_visibility");
     let deadline = Deadline::after(options.within);
     let told =
         examine_all(connect, &options.database, options.examiners, ctx.cancel_flag(), deadline, |examined, finding| {

@@ -175,6 +175,9 @@ pub struct DatabaseDump {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
     pub settings: Vec<DatabaseSetting>,
+    /// It has no schema `public`, which every new database has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_public: bool,
     /// `pg_database_size`; absent where the role may not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,

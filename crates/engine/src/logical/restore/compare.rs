@@ -60,8 +60,8 @@ impl Restore<'_> {
             expect: Expectations { physical: false, contents: Contents::IfHashed, scope, settings_left },
             jobs: self.options.jobs,
             within: how.within,
-            // Every page and every index of it was made a moment ago.
             examiners: Examiners::Off,
+            unexamined: "not after a restore: every page and every index was made a moment ago; 'pgark validate' reads them",
             checks: how.checks.clone(),
             ask_as: how.ask_as.clone(),
             check_within: how.check_within,

@@ -14,8 +14,8 @@ use pgark_repo::record::DatabaseDump;
 use super::compare::{StoredTruth, fetch_truth};
 use super::list::{ListFile, read_toc};
 use super::{
-    DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, is_damage,
-    plan,
+    DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, exists,
+    is_damage, plan,
 };
 use crate::backup::claim::KeptClaim;
 use crate::cluster::provision;
@@ -24,7 +24,8 @@ use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::child::{self, Running};
 use crate::logical::dump::dump_path;
-use crate::logical::select::{Selected, select};
+use crate::logical::select::{Selected, Selection, select};
+use crate::logical::toc::TocBeginning;
 use crate::logical::{Wanted, run as back_up};
 use crate::parts::{PartReader, Source, nameless};
 use crate::reports::{self, Validated};
@@ -101,10 +102,41 @@ fn fetch(options: &RestoreOptions, repo: &Repository, ctx: &Ctx, plan: &RestoreP
         Some(part) => Some(fetch_globals(&source, &part.path, ctx)?),
         None => None,
     };
+    if let (Some(wanted), Some(planned)) = (&options.database, &plan.database)
+        && !wanted.selection.is_everything()
+    {
+        check_selection(&source, &planned.dump, &wanted.selection, ctx)?;
+    }
     let dump = plan.database.as_ref().map(|d| fetch_dump(&source, &d.dump, &options.scratch, ctx)).transpose()?;
     let wanted = plan.database.as_ref().filter(|_| options.validate.is_some());
     let truth = wanted.map(|d| fetch_truth(&source, &d.dump, &options.scratch, ctx)).transpose()?;
     Ok(Fetched { dump, truth, globals })
+}
+
+/// By the beginning of the dump, before all of it is read.
+fn check_selection(source: &Source<'_>, dump: &DatabaseDump, selection: &Selection, ctx: &Ctx) -> Result<()> {
+    let mut toc = TocBeginning::default();
+    PartReader::new(source)?.read(&dump_path(&dump.path), ctx, &mut |bytes| {
+        toc.push(bytes);
+        Ok(if toc.is_complete() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    // What is not understood is told when it was read as a whole: it may be damaged.
+    match toc.finish() {
+        Ok(toc) => all_are_there(&source.record.id, select(&toc, selection)).map(drop),
+        Err(_) => Ok(()),
+    }
+}
+
+/// What was chosen, when nothing of it is missing.
+fn all_are_there(backup: &BackupId, chosen: Selected) -> Result<Selected> {
+    if chosen.missing.is_empty() {
+        return Ok(chosen);
+    }
+    Err(EngineError::refused(
+        "E-SELECT-NONE",
+        format!("backup {backup} has no {}", chosen.missing.join(", no ")),
+        "names are taken as they are: TABLE or SCHEMA.TABLE, in the case in which they were created",
+    ))
 }
 
 fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
@@ -202,7 +234,7 @@ impl Restore<'_> {
         }
         let undo = |e| self.undo(plan, admin, e);
         let list = chosen.as_ref().map(|c| &c.list);
-        let create = || provision::create_database(admin, &plan.loading, &plan.dump, plan.tablespace.as_deref());
+        let create = || self.create(plan, list.is_none(), admin);
         create()?;
         let mut loaded = self.load(plan, &dump, list, self.options.jobs);
         if loaded.as_ref().is_err_and(|e| self.options.jobs > 1 && is_deadlock(e)) {
@@ -233,6 +265,23 @@ impl Restore<'_> {
         self.place(plan, admin, report).map_err(undo)
     }
 
+    /// The empty database that the dump goes into; `whole`: all of it.
+    fn create(&self, plan: &DatabasePlan, whole: bool, admin: &Connection) -> Result<()> {
+        provision::create_database(admin, &plan.loading, &plan.dump, plan.tablespace.as_deref()).map_err(|e| {
+            match provision::is_taken(&e) {
+                true => exists(&plan.loading, "was made by somebody else at the same moment"),
+                false => e.into(),
+            }
+        })?;
+        if whole && plan.dump.without_public {
+            let to = self.options.connect.to_database(&plan.loading);
+            let dropped = Connection::open(&to, self.options.connect_timeout)
+                .and_then(|conn| provision::drop_public_schema(&conn));
+            dropped.map_err(|e| self.undo(plan, admin, e.into()))?;
+        }
+        Ok(())
+    }
+
     fn safety_backup(&self, plan: &DatabasePlan) -> Result<Option<BackupId>> {
         let Some(RestoreDatabase { replace: Replace::Replace { safety: Some(options), .. }, .. }) =
             &self.options.database
@@ -256,32 +305,50 @@ impl Restore<'_> {
     /// Nothing is wrong with it as far as is known: it takes its name, and the old one goes.
     fn place(&self, plan: &DatabasePlan, admin: &Connection, report: &mut RestoreReport) -> Result<()> {
         if !plan.replaces {
-            return Ok(provision::rename_database(admin, &plan.loading, &plan.to)?);
-        }
-        if !provision::close_database(admin, &plan.to, SESSIONS_WITHIN)? {
-            return Err(EngineError::failed(
-                "E-DATABASE-IN-USE",
-                format!("sessions in '{}' did not end within {} s", plan.to.escape_debug(), SESSIONS_WITHIN.as_secs()),
-                "end them, or stop what uses the database, and try again",
-            ));
-        }
-        if let Err(e) = provision::swap_databases(admin, &plan.to, &plan.aside, &plan.loading) {
-            provision::open_database(admin, &plan.to)?;
-            return Err(e.into());
-        }
-        // From here on the restored database is in place, and nothing is undone.
-        match &self.options.database {
-            Some(RestoreDatabase { replace: Replace::Replace { old: Old::Keep, .. }, .. }) => {
-                report.kept = Some(plan.aside.clone());
-            }
-            _ => {
-                if let Err(e) = provision::drop_database(admin, &plan.aside) {
-                    report.warnings.push(format!("the old database is there as '{}': {e}", plan.aside));
-                    report.kept = Some(plan.aside.clone());
+            return provision::rename_database(admin, &plan.loading, &plan.to).map_err(|e| {
+                match provision::is_taken(&e) {
+                    true => exists(&plan.to, "was made by somebody else meanwhile"),
+                    false => e.into(),
                 }
-            }
+            });
+        }
+        let wanted = self.options.database.as_ref().map(|d| &d.replace);
+        let keep = matches!(wanted, Some(Replace::Replace { old: Old::Keep, .. }));
+        self.swap(plan, keep)?;
+        // From here on the restored database is in place, and nothing is undone.
+        if keep {
+            report.kept = Some(plan.aside.clone());
+        } else if let Err(e) = provision::drop_database(admin, &plan.aside) {
+            report.warnings.push(format!("the old database is there as '{}': {e}", plan.aside));
+            report.kept = Some(plan.aside.clone());
         }
         Ok(())
+    }
+
+    /// In sessions of its own, which a wish to stop interrupts: until the last moment everything is as before.
+    fn swap(&self, plan: &DatabasePlan, keep: bool) -> Result<()> {
+        let shown = plan.to.escape_debug();
+        self.ctx.progress.note(&format!("ending the sessions in '{shown}', and putting the restored one in its place"));
+        let (conn, ender) = (admin(self.options)?, admin(self.options)?);
+        let stop = self.ctx.cancel_flag();
+        conn.interrupt_by(stop.clone());
+        let (old, aside, new) = (plan.to.as_str(), plan.aside.as_str(), plan.loading.as_str());
+        let swap = provision::Swap { old, aside, keep, new, within: SESSIONS_WITHIN, stop: &stop };
+        match provision::swap_databases(&conn, ender, &swap) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.ctx.check_cancelled()?;
+                Err(EngineError::failed(
+                    "E-DATABASE-IN-USE",
+                    format!("sessions in '{shown}' did not end within {} s", SESSIONS_WITHIN.as_secs()),
+                    "end them, or stop what uses the database, and try again",
+                ))
+            }
+            Err(e) => {
+                self.ctx.check_cancelled()?;
+                Err(e.into())
+            }
+        }
     }
 
     /// The list of entries to restore, where not all of them are.
@@ -289,14 +356,7 @@ impl Restore<'_> {
         let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
         let Some(selection) = selection else { return Ok(None) };
         let toc = read_toc(dump)?;
-        let Selected { ids, left_out, missing } = select(&toc, selection);
-        if !missing.is_empty() {
-            return Err(EngineError::refused(
-                "E-SELECT-NONE",
-                format!("backup {} has no {}", self.plan.record.id, missing.join(", no ")),
-                "names are taken as they are: TABLE or SCHEMA.TABLE, in the case in which they were created",
-            ));
-        }
+        let Selected { ids, left_out, .. } = all_are_there(&self.plan.record.id, select(&toc, selection))?;
         report
             .warnings
             .extend(left_out.into_iter().map(|what| format!("not restored: {what}: its other table is not")));

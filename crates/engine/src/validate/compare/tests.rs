@@ -188,3 +188,63 @@ fn what_was_not_to_be_restored_is_no_part_of_a_check_and_what_was_is() {
     let checks = compare((partial, &[a]), (header(150_018), &both), NOTHING_SPECIAL);
     assert_eq!(outcome(&checks, "tables"), Outcome::Ok, "{checks:?}");
 }
+
+#[test]
+fn what_a_load_prints_otherwise_is_the_same_by_its_normal_form() {
+    let definition = |text: &str, normal: Option<&str>| {
+        let mut facts = vec![("contype", "c"), ("validated", "yes"), ("definition", text)];
+        facts.extend(normal.map(|n| ("normal_definition", n)));
+        [object(ObjectKind::Constraint, &["app", "t", "c"], &facts)]
+    };
+    for (before, now, expected) in [
+        (("a", Some("n")), ("b", Some("n")), Outcome::Ok),
+        (("a", Some("n")), ("b", Some("m")), Outcome::Failed),
+        // Another version of the program may have another normal form: the same text is the same all the same.
+        (("a", Some("n")), ("a", Some("m")), Outcome::Ok),
+        // A truth of an earlier version.
+        (("a", None), ("a", Some("n")), Outcome::Ok),
+        (("a", None), ("b", Some("n")), Outcome::Failed),
+        (("a", None), ("b", None), Outcome::Failed),
+    ] {
+        let (recorded, live) = (definition(before.0, before.1), definition(now.0, now.1));
+        let checks = compare((header(150_018), &recorded), (header(150_018), &live), NOTHING_SPECIAL);
+        assert_eq!(outcome(&checks, "definitions"), expected, "{before:?} {now:?}");
+        assert!(checks["definitions"].failed <= 1, "the normal form is no fact of its own");
+    }
+}
+
+#[test]
+fn what_a_dump_cannot_bring_back_is_named_and_not_called_ok_and_a_physical_backup_brings_it() {
+    let physical = || Expectations { physical: true, ..NOTHING_SPECIAL };
+    let view = |rows: &str, hash: &str| {
+        [object(ObjectKind::Relation, &["app", "m"], &[("relkind", "m"), ("rows", rows), ("hash", hash)])]
+    };
+    let one = |recorded: &[Object], live: &[Object], expect| {
+        compare((header(150_018), recorded), (header(150_018), live), expect)
+    };
+    for live in [view("2", "1:2:3"), view("1", "9:9:9")] {
+        let checks = one(&view("1", "1:2:3"), &live, NOTHING_SPECIAL);
+        let views = &checks["contents of materialized views"];
+        assert_eq!((views.outcome, views.expected, views.checked), (Outcome::NotChecked, true, 0), "{checks:?}");
+        assert!(!checks.contains_key("rows") && !checks.contains_key("contents"), "{checks:?}");
+        let checks = one(&view("1", "1:2:3"), &live, physical());
+        assert_eq!(checks.values().filter(|c| c.outcome == Outcome::Failed).count(), live.len(), "{checks:?}");
+    }
+    assert_eq!(outcome(&one(&view("1", "1:2:3"), &view("1", "1:2:3"), NOTHING_SPECIAL), "contents"), Outcome::Ok);
+
+    let index = |valid| [object(ObjectKind::Index, &["app", "i"], &[("valid", valid)])];
+    let checks = one(&index("no"), &[], NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "indexes that were not valid"), Outcome::NotChecked);
+    assert_eq!(outcome(&one(&index("no"), &[], physical()), "indexes"), Outcome::Failed);
+    assert_eq!(outcome(&one(&index("yes"), &[], NOTHING_SPECIAL), "indexes"), Outcome::Failed);
+
+    let generated = |hash, given| [table("g", &[("rows", "1"), ("hash", hash), ("hash_given", given)])];
+    let checks = one(&generated("1:2:3", "4:5:6"), &generated("7:8:9", "4:5:6"), NOTHING_SPECIAL);
+    let columns = &checks["generated columns"];
+    assert_eq!((columns.outcome, columns.expected), (Outcome::NotChecked, false), "{checks:?}");
+    assert!(!checks.contains_key("contents"), "{checks:?}");
+    let checks = one(&generated("1:2:3", "4:5:6"), &generated("7:8:9", "4:4:4"), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "contents"), Outcome::Failed);
+    let checks = one(&generated("1:2:3", "4:5:6"), &generated("7:8:9", "4:5:6"), physical());
+    assert_eq!(outcome(&checks, "contents"), Outcome::Failed);
+}
