@@ -1,8 +1,7 @@
-//! `report`: what restores and validations found, as the repository has it.
+//! `report`: what restores, validations and drills found, as the repository has it.
 
 use clap::{Args, Subcommand, ValueEnum};
-use pgark_engine::reports;
-use pgark_engine::validate::{self, Report};
+use pgark_engine::{drill, reports, validate};
 use pgark_repo::report::{ReportId, Severity, StoredReport};
 
 use super::Outcome;
@@ -139,6 +138,8 @@ fn show(args: &ShowArgs, global: &GlobalArgs, context: &Context) -> Result<Outco
     let text = match args.format {
         _ if global.json => None,
         FormatArg::Json => None,
+        FormatArg::Md if stored.what == drill::WHAT => Some(drill::to_markdown(&inside(&stored)?)),
+        FormatArg::Html if stored.what == drill::WHAT => Some(drill::to_html(&inside(&stored)?)),
         FormatArg::Md => Some(validate::to_markdown(&inside(&stored)?)),
         FormatArg::Html => Some(validate::to_html(&inside(&stored)?)),
     };
@@ -149,7 +150,7 @@ fn show(args: &ShowArgs, global: &GlobalArgs, context: &Context) -> Result<Outco
     Ok(Exit::Done)
 }
 
-fn inside(stored: &StoredReport) -> Result<Report, Failure> {
+fn inside<T: serde::de::DeserializeOwned>(stored: &StoredReport) -> Result<T, Failure> {
     serde_json::from_value(stored.report.clone()).map_err(|e| {
         Failure::failed("E-REPORT-FORM", format!("report {} is of a form that is not known here: {e}", stored.id))
             .hint("--format json shows it as it was written")

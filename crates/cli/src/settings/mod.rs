@@ -19,7 +19,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;
-mod validate;
+pub mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;

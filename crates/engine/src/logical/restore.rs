@@ -26,8 +26,8 @@ use crate::error::{EngineError, Result};
 use crate::parts::Source;
 use crate::validate::{Report, UserCheck};
 
-pub(crate) use run::fetch_dump;
 pub use run::run;
+pub(crate) use run::{fetch_dump, fetch_globals};
 
 /// The annotation of a backup that was taken before a restore replaced the database.
 pub const SAFETY: &str = "safety";
@@ -221,7 +221,7 @@ fn has_wanted(options: &RestoreOptions, record: &PartsRecord) -> bool {
 }
 
 /// Whether single schemas or tables were dumped.
-pub(super) fn is_partial(dump: &DatabaseDump) -> bool {
+pub(crate) fn is_partial(dump: &DatabaseDump) -> bool {
     !dump.schemas.is_empty() || !dump.tables.is_empty()
 }
 

@@ -5,7 +5,7 @@
 
 mod checks;
 mod compare;
-mod render;
+pub(crate) mod render;
 mod report;
 mod storage;
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 pub use checks::UserCheck;
 pub use compare::{Contents, Expectations};
 pub use render::{to_html, to_markdown};
-pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA};
+pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA, Tally};
 
 use pgark_repo::names::BackupId;
 

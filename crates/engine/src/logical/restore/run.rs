@@ -107,7 +107,7 @@ fn fetch(options: &RestoreOptions, repo: &Repository, ctx: &Ctx, plan: &RestoreP
     Ok(Fetched { dump, truth, globals })
 }
 
-fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
+pub(crate) fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
     let mut text = vec![];
     PartReader::new(source)?.read(path, ctx, &mut |bytes| {
         text.extend_from_slice(bytes);
