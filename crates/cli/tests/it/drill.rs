@@ -454,4 +454,157 @@ fn defects_inside_the_cluster_turn_it_red_each_for_its_own_reason() {
     assert_eq!(info["clusters"][0]["drill"]["last"]["verdict"], "red", "{info:#}");
     let list = stage.config("").json(["report", "list", "--severity", "incident"]);
     assert_eq!(list["reports"].as_array().map(Vec::len), Some(1), "{list}");
+
+    // Recovery would make this tablespace where production has it, and empty it first.
+    let fresh = stage.site.cluster.create_tablespace("fresh", "fresh");
+    stage
+        .site
+        .cluster
+        .psql_db(DATABASE, "create table kept (i int) tablespace fresh; insert into kept values (1); checkpoint");
+    stage.site.archive_all();
+    let there = tree_of(&fresh);
+    let found = stage.drill("", &["--backup", &id], 3);
+    assert_eq!(found["verdict"], "not_proven", "{found}");
+    assert!(strings(&found["not_checked"]).iter().any(|w| w.contains(&fresh.display().to_string())), "{found:#}");
+    there.assert_same(&tree_of(&fresh), "a tablespace of production");
+}
+
+/// Dumps: loaded into a new cluster, compared with their truth.
+#[test]
+fn dumps_are_rehearsed_in_a_cluster_of_their_own() {
+    let server = installed_or_skip!();
+    let stage = Stage::new(&server, "drilldump");
+    fill(&stage.site);
+    stage.site.cluster.psql_db(DATABASE, "drop subscription s; drop publication p");
+    let backup = |more: &[&str]| {
+        let words = ["backup", "--kind", "logical", "--json", "--database", DATABASE];
+        let document = stage.site.pgark.run([&words[..], more].concat()).expect_code(0).json();
+        document["id"].as_str().expect("an id").to_owned()
+    };
+    let lonely = backup(&["--truth", "hashes"]);
+    let blind = backup(&["--globals", "--truth", "none"]);
+    let whole = backup(&["--globals", "--truth", "hashes"]);
+    stage.site.cluster.stop(StopMode::Fast);
+    let before = production(&stage);
+    let logical = |more: &[&'static str]| [&["--kind", "logical"][..], more].concat();
+
+    let found = stage.green(CHECK, &logical(&[]));
+    assert_eq!(found["backup"], whole.as_str(), "{found}");
+    let app = &found["databases"][0];
+    for wanted in ["contents", "rows", "B-tree indexes agree with their tables (amcheck)", "orders"] {
+        let check = app["checks"].as_array().into_iter().flatten().find(|c| c["name"] == wanted);
+        assert!(check.is_some_and(|c| c["outcome"] == "ok"), "{wanted}: {app:#}");
+    }
+    assert_eq!(stage.site.elsewhere.backup_info(&whole)["evidence"], "drilled");
+    let random = stage.config(CHECK).run(["drill", "--json", "--kind", "logical", "--backup", "random"]);
+    assert!([lonely.as_str(), &blind, &whole].iter().any(|id| random.json()["backup"] == *id), "{random}");
+
+    // Nothing to compare with: neither red nor green.
+    let found = stage.drill(CHECK, &["--kind", "logical", "--backup", &blind], 3);
+    assert!(strings(&found["not_checked"]).iter().any(|w| w.contains("without a truth")), "{found:#}");
+    assert_eq!(stage.site.elsewhere.backup_info(&blind)["evidence"], "stored");
+    // The owner of a table is not in a new cluster, and not in the backup.
+    stage.red(CHECK, &["--kind", "logical", "--backup", &lonely], &[("E-RESTORE-FAILED", "clerk")]);
+    stage.red("rpo = \"1ms\"\n", &logical(&[]), &[("E-DRILL-RPO", "the newest dump is")]);
+    let wrong = CHECK.replace(">= 3000", ">= 30000");
+    stage.red(&wrong, &logical(&[]), &[("E-DRILL-CHECK", "orders: the answer is 'f'")]);
+    // Programs that say that they have done it.
+    let lies = programs(&stage, &server, "lies", &[("pg_restore", "exit 0".into())]);
+    stage.red(
+        CHECK,
+        &["--kind", "logical", "--pg-bin", &lies],
+        &[("E-DRILL-CHECK", "tables: table public.orders is missing")],
+    );
+    let broken = programs(&stage, &server, "broken", &[("initdb", "echo no room for it >&2; exit 1".into())]);
+    stage.red(CHECK, &["--kind", "logical", "--pg-bin", &broken], &[("E-PG-PROGRAM", "no room for it")]);
+    let dead = programs(
+        &stage,
+        &server,
+        "dead",
+        &[(
+            "postgres",
+            "case \"$1\" in --*) exec REAL \"$@\";; -D) exit 7;; esac; exec REAL \"$@\""
+                .replace("REAL", &server.program("postgres").display().to_string()),
+        )],
+    );
+    stage.red(CHECK, &["--kind", "logical", "--pg-bin", &dead], &[("E-START", "ended while it started")]);
+    assert_untouched(&before, &stage);
+    let pack = stage.object(&format!("clusters/main/backups/{lonely}"), true);
+    let flipped = Damaged::apply(&pack, &Damage::FlipBit { per_mille: 500 });
+    let found = stage.red(CHECK, &["--kind", "logical", "--backup", &lonely], &[]);
+    assert!(reasons(&found).iter().any(|(code, _)| code == "E-REPO-DAMAGED"), "{found:#}");
+    drop(flipped);
+}
+
+const EXAMPLE: &str = include_str!("../../../../examples/three-tier.toml");
+
+/// `examples/three-tier.toml` and its monthly rehearsal, which needs no flag.
+#[test]
+fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "three");
+    let dir = site.scratch.join("drill");
+    let places = [
+        ("\"/var/lib/pgark\"", format!("\"{}\"", site.pgark.repo().display())),
+        ("\"/etc/pgark/passphrase\"", format!("\"{}\"", site.pgark.passphrase_file().display())),
+        ("\"/var/run/postgresql\"", format!("\"{}\"", site.cluster.socket_dir().display())),
+        ("\"/var/lib/pgark-drill\"", format!("\"{}\"", dir.display())),
+        ("port = 5432", format!("port = {}", site.cluster.port())),
+    ];
+    let text = places.iter().fold(EXAMPLE.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    });
+    let config = site.scratch.file("pgark.toml", text.as_bytes(), 0o600);
+    let bare = ["PGARK_REPO", "PGARK_PASSPHRASE_FILE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE"];
+    let pgark =
+        bare.iter().fold(site.pgark.clone(), |pgark, name| pgark.without_env(name)).env("PGARK_CONFIG", &config);
+    site.cluster.psql("create database bioverse");
+    site.cluster.psql_db(
+        "bioverse",
+        "create table patients (id int primary key); insert into patients select generate_series(1, 100); \
+         create table samples (id serial primary key, patient int references patients); \
+         insert into samples (patient) select i % 100 + 1 from generate_series(1, 500) i",
+    );
+    pgark.run(["config", "check"]).expect_code(0);
+    let physical = pgark.backup("full");
+    pgark.json(["backup", "--kind", "logical"]);
+
+    // A promise without a proof is called out.
+    let finding = |name: &str| {
+        let checked = pgark.run(["check", "--json"]).json();
+        checked["checks"].as_array().into_iter().flatten().find(|c| c["name"] == name).cloned().unwrap_or(Value::Null)
+    };
+    assert_eq!((&finding("drill")["verdict"], &finding("rto")["verdict"]), (&"warning".into(), &"not checked".into()));
+    assert_eq!(finding("rpo")["verdict"], "warning", "archive_timeout is off in this cluster");
+    site.cluster.psql("alter system set archive_timeout = '5min'");
+    site.cluster.reload();
+    assert_eq!(finding("rpo")["verdict"], "ok");
+
+    let held = pgark.json(["drill"]);
+    assert_eq!(
+        (&held["verdict"], &held["backup"], &held["target"]),
+        (&"green".into(), &physical.as_str().into(), &"immediate".into()),
+        "{held}"
+    );
+    assert_eq!(fs::read_dir(&dir).expect("made").count(), 0);
+    let shown = pgark.run(["report", "show", "latest"]).expect_code(0);
+    assert!(shown.stdout.contains("every sample has a patient | ok"), "{shown}");
+    assert_eq!((&finding("drill")["verdict"], &finding("rto")["verdict"]), (&"ok".into(), &"ok".into()));
+
+    // The rehearsal of the next month finds what went wrong since, and says so until it is mended.
+    site.cluster.psql_db(
+        "bioverse",
+        "alter table samples drop constraint samples_patient_fkey; delete from patients where id = 5",
+    );
+    let bad = pgark.backup("full");
+    let held = pgark.run(["drill", "--backup", &bad, "--json"]).expect_code(21).json();
+    assert!(reasons(&held).iter().any(|(_, what)| what.contains("every sample has a patient")), "{held}");
+    let drill = finding("drill");
+    assert!(drill["verdict"] == "FAILED" && drill["message"].to_string().contains("every sample"), "{drill}");
+    pgark.run(["check", "--nagios"]).expect_code(2);
+    // A promise that nobody can keep.
+    let hasty = site.scratch.file("hasty.toml", text.replace("rto = \"4h\"", "rto = \"1ms\"").as_bytes(), 0o600);
+    let info = pgark.clone().env("PGARK_CONFIG", &hasty).json(["info"]);
+    assert_eq!(info["clusters"][0]["drill"]["forecasts"][0]["meets_rto"], false, "{info:#}");
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::restore::{self, RestoreOptions, RestorePlan, Target, run as restoring};
-use crate::scratch::{self, Scratch, server};
+use crate::scratch::{self, Scratch, server, tablespaces};
 use crate::sources::{Sources, joined};
 
 pub struct PhysicalDrill {
@@ -88,6 +88,19 @@ pub fn run(
     if let Err(e) = fits(options, &plan) {
         return Ok(ended_early(report, &e));
     }
+    match tablespaces::made_by_replay(&plan, &options.cluster, sources) {
+        Ok(None) => {}
+        Ok(Some(place)) => {
+            report.not_checked(format!(
+                "recovery: a tablespace was made in {place} after the backup began, and recovery would work in that directory; \
+                 rehearse a later backup, or an earlier target"
+            ));
+            report.conclude(Duration::ZERO);
+            return Ok(report);
+        }
+        Err(e) if is_finding(&e) => return Ok(ended_early(report, &e)),
+        Err(e) => return Err(e),
+    }
     let report = hold_in_scratch(options, report, ctx, |scratch, report| {
         rehearse(drill, &plan, sources, ctx, scratch, report, &mut truths)
     })?;
@@ -135,6 +148,7 @@ fn rehearse(
     let (restored, done) = restoring::run(&wanted, sources, ctx, &mut |_| {})?;
     report.step(StepKind::Restore, began.elapsed(), done.bytes_restored);
     report.notes.extend(done.warnings);
+    report.notes.extend(sources.notices());
     for trouble in done.troubles {
         report.not_checked(format!(
             "repository {}: {}; another repository had it, and that one was rehearsed",

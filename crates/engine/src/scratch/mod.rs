@@ -21,6 +21,7 @@ use crate::error::{EngineError, Result};
 
 pub mod server;
 mod superuser;
+pub mod tablespaces;
 
 pub use superuser::bootstrap_superuser;
 

@@ -20,7 +20,7 @@ use crate::error::{EngineError, Result};
 use crate::logical::tools::{self, ToolOptions, Tools};
 use crate::restore::{self, RestoreOptions, RestorePlan, run as restoring};
 use crate::scratch::server::{self, Isolation};
-use crate::scratch::{self, Scratch};
+use crate::scratch::{self, Scratch, tablespaces};
 use crate::sources::Sources;
 use over::Carry;
 pub use report::{ForeignKeyReport, LeftOutReport, SequenceReport, TableReport};
@@ -239,6 +239,7 @@ fn recover(
 ) -> Result<(ConnectOptions, String)> {
     let within = server::into(scratch, &plan.restore.record, &options.restore);
     let (restored, _) = restoring::run(&within, sources, ctx, announce)?;
+    tablespaces::refuse_made_by_replay(&restored, &within.cluster, sources)?;
     let how = Isolation { bin: options.bin.clone(), within: options.within, libraries: &[] };
     let (connect, started) = server::recover(scratch, &restored, &plan.superuser, &how, ctx)?;
     Ok((connect, started.reached.to_string()))
