@@ -11,7 +11,7 @@ use crate::validate::render::{CSS, class, figures, html, markdown, remarks, word
 
 fn verdict(report: &Report) -> &'static str {
     match report.verdict {
-        Verdict::Green => "The backup was restored, recovered and checked; nothing is wrong and nothing was left out.",
+        Verdict::Green => "The backup was restored, recovered and checked, and nothing is wrong.",
         Verdict::NotProven => "Nothing wrong was found, but not everything was checked: this is no proof.",
         Verdict::Red => "The backup could not be recovered, or what came of it is not right.",
     }
