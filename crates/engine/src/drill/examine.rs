@@ -16,7 +16,8 @@ use crate::error::{EngineError, Result};
 use crate::scratch::server::session;
 use crate::truth::TruthReader;
 use crate::validate::{
-    Check, CheckKind, Contents, Expectations, Report as Validation, Tally, UserCheck, ValidateOptions, validate,
+    Check, CheckKind, Contents, Expectations, Report as Validation, Tally, UserCheck, ValidateOptions, ask_all,
+    validate,
 };
 
 /// Databases that every cluster has.
@@ -75,7 +76,7 @@ impl Cluster<'_> {
                 None => (None, false),
             };
             let how = self.how(name, &checks, true);
-            self.one(name, || validate(self.connect, recorded, &how, self.ctx), report)?;
+            self.one(&how, |how| validate(self.connect, recorded, how, self.ctx), report)?;
             if !compared && !OF_EVERY_CLUSTER.contains(&name.as_str()) {
                 report.notes.push(format!(
                     "database '{}' was compared with nothing: there is no truth of it at this moment",
@@ -93,23 +94,43 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Validates one database, and looks for the libraries of its functions. What PostgreSQL cannot do there is a reason.
-    pub fn one(&self, name: &str, validate: impl FnOnce() -> Result<Validation>, report: &mut Report) -> Result<()> {
-        self.ctx.progress.note(&format!("examining database '{}'", name.escape_debug()));
-        let looked =
-            session(&self.connect.to_database(name), self.ctx).and_then(|conn| libraries(&conn)).and_then(|found| {
-                let mut database = validate()?;
-                database.checks.push(found);
-                database.outcome = Validation::judge(&database.checks);
-                Ok(database)
-            });
+    /// Validates one database, looks for the libraries of its functions, and asks the checks. What PostgreSQL cannot do there is a
+    /// reason.
+    pub fn one(
+        &self,
+        how: &ValidateOptions,
+        validate: impl FnOnce(&ValidateOptions) -> Result<Validation>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let shown = how.database.escape_debug();
+        self.ctx.progress.note(&format!("examining database '{shown}'"));
+        let looked = self.look(how, validate);
         self.ctx.check_cancelled()?;
         match looked {
             Ok(database) => report.database(database),
-            Err(e) if is_finding(&e) => report.failed_by(&format!("database '{}'", name.escape_debug()), &e),
+            Err(e) if is_finding(&e) => report.failed_by(&format!("database '{shown}'"), &e),
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+
+    fn look(
+        &self,
+        how: &ValidateOptions,
+        validate: impl FnOnce(&ValidateOptions) -> Result<Validation>,
+    ) -> Result<Validation> {
+        let conn = session(&self.connect.to_database(&how.database), self.ctx)?;
+        let installed = libraries(&conn)?;
+        let mut database = validate(&ValidateOptions { checks: vec![], ..how.clone() })?;
+        database.checks.push(installed);
+        // A role without privileges cannot say that it wants no libraries, so the database must not name any. It has been compared.
+        for statement in NO_LIBRARIES {
+            conn.query(statement, &[])?;
+        }
+        drop(conn);
+        database.checks.extend(ask_all(&self.connect.without("options"), how, None, self.ctx)?);
+        database.outcome = Validation::judge(&database.checks);
+        Ok(database)
     }
 
     pub fn how(&self, name: &str, checks: &[UserCheck], physical: bool) -> ValidateOptions {
@@ -173,6 +194,12 @@ impl Cluster<'_> {
     }
 }
 
+/// What databases and roles set for their sessions, without the libraries that they name.
+const NO_LIBRARIES: [&str; 2] = [
+    "UPDATE pg_db_role_setting SET setconfig = ARRAY(SELECT c FROM unnest(setconfig) AS c \
+     WHERE split_part(c, '=', 1) NOT IN ('session_preload_libraries', 'local_preload_libraries'))",
+    "DELETE FROM pg_db_role_setting WHERE cardinality(setconfig) = 0",
+];
 const LIBRARIES_WITHIN: Duration = Duration::from_secs(60);
 /// Of functions in C: what `CREATE FUNCTION` calls the object file.
 const LIBRARIES: &str = "SELECT DISTINCT p.probin AS file FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang \

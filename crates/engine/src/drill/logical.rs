@@ -23,7 +23,7 @@ use crate::logical::tools::ToolOptions;
 use crate::parts::Source;
 use crate::scratch::Scratch;
 use crate::scratch::server::{self, session};
-use crate::validate::{CheckKind, Tally, UserCheck, validate};
+use crate::validate::{CheckKind, Tally, UserCheck, ValidateOptions, validate};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A loaded database takes more room than it did when it was dumped: its indexes are built, and WAL is written meanwhile.
@@ -235,16 +235,16 @@ impl Rehearsal<'_> {
                 selection: Selection { schemas: vec![], tables: vec![] },
                 scratch: self.scratch.dir().to_owned(),
             };
-            let compared = || match against::open(&wanted, self.repo, self.ctx) {
-                Ok(Against { truth, .. }) => validate(connect, Some(truth), &how, self.ctx),
+            let compared = |how: &ValidateOptions| match against::open(&wanted, self.repo, self.ctx) {
+                Ok(Against { truth, .. }) => validate(connect, Some(truth), how, self.ctx),
                 Err(e) if e.code() == "E-TRUTH-NONE" => {
-                    let mut alone = validate(connect, None::<crate::truth::TruthReader<&[u8]>>, &how, self.ctx)?;
+                    let mut alone = validate(connect, None::<crate::truth::TruthReader<&[u8]>>, how, self.ctx)?;
                     alone.not_compared(&e.to_string());
                     Ok(alone)
                 }
                 Err(e) => Err(e),
             };
-            cluster.one(name, compared, report)?;
+            cluster.one(&how, compared, report)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 pub use checks::UserCheck;
+pub(crate) use checks::ask_all;
 pub use compare::{Contents, Expectations};
 pub use render::{to_html, to_markdown};
 pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA, Tally};
