@@ -56,7 +56,7 @@ impl Rehearsed {
             Ok(history) => history,
             // A writer has nothing to do with it.
             Err(_) if self.rto.is_none() => return String::new(),
-            Err(why) => return format!("  PROBLEM: drills are not known: {}\n", escape(why)),
+            Err(why) => return format!("  drills are not known: {}\n", escape(why)),
         };
         let mut out = String::new();
         if let Some(last) = history.last() {
