@@ -116,7 +116,7 @@ fn private(base: &Path) -> Result<()> {
     let meta = std::fs::metadata(base).map_err(|e| EngineError::file("looking at", base, e))?;
     let shared = meta.mode() & OTHERS_WRITE != 0 && meta.mode() & STICKY == 0;
     let foreign = meta.uid() != rustix::process::geteuid().as_raw()
-        && !rustix::fs::access(base, rustix::fs::Access::WRITE_OK).is_ok();
+        && rustix::fs::access(base, rustix::fs::Access::WRITE_OK).is_err();
     if meta.is_dir() && !shared && !foreign {
         return Ok(());
     }
