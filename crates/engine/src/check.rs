@@ -23,7 +23,10 @@ use crate::ctx::Ctx;
 use crate::error::Result;
 use crate::several::Member;
 
+mod goals;
 mod store;
+
+pub use goals::Goals;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -55,6 +58,7 @@ pub struct CheckOptions {
     pub switch: bool,
     /// By the name of the repository.
     pub space: BTreeMap<String, SpaceLook>,
+    pub goals: Goals,
 }
 
 /// How much room a repository has, or why that could not be found out.
@@ -119,6 +123,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     f.each(members, |member, f| repository(&member.repo, &options.cluster, ctx, f));
     f.each(members, |member, f| space(options.space.get(&member.name), f));
     newest_backup(members, options, &mut f);
+    goals::rehearsed(options, members, ctx, &mut f);
     if let Some(spool) = &options.spool {
         match spool.spooled() {
             Ok(s) if s.files == 0 => f.add("spool", Verdict::Ok, "empty"),
@@ -145,6 +150,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     match inspect(&connection) {
         Ok(found) => {
             server(&found, options, &mut f);
+            goals::wal_in_time(&connection, options.goals, &mut f);
             archiving(&connection, &found, options, members, ctx, &mut f);
         }
         Err(e) => f.add("settings", Verdict::Failed, e.to_string()),

@@ -260,6 +260,7 @@ fn entry_of(record: &Record, print: Fingerprint, needs: Vec<PacksOf>, now: Times
         damaged: None,
         certain: None,
         evidence: Evidence::Stored,
+        drilled: None,
         annotations: BTreeMap::new(),
         needs,
         record: print,

@@ -20,7 +20,7 @@ const KEPT_FOR: Duration = Duration::from_secs(2192 * 24 * 3600);
 
 /// What was validated, and what became of it.
 pub struct Validated<'a> {
-    /// `restore`, `validate`.
+    /// `restore`, `validate`; a `drill` stores its own.
     pub what: &'static str,
     /// As it is called in the backup.
     pub database: &'a str,

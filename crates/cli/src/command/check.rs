@@ -1,9 +1,10 @@
 //! `check`, also as a Nagios plug-in.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use clap::Args;
-use pgark_engine::check::{CheckOptions, Checked, Finding, SpaceLook, Verdict, check};
+use pgark_engine::check::{CheckOptions, Checked, Finding, Goals, SpaceLook, Verdict, check};
 use pgark_repo::store::{Ability, Capability};
 
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
@@ -47,6 +48,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         archive_timeout: args.archive_timeout.0,
         switch: !args.no_switch,
         space: looks(&context, &opened, args.count_for)?,
+        goals: goals(&context)?,
     };
     let Checked { mut findings, capabilities } = check(&options, &opened.members, &context.ctx);
     findings.extend(opened.away.iter().map(|(name, failure)| Finding {
@@ -81,6 +83,15 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Verdict::Warning | Verdict::NotChecked => Exit::Warnings,
         Verdict::Failed => Exit::Failed,
     })
+}
+
+/// A cluster whose drills are configured has one each month, unless something else is said.
+const DRILL_EVERY: Duration = Duration::from_secs(31 * 24 * 3600);
+
+fn goals(context: &Context) -> Result<Goals, Failure> {
+    let settings = context.cluster_settings()?;
+    let drill_every = settings.drill.as_ref().map(|drill| drill.every.map_or(DRILL_EVERY, |every| every.0));
+    Ok(Goals { rpo: settings.rpo, rto: settings.rto, drill_every })
 }
 
 /// A repository that cannot be counted is told as such; the other checks go on.

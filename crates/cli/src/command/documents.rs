@@ -15,6 +15,7 @@ use pgark_repo::catalog::{BackupEntry, BackupKind, BackupType, Evidence};
 use pgark_repo::record::{Base, DatabaseDump, GlobalsPart, Method, TruthPart};
 use serde::Serialize;
 
+use super::rehearsed::Rehearsed;
 use crate::failure::{Failure, SCHEMA};
 
 #[derive(Serialize)]
@@ -249,6 +250,8 @@ struct ClusterDocument {
     backups: Vec<BackupLine>,
     /// What has expired and is still on the disk.
     expired: serde_json::Value,
+    /// The last rehearsal, and how long a recovery would take.
+    drill: serde_json::Value,
     problems: Vec<String>,
 }
 
@@ -297,6 +300,7 @@ struct BackupLine {
     holds: Vec<serde_json::Value>,
     damaged: Option<Timestamp>,
     evidence: Option<&'static str>,
+    drilled: Option<Timestamp>,
     annotations: std::collections::BTreeMap<String, String>,
 }
 
@@ -310,6 +314,7 @@ pub fn evidence(e: Evidence) -> &'static str {
         Evidence::Authenticated => "authenticated",
         Evidence::Started => "started",
         Evidence::Replayed => "replayed",
+        Evidence::Drilled => "drilled",
     }
 }
 
@@ -327,10 +332,15 @@ impl From<&Window> for WindowDocument {
 }
 
 impl InfoDocument {
-    pub fn new(clusters: &[ClusterInfo], repository: serde_json::Value, passed_over: &[Failure]) -> Self {
+    pub fn new(
+        clusters: &[ClusterInfo],
+        rehearsed: &[Rehearsed],
+        repository: serde_json::Value,
+        passed_over: &[Failure],
+    ) -> Self {
         let why = |f: &Failure| serde_json::json!({"code": f.code, "message": f.message});
         let passed_over = passed_over.iter().map(why).collect();
-        let clusters = clusters.iter().map(cluster_document).collect();
+        let clusters = clusters.iter().zip(rehearsed).map(|(c, r)| cluster_document(c, r.document())).collect();
         InfoDocument { schema: SCHEMA, clusters, repository, passed_over }
     }
 }
@@ -342,7 +352,7 @@ pub fn version_text(num: u32) -> String {
     }
 }
 
-fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
+fn cluster_document(c: &ClusterInfo, drill: serde_json::Value) -> ClusterDocument {
     let gap = |g: &pgark_engine::info::Gap| {
         let (from_segment, to_segment) = g.names(c.segment_size);
         GapDocument { timeline: g.timeline.get(), from_segment, to_segment, segments: g.last.0 - g.first.0 + 1 }
@@ -369,6 +379,7 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
         holds: vec![],
         damaged: None,
         evidence: None,
+        drilled: None,
         annotations: Default::default(),
     }));
     ClusterDocument {
@@ -381,6 +392,7 @@ fn cluster_document(c: &ClusterInfo) -> ClusterDocument {
         expired: serde_json::json!({"backups": c.expired_backups.len(), "segments": c.expired_segments,
             "due": c.expired_due, "ids": c.expired_backups.iter().map(|e| serde_json::json!({"id": e.backup.to_string(),
                 "since": e.since, "due": e.due})).collect::<Vec<_>>()}),
+        drill,
         problems: c.problems.clone(),
     }
 }
@@ -409,6 +421,7 @@ fn complete_line(b: &BackupEntry) -> BackupLine {
         holds: holds(b),
         damaged: b.damaged,
         evidence: Some(evidence(b.evidence)),
+        drilled: b.drilled,
         annotations: b.annotations.clone(),
     }
 }

@@ -15,6 +15,7 @@ use super::delete::parse_id;
 use super::documents::{
     BaseDocument, InfoDocument, database, evidence, globals, holds, kind_name, type_name, version_text,
 };
+use super::rehearsed::Rehearsed;
 use super::{Outcome, space};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
@@ -82,7 +83,7 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             "tablespaces": record.tablespaces.iter().map(|t| serde_json::json!({"oid": t.oid,
                 "location": String::from_utf8_lossy(&t.location)})).collect::<Vec<_>>(),
             "kept": entry.kept, "kept_until": entry.kept_until, "holds": holds(entry), "damaged": entry.damaged,
-            "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
+            "warnings": record.warnings, "evidence": evidence(entry.evidence), "drilled": entry.drilled, "annotations": entry.annotations,
         });
         output::result(form, &document, || serde_json::to_string_pretty(&document).unwrap_or_default() + "\n")?;
         return Ok(exit);
@@ -97,10 +98,16 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         (Err(failure), true) => return Err(failure.clone()),
         (_, false) => None,
     };
-    let document =
-        InfoDocument::new(&clusters, room_document(&settings.name, &repo, &room, cost.as_ref()), &passed_over);
+    let rehearsed: Vec<Rehearsed> =
+        clusters.iter().map(|c| Rehearsed::of(c, &repo, &context.settings, &context.ctx)).collect();
+    let document = InfoDocument::new(
+        &clusters,
+        &rehearsed,
+        room_document(&settings.name, &repo, &room, cost.as_ref()),
+        &passed_over,
+    );
     output::result(form, &document, || {
-        let mut all = clusters.iter().map(text).collect::<Vec<_>>();
+        let mut all: Vec<String> = clusters.iter().zip(&rehearsed).map(|(c, r)| text(c) + &r.text()).collect();
         all.push(room_text(&repo, &room, cost.as_ref()));
         all.join("\n")
     })?;
@@ -118,7 +125,7 @@ fn parts_document(entry: &BackupEntry, record: &PartsRecord) -> serde_json::Valu
         "contents": record.files.as_ref().map(super::backup_files::document),
         "size_bytes": record.totals.size_bytes, "stored_bytes": entry.stored_bytes, "packs": record.totals.packs,
         "kept": entry.kept, "kept_until": entry.kept_until, "holds": holds(entry), "damaged": entry.damaged,
-        "warnings": record.warnings, "evidence": evidence(entry.evidence), "annotations": entry.annotations,
+        "warnings": record.warnings, "evidence": evidence(entry.evidence), "drilled": entry.drilled, "annotations": entry.annotations,
     })
 }
 
@@ -176,7 +183,7 @@ fn text(c: &ClusterInfo) -> String {
             timestamp(b.finished),
             human_bytes(b.size_bytes),
             human_bytes(b.stored_bytes),
-            evidence(b.evidence).into(),
+            proven(b),
             remarks.join(", "),
         ]);
     }
@@ -230,6 +237,10 @@ fn text(c: &ClusterInfo) -> String {
         out += &format!("  PROBLEM: {p}\n");
     }
     out
+}
+
+fn proven(b: &BackupEntry) -> String {
+    b.drilled.map_or_else(|| evidence(b.evidence).to_owned(), |at| format!("drilled {}", timestamp(at)))
 }
 
 /// Both ends can be given to `restore --target-time` as they are: seconds within the window, or its exact ends where it

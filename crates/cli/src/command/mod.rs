@@ -12,6 +12,7 @@ pub mod context;
 mod delete;
 mod demo;
 mod documents;
+mod drill;
 mod expire;
 mod expire_text;
 mod export;
@@ -28,6 +29,7 @@ pub mod readers;
 mod rebuild_catalog;
 mod recover;
 mod recover_text;
+mod rehearsed;
 mod replicate;
 mod report;
 mod restore;
@@ -95,9 +97,11 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Compare a database with the truth about it, read its tables and indexes, ask the configured checks
     Validate(Box<validate::ValidateArgs>),
+    /// Rehearse a recovery in a directory of its own: restore, recover, check, measure, remove
+    Drill(Box<drill::DrillArgs>),
     /// Write down what a database holds at this moment, to compare another one with
     Truth(truth::TruthArgs),
-    /// What restores and validations found, as the repository has it
+    /// What restores, validations and drills found, as the repository has it
     Report(report::ReportArgs),
     /// Remove what the retention policy gives up: backups, and WAL that nothing kept needs
     Expire(expire::ExpireArgs),
@@ -153,6 +157,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),
         Command::Validate(a) => validate::run(*a, global),
+        Command::Drill(a) => drill::run(&a, global),
         Command::Truth(a) => truth::run(&a, global),
         Command::Report(a) => report::run(&a, global),
         Command::Expire(a) => expire::run(a, global),

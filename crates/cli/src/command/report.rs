@@ -1,9 +1,8 @@
-//! `report`: what restores and validations found, as the repository has it.
+//! `report`: what restores, validations and drills found, as the repository has it.
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgark_dr::recover;
-use pgark_engine::reports;
-use pgark_engine::validate;
+use pgark_engine::{drill, reports, validate};
 use pgark_repo::report::{ReportId, Severity, StoredReport};
 use serde::de::DeserializeOwned;
 
@@ -146,6 +145,8 @@ fn show(args: &ShowArgs, global: &GlobalArgs, context: &Context) -> Result<Outco
         FormatArg::Json => None,
         FormatArg::Md if stored.what == recover::WHAT => Some(recover::to_markdown(&inside(&stored)?)),
         FormatArg::Html if stored.what == recover::WHAT => Some(recover::to_html(&inside(&stored)?)),
+        FormatArg::Md if stored.what == drill::WHAT => Some(drill::to_markdown(&inside(&stored)?)),
+        FormatArg::Html if stored.what == drill::WHAT => Some(drill::to_html(&inside(&stored)?)),
         FormatArg::Md => Some(validate::to_markdown(&inside(&stored)?)),
         FormatArg::Html => Some(validate::to_html(&inside(&stored)?)),
     };

@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 use pgark_engine::cluster::TableName;
 use pgark_engine::logical::restore as logical;
 use pgark_engine::restore::{ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction};
+use pgark_engine::scratch;
 use pgark_engine::table::from_dump::{self, DumpTableOptions, DumpTablePlan};
-use pgark_engine::table::{self, TableOptions, TablePlan, TableReport, scratch};
+use pgark_engine::table::{self, TableOptions, TablePlan, TableReport};
 use serde::Serialize;
 
 use super::Outcome;
@@ -85,7 +86,7 @@ enum KindArg {
     Logical,
 }
 
-/// Hidden: waits beside `restore-table` until that has ended, and removes its scratch cluster.
+/// Hidden: waits beside `restore-table` or `drill` until that has ended, and removes its scratch cluster.
 #[derive(Debug, Args)]
 pub struct KeeperArgs {
     dir: PathBuf,
@@ -206,7 +207,7 @@ fn dump_options(args: &RestoreTableArgs, context: &Context) -> Result<DumpTableO
     })
 }
 
-fn own_program() -> Result<PathBuf, Failure> {
+pub fn own_program() -> Result<PathBuf, Failure> {
     std::env::current_exe().map_err(|e| Failure::failed("E-SYSTEM", format!("this program's path: {e}")))
 }
 

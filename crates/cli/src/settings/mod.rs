@@ -20,7 +20,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;
-mod validate;
+pub mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -338,7 +338,36 @@ pub struct Check {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drill {
+    /// In which the rehearsed cluster is made.
     pub dir: PathBuf,
+    pub backup: Option<DrillBackup>,
+    pub kind: Option<DrillKind>,
+    /// `check` warns when the last good rehearsal is older.
+    pub every: Option<Span>,
+    /// How long recovery may take, and reading each database.
+    pub timeout: Option<Span>,
+    /// Of `shared_preload_libraries`, those that the rehearsed server loads.
+    #[serde(default)]
+    pub libraries: Vec<String>,
+    /// The directory of the server's programs; otherwise they are looked for.
+    pub pg_bin: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrillBackup {
+    Latest,
+    Random,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DrillKind {
+    /// Files and WAL, to any moment
+    #[default]
+    Physical,
+    /// Dumps of databases
+    Logical,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]

@@ -84,6 +84,12 @@ pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 63 && !name.starts_with(['.', '-']) && name.chars().all(allowed)
 }
 
+/// One word of a setting of PostgreSQL, from its own directory.
+pub fn is_library(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 63 && !name.starts_with('.') && name.chars().all(allowed)
+}
+
 pub const NAME_RULE: &str =
     "a name has up to 63 letters, digits, '-', '_' and '.', and starts with none of '-' and '.'";
 
@@ -139,6 +145,12 @@ fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSectio
     check_path(&["password_file"], section.password_file.as_deref())?;
     check_path(&["scratch_dir"], section.scratch_dir.as_deref())?;
     check_path(&["drill", "dir"], section.drill.as_ref().map(|d| d.dir.as_path()))?;
+    check_path(&["drill", "pg_bin"], section.drill.as_ref().and_then(|d| d.pg_bin.as_deref()))?;
+    for library in section.drill.iter().flat_map(|d| &d.libraries).filter(|library| !is_library(library)) {
+        let message = format!("'{}' cannot be the name of a library", library.escape_debug());
+        return Err(complaint(tree, &["clusters", name, "drill", "libraries"], "E-CONFIG-VALUE", &message)
+            .hint("names as in shared_preload_libraries, without a path: pg_stat_statements"));
+    }
     check_path(&["recover", "report_dir"], section.recover.as_ref().and_then(|r| r.report_dir.as_deref()))?;
     if let Some(system) = &section.system {
         for (key, paths) in [("config_files", &system.config_files), ("directories", &system.directories)] {

@@ -15,6 +15,7 @@ mod capacity;
 mod cli_contract;
 mod crash;
 mod delta;
+mod drill;
 mod export;
 mod extract;
 mod files;

@@ -387,7 +387,9 @@ impl Step for Restore {
                 let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
                 let told = "it was found right and took its place before this was cut off";
                 let mut facts = json!({"told": told, "left": left, "kept": aside.first()});
-                if let (Some(fields), Some(id)) = (facts.as_object_mut(), name.strip_prefix(ASIDE)) {
+                // A name of this run ends in a part of its own.
+                let id = name.strip_prefix(ASIDE).and_then(|rest| rest.rsplit_once('_')).map(|(id, _)| id);
+                if let (Some(fields), Some(id)) = (facts.as_object_mut(), id) {
                     fields.insert("backup".into(), json!(id));
                 }
                 Ok(Effect::Took(facts))
@@ -410,10 +412,6 @@ impl Step for Restore {
         for name in self.new_since(LOADING, &before.loading)? {
             provision::drop_database(&session, &name)?;
             told.push(format!("'{name}' is removed"));
-        }
-        // It may have been closed for the exchange of names.
-        if before.was_there && provision::database_exists(&session, &self.0.database)? {
-            provision::open_database(&session, &self.0.database)?;
         }
         for aside in self.new_since(ASIDE, &before.aside)? {
             told.push(format!("what was restored stays, and what was there before is '{aside}'"));

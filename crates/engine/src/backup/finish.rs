@@ -93,6 +93,7 @@ pub(super) fn write_record(
         damaged: None,
         certain: None,
         evidence: Evidence::Stored,
+        drilled: None,
         annotations: options.annotations.clone(),
         needs: PacksOf::gather(copied.summary.used.iter().map(|(_, id)| id.clone())),
         record: print,

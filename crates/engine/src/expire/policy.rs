@@ -291,7 +291,7 @@ impl<'a> Rules<'a> {
             reasons.extend(c.in_use.iter().cloned().map(Reason::InUse));
             reasons.extend(c.unseen.iter().cloned().map(Reason::Unseen));
         }
-        for level in [Evidence::Authenticated, Evidence::Started, Evidence::Replayed] {
+        for level in [Evidence::Authenticated, Evidence::Started, Evidence::Replayed, Evidence::Drilled] {
             if let Some(i) = self.good.iter().rfind(|i| self.candidates[**i].evidence >= level) {
                 all[*i].reasons.push(Reason::Proven(level));
             }

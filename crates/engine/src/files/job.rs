@@ -223,6 +223,7 @@ impl Running<'_> {
             damaged: None,
             certain: None,
             evidence: Evidence::Stored,
+            drilled: None,
             annotations: job.annotations.clone(),
             needs: list.needs,
             record: print,

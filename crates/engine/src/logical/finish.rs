@@ -84,6 +84,7 @@ impl Job<'_> {
             damaged: None,
             certain: None,
             evidence: Evidence::Stored,
+            drilled: None,
             annotations: self.options.annotations.clone(),
             needs: list.needs,
             record: print,

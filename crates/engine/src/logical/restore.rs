@@ -27,8 +27,8 @@ use crate::parts::Source;
 use crate::validate::{Report, UserCheck};
 
 pub(crate) use list::read_toc;
-pub(crate) use run::fetch_dump;
 pub use run::run;
+pub(crate) use run::{fetch_dump, fetch_globals};
 
 /// The annotation of a backup that was taken before a restore replaced the database.
 pub const SAFETY: &str = "safety";
@@ -222,7 +222,7 @@ fn has_wanted(options: &RestoreOptions, record: &PartsRecord) -> bool {
 }
 
 /// Whether single schemas or tables were dumped.
-pub(super) fn is_partial(dump: &DatabaseDump) -> bool {
+pub(crate) fn is_partial(dump: &DatabaseDump) -> bool {
     !dump.schemas.is_empty() || !dump.tables.is_empty()
 }
 

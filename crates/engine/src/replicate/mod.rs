@@ -285,7 +285,7 @@ fn backup(
         drop((kept, kept_source));
         match copied {
             Ok(()) => {
-                let entry = BackupEntry { evidence: Evidence::Stored, ..entry.clone() };
+                let entry = BackupEntry { evidence: Evidence::Stored, drilled: None, ..entry.clone() };
                 Ok(writing.commit_backup(&entry)?)
             }
             Err(e) => {

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use pgark_pg::value::Lsn;
 
+use super::resolve::to_timestamp;
 use super::{RestorePlan, TargetAction};
 use crate::cluster::{ConnectOptions, Connection, Deadline, PauseState, forget_recovery, promote, recovery_state};
 use crate::ctx::Ctx;
@@ -44,6 +46,8 @@ pub struct Started {
     pub port: u16,
     pub socket_dir: PathBuf,
     pub pid: u32,
+    /// When the last transaction ended that was replayed; None when there was none.
+    pub last_replayed: Option<Timestamp>,
 }
 
 /// Runs recovery and does what the plan's action says. An error leaves the cluster stopped and unopened.
@@ -64,7 +68,7 @@ pub fn start(
         stop_on_drop: true,
     };
     let connect = connect_options(&socket_dir, port, options.role.as_deref());
-    let reached = wait_for_end(&mut server, &connect, plan, options, ctx)?;
+    let (reached, last_replayed) = wait_for_end(&mut server, &connect, plan, options, ctx)?;
     let done = |server: &Server, promoted, running| Started {
         reached,
         promoted,
@@ -72,6 +76,7 @@ pub fn start(
         port,
         socket_dir: socket_dir.clone(),
         pid: server.child.id(),
+        last_replayed,
     };
     match action {
         TargetAction::Pause => {
@@ -94,6 +99,35 @@ pub fn start(
             Ok(done(&server, true, true))
         }
     }
+}
+
+/// Starts a cluster that has nothing to recover, and waits until it answers. It goes on running.
+pub(crate) fn start_new(
+    bin: &Path,
+    data: &Path,
+    socket_dir: &Path,
+    settings: &[(String, String)],
+    within: Duration,
+    connect: &ConnectOptions,
+    ctx: &Ctx,
+) -> Result<()> {
+    let child = launch(bin, data, socket_dir, 5432, settings)?;
+    let mut server = Server { child, dir: data.to_owned(), stop_on_drop: true };
+    let deadline = Deadline::after(within);
+    loop {
+        ctx.check_cancelled()?;
+        if let Some(how) = server.ended() {
+            let what = format!("PostgreSQL ended while it started ({how}){}", server.complaint());
+            return Err(EngineError::failed("E-START", what, "look at the installation of this server"));
+        }
+        match Connection::open(connect, CONNECT_TIMEOUT) {
+            Ok(_) => break,
+            Err(e) if deadline.has_passed() => return Err(e.into()),
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+    server.stop_on_drop = false;
+    Ok(())
 }
 
 /// Recovery is over; the keys to the WAL are not needed any more.
@@ -258,7 +292,7 @@ fn wait_for_end(
     plan: &RestorePlan,
     options: &StartOptions,
     ctx: &Ctx,
-) -> Result<Lsn> {
+) -> Result<(Lsn, Option<Timestamp>)> {
     let began = Instant::now();
     let mut connection: Option<Connection> = None;
     loop {
@@ -293,7 +327,7 @@ fn wait_for_end(
         if state.pause == Some(PauseState::Paused) {
             let reached = state.replay_lsn.unwrap_or(Lsn::INVALID);
             return if same_place(reached, plan.stop.end) {
-                Ok(reached)
+                Ok((reached, state.last_replayed_time.map(to_timestamp)))
             } else {
                 Err(short(plan, Some(reached), "recovery stopped elsewhere"))
             };

@@ -26,6 +26,8 @@ pub struct Seen {
     pub start: Lsn,
     pub transaction: Option<TransactionEnd>,
     pub restore_point: Option<Vec<u8>>,
+    /// Where a tablespace is made.
+    pub tablespace: Option<Vec<u8>>,
 }
 
 pub struct WalView<'a> {
@@ -113,7 +115,7 @@ impl<'a> WalView<'a> {
         let Tail::Crossing { start, .. } = tail else { return Ok(None) };
         let before_end = earlier.last_record.map_or(start, |r| r.1);
         let mut found = FoundRecord { start, end, before_end, time: None };
-        let mut seen = Seen { start, transaction: None, restore_point: None };
+        let mut seen = Seen { start, transaction: None, restore_point: None, tablespace: None };
         // Records too long to be kept in the indexes are never commits of interest: those are short.
         if let Some(major) = pgark_pg::Major::from_version_num(index.major * 10_000)
             && let Ok(Some(owned)) = join_crossing(&tail, &leading, major)
@@ -217,5 +219,7 @@ fn look(rec: &Record<'_>) -> Seen {
         start: rec.start,
         transaction: rec.transaction_end().ok().flatten(),
         restore_point: rec.restore_point().ok().flatten().map(|p| p.name.to_vec()),
+        // One that cannot be read is made somewhere all the same.
+        tablespace: rec.tablespace_made().unwrap_or_else(|_| Some(b"an unknown place".to_vec())),
     }
 }

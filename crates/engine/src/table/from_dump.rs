@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::over::Carry;
-use super::scratch::{self, Scratch};
 use super::{TableReport, Wanted, free_place, millis};
 use crate::cluster::provision;
 use crate::cluster::{ConnectOptions, Connection, TableName, TableSession};
@@ -13,6 +12,7 @@ use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::restore::{self as dumps, Replace, RestoreDatabase, RestoreOptions, RestorePlan};
 use crate::logical::select::Selection;
+use crate::scratch::{self, Scratch};
 use crate::validate::Outcome;
 use pgark_repo::Repository;
 

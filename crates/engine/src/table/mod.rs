@@ -9,50 +9,23 @@ mod carry;
 pub mod from_dump;
 mod over;
 mod report;
-pub mod scratch;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::cluster::{ConnectOptions, NAME_BYTES_MAX, TableName, TableSession};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::tools::{self, ToolOptions, Tools};
-use crate::restore::{self, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, TargetAction, run as restoring};
+use crate::restore::{self, RestoreOptions, RestorePlan, run as restoring};
+use crate::scratch::server::{self, Isolation};
+use crate::scratch::{self, Scratch, tablespaces};
 use crate::sources::Sources;
 use over::Carry;
 pub use report::{ForeignKeyReport, LeftOutReport, SequenceReport, TableReport};
-use scratch::Scratch;
 
 /// Of the names that are made of the original's.
 const SUFFIX: &str = "_rescued";
-/// For WAL and what PostgreSQL writes while it recovers.
-const SPARE_BYTES: u64 = 64 << 20;
-/// What the scratch server gets, whatever its configuration says. Libraries of extensions, jobs and replication stay away; it has the
-/// memory of a small server. Settings that a standby must have as large as its primary are left alone.
-const ISOLATION: [(&str, &str); 20] = [
-    ("listen_addresses", ""),
-    ("unix_socket_permissions", "0700"),
-    ("ssl", "off"),
-    ("shared_preload_libraries", ""),
-    ("session_preload_libraries", ""),
-    ("local_preload_libraries", ""),
-    ("archive_mode", "off"),
-    ("archive_command", ""),
-    ("autovacuum", "off"),
-    ("max_logical_replication_workers", "0"),
-    ("synchronous_standby_names", ""),
-    ("shared_buffers", "128MB"),
-    ("huge_pages", "off"),
-    ("fsync", "off"),
-    ("full_page_writes", "off"),
-    ("synchronous_commit", "off"),
-    ("jit", "off"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("log_min_messages", "warning"),
-];
-
 #[derive(Debug, Clone)]
 pub struct TableOptions {
     /// Names as SQL writes them.
@@ -115,7 +88,11 @@ pub fn plan(options: &TableOptions, live: &ConnectOptions, sources: &Sources) ->
             "install it, or say where it is with --pg-bin",
         )
     })?;
-    room(&options.scratch_base, restore.record.totals.size_bytes.saturating_add(SPARE_BYTES))?;
+    server::room(
+        &options.scratch_base,
+        restore.record.totals.size_bytes.saturating_add(server::SPARE_BYTES),
+        "choose another directory with --scratch-dir",
+    )?;
     Ok(TablePlan { table, rescued, restore, tools, warnings, superuser: session.bootstrap_superuser()? })
 }
 
@@ -259,64 +236,12 @@ fn recover(
     announce: &mut dyn FnMut(&RestorePlan),
     scratch: &Scratch,
 ) -> Result<(ConnectOptions, String)> {
-    let maps = plan.restore.record.tablespaces.iter().filter(|t| !t.in_place).map(|t| TablespaceMap {
-        given: t.oid.to_string(),
-        readings: vec![(t.oid.to_string(), scratch.tablespace(t.oid))],
-    });
-    let restore = RestoreOptions {
-        to: scratch.data(),
-        action: TargetAction::Promote,
-        tablespace_map: maps.collect(),
-        archive_mode: restore::ArchiveMode::Off,
-        delta: false,
-        ..options.restore.clone()
-    };
-    let (restored, _) = restoring::run(&restore, sources, ctx, announce)?;
-    let hba = scratch.dir().join("pg_hba.conf");
-    std::fs::write(&hba, "local all all trust\n").map_err(|e| EngineError::file("writing", &hba, e))?;
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut settings: Vec<(String, String)> =
-        ISOLATION.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    settings.push(("hba_file".to_owned(), text(&hba)));
-    settings.push(("data_directory".to_owned(), text(&restore.to)));
-    if restored.record.version_num >= 170_000 {
-        settings.push(("event_triggers".to_owned(), "off".to_owned()));
-    }
-    let start = StartOptions {
-        bin: options.bin.clone(),
-        port: None,
-        socket_dir: Some(scratch.socket_dir()),
-        within: options.within,
-        settings,
-        role: Some(plan.superuser.clone()),
-    };
-    let started = restore::start::start(&restore.to, &restored, TargetAction::Promote, &start, ctx)?;
-    // What a database or a role sets, it sets for sessions that do not say otherwise.
-    let options = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica \
-                   -c statement_timeout=0 -c lock_timeout=0";
-    let keywords = [
-        ("host", text(&started.socket_dir)),
-        ("port", started.port.to_string()),
-        ("user", plan.superuser.clone()),
-        ("options", options.to_owned()),
-        ("sslmode", "disable".to_owned()),
-        ("gssencmode", "disable".to_owned()),
-    ];
-    let connect = ConnectOptions::new(keywords.map(|(name, value)| (name.to_owned(), value)));
+    let within = server::into(scratch, &plan.restore.record, &options.restore);
+    let (restored, _) = restoring::run(&within, sources, ctx, announce)?;
+    tablespaces::refuse_made_by_replay(&restored, &within.cluster, sources)?;
+    let how = Isolation { bin: options.bin.clone(), within: options.within, libraries: &[] };
+    let (connect, started) = server::recover(scratch, &restored, &plan.superuser, &how, ctx)?;
     Ok((connect, started.reached.to_string()))
-}
-
-fn room(dir: &Path, needed: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(dir).map_err(|e| EngineError::file("looking at", dir, e))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free >= needed {
-        return Ok(());
-    }
-    Err(EngineError::refused(
-        "E-TARGET-SPACE",
-        format!("{} has {free} bytes free, about {needed} are needed", dir.display()),
-        "free space there or choose another directory with --scratch-dir; nothing was changed",
-    ))
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::carry::{dump, load};
 use super::report::{TableReport, key_report, report_left_out, sequences};
-use super::{SUFFIX, millis, room, with_suffix};
+use super::{SUFFIX, millis, with_suffix};
 use crate::cluster::{Answer, Companion, Deadline, Found, LeftOut, RowsHash, TableName, TableSession};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::tools::Tools;
+use crate::scratch::server;
 
 pub(super) struct Carry<'a> {
     pub table: &'a TableName,
@@ -42,7 +43,7 @@ impl Carry<'_> {
         }
         // A copy of it, and the dump.
         let needed = found.size_bytes.saturating_mul(if found.must_copy { 2 } else { 1 });
-        room(self.dir, needed)?;
+        server::room(self.dir, needed, "choose another directory with --scratch-dir")?;
         Ok(found)
     }
 

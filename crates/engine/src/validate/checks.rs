@@ -23,7 +23,7 @@ pub struct UserCheck {
 }
 
 /// Checks of the database by its name now, or by that of the one it was made from.
-pub(super) fn ask_all(
+pub(crate) fn ask_all(
     connect: &ConnectOptions,
     options: &ValidateOptions,
     against: Option<&Header>,

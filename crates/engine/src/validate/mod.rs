@@ -5,7 +5,7 @@
 
 mod checks;
 mod compare;
-mod render;
+pub(crate) mod render;
 mod report;
 mod storage;
 
@@ -13,9 +13,10 @@ use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 pub use checks::UserCheck;
+pub(crate) use checks::ask_all;
 pub use compare::{Contents, Expectations};
 pub use render::{html_text, markdown_text, to_html, to_markdown};
-pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA};
+pub use report::{Against, Check, CheckKind, Outcome, Report, SCHEMA, Tally};
 
 use pgark_repo::names::BackupId;
 

@@ -6,12 +6,12 @@ use std::fmt::Write as _;
 
 use super::report::{Check, Outcome, Report};
 
-const CSS: &str = "body{font-family:system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;line-height:1.45}\
+pub(crate) const CSS: &str = "body{font-family:system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;line-height:1.45}\
 table{border-collapse:collapse;width:100%}th,td{border:1px solid #ccc;padding:.35em .6em;text-align:left;vertical-align:top}\
 .ok{color:#176117}.failed{color:#a11414;font-weight:bold}.not_checked{color:#8a5a00}ul{margin:.2em 0;padding-left:1.2em}\
 td.n{text-align:right}td li{overflow-wrap:anywhere}";
 
-fn word(outcome: Outcome) -> &'static str {
+pub(crate) fn word(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Ok => "ok",
         Outcome::Failed => "FAILED",
@@ -55,7 +55,7 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
 }
 
 /// Everything that is said about a check beside its outcome.
-fn remarks(check: &Check) -> Vec<String> {
+pub(crate) fn remarks(check: &Check) -> Vec<String> {
     let mut all: Vec<String> = check.details.clone();
     if check.more > 0 {
         all.push(format!("and {} more", check.more));
@@ -65,7 +65,7 @@ fn remarks(check: &Check) -> Vec<String> {
     all
 }
 
-fn figures(check: &Check) -> String {
+pub(crate) fn figures(check: &Check) -> String {
     match (check.failed, check.not_checked) {
         (0, 0) => check.checked.to_string(),
         (failed, 0) => format!("{} ({failed} failed)", check.checked),
@@ -125,7 +125,7 @@ pub fn to_html(report: &Report) -> String {
     out
 }
 
-fn class(outcome: Outcome) -> &'static str {
+pub(crate) fn class(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Ok => "ok",
         Outcome::Failed => "failed",
@@ -143,7 +143,7 @@ pub fn markdown_text(text: &str) -> String {
     markdown(text)
 }
 
-fn html(text: &str) -> String {
+pub(crate) fn html(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -159,7 +159,7 @@ fn html(text: &str) -> String {
     out
 }
 
-fn markdown(text: &str) -> String {
+pub(crate) fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

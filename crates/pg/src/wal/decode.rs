@@ -191,6 +191,17 @@ impl Record<'_> {
         Ok(Some(RestorePoint { time, name }))
     }
 
+    /// Where a tablespace is made (`xl_tblspc_create_rec` in commands/tablespace.h); empty for one inside the data directory.
+    /// Replay makes it there, too, and removes what it finds in its place.
+    pub fn tablespace_made(&self) -> Result<Option<Vec<u8>>, DecodeError> {
+        const CREATE: u8 = 0x00;
+        if self.rmgr != rmgr::TBLSPC || self.op() != CREATE {
+            return Ok(None);
+        }
+        let path = self.main_data()?.get(4..).ok_or_else(|| self.error("tablespace record is cut short"))?;
+        Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()))
+    }
+
     /// An online or shutdown checkpoint: `CheckPoint` in catalog/pg_control.h.
     pub fn checkpoint(&self) -> Result<Option<Checkpoint>, DecodeError> {
         let shutdown = self.is_xlog(xlog::CHECKPOINT_SHUTDOWN);

@@ -16,6 +16,7 @@ pub mod rmgr {
     pub const XACT: u8 = 1;
     pub const SMGR: u8 = 2;
     pub const DBASE: u8 = 4;
+    pub const TBLSPC: u8 = 5;
     pub const RELMAP: u8 = 7;
     pub const HEAP: u8 = 10;
     /// Extensions register their own from here on, since 15.

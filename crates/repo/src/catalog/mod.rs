@@ -138,6 +138,8 @@ pub enum Evidence {
     Started,
     /// WAL was replayed to the planned end.
     Replayed,
+    /// A rehearsal restored it, and found everything that it looked for, with nothing left unchecked.
+    Drilled,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,6 +178,9 @@ pub struct BackupEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certain: Option<Timestamp>,
     pub evidence: Evidence,
+    /// When a rehearsal proved it last; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drilled: Option<Timestamp>,
     pub annotations: BTreeMap<String, String>,
     /// What this one needs of others.
     pub needs: Vec<PacksOf>,

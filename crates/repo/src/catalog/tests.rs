@@ -61,6 +61,7 @@ fn entry(id: &BackupId) -> BackupEntry {
         damaged: None,
         certain: None,
         evidence: Evidence::Stored,
+        drilled: None,
         annotations: BTreeMap::new(),
         needs: vec![],
         record: Fingerprint { size: 0, blake3: String::new() },

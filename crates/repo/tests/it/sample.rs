@@ -388,6 +388,7 @@ fn entry_of(r: &BackupRecord, record: Fingerprint) -> BackupEntry {
         damaged: None,
         certain: None,
         evidence: Evidence::Stored,
+        drilled: None,
         annotations: BTreeMap::from([("ticket".to_owned(), "OPS-17".to_owned())]),
         needs: vec![],
         record,

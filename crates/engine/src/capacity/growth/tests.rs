@@ -46,6 +46,7 @@ pub fn backup(days_ago: i64, stored_bytes: u64, lsn: u64) -> BackupEntry {
         damaged: None,
         certain: None,
         evidence: Evidence::Stored,
+        drilled: None,
         annotations: BTreeMap::new(),
         needs: vec![],
         record: Fingerprint { size: 1, blake3: String::new() },

@@ -171,6 +171,7 @@ impl<'a> Oracle<'a> {
             || proven(Evidence::Authenticated)
             || proven(Evidence::Started)
             || proven(Evidence::Replayed)
+            || proven(Evidence::Drilled)
     }
 
     /// So many periods, counted back from the newest, among those that have a good backup.

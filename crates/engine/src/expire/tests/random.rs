@@ -102,6 +102,7 @@ pub fn history(seed: u64) -> History {
             0 => Evidence::Replayed,
             1 => Evidence::Started,
             2 => Evidence::Authenticated,
+            3 => Evidence::Drilled,
             _ => Evidence::Stored,
         };
         candidates.push(c);

@@ -62,6 +62,7 @@ pub fn entry(n: usize, timeline: TimelineId, start: Lsn, stop: Lsn, time: Timest
         damaged: None,
         certain: None,
         evidence: Evidence::Stored,
+        drilled: None,
         annotations: BTreeMap::new(),
         needs: vec![],
         record: Fingerprint { size: 0, blake3: String::new() },

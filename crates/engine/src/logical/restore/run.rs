@@ -139,7 +139,7 @@ fn all_are_there(backup: &BackupId, chosen: Selected) -> Result<Selected> {
     ))
 }
 
-fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
+pub(crate) fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
     let mut text = vec![];
     PartReader::new(source)?.read(path, ctx, &mut |bytes| {
         text.extend_from_slice(bytes);

@@ -19,6 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{EngineError, Result};
 
+pub mod server;
+mod superuser;
+pub mod tablespaces;
+
+pub use superuser::bootstrap_superuser;
+
 pub const PREFIX: &str = "pgark-scratch-";
 const MARKER: &str = "pgark-scratch.json";
 /// The hidden command of this program that keeps a scratch directory.
@@ -57,7 +63,7 @@ impl Scratch {
             return Err(EngineError::refused(
                 "E-SCRATCH-DIR",
                 format!("{} is too long a name for a unix socket in it", dir.display()),
-                "choose a directory with a shorter name with --scratch-dir or scratch_dir",
+                "choose a directory with a shorter name",
             ));
         }
         let failed = |e: std::io::Error| EngineError::file("making the scratch directory", &dir, e);

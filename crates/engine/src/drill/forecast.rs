@@ -1,0 +1,225 @@
+//! How long a recovery would take, by what rehearsals of the same cluster measured.
+//!
+//! Invariants: without a measurement there is no figure. Each measurement gives one: what it took, scaled to what there is now; of what
+//! was so little that its time says nothing about more, a floor is taken.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgark_repo::Repository;
+use pgark_repo::catalog::BackupKind;
+use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::report::ReportId;
+
+use super::{Report, StepKind, Verdict, WHAT};
+use crate::ctx::Ctx;
+use crate::error::Result;
+use crate::info::ClusterInfo;
+use crate::reports;
+
+/// Rehearsals that are used.
+const USED_MAX: usize = 12;
+/// Less than this takes as long as it takes to begin.
+const FLOOR_BYTES: u64 = 64 << 20;
+/// So many measurements, so close together, on so much as there is now, are reliable.
+const MANY: usize = 3;
+const SPREAD_MAX: f64 = 2.0;
+const GROWTH_MAX: f64 = 2.0;
+
+/// One rehearsal, without its details.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    pub id: ReportId,
+    pub at: Timestamp,
+    pub kind: BackupKind,
+    pub verdict: Verdict,
+    pub backup: Option<BackupId>,
+    pub summary: String,
+    measured: Option<Measured>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Measured {
+    restore: (u64, u64),
+    recover: (u64, u64),
+}
+
+/// Of one cluster, the newest first.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    pub held: Vec<Held>,
+    /// Reports that cannot be read.
+    pub unread: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Confidence {
+    Low,
+    Fair,
+}
+
+impl Confidence {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Confidence::Low => "low",
+            Confidence::Fair => "fair",
+        }
+    }
+}
+
+/// From the beginning of a restore until the database takes connections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forecast {
+    pub kind: BackupKind,
+    pub expected: Duration,
+    pub least: Duration,
+    pub most: Duration,
+    /// From so many rehearsals.
+    pub measurements: usize,
+    pub confidence: Confidence,
+}
+
+/// The rehearsals of a cluster, from its newest reports, of which `most` are opened.
+pub fn history(repo: &Repository, cluster: &ClusterName, most: usize, ctx: &Ctx) -> Result<History> {
+    let mut history = History::default();
+    for (id, found) in reports::newest(repo, cluster, most, ctx)? {
+        let stored = match found {
+            Ok(stored) if stored.what == WHAT => stored,
+            Ok(_) => continue,
+            Err(_) => {
+                history.unread += 1;
+                continue;
+            }
+        };
+        match serde_json::from_value::<Report>(stored.report) {
+            Ok(report) => history.held.push(held(id, stored.summary, &report)),
+            Err(_) => history.unread += 1,
+        }
+    }
+    Ok(history)
+}
+
+fn held(id: ReportId, summary: String, report: &Report) -> Held {
+    // One that did not get there has measured nothing.
+    let measured = report.reached.as_ref().and(report.of(StepKind::Restore).zip(report.of(StepKind::Recover)));
+    Held {
+        id,
+        at: report.started,
+        kind: report.kind,
+        verdict: report.verdict,
+        backup: report.backup.clone(),
+        summary,
+        measured: measured.map(|(restore, recover)| Measured { restore, recover }),
+    }
+}
+
+impl History {
+    pub fn last(&self) -> Option<&Held> {
+        self.held.first()
+    }
+
+    pub fn last_green(&self) -> Option<&Held> {
+        self.held.iter().find(|h| h.verdict == Verdict::Green)
+    }
+
+    /// For each kind of backup that there is and that was rehearsed.
+    pub fn forecasts(&self, cluster: &ClusterInfo) -> Vec<Forecast> {
+        BackupKind::ALL.iter().filter_map(|kind| self.forecast(*kind, loads(cluster, *kind)?)).collect()
+    }
+
+    fn forecast(&self, kind: BackupKind, load: Load) -> Option<Forecast> {
+        let used: Vec<Measured> =
+            self.held.iter().filter(|h| h.kind == kind).filter_map(|h| h.measured).take(USED_MAX).collect();
+        let mut times: Vec<f64> =
+            used.iter().map(|m| scaled(m.restore, load.restore) + scaled(m.recover, load.replay)).collect();
+        times.sort_by(f64::total_cmp);
+        let (least, most) = (*times.first()?, *times.last()?);
+        let expected = *times.get(times.len() / 2)?;
+        let largest = used.iter().map(|m| m.restore.1).max().unwrap_or(0).max(FLOOR_BYTES);
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let growth = load.restore as f64 / largest as f64;
+        let close = used.len() >= MANY && most <= least * SPREAD_MAX && growth <= GROWTH_MAX;
+        let ms = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX);
+        Some(Forecast {
+            kind,
+            expected: ms(expected),
+            least: ms(least),
+            most: ms(most),
+            measurements: used.len(),
+            confidence: if close { Confidence::Fair } else { Confidence::Low },
+        })
+    }
+}
+
+/// What would have to be restored and replayed now.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    restore: u64,
+    replay: u64,
+}
+
+/// Of the newest backup of this kind.
+fn loads(cluster: &ClusterInfo, kind: BackupKind) -> Option<Load> {
+    let newest = cluster.backups.iter().rfind(|b| b.kind == kind)?;
+    let replay = newest.as_physical().map_or(0, |backup| {
+        let end = cluster.windows.iter().filter(|w| w.backups.contains(&backup.id)).map(|w| w.to_lsn.0).max();
+        end.unwrap_or(backup.lsn_stop.0).saturating_sub(backup.lsn_start.0)
+    });
+    Some(Load { restore: newest.size_bytes, replay })
+}
+
+/// Milliseconds for so many bytes, when it took so many for others.
+fn scaled((ms, bytes): (u64, u64), now: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate in milliseconds")]
+    let (ms, bytes, now) = (ms as f64, bytes.max(FLOOR_BYTES) as f64, now.max(FLOOR_BYTES) as f64);
+    ms * now / bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(restore: (u64, u64), recover: (u64, u64)) -> Held {
+        Held {
+            id: ReportId::parse("20260822-031500-ffffffff").expect("an id"),
+            at: Timestamp::UNIX_EPOCH,
+            kind: BackupKind::Physical,
+            verdict: Verdict::Green,
+            backup: None,
+            summary: String::new(),
+            measured: Some(Measured { restore, recover }),
+        }
+    }
+
+    const GB: u64 = 1 << 30;
+
+    #[test]
+    fn what_was_measured_is_scaled_to_what_there_is() {
+        let held = vec![
+            measured((100_000, 10 * GB), (50_000, GB)),
+            measured((120_000, 10 * GB), (50_000, GB)),
+            measured((90_000, 10 * GB), (50_000, GB)),
+        ];
+        let history = History { held, unread: 0 };
+        let found =
+            history.forecast(BackupKind::Physical, Load { restore: 20 * GB, replay: 2 * GB }).expect("measured");
+        assert_eq!(
+            (found.expected, found.least, found.most),
+            (Duration::from_secs(300), Duration::from_secs(280), Duration::from_secs(340))
+        );
+        assert_eq!((found.measurements, found.confidence), (3, Confidence::Fair));
+        let larger = history.forecast(BackupKind::Physical, Load { restore: 21 * GB, replay: 0 }).expect("measured");
+        assert_eq!(larger.confidence, Confidence::Low, "nobody has restored so much yet");
+        assert_eq!(history.forecast(BackupKind::Logical, Load { restore: GB, replay: 0 }), None);
+    }
+
+    #[test]
+    fn little_says_nothing_about_much() {
+        let history = History { held: vec![measured((4000, 20 << 20), (2000, 1 << 20))], unread: 0 };
+        let same = history.forecast(BackupKind::Physical, Load { restore: 10 << 20, replay: 0 }).expect("measured");
+        assert_eq!((same.expected, same.confidence), (Duration::from_secs(6), Confidence::Low));
+        let more = history.forecast(BackupKind::Physical, Load { restore: 128 << 20, replay: 0 }).expect("measured");
+        assert_eq!(more.expected, Duration::from_secs(10));
+        assert_eq!(History::default().forecast(BackupKind::Physical, Load { restore: 1, replay: 0 }), None);
+    }
+}
