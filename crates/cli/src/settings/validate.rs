@@ -146,7 +146,7 @@ fn cluster(document: &Document, tree: &Node, name: &str, section: &ClusterSectio
     check_path(&["scratch_dir"], section.scratch_dir.as_deref())?;
     check_path(&["drill", "dir"], section.drill.as_ref().map(|d| d.dir.as_path()))?;
     check_path(&["drill", "pg_bin"], section.drill.as_ref().and_then(|d| d.pg_bin.as_deref()))?;
-    for library in section.drill.iter().flat_map(|d| &d.libraries).filter(|library| !is_library(library)) {
+    if let Some(library) = section.drill.iter().flat_map(|d| &d.libraries).find(|library| !is_library(library)) {
         let message = format!("'{}' cannot be the name of a library", library.escape_debug());
         return Err(complaint(tree, &["clusters", name, "drill", "libraries"], "E-CONFIG-VALUE", &message)
             .hint("names as in shared_preload_libraries, without a path: pg_stat_statements"));

@@ -85,7 +85,7 @@ impl Stage {
 
     fn nothing_is_left(&self, after: &Outcome) {
         let left: Vec<_> = fs::read_dir(&self.dir).expect("listed").filter_map(Result::ok).map(|e| e.path()).collect();
-        assert_eq!(left, [self.foreign.clone()], "{after}");
+        assert_eq!(left, std::slice::from_ref(&self.foreign), "{after}");
         assert_eq!(fs::read(self.foreign.join("theirs")).expect("there"), b"precious");
         assert!(processes_in(&self.dir).is_empty(), "processes stay\n{after}");
     }
