@@ -15,7 +15,9 @@ use pgark_engine::ctx::Ctx;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Kept of each of the two streams: the beginning. What follows is read and thrown away, so that the program never waits.
-const KEPT_BYTES: usize = 16 * 1024;
+const KEPT_BYTES: usize = 256 * 1024;
+/// Of a line that is shown.
+const SHOWN_CHARS: usize = 1000;
 /// How often a program is asked whether it has ended, and we whether we are to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a program that is told to end has for it before it is killed.
@@ -66,7 +68,10 @@ impl Ended {
             text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
         });
         match said {
-            Some(line) => format!("{}: {}", self.how, line.escape_debug()),
+            Some(line) => {
+                let shown: String = line.chars().take(SHOWN_CHARS).collect();
+                format!("{}: {}", self.how, shown.escape_debug())
+            }
             None => self.how.to_string(),
         }
     }

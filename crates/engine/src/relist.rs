@@ -115,7 +115,7 @@ pub fn run(repo: &Repository, cluster: &ClusterName, plan: &Plan) -> Result<usiz
         if !store.replace_lost(lost, &catalog)? {
             return Err(EngineError::failed(
                 "E-CATALOG-CHANGED",
-                "somebody else has put another catalog there meanwhile",
+                "the catalog is not as it was found: it can be read again, or somebody else has put another one there",
                 "run this again: it begins with what is there now",
             ));
         }

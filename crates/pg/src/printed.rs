@@ -133,7 +133,25 @@ fn cast_of_array<'n, 't>(nodes: &'n [Node<'t>]) -> Option<(&'n [Node<'t>], &'n [
     let length = of_type.iter().position(|node| matches!(node, Node::Group(b'[', inner) if inner.is_empty()))?;
     let name = of_type.get(..length)?;
     let is_type = !name.is_empty() && name.iter().all(is_of_type_name);
-    (is_type && !elements.is_empty()).then_some((elements, name, 2 + length + 1))
+    (is_type && are_scalars(elements)).then_some((elements, name, 2 + length + 1))
+}
+
+/// Whether each element is seen to be no array: of columns that is not known, and a cast of an array of arrays is another one.
+fn are_scalars(elements: &[Node<'_>]) -> bool {
+    let white = |node: &Node<'_>| matches!(node, Node::Plain(text) if text.iter().all(u8::is_ascii_whitespace));
+    elements.split(|node| *node == Node::Plain(b",")).all(|element| {
+        let from = element.iter().take_while(|n| white(n)).count();
+        let element = element.get(from..).unwrap_or_default();
+        match element {
+            [Node::Plain(ARRAY), Node::Group(b'[', inner)] => are_scalars(inner),
+            [Node::Plain(word)] => *word == b"NULL" || word.iter().all(|b| b.is_ascii_digit() || *b == b'.'),
+            _ => {
+                let of_type = element.iter().rposition(|node| *node == Node::Plain(b"::"));
+                let of_type = of_type.and_then(|n| element.get(n + 1..)).unwrap_or_default();
+                !of_type.is_empty() && of_type.iter().all(is_of_type_name)
+            }
+        }
+    })
 }
 
 /// As `format_type` prints names. Unquoted names are of small letters, and keywords of capital ones.
@@ -269,6 +287,8 @@ mod tests {
             "((x)::text = ANY ((ARRAY['a'::bpchar, 'b'::character varying])::text[]))",
             "((x)::text = ANY ('{a,b}'::text[]))",
             "((x)::text = ANY ((ARRAY['a'::character varying, ' b'::character varying])::text[]))",
+            "((v)::text = ANY ((ARRAY[x, y])::text[]))",
+            "((v)::text = ANY (ARRAY[(x)::text, (y)::text]))",
             "(((a AND b) OR c) AND d)",
             "((a AND (b OR c)) AND d)",
             "(a AND (b OR (c AND d)))",

@@ -113,6 +113,7 @@ fn go_on(args: &RecoverArgs, global: &GlobalArgs, context: &Context, settings: &
     let (mut journal, opening) =
         book::go_on(&dir, cluster.as_str(), &who(), (context.ctx.clock)()).map_err(engine_failure)?;
     let (recovery, now) = recovery(context, settings, repo, opening.clone())?;
+    steps::allow(&settings.operators, &who(), cluster.as_str()).map_err(engine_failure)?;
     let names = |all: &[Planned]| all.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
     if names(&now.steps) != names(&opening.steps) {
         let was = names(&opening.steps).join(", ");
@@ -404,6 +405,9 @@ fn restore_options(context: &Context, settings: &Recover, opening: &Opening) -> 
     Ok(RestoreOptions {
         cluster: context.cluster()?,
         backup: opening.backup.as_ref().map(|id| parse_id(id)).transpose()?,
+        // What was taken since may hold what is to be undone.
+        not_after: Some(opening.declared),
+        run: None,
         connect: context.connect_options()?,
         connect_timeout: CONNECT_TIMEOUT,
         database: Some(RestoreDatabase {

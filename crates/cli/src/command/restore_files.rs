@@ -113,7 +113,7 @@ fn undo(staging: &Path, args: &RestoreArgs, global: &GlobalArgs) -> Result<Outco
     let undone = restore::undo(&staging).map_err(engine_failure)?;
     let (state, names, kept) = match &undone {
         Undone::NotBegun => ("not_begun", 0, vec![]),
-        Undone::PutBack { names } => ("put_back", *names, vec![]),
+        Undone::PutBack { names, kept } => ("put_back", *names, kept.clone()),
         Undone::WasPlaced { kept } => ("was_placed", 0, kept.clone()),
     };
     let document = serde_json::json!({
@@ -122,8 +122,14 @@ fn undo(staging: &Path, args: &RestoreArgs, global: &GlobalArgs) -> Result<Outco
     });
     output::result(global.form(), &document, || match &undone {
         Undone::NotBegun => "the restore had touched nothing; what it had written beside is removed\n".to_owned(),
-        Undone::PutBack { names } => {
-            format!("everything is as it was before the restore; {names} names were put back\n")
+        Undone::PutBack { names, kept } => {
+            let places = kept.iter().map(|path| {
+                format!("  what had been restored is in {}: remove it when nobody wrote into it\n", path.display())
+            });
+            format!(
+                "everything is as it was before the restore; {names} names were put back\n{}",
+                places.collect::<String>()
+            )
         }
         Undone::WasPlaced { kept } => {
             let places = kept.iter().map(|path| format!("  what was replaced is in {}\n", path.display()));

@@ -240,6 +240,8 @@ pub(super) fn common(args: &RestoreArgs, context: &Context) -> Result<(RestoreOp
         files: None,
     };
     let options = RestoreOptions {
+        not_after: None,
+        run: None,
         cluster: context.cluster()?,
         backup: args.id.as_ref().filter(|id| *id != "latest").map(|id| parse_id(id)).transpose()?,
         connect,

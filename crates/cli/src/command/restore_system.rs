@@ -240,6 +240,8 @@ impl Run<'_> {
             };
             let database = RestoreDatabase { name: name.to_owned(), to, replace, selection: Selection::default() };
             databases::RestoreOptions {
+                not_after: None,
+                run: None,
                 backup: Some(record.id.clone()),
                 database: Some(database),
                 // Those that are missing: on a new machine the owner of the database is among them.

@@ -1,6 +1,8 @@
 //! `restore-table`: one table as it was, beside the live one.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use pgark_engine::cluster::TableName;
@@ -10,6 +12,7 @@ use pgark_engine::scratch;
 use pgark_engine::table::from_dump::{self, DumpTableOptions, DumpTablePlan};
 use pgark_engine::table::{self, TableOptions, TablePlan, TableReport};
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::Outcome;
 use super::backup_logical::{scratch as scratch_of, tool_options};
@@ -106,6 +109,12 @@ struct RestoreTableDocument<'a> {
 }
 
 pub fn keep(args: &KeeperArgs) -> Result<Outcome, Failure> {
+    // Who ends a whole service ends the command as well: what that leaves is still to be removed.
+    let nobody = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, nobody.clone())
+            .map_err(|e| Failure::failed("E-SYSTEM", format!("signals cannot be caught: {e}")))?;
+    }
     scratch::keep(&args.dir, std::io::stdin().lock()).map_err(engine_failure)?;
     Ok(Exit::Done)
 }
@@ -179,6 +188,8 @@ fn dump_options(args: &RestoreTableArgs, context: &Context) -> Result<DumpTableO
     let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
     let connect = args.server.apply(context.connect_options()?);
     let restore = logical::RestoreOptions {
+        not_after: None,
+        run: None,
         cluster: context.cluster()?,
         backup: args.backup.as_deref().map(parse_id).transpose()?,
         connect,

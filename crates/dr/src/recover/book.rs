@@ -27,7 +27,11 @@ pub fn look(dir: &Path, cluster: &str) -> Result<Found> {
     let path = path(dir, cluster);
     match path.try_exists() {
         Ok(false) => Ok(Found::None),
-        _ => Ok(found(&Journal::look(&path)?)),
+        _ => {
+            let lines = Journal::look(&path)?;
+            readable(&lines, &path)?;
+            Ok(found(&lines))
+        }
     }
 }
 
@@ -37,6 +41,18 @@ pub fn found(lines: &[Line]) -> Found {
         true => Found::Ended(opening),
         false => Found::Unfinished(opening),
     }
+}
+
+/// A journal whose beginning cannot be understood is not one that nothing was done in.
+fn readable(lines: &[Line], path: &Path) -> Result<()> {
+    if lines.is_empty() || opening(lines).is_some() {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        "E-JOURNAL-DAMAGED",
+        format!("{} does not begin with what a recovery of this version writes", path.display()),
+        "another version of pgark may have begun it: go on with that one; or look how things are, and put the file away",
+    ))
 }
 
 pub fn opening(lines: &[Line]) -> Option<Opening> {
@@ -54,6 +70,7 @@ pub fn begin(dir: &Path, opening: &Opening, at: Timestamp) -> Result<Journal> {
     std::fs::create_dir_all(dir).map_err(|e| EngineError::file("making", dir, e))?;
     let path = path(dir, &opening.cluster);
     let mut journal = Journal::open(&path)?;
+    readable(journal.lines(), &path)?;
     match found(journal.lines()) {
         Found::Unfinished(other) => return Err(unfinished(&other)),
         Found::Ended(other) => {
@@ -85,6 +102,7 @@ pub fn go_on(dir: &Path, cluster: &str, by: &str, at: Timestamp) -> Result<(Jour
         return Err(none());
     }
     let mut journal = Journal::open(&path)?;
+    readable(journal.lines(), &path)?;
     let opening = match found(journal.lines()) {
         Found::Unfinished(opening) => opening,
         Found::Ended(opening) => {

@@ -9,7 +9,10 @@ use pgark_engine::error::{EngineError, Result};
 use pgark_engine::logical::restore::{self, RestoreOptions, RestorePlan, SAFETY as SAFETY_NOTE};
 use pgark_engine::logical::{self as dumps, LogicalOptions};
 use pgark_engine::validate::Outcome as Verdict;
-use pgark_repo::catalog::{BackupKind, CatalogStore};
+use pgark_repo::RepoError;
+use pgark_repo::catalog::CatalogStore;
+use pgark_repo::names::BackupId;
+use pgark_repo::record::PartsRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -73,26 +76,49 @@ impl Logical {
         rows.iter().map(|row| Ok(row.text("name")?.to_owned())).collect()
     }
 
-    /// What a restore of one of our dumps calls what it loads, or puts aside; those that are there.
-    fn of_ours(&self, prefix: &str) -> Result<Vec<String>> {
-        let catalog = CatalogStore::new(&self.recovery.repo, &self.recovery.cluster).read()?;
-        let ours = catalog.backups.iter().filter(|b| b.kind != BackupKind::Physical);
-        let names: Vec<String> = ours.map(|b| format!("{prefix}{}", b.id)).collect();
-        Ok(self.databases()?.into_iter().filter(|name| names.contains(name)).collect())
+    /// What the restore with this tag calls what it loads, or puts aside; those that are there.
+    fn of_run(&self, prefix: &str, run: &str) -> Result<Vec<String>> {
+        let ours = |name: &String| backup_of(name, prefix, run).is_some();
+        Ok(self.databases()?.into_iter().filter(ours).collect())
     }
 
     /// How old what can be restored is, and whether that is in the bounds.
-    fn judged(&self, plan: &RestorePlan) -> Chosen {
-        let dump = plan.database.as_ref().map(|d| &d.dump);
+    fn judged(&self, record: &PartsRecord, notes: &[String]) -> Chosen {
+        let dump = record.database(&self.database);
         let opening = &self.recovery.opening;
-        let point = dump.map_or(plan.record.started, |d| d.taken);
+        let point = dump.map_or(record.started, |d| d.taken);
+        let mut warnings: Vec<String> = notes.iter().filter(|n| n.starts_with("DEGRADED")).cloned().collect();
+        if point > opening.declared {
+            warnings.push(format!(
+                "backup {} was taken after the incident was declared: it may hold what this is to undo",
+                record.id
+            ));
+        }
         Chosen {
-            backup: plan.record.id.to_string(),
+            backup: record.id.to_string(),
             recovery_point: point,
             rpo: Goal::judge(opening.rpo_ms, point, opening.declared),
             bytes: dump.map_or(0, |d| d.dump_bytes),
+            warnings,
         }
     }
+
+    /// The same of a backup that was restored before this was cut off.
+    fn judged_again(&self, backup: &str) -> Result<Chosen> {
+        let cluster = &self.recovery.cluster;
+        let id = BackupId::parse(backup).map_err(|e| EngineError::failed("E-INTERNAL", e.to_string(), ""))?;
+        let catalog = CatalogStore::new(&self.recovery.repo, cluster).read()?;
+        let entry = catalog
+            .backup(&id)
+            .ok_or_else(|| RepoError::NoBackup { cluster: cluster.to_string(), id: backup.into() })?;
+        Ok(self.judged(&PartsRecord::load(&self.recovery.repo, cluster, &id, &entry.record)?, &[]))
+    }
+}
+
+/// The backup in a name that the restore with this tag has given.
+fn backup_of<'n>(name: &'n str, prefix: &str, run: &str) -> Option<&'n str> {
+    let id = name.strip_prefix(prefix)?.strip_suffix(run)?.strip_suffix('_')?;
+    (!run.is_empty() && BackupId::parse(id).is_ok()).then_some(id)
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -101,10 +127,11 @@ struct Chosen {
     recovery_point: Timestamp,
     rpo: Goal,
     bytes: u64,
+    warnings: Vec<String>,
 }
 
 impl Chosen {
-    fn told(&self, plan: &RestorePlan) -> Value {
+    fn told(&self) -> Value {
         let verdict = match self.rpo.met {
             Some(true) => " (within the objective)",
             Some(false) => " (the recovery point objective is MISSED)",
@@ -113,9 +140,8 @@ impl Chosen {
         let old = span(self.rpo.measured_ms);
         let point = self.recovery_point.strftime("%Y-%m-%dT%H:%M:%SZ");
         let told = format!("backup {} of {point}, {old} before the incident was declared{verdict}", self.backup);
-        let degraded: Vec<&String> = plan.notes.iter().filter(|n| n.starts_with("DEGRADED")).collect();
         json!({"told": told, "backup": self.backup, "recovery_point": self.recovery_point, "rpo": self.rpo,
-            "bytes": self.bytes, "warnings": degraded})
+            "bytes": self.bytes, "warnings": self.warnings})
     }
 }
 
@@ -248,7 +274,7 @@ impl Step for Choose {
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
         let plan = self.0.plan()?;
-        let chosen = self.0.judged(&plan).told(&plan);
+        let chosen = self.0.judged(&plan.record, &plan.notes).told();
         if let Some(told) = chosen.get("told").and_then(Value::as_str) {
             at.ctx.progress.note(told);
         }
@@ -271,18 +297,14 @@ struct Restore(Rc<Logical>);
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Before {
     was_there: bool,
-    loading: Vec<String>,
-    aside: Vec<String>,
+    /// The end of the names that it gives.
+    run: String,
 }
 
 const LOADING: &str = "pgark_restore_";
 const ASIDE: &str = "pgark_replaced_";
 
 impl Restore {
-    fn new_since(&self, prefix: &str, before: &[String]) -> Result<Vec<String>> {
-        Ok(self.0.of_ours(prefix)?.into_iter().filter(|name| !before.contains(name)).collect())
-    }
-
     fn notes(&self, at: &At<'_>, facts: Value) {
         *at.notes.borrow_mut() = facts;
     }
@@ -320,7 +342,7 @@ impl Step for Restore {
 
     fn before(&mut self, _: &At<'_>) -> Result<Value> {
         let was_there = self.0.databases()?.contains(&self.0.database);
-        let before = Before { was_there, loading: self.0.of_ours(LOADING)?, aside: self.0.of_ours(ASIDE)? };
+        let before = Before { was_there, run: restore::run_tag()? };
         serde_json::to_value(before).map_err(|e| EngineError::failed("E-INTERNAL", e.to_string(), ""))
     }
 
@@ -328,9 +350,17 @@ impl Step for Restore {
         let mut announce = |plan: &RestorePlan| {
             at.ctx.progress.note(&format!("backup {}", plan.record.id));
         };
-        let (plan, report) = restore::run(&self.0.options, &self.0.recovery.repo, at.ctx, &mut announce)?;
-        let chosen = self.0.judged(&plan);
-        let mut facts = chosen.told(&plan);
+        let run = read(at.before).run;
+        let options = RestoreOptions { run: Some(run.clone()), ..self.0.options.clone() };
+        let restored = restore::run(&options, &self.0.recovery.repo, at.ctx, &mut announce);
+        let (plan, report) = restored.inspect_err(|_| {
+            // It may have lost the server just when names were exchanged.
+            if let Ok(aside) = self.0.of_run(ASIDE, &run) {
+                let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
+                self.notes(at, json!({"left": left}));
+            }
+        })?;
+        let mut facts = self.0.judged(&plan.record, &plan.notes).told();
         let validation = serde_json::to_value(&report.validation).unwrap_or(Value::Null);
         let stored = report.stored.as_ref().map(ToString::to_string);
         if let Some(fields) = facts.as_object_mut() {
@@ -380,17 +410,23 @@ impl Step for Restore {
             return Ok(if is_there { Effect::Took(facts.clone()) } else { Effect::None });
         }
         // The exchange of names is one transaction.
-        let (loading, aside) = (self.new_since(LOADING, &before.loading)?, self.new_since(ASIDE, &before.aside)?);
+        let (loading, aside) = (self.0.of_run(LOADING, &before.run)?, self.0.of_run(ASIDE, &before.run)?);
         let placed = if before.was_there { aside.first().cloned() } else { is_there.then(|| self.0.database.clone()) };
         match placed {
             Some(name) => {
                 let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
-                let told = "it was found right and took its place before this was cut off";
-                let mut facts = json!({"told": told, "left": left, "kept": aside.first()});
-                // A name of this run ends in a part of its own.
-                let id = name.strip_prefix(ASIDE).and_then(|rest| rest.rsplit_once('_')).map(|(id, _)| id);
-                if let (Some(fields), Some(id)) = (facts.as_object_mut(), id) {
-                    fields.insert("backup".into(), json!(id));
+                let told = "it took its place before this was cut off, as nothing does that is found wrong";
+                // Where nothing was replaced, no name tells the backup.
+                let mut facts = match backup_of(&name, ASIDE, &before.run) {
+                    Some(id) => self.0.judged_again(id)?.told(),
+                    None => json!({"warnings": []}),
+                };
+                let Some(fields) = facts.as_object_mut() else { return Ok(Effect::Took(facts)) };
+                fields.insert("told".into(), json!(told));
+                fields.insert("left".into(), json!(left));
+                fields.insert("kept".into(), json!(aside.first()));
+                if let Some(Value::Array(warnings)) = fields.get_mut("warnings") {
+                    warnings.push(json!("the restore was cut off at its end: what comparing it found is in its own report, if that was stored"));
                 }
                 Ok(Effect::Took(facts))
             }
@@ -399,9 +435,9 @@ impl Step for Restore {
         }
     }
 
-    fn goes_back(&self, failure: &Failure) -> bool {
-        // A failure of its own has tidied up, or left something to be looked at.
-        failure.is_abandoned()
+    fn goes_back(&self, failure: &Failure, done: bool) -> bool {
+        // A failure of its own has tidied up, or left something to be looked at; what took its place was found right.
+        failure.is_abandoned() && !done
     }
 
     /// Removes what was being loaded. What is in its place stays: it was found right.
@@ -409,11 +445,11 @@ impl Step for Restore {
         let before = read(at.before);
         let session = self.0.session()?;
         let mut told = vec![];
-        for name in self.new_since(LOADING, &before.loading)? {
+        for name in self.0.of_run(LOADING, &before.run)? {
             provision::drop_database(&session, &name)?;
             told.push(format!("'{name}' is removed"));
         }
-        for aside in self.new_since(ASIDE, &before.aside)? {
+        for aside in self.0.of_run(ASIDE, &before.run)? {
             told.push(format!("what was restored stays, and what was there before is '{aside}'"));
         }
         Ok(json!({"told": if told.is_empty() { "nothing of it was there".into() } else { told.join("; ") }}))

@@ -120,8 +120,13 @@ pub trait Step {
     /// Whether it took effect. `acted` is what `act` said, and None when nobody knows how far it came.
     fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect>;
 
-    /// Whether it is taken back after this failure, perhaps its own.
-    fn goes_back(&self, _failure: &Failure) -> bool {
+    /// Asked of a step that is done when a recovery goes on: why it has to be done again, if it has to.
+    fn lost(&mut self, _at: &At<'_>) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Whether it is taken back after this failure, perhaps its own. `done`: it had come to its end.
+    fn goes_back(&self, _failure: &Failure, _done: bool) -> bool {
         false
     }
 
@@ -183,11 +188,15 @@ impl Machine<'_> {
         let mut error = None;
         let over = self.log.lines().iter().any(|l| matches!(l.event, Event::Ended { .. }));
         if wish == Wish::Abandon && !over && failure(self.log.lines(), &self.steps).is_none() {
-            let open = self.steps.iter().find(|s| !is_done(self.log.lines(), s.name())).or(self.steps.last());
+            // Where all are done there is nothing to give up: it ends as what it is.
+            let open = self.steps.iter().find(|s| !is_done(self.log.lines(), s.name()));
             if let Some(step) = open.map(|s| s.name()) {
                 let given_up = EngineError::failed(ABANDONED, "it was given up", "");
                 self.failed(step, &given_up)?;
             }
+        }
+        if !over && failure(self.log.lines(), &self.steps).is_none() {
+            self.see_what_holds()?;
         }
         for n in 0..self.steps.len() {
             if failure(self.log.lines(), &self.steps).is_some() {
@@ -216,6 +225,28 @@ impl Machine<'_> {
         self.append(failed_event(step, e, Value::Null))
     }
 
+    /// What was done may have been undone by others since: a machine that came up again starts what it starts.
+    fn see_what_holds(&mut self) -> Result<()> {
+        let done = done(self.log.lines());
+        for step in self.steps.iter_mut().filter(|s| done.contains_key(s.name())) {
+            let at = At {
+                ctx: self.ctx,
+                before: &Value::Null,
+                done: &done,
+                lines: self.log.lines(),
+                failure: None,
+                state: State::UnderWay,
+                notes: &RefCell::default(),
+            };
+            if let Some(why) = within(self.ctx, step.deadline(), |ctx| step.lost(&At { ctx, ..at }))? {
+                self.ctx.progress.note(&format!("{}: {why}", step.name()));
+                let event = Event::Undone { step: step.name().to_owned(), facts: json!({"told": why}) };
+                self.log.append((self.ctx.clock)(), event)?;
+            }
+        }
+        Ok(())
+    }
+
     /// One step, to its end. Returns why it failed.
     fn forward(&mut self, n: usize) -> Result<Option<EngineError>> {
         let Some(step) = self.steps.get_mut(n) else { return Ok(None) };
@@ -226,7 +257,7 @@ impl Machine<'_> {
         let state = state(Some(failure), &self.steps);
         for step in self.steps.iter_mut().rev() {
             let Some(before) = begun(self.log.lines(), step.name()) else { continue };
-            if !step.goes_back(failure) {
+            if !step.goes_back(failure, is_done(self.log.lines(), step.name())) {
                 continue;
             }
             self.ctx.progress.note(&format!("taking back: {}", step.what()));
@@ -284,9 +315,11 @@ fn one(
             Ok((Effect::Took(facts), _)) => Event::Done { step: name.clone(), facts },
             Ok((Effect::None, _)) => Event::Undone { step: name.clone(), facts: json!({"told": "it had not begun"}) },
             Ok((Effect::Partly, facts)) => Event::Undone { step: name.clone(), facts },
+            // Who is told to stop sees nothing for certain.
+            Ok(_) if ctx.check_cancelled().is_err() => return Err(EngineError::Cancelled),
             Ok((Effect::Unknown(why), _)) => return fail(log, ctx, &name, unknown(&name, &why), &notes),
-            Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
-            Err(e) => return fail(log, ctx, &name, e, &notes),
+            // Nothing was done yet, and it can be looked at again: perhaps the server is not up.
+            Err(e) => return Err(e),
         };
         let is_done = matches!(event, Event::Done { .. });
         log.append((ctx.clock)(), event)?;
@@ -314,6 +347,7 @@ fn one(
             log.append((ctx.clock)(), Event::Done { step: name, facts })?;
             Ok(None)
         }
+        Ok(_) if ctx.check_cancelled().is_err() => Err(EngineError::Cancelled),
         Ok(other) => fail(log, ctx, &name, no_effect(&name, &other), &notes),
         // As if it had been killed: whoever goes on looks how far it came.
         Err(EngineError::Cancelled) => Err(EngineError::Cancelled),

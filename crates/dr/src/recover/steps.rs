@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::machine::{At, Effect, Failure, State, Step};
 use super::report::Report;
 use super::{Ask, Recovery};
+use crate::journal::Event;
 use crate::program;
 use crate::service::{Proof, Seen, Service, State as ServiceState};
 
@@ -32,6 +33,19 @@ const MOMENT: Duration = Duration::from_secs(60);
 /// Between two tries of a probe.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Whether this one, `NAME@HOST`, is among those who may recover. Nobody listed: everybody.
+pub fn allow(operators: &[String], by: &str, cluster: &str) -> Result<()> {
+    let name = by.split('@').next().unwrap_or_default();
+    if operators.is_empty() || operators.iter().any(|o| o == name) {
+        return Ok(());
+    }
+    Err(EngineError::refused(
+        "E-RECOVER-OPERATOR",
+        format!("'{name}' may not recover '{cluster}'"),
+        "operators in [clusters.NAME.recover] says who may; nothing was changed",
+    ))
+}
+
 /// Who may begin this.
 pub struct Authorise(pub Rc<Recovery>);
 
@@ -52,15 +66,8 @@ impl Step for Authorise {
     }
 
     fn act(&mut self, _: &At<'_>) -> Result<Value> {
-        let (by, operators) = (&self.0.opening.by, &self.0.operators);
-        let name = by.split('@').next().unwrap_or_default();
-        if !operators.is_empty() && !operators.iter().any(|o| o == name) {
-            return Err(EngineError::refused(
-                "E-RECOVER-OPERATOR",
-                format!("'{name}' may not recover '{}'", self.0.cluster),
-                "operators in [clusters.NAME.recover] says who may; nothing was changed",
-            ));
-        }
+        let by = &self.0.opening.by;
+        allow(&self.0.operators, by, self.0.cluster.as_str())?;
         let why = self.0.opening.reason.as_deref().unwrap_or("no reason given");
         Ok(json!({"told": format!("by {by}: {why}")}))
     }
@@ -112,6 +119,14 @@ impl Step for StopService {
         })
     }
 
+    fn lost(&mut self, at: &At<'_>) -> Result<Option<String>> {
+        if at.done.contains_key(RESTORE) {
+            return Ok(None);
+        }
+        let seen = self.service.look(at.ctx);
+        Ok((seen.state != ServiceState::Stopped).then(|| format!("it is not stopped any more: {}", seen.detail)))
+    }
+
     fn state(&self) -> State {
         State::NotStopped
     }
@@ -152,8 +167,12 @@ impl Step for StartService {
     }
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let before = at.done.get(STOP).and_then(|f| f.get("seen"));
-        let before: Option<Seen> = before.and_then(|seen| serde_json::from_value(seen.clone()).ok());
+        // As it was before it was told to stop for the first time: a second look sees it half stopped.
+        let before = at.lines.iter().find_map(|l| match &l.event {
+            Event::Begins { step, facts } if step == STOP => facts.get("seen").cloned(),
+            _ => None,
+        });
+        let before: Option<Seen> = before.and_then(|seen| serde_json::from_value(seen).ok());
         let proof = self.service.start(before.as_ref(), at.ctx)?;
         Ok(json!({"told": format!("runs: {}", proof.seen.detail), "proof": proof}))
     }
@@ -171,8 +190,8 @@ impl Step for StartService {
         })
     }
 
-    fn goes_back(&self, failure: &Failure) -> bool {
-        self.rolls_back && (failure.is_abandoned() || [START, READY, SMOKE].contains(&failure.step.as_str()))
+    fn goes_back(&self, failure: &Failure, _: bool) -> bool {
+        failure.is_abandoned() || (self.rolls_back && [START, READY, SMOKE].contains(&failure.step.as_str()))
     }
 
     fn undo(&mut self, at: &At<'_>) -> Result<Value> {

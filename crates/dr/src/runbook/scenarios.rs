@@ -233,6 +233,9 @@ fn deletion(facts: &Facts) -> Section {
             }
         }
     }
+    for command in whole.iter_mut().flat_map(|step| &mut step.commands) {
+        *command = command.replace("restore --kind", "restore ID --kind");
+    }
     steps.extend(whole);
     section(
         "Accidental deletion",

@@ -193,7 +193,9 @@ impl Service {
                 "look at [clusters.NAME.recover.service]",
             ));
         }
-        Ok(format!("{}: {}", argv.join(" "), ended.told()))
+        // Arguments may hold secrets, and this goes into reports.
+        let program = argv.first().map_or("?", |p| p.rsplit('/').next().unwrap_or(p));
+        Ok(format!("{program}: {}", ended.told()))
     }
 
     fn open_ports(&self) -> Vec<SocketAddr> {

@@ -174,14 +174,14 @@ pub struct Swap<'a> {
 }
 
 /// In one transaction the old one steps aside and the new one takes its name. Sessions in the old one are ended meanwhile, through
-/// `ender`; whoever connects has to wait. False when some are left after `within`, or it was to stop.
+/// `ender`; whoever connects waits, and is then told to connect again. False when some are left after `within`, or it was to stop.
 ///
 /// Nothing of it outlives these sessions: `RENAME` locks the database against new sessions before it looks for others (`RenameDatabase`
 /// in `dbcommands.c`), so there is no moment at which the database would have to be closed.
 pub fn swap_databases(conn: &Connection, ender: Connection, swap: &Swap<'_>) -> Result<bool, ClusterError> {
-    let (done, old) = (&AtomicBool::new(false), swap.old);
+    let (done, old, new) = (&AtomicBool::new(false), swap.old, swap.new);
     thread::scope(|threads| {
-        let ending = threads.spawn(move || end_sessions(&ender, old, done));
+        let ending = threads.spawn(move || end_sessions(&ender, [old, new], done));
         let swapped = try_to_swap(conn, swap);
         done.store(true, Ordering::Relaxed);
         let ended = ending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -222,10 +222,12 @@ fn try_to_swap(conn: &Connection, swap: &Swap<'_>) -> Result<bool, ClusterError>
 /// `object_in_use`, `lock_not_available`.
 const IN_USE: [&str; 2] = ["55006", "55P03"];
 
-fn end_sessions(conn: &Connection, database: &str, done: &AtomicBool) -> Result<(), ClusterError> {
-    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1::text AND pid <> pg_backend_pid()";
+/// Also in the new one: monitors visit every database there is.
+fn end_sessions(conn: &Connection, [old, new]: [&str; 2], done: &AtomicBool) -> Result<(), ClusterError> {
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE datname IN ($1::text, $2::text) AND pid <> pg_backend_pid()";
     while !done.load(Ordering::Relaxed) {
-        conn.query(sql, &[database])?;
+        conn.query(sql, &[old, new])?;
         thread::sleep(LOOK_EVERY);
     }
     Ok(())

@@ -198,7 +198,8 @@ impl Cluster<'_> {
 /// What databases and roles set for their sessions, without the libraries that they name.
 const NO_LIBRARIES: [&str; 2] = [
     "UPDATE pg_db_role_setting SET setconfig = ARRAY(SELECT c FROM unnest(setconfig) AS c \
-     WHERE split_part(c, '=', 1) NOT IN ('session_preload_libraries', 'local_preload_libraries'))",
+     WHERE split_part(c, '=', 1) NOT IN ('session_preload_libraries', 'local_preload_libraries')) \
+     WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))",
     "DELETE FROM pg_db_role_setting WHERE cardinality(setconfig) = 0",
 ];
 const LIBRARIES_WITHIN: Duration = Duration::from_secs(60);

@@ -194,6 +194,8 @@ impl Rehearsal<'_> {
         let taken = provision::database_exists(&session(connect, self.ctx)?, &dump.name)?;
         let to = if taken { format!("pgark_drill_{}", dump.name) } else { dump.name.clone() };
         let options = RestoreOptions {
+            not_after: None,
+            run: None,
             cluster: self.drill.common.cluster.clone(),
             backup: Some(self.plan.entry.id.clone()),
             connect: connect.clone(),

@@ -21,6 +21,8 @@ use crate::restore::roots::open_beneath;
 /// What directories that a restore makes begin with; backups leave them out.
 pub const STAGING: &str = ".pgark-restore-";
 pub const REPLACED: &str = ".pgark-replaced-";
+/// What an undone restore had put in place.
+pub const UNDONE: &str = ".pgark-undone-";
 const DEPTH_MAX: usize = 700;
 /// Where something waits during an exchange in three steps.
 const ASIDE: &[u8] = b".pgark-aside";

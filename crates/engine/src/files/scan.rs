@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::Root;
 use super::attributes::of_open;
 use super::owners::Owners;
-use super::place::{REPLACED, STAGING};
+use super::place::{REPLACED, STAGING, UNDONE};
 use super::rules::{Rules, is_secret_name};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -130,7 +130,7 @@ impl Scan<'_, '_, '_> {
 
     fn entry(&mut self, at: BorrowedFd<'_>, name: &[u8], place: &Place<'_>) -> Result<()> {
         self.ctx.check_cancelled()?;
-        if [STAGING, REPLACED].iter().any(|own| name.starts_with(own.as_bytes())) {
+        if [STAGING, REPLACED, UNDONE].iter().any(|own| name.starts_with(own.as_bytes())) {
             self.leave_out(place, LeftOutWhy::Own, None);
             return Ok(());
         }

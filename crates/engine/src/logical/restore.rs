@@ -11,6 +11,7 @@ mod run;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, CatalogStore};
 use pgark_repo::names::{BackupId, ClusterName};
@@ -37,6 +38,10 @@ pub struct RestoreOptions {
     pub cluster: ClusterName,
     /// None: the newest that has what is wanted; where that is damaged, the one before.
     pub backup: Option<BackupId>,
+    /// Of those, none that was taken later.
+    pub not_after: Option<Timestamp>,
+    /// The end of the names that this restore gives; None: one of its own.
+    pub run: Option<String>,
     pub connect: ConnectOptions,
     pub connect_timeout: Duration,
     /// None: globals alone.
@@ -165,13 +170,17 @@ fn choose(
         Source { repo, cluster: &options.cluster, record: &record }.check()?;
         return Ok(record);
     }
-    let mut passed: Vec<String> = vec![];
+    let (mut passed, mut later): (Vec<String>, Vec<String>) = (vec![], vec![]);
     // What was taken just before a restore is the state that was to be left behind: it is used when it is named.
     let ordinary = |b: &&BackupEntry| b.kind == BackupKind::Logical && !b.annotations.contains_key(SAFETY);
     for entry in catalog.backups.iter().rev().filter(ordinary).filter(|b| !avoid.contains(&b.id)) {
         let looked = PartsRecord::load(repo, &options.cluster, &entry.id, &entry.record).map_err(EngineError::from);
         let looked = looked.and_then(|record| {
             if !has_wanted(options, &record) {
+                return Ok(None);
+            }
+            if options.not_after.is_some_and(|latest| taken(options, &record) > latest) {
+                later.push(entry.id.to_string());
                 return Ok(None);
             }
             crate::restore::thaw::check_one(repo, &options.cluster, entry)?;
@@ -181,6 +190,9 @@ fn choose(
         match looked {
             Ok(Some(record)) => {
                 notes.append(&mut passed);
+                if let Some(latest) = options.not_after.filter(|_| !later.is_empty()) {
+                    notes.push(format!("taken after {latest}, and not used: {}", later.join(", ")));
+                }
                 return Ok(record);
             }
             Ok(None) => {}
@@ -195,7 +207,10 @@ fn choose(
         None => "globals".to_owned(),
     };
     let damaged = avoid.len() + passed.len();
-    let but = if damaged > 0 { format!("; {damaged} that could have it are damaged") } else { String::new() };
+    let mut but = if damaged > 0 { format!("; {damaged} that could have it are damaged") } else { String::new() };
+    if let Some(latest) = options.not_after.filter(|_| !later.is_empty()) {
+        but += &format!("; taken after {latest}, so that they have to be named to be used: {}", later.join(", "));
+    }
     Err(EngineError::refused(
         "E-BACKUP-NONE",
         format!("no logical backup of '{}' has {what}{but}", options.cluster),
@@ -242,8 +257,14 @@ fn find_database<'r>(record: &'r PartsRecord, name: &str) -> Result<&'r Database
     })
 }
 
+/// As of when a backup has what is wanted.
+fn taken(options: &RestoreOptions, record: &PartsRecord) -> Timestamp {
+    let dump = options.database.as_ref().and_then(|wanted| record.database(&wanted.name));
+    dump.map_or(record.started, |dump| dump.taken)
+}
+
 /// Tells one restore of a backup from the next.
-fn run_tag() -> Result<String> {
+pub fn run_tag() -> Result<String> {
     let mut random = [0u8; 4];
     getrandom::fill(&mut random).map_err(|e| EngineError::failed("E-RANDOM", format!("no random numbers: {e}"), ""))?;
     Ok(pgark_repo::crypto::hex(&random))
@@ -308,7 +329,7 @@ fn plan_database(
             name.escape_debug()
         ));
     }
-    let run = run_tag()?;
+    let run = options.run.clone().map_or_else(run_tag, Ok)?;
     let (loading, aside) =
         (format!("pgark_restore_{}_{run}", record.id), format!("pgark_replaced_{}_{run}", record.id));
     if there {

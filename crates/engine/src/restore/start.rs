@@ -145,8 +145,10 @@ fn connect_options(socket_dir: &Path, port: u16, role: Option<&str>) -> ConnectO
         ("port", port.to_string()),
         ("dbname", "postgres".into()),
     ];
+    // Whoever names a role names a superuser: of what a role or a database sets, no library is loaded.
+    let options = role.map(|_| ("options", "-c session_preload_libraries= -c local_preload_libraries=".to_owned()));
     let role = role.map(|role| ("user", role.to_owned()));
-    ConnectOptions::new(pairs.into_iter().chain(role).map(|(k, v)| (k.to_owned(), v)))
+    ConnectOptions::new(pairs.into_iter().chain(role).chain(options).map(|(k, v)| (k.to_owned(), v)))
 }
 
 fn find_bin(options: &StartOptions, plan: &RestorePlan) -> Result<PathBuf> {
@@ -200,6 +202,8 @@ fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16, settings: &[(Stri
         .arg("-k")
         .arg(socket_dir)
         .args(["-c", "hot_standby=on", "-c", "recovery_target_action=pause", "-c", "logging_collector=off"])
+        // At a restartpoint it would clear the archive of the original.
+        .args(["-c", "archive_cleanup_command="])
         .args(["-c", "log_destination=stderr", "-c"])
         // The one that is configured may be the original's.
         .arg(format!("external_pid_file={}", to.join("pgark-recovery.pid").display()))

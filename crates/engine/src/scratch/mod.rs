@@ -114,9 +114,12 @@ impl Scratch {
                 drop(keeper.stdin.take());
                 let status = keeper.wait().map_err(|e| EngineError::file("waiting for the keeper of", &self.dir, e))?;
                 if status.success() {
-                    Ok(())
-                } else {
-                    Err(stays(&self.dir, &format!("its keeper ended with {status}")))
+                    return Ok(());
+                }
+                // Whoever ended it left the rest to us.
+                match claim(&self.dir)? {
+                    Some(_held) => remove(&self.dir),
+                    None => Err(stays(&self.dir, &format!("its keeper ended with {status}"))),
                 }
             }
             // It was not started, so nothing else was.

@@ -139,6 +139,13 @@ fn settings(scratch: &Scratch, version_num: u32, how: &Isolation<'_>) -> Result<
     all.push(("shared_preload_libraries".to_owned(), how.libraries.join(",")));
     all.push(("hba_file".to_owned(), text(&hba)));
     all.push(("data_directory".to_owned(), text(&scratch.data())));
+    if version_num < 150_000 {
+        // The original may keep its statistics outside of its directory.
+        all.push(("stats_temp_directory".to_owned(), "pg_stat_tmp".to_owned()));
+    }
+    if version_num < 160_000 {
+        all.push(("promote_trigger_file".to_owned(), String::new()));
+    }
     if version_num >= 170_000 {
         all.push(("event_triggers".to_owned(), "off".to_owned()));
     }

@@ -31,7 +31,7 @@ impl CatalogStore {
 
     /// False when somebody else put another one there.
     pub fn replace_lost(&self, lost: &LostCatalog, catalog: &Catalog) -> Result<bool> {
-        self.register.replace_lost(&lost.register, encode(catalog))
+        self.register.replace_lost(&lost.register, &mut |value| self.decode(value).map(drop), encode(catalog))
     }
 }
 

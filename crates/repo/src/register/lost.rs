@@ -36,8 +36,12 @@ impl Register {
     }
 
     /// Puts `value` in the place of what was lost. Whoever built on the lost version finds that its change does not count.
-    /// False when somebody else changed the register meanwhile.
-    pub fn replace_lost(&self, lost: &Lost, value: Vec<u8>) -> Result<bool> {
+    /// False when what is there is not what was seen: it can be read again, or somebody else changed it.
+    pub fn replace_lost(&self, lost: &Lost, open: &mut dyn FnMut(&[u8]) -> Result<()>, value: Vec<u8>) -> Result<bool> {
+        // A medium that failed for a while may be back.
+        if self.lost(open)?.is_none_or(|now| now.newest != lost.newest || now.before != lost.before) {
+            return Ok(false);
+        }
         let form = lost.before.as_ref().map_or(crate::crypto::Form::Readers, |v| v.form);
         let marks = lost.before.as_ref().map(|v| v.marks.clone()).unwrap_or_default();
         let passed = Version { number: lost.newest, value: vec![], marks, form };

@@ -123,7 +123,7 @@ impl Step for Fake {
         })
     }
 
-    fn goes_back(&self, failure: &Failure) -> bool {
+    fn goes_back(&self, failure: &Failure, _: bool) -> bool {
         match self.name {
             "repoint" => ["start", "smoke"].contains(&failure.step.as_str()) || failure.is_abandoned(),
             "start" => failure.step == "smoke" || failure.is_abandoned(),

@@ -15,8 +15,9 @@ use super::exchange::put_aside;
 use super::journal::{self, Journal, PlaceRecord, State};
 use super::stage::{StagedAt, What};
 use crate::error::{EngineError, Result};
+use crate::files::attributes;
 use crate::files::owners::Owners;
-use crate::files::place::{Placing, REPLACED, STAGING, open_dir, open_staging, remove_tree};
+use crate::files::place::{Placing, REPLACED, STAGING, UNDONE, open_dir, open_staging, remove_tree};
 use crate::files::scan::names;
 
 /// What became of an interrupted restore.
@@ -24,8 +25,8 @@ use crate::files::scan::names;
 pub enum Undone {
     /// Nothing had been touched; what was written beside is gone.
     NotBegun,
-    /// This many names are what they were again.
-    PutBack { names: u64 },
+    /// This many names are what they were again. What the restore had put there, and what came to it since, is here.
+    PutBack { names: u64, kept: Vec<PathBuf> },
     /// Everything had been put in place, and stays; what it replaced is here.
     WasPlaced { kept: Vec<PathBuf> },
 }
@@ -65,8 +66,8 @@ pub fn undo(staging: &Path) -> Result<Undone> {
         return was_placed(found);
     }
     if !has(State::Exchanging) {
-        // Dropped, each of them removes itself.
-        found.iter().flatten().for_each(|(at, _)| at.placed.set(false));
+        // Dropped, each of them removes itself; of one without a journal it is not known that a restore made it.
+        found.iter().flatten().filter(|(_, journal)| journal.is_some()).for_each(|(at, _)| at.placed.set(false));
         return Ok(Undone::NotBegun);
     }
     put_back(&own, found)
@@ -85,7 +86,7 @@ fn put_back(places: &[PlaceRecord], found: Vec<Opened>) -> Result<Undone> {
         }
     }
     let owners = Owners::of_this_machine();
-    let mut put_back = 0;
+    let (mut put_back, mut moved) = (0, std::collections::BTreeSet::new());
     for (place, at, journal) in all.iter_mut().rev() {
         let source = match open_dir(&at.staging, &place.source.0) {
             Ok(source) => source,
@@ -103,7 +104,7 @@ fn put_back(places: &[PlaceRecord], found: Vec<Opened>) -> Result<Undone> {
                 false => continue,
             }
         }
-        put_back += placing.put_back().map_err(|(path, e)| {
+        let names = placing.put_back().map_err(|(path, e)| {
             EngineError::failed(
                 "E-FILES-UNDO",
                 format!("{} could not be put back: {e}", path.display()),
@@ -113,13 +114,30 @@ fn put_back(places: &[PlaceRecord], found: Vec<Opened>) -> Result<Undone> {
                 ),
             )
         })?;
+        put_back += names;
+        if names > 0 {
+            moved.insert(at.dir_path.join(&at.name));
+        }
     }
     for (_, at, _) in &all {
         rustix::fs::syncfs(&at.staging).map_err(|e| EngineError::file("syncing", &at.dir_path, e))?;
     }
-    // Dropped, each of them removes itself, and the directories that were made for it.
-    all.iter().for_each(|(_, at, _)| at.placed.set(false));
-    Ok(Undone::PutBack { names: put_back })
+    let mut kept = vec![];
+    for (n, (_, at, _)) in all.iter().enumerate() {
+        // Dropped, it removes itself, and the directories that were made for it. What served for a while may have got content
+        // that is nowhere else: that is put aside.
+        if !moved.contains(&at.dir_path.join(&at.name)) {
+            at.placed.set(false);
+            continue;
+        }
+        let id = at.name.strip_prefix(STAGING).unwrap_or(&at.name);
+        let aside = put_aside(at, &format!("{UNDONE}{id}-{n}"));
+        let aside = aside.map_err(|e| EngineError::file("renaming", at.dir_path.join(&at.name), e))?;
+        rustix::fs::futimens(&at.dir, &attributes::times(at.modified_ns))
+            .map_err(|e| EngineError::file("setting the time of", &at.dir_path, e))?;
+        kept.push(at.dir_path.join(aside));
+    }
+    Ok(Undone::PutBack { names: put_back, kept })
 }
 
 /// What was replaced may be the only copy of it: it is put aside, and not removed.
@@ -147,8 +165,12 @@ fn parts(staging: &Path) -> Result<(PathBuf, String)> {
     }
 }
 
+/// A journal is believed only as far as a restore of this user can have written it.
 fn open(place: &PlaceRecord) -> Result<Opened> {
     let dir_path = path_of(&place.dir.0);
+    if !place.name.starts_with(STAGING) || place.name.contains('/') {
+        return Err(unknown(format!("'{}' is no name that a restore gives", place.name.escape_debug())));
+    }
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = match rustix::fs::open(&dir_path, flags, Mode::empty()) {
         Ok(dir) => File::from(dir),
@@ -159,6 +181,14 @@ fn open(place: &PlaceRecord) -> Result<Opened> {
         return Ok(None);
     }
     let staging = open_staging(&dir, &place.name, &dir_path)?;
+    let stat = rustix::fs::fstat(&staging).map_err(|e| EngineError::file("looking at", &dir_path, e))?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
+        return Err(EngineError::refused(
+            "E-FILES-UNDO",
+            format!("{} is not of this user alone", dir_path.join(&place.name).display()),
+            "run this as the user that ran the restore",
+        ));
+    }
     let journal = journal::read(&staging, &dir_path.join(&place.name))?;
     let part = place.source.0.clone();
     let at = StagedAt {
