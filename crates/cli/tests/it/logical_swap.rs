@@ -113,6 +113,8 @@ fn a_restore_that_is_stopped_while_it_ends_sessions_leaves_the_database_open() {
         let document: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         assert_eq!(output.status.code(), Some(0), "{document}");
     }
+    // It is ended already, unless it came when all was over.
+    noise.kill().expect("kill");
     noise.wait().expect("psql");
     // A name that somebody took is told as such.
     let outcome =

@@ -116,7 +116,7 @@ fn scripted(dir: &Path, stop: &str, start: &str, kill: Option<&str>) -> Service 
             kill: kill.map(sh),
         },
         stop_within: Duration::from_millis(1500),
-        start_within: Duration::from_millis(1500),
+        start_within: Duration::from_millis(3000),
         steady_for: Duration::from_millis(1500),
         force: kill.is_some(),
         ports: vec![],
@@ -139,8 +139,11 @@ fn what_says_that_it_stopped_and_lives_is_not_stopped() {
     let proof = scripted(up(&dir), "rm up; exit 1", "", None).stop(&ctx).expect("it is gone");
     assert_eq!((proof.seen.state, proof.forced), (State::Stopped, false));
     // What takes a moment is waited for; what hangs in "stop" is looked at all the same.
-    scripted(up(&dir), "(sleep 0.7; rm up) & wait", "", None).stop(&ctx).expect("it is gone");
-    scripted(up(&dir), "rm up; sleep 600", "", None).stop(&ctx).expect("it is gone");
+    let patient =
+        Service { stop_within: Duration::from_secs(60), ..scripted(up(&dir), "(sleep 0.7; rm up) & wait", "", None) };
+    patient.stop(&ctx).expect("it is gone");
+    let hangs = Service { stop_within: Duration::from_secs(4), ..scripted(up(&dir), "rm up; sleep 600", "", None) };
+    hangs.stop(&ctx).expect("it is gone");
 }
 
 #[test]
@@ -170,7 +173,19 @@ fn a_port_that_somebody_listens_on_is_no_stopped_service() {
 #[test]
 fn what_dies_after_a_moment_did_not_start() {
     let (dir, ctx) = (Scratch::new("service"), Ctx::silent());
-    let dies = scripted(dir.path(), "", "touch up; (sleep 0.8; rm up) & true", None);
+    // It runs when it is looked at for the first two times.
+    let looked =
+        format!("cd '{}'; test -e up || exit 3; echo >> looks; test $(wc -l < looks) -lt 3", dir.path().display());
+    let dies = Service {
+        kind: Kind::Commands {
+            stop: vec![],
+            start: vec!["touch".into(), dir.path().join("up").display().to_string()],
+            status: ["sh", "-c", &looked].map(String::from).to_vec(),
+            kill: None,
+        },
+        steady_for: Duration::from_secs(60),
+        ..scripted(dir.path(), "", "", None)
+    };
     let error = dies.start(None, &ctx).expect_err("it died");
     assert!(error.code() == "E-SERVICE-START" && error.to_string().contains("did not stay up"), "{error}");
     let proof = scripted(dir.path(), "", "touch up", None).start(None, &ctx).expect("it stays");
