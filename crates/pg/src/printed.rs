@@ -144,7 +144,13 @@ fn are_scalars(elements: &[Node<'_>]) -> bool {
         let element = element.get(from..).unwrap_or_default();
         match element {
             [Node::Plain(ARRAY), Node::Group(b'[', inner)] => are_scalars(inner),
-            [Node::Plain(word)] => *word == b"NULL" || word.iter().all(|b| b.is_ascii_digit() || *b == b'.'),
+            // One element of an array, and no slice.
+            [.., _, Node::Group(b'[', at)] => !at.is_empty() && !at.contains(&Node::Plain(b":")),
+            [Node::Plain(word)] => {
+                *word == b"NULL"
+                    || matches!(word, [b'\'', ..] | [b'E', b'\'', ..])
+                    || word.iter().all(|b| b.is_ascii_digit() || *b == b'.')
+            }
             _ => {
                 let of_type = element.iter().rposition(|node| *node == Node::Plain(b"::"));
                 let of_type = of_type.and_then(|n| element.get(n + 1..)).unwrap_or_default();
