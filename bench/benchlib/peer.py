@@ -12,7 +12,7 @@ from .shell import run_as_caller, say
 
 QUIET_APT = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}}
 PROGRAM = "usr/bin/pgbackrest"
-HOST_PROGRAMS = {"zstd": "zstd", "lz4": "lz4", "tar": "tar"}
+HOST_PROGRAMS = {"zstd": "zstd", "lz4": "lz4", "tar": "tar", "stunnel": "stunnel4"}
 # Run inside a mount namespace of its own: the binds vanish with it, so removing the chroot cannot reach through them.
 IN_CHROOT = 'set -e; for p in proc dev; do mount --rbind "/$p" "$0/$p"; done; exec chroot "$0" "$@"'
 

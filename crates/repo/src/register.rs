@@ -10,6 +10,7 @@
 //! on, and a writer that is not the newest looks for its own mark in the newest.
 
 mod lost;
+mod staged;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +21,11 @@ use crate::limits::{
     KEYRING_BYTES_MAX, REGISTER_BYTES_MAX, REGISTER_MARKS_MAX, REGISTER_RETRIES, REGISTER_VALUE_BYTES_MAX,
 };
 use crate::manifest::bytes::Cursor;
-use crate::store::{ObjectName, Store, StoreError};
+use crate::store::{ObjectName, ObjectWriter, Store, StoreError};
 use crate::stream::{open_bytes, seal_bytes_in};
 
 pub use lost::Lost;
+pub use staged::Staged;
 
 /// Whether a register has a second copy of its own, or is witnessed by other objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,9 +358,18 @@ impl Register {
 
     /// False when somebody else was faster.
     fn create_version(&self, next: &Version) -> Result<bool> {
+        self.put_version(next, vec![])
+    }
+
+    /// `ready` are the copies where they lie ready.
+    fn put_version(&self, next: &Version, ready: Vec<Box<dyn ObjectWriter>>) -> Result<bool> {
+        let mut ready = ready.into_iter();
+        let mut put = |name: &ObjectName| match ready.next() {
+            Some(copy) => Ok::<_, RepoError>(copy.finish()),
+            None => Ok(self.store.put_new(name, &self.encode(name, next)?)),
+        };
         let mut dirs = self.dirs().into_iter();
-        let primary = Self::name(&dirs.next().expect("never empty"), next.number)?;
-        match self.store.put_new(&primary, &self.encode(&primary, next)?) {
+        match put(&Self::name(&dirs.next().expect("never empty"), next.number)?)? {
             Ok(()) => {}
             // The reply to our own creation may have been lost: then the newest version bears our mark.
             Err(StoreError::AlreadyExists { .. }) => {
@@ -375,7 +386,9 @@ impl Register {
             }
         }
         for dir in dirs {
-            self.put_copy(&dir, next)?;
+            let name = Self::name(&dir, next.number)?;
+            let outcome = put(&name)?;
+            self.is_copied(&name, next, outcome)?;
         }
         self.settle(next)
     }
@@ -423,14 +436,20 @@ impl Register {
 
     fn put_copy(&self, dir: &str, version: &Version) -> Result<()> {
         let name = Self::name(dir, version.number)?;
-        match self.store.put_new(&name, &self.encode(&name, version)?) {
+        let outcome = self.store.put_new(&name, &self.encode(&name, version)?);
+        self.is_copied(&name, version, outcome)
+    }
+
+    /// Whether a second copy is there, by what writing it came to.
+    fn is_copied(&self, name: &ObjectName, version: &Version, outcome: Result<(), StoreError>) -> Result<()> {
+        match outcome {
             Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
             Err(e) if e.is_durability() => Err(e.into()),
             Err(e @ StoreError::NoSpace { .. }) if self.thrifty => {
                 tracing::debug!(%e, "a register has one copy for now");
                 Ok(())
             }
-            Err(e) => match self.read_copy(&name, version.number) {
+            Err(e) => match self.read_copy(name, version.number) {
                 Ok(there) if there == *version => Ok(()),
                 _ => Err(e.into()),
             },

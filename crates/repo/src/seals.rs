@@ -229,6 +229,10 @@ impl ObjectWriter for Writer {
         self.inner.written()
     }
 
+    fn settle(&mut self) -> Result<(), StoreError> {
+        self.inner.settle()
+    }
+
     fn finish(self: Box<Self>) -> Result<(), StoreError> {
         if self.view.is_sealed_anew(&self.name)? {
             return Err(StoreError::already_exists(&self.name));

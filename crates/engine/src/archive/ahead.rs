@@ -62,7 +62,8 @@ pub type Done = (SegmentName, Vec<Option<u32>>);
 /// Makes the archives know of segments and their copies.
 pub type Acknowledge<'a> = dyn Fn(&[Done]) -> Result<()> + 'a;
 
-/// Pushes one segment with so many threads; returns what to acknowledge.
+/// Pushes one segment with so many threads, of which there is one when others are pushed beside it; returns what to
+/// acknowledge.
 pub type PushOne<'a> = dyn Fn(&Path, &RawSegment, usize) -> Result<(Pushed, Done)> + Sync + 'a;
 
 impl Ahead {

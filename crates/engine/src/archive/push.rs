@@ -13,7 +13,7 @@ use pgark_repo::catalog::{Catalog, CatalogStore};
 use pgark_repo::codec::Compression;
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::names::ClusterName;
-use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalHead, WalIndex};
+use pgark_repo::wal::{Pushed, SegmentData, StagedHead, WalArchive, WalHead, WalIndex};
 
 use super::ahead::Ahead;
 use super::early::Early;
@@ -151,6 +151,8 @@ struct Place<'a> {
     target: &'a Target<'a>,
     archive: WalArchive,
     head: WalHead,
+    /// Its next one, prepared while the only segment of this call is being stored.
+    staged: Mutex<Option<StagedHead>>,
 }
 
 /// What was pushed of a segment: the number of the copy in each place; none where the place is away.
@@ -169,7 +171,7 @@ fn segment(
         let lineage = target.catalog.lineage().ok_or_else(|| not_wal(options.path, "no cluster is registered"))?;
         let archive = target.archive(lineage.system_id, options);
         if let Some(head) = present.keep(target.member, archive.head().map_err(EngineError::from))? {
-            places.push(Place { target, archive, head });
+            places.push(Place { target, archive, head, staged: Mutex::default() });
         }
     }
     let early = Mutex::new(early);
@@ -184,7 +186,10 @@ fn segment(
         let mut copies: Copies = vec![];
         for place in &places {
             let stored = match present.is_here(place.target.member) {
-                true => present.keep(place.target.member, store_in(place, path, &mut prepared, options.damaged))?,
+                true => {
+                    let stored = store_in(place, path, &mut prepared, options.damaged, threads > 1);
+                    present.keep(place.target.member, stored)?
+                }
                 false => None,
             };
             copies.push(stored.as_ref().map(|(_, copy)| *copy));
@@ -201,7 +206,9 @@ fn segment(
                 return Err(present.nobody());
             }
             if !own.is_empty() {
-                present.keep(place.target.member, place.archive.acknowledge(&own).map_err(EngineError::from))?;
+                let staged = place.staged.lock().expect("no thread panics with the lock").take();
+                let acknowledged = place.archive.acknowledge_staged(staged, &own).map_err(EngineError::from);
+                present.keep(place.target.member, acknowledged)?;
             }
         }
         present.somebody()
@@ -222,7 +229,13 @@ fn segment(
     ahead.push(options.path, raw, options.jobs, &push_one, &acknowledge)
 }
 
-fn store_in(place: &Place<'_>, path: &Path, prepared: &mut Prepared, damaged: Damaged) -> Result<(Pushed, u32)> {
+fn store_in(
+    place: &Place<'_>,
+    path: &Path,
+    prepared: &mut Prepared,
+    damaged: Damaged,
+    alone: bool,
+) -> Result<(Pushed, u32)> {
     let own = place.archive.place().system_id;
     if prepared.index.system_id != own {
         return Err(not_wal(path, &format!("the repository has the cluster {own} under this name")));
@@ -230,7 +243,24 @@ fn store_in(place: &Place<'_>, path: &Path, prepared: &mut Prepared, damaged: Da
     if place.archive.is_archived(&place.head, &prepared.index)? {
         return Ok((Pushed::AlreadyThere, place.head.copy_of(&prepared.index.segment_name())));
     }
-    store(&place.archive, &place.head, path, prepared, damaged)
+    if !alone {
+        return store(&place.archive, &place.head, path, prepared, damaged);
+    }
+    let segment = prepared.index.segment_name();
+    let copy = place.head.next_copy(&segment);
+    std::thread::scope(|scope| {
+        // Without another thread the head is prepared later.
+        let stage = || place.archive.stage(segment, copy);
+        let staging = std::thread::Builder::new().name("head".into()).spawn_scoped(scope, stage).ok();
+        let stored = store(&place.archive, &place.head, path, prepared, damaged)?;
+        let staged = staging.map(|s| s.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        match staged.unwrap_or(Ok(None)) {
+            Ok(staged) => *place.staged.lock().expect("no thread panics with the lock") = staged,
+            Err(RepoError::Store(e)) if e.is_durability() => return Err(RepoError::Store(e).into()),
+            Err(e) => tracing::debug!(%e, "the next head was not prepared"),
+        }
+        Ok(stored)
+    })
 }
 
 /// Durable when it returns; not yet acknowledged.

@@ -141,7 +141,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(compression: Compression, segment_bytes: usize) -> Result<Self> {
-        let encoder = Encoder::new(compression)?;
+        let encoder = Encoder::for_wal(compression)?;
         Ok(Scratch { encoder, block: vec![], encoded: BytesMut::with_capacity(segment_bytes) })
     }
 

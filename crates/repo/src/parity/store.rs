@@ -137,6 +137,10 @@ impl ObjectWriter for ParityWriter {
         self.object.written()
     }
 
+    fn settle(&mut self) -> Result<(), StoreError> {
+        self.object.settle()
+    }
+
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         self.encode(|encoder, to| encoder.finish(&mut |b| to.write(b)).map(|()| None));
         self.object.finish()?;

@@ -171,6 +171,20 @@ fn streamed_objects_appear_when_finished(store: &dyn Store) {
     writer.finish().expect("finish");
     assert!(get(store, "s/large") == bytes);
 
+    // Settled before it is finished, settled twice, written on, and never settled again.
+    for (object, pieces) in [("s/settled", [10, 20]), ("s/settled-large", [1_200_000, 1_200_100])] {
+        let bytes = pattern(pieces[1]);
+        let mut writer = store.create(&name(object)).expect("create");
+        writer.write(&bytes[..pieces[0]]).expect("write");
+        writer.settle().expect("settle");
+        writer.settle().expect("settle again");
+        expect_kind(store.stat(&name(object)), StoreErrorKind::NotFound, object);
+        writer.write(&bytes[pieces[0]..]).expect("write on");
+        writer.finish().expect("finish");
+        assert!(get(store, object) == bytes);
+        store.delete(&name(object)).expect("delete");
+    }
+
     store.create(&name("s/empty")).expect("create").finish().expect("finish");
     assert_eq!(get(store, "s/empty"), b"");
     assert_eq!(listed(store, "s"), ["s/empty", "s/large"]);

@@ -413,6 +413,16 @@ impl ObjectWriter for FaultWriter {
         self.written
     }
 
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let Some(mut inner) = self.inner.take() else { return Err(self.spoiled(Op::Write)) };
+        let result = self.state.run_plain(Op::Write, self.name.as_str(), || inner.settle());
+        self.inner = Some(inner);
+        if result.is_err() {
+            self.give_up();
+        }
+        result
+    }
+
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         let Some(inner) = self.inner.take() else { return Err(self.spoiled(Op::Finish)) };
         let mut waiting = Some(inner);

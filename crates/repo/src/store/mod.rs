@@ -196,6 +196,12 @@ pub trait ObjectWriter: Send {
     /// Bytes accepted so far.
     fn written(&self) -> u64;
 
+    /// Makes durable what was written so far, so that `finish` takes less time. Nothing where that makes no difference.
+    /// After an error the object cannot be finished any more.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Commits, with the guarantees and errors of `Store::put_new`.
     fn finish(self: Box<Self>) -> Result<(), StoreError>;
 }

@@ -4,6 +4,7 @@
 //! Invariant: a segment is acknowledged only after it and the head that names it are durable; what the head
 //! names must exist; what is beyond the head is provably beyond the archive's end.
 
+mod acknowledge;
 pub mod changes;
 pub mod head;
 pub mod index;
@@ -19,13 +20,14 @@ use pgark_pg::wal::Changes;
 use crate::codec::{Codec, Compression, Decoder};
 use crate::crypto::{KeySet, ObjectKind};
 use crate::error::{RepoError, Result, with_healing};
-use crate::limits::{BLOCK_BYTES, REGISTER_RETRIES, SEGMENT_COPIES_MAX, SIDE_FILE_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES, SEGMENT_COPIES_MAX, SIDE_FILE_BYTES_MAX};
 use crate::names::{self, ClusterName, WalPlace};
-use crate::register::{Mirror, Register};
+use crate::register::{Mirror, Register, Version};
 use crate::repository::Repository;
 use crate::store::{ObjectName, Store, StoreError};
 use crate::stream::{Sink, Source, StreamReader, StreamWriter, open_bytes, read_facts, seal_bytes};
 
+pub use acknowledge::StagedHead;
 pub use head::{SegmentRange, TimelineSpan, WalHead};
 pub use index::{Ending, SegmentHasher, WalIndex};
 
@@ -480,7 +482,11 @@ impl WalArchive {
     }
 
     pub fn head(&self) -> Result<WalHead> {
-        let Some(version) = self.head.read()? else { return Ok(WalHead::default()) };
+        self.head_of(self.head.read()?.as_ref())
+    }
+
+    fn head_of(&self, version: Option<&Version>) -> Result<WalHead> {
+        let Some(version) = version else { return Ok(WalHead::default()) };
         WalHead::from_bytes(&version.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))
     }
 
@@ -504,57 +510,6 @@ impl WalArchive {
             })?;
         }
         Ok(seen)
-    }
-
-    /// Records durably stored segments in the head, each with its copy. Only after this may PostgreSQL forget them.
-    /// `Expired` when one of these copies is being removed by now: it has to be pushed again.
-    pub fn acknowledge(&self, segments: &[(SegmentName, u32)]) -> Result<()> {
-        let mut late = None;
-        self.change_head(|head| {
-            let changed = segments.iter().fold(false, |changed, (s, copy)| head.add_segment(s, *copy) | changed);
-            let expired = |s: &SegmentName| head.timeline(s.timeline).is_some_and(|t| t.is_expired(s.segment));
-            late = segments.iter().map(|(s, _)| *s).find(expired);
-            changed
-        })?;
-        match late {
-            Some(name) => Err(RepoError::Expired { what: format!("wal segment {name:?}") }),
-            None => Ok(()),
-        }
-    }
-
-    /// Applies a decision of the catalog to expire WAL; one that was applied before, or one that a later one followed,
-    /// changes nothing.
-    pub fn expire(&self, number: u64, ranges: &[SegmentRange]) -> Result<()> {
-        WalArchive { head: self.head.clone().thrifty(), ..self.clone() }.change_head(|head| head.expire(number, ranges))
-    }
-
-    /// Takes back what had expired; `number` is above that of every decision so far.
-    pub fn revive(&self, number: u64, ranges: &[SegmentRange]) -> Result<()> {
-        self.change_head(|head| head.revive(number, ranges))
-    }
-
-    pub fn acknowledge_history(&self, timeline: TimelineId) -> Result<()> {
-        self.change_head(|head| head.add_history(timeline))
-    }
-
-    /// A change that is made twice is the same change, so one of unknown outcome is made again.
-    fn change_head(&self, mut change: impl FnMut(&mut WalHead) -> bool) -> Result<()> {
-        let mut tries = 0..REGISTER_RETRIES;
-        loop {
-            let changed = self.head.update(|version| {
-                let mut head = match version {
-                    Some(v) => {
-                        WalHead::from_bytes(&v.value).map_err(|e| RepoError::corrupt(self.place.head_dir(), e))?
-                    }
-                    None => WalHead::default(),
-                };
-                Ok(change(&mut head).then(|| head.to_bytes()))
-            });
-            match changed {
-                Err(RepoError::Fenced { .. }) if tries.next().is_some() => {}
-                other => return other.map(drop),
-            }
-        }
     }
 }
 

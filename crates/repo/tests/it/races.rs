@@ -70,7 +70,12 @@ fn no_acknowledged_segment_is_lost(store: Arc<dyn Store>, count: u32) {
     let repo = repository(store);
     let archive = archive(&repo);
     writers(count, |w| {
-        (0..SEGMENTS_EACH).for_each(|i| archive.acknowledge(&[(segment(u64::from(i * count + w)), 0)]).unwrap());
+        for i in 0..SEGMENTS_EACH {
+            let own = (segment(u64::from(i * count + w)), 0);
+            // What lies ready is passed by others again and again.
+            let staged = if i % 2 == 0 { None } else { archive.stage(own.0, own.1).ok().flatten() };
+            archive.acknowledge_staged(staged, &[own]).unwrap();
+        }
     });
     let head = archive.head().unwrap();
     assert_eq!(head.timeline(timeline(1)).unwrap().ranges, [(0, u64::from(count * SEGMENTS_EACH) - 1)]);
@@ -91,6 +96,33 @@ fn writers_in_a_directory_lose_no_change() {
         no_change_of_the_catalog_is_lost(Arc::new(LocalStore::open(&one.0).unwrap()), count);
         no_acknowledged_segment_is_lost(Arc::new(LocalStore::open(&two.0).unwrap()), count);
     }
+}
+
+#[test]
+fn a_head_that_lies_ready_counts_when_it_is_put_and_never_for_other_segments() {
+    let dir = TestDir::new();
+    let repo = repository(Arc::new(LocalStore::open(&dir.0).unwrap()));
+    let archive = archive(&repo);
+    let (one, two, three) = ((segment(1), 0), (segment(2), 0), (segment(3), 0));
+    let has = |n: u64| archive.head().unwrap().timeline(timeline(1)).is_some_and(|t| t.contains(segment(n).segment));
+
+    drop(archive.stage(one.0, one.1).unwrap().expect("the head does not know it"));
+    let staged = archive.stage(one.0, one.1).unwrap();
+    assert!(!has(1), "it counts before it is put");
+    archive.acknowledge_staged(staged, &[one]).unwrap();
+    assert!(has(1));
+    assert!(archive.stage(one.0, one.1).unwrap().is_none(), "there is nothing to change");
+
+    // Prepared for one segment, and another one was stored; then passed by somebody else.
+    let staged = archive.stage(two.0, two.1).unwrap();
+    archive.acknowledge_staged(staged, &[three]).unwrap();
+    assert!(has(3) && !has(2));
+    let staged = archive.stage(two.0, two.1).unwrap();
+    archive.acknowledge(&[(segment(4), 0)]).unwrap();
+    archive.acknowledge_staged(staged, &[two]).unwrap();
+    assert!(has(1) && has(2) && has(3) && has(4));
+    assert!(archive.head_register().check().unwrap().is_empty());
+    assert_eq!(repo.store().sweep_abandoned(std::time::Duration::ZERO).unwrap(), 0, "something was left");
 }
 
 /// Between a writer's reading and its writing, others get so far that the number it goes for was used and pruned.

@@ -34,6 +34,8 @@ pub(super) struct LocalWriter {
     buffered: usize,
     direct: Direct,
     state: State,
+    /// All that was written is durable.
+    settled: bool,
 }
 
 #[derive(PartialEq, Eq)]
@@ -74,6 +76,7 @@ impl LocalWriter {
             buffered: 0,
             direct: Direct::Untried,
             state: State::Open,
+            settled: false,
         })
     }
 
@@ -93,17 +96,9 @@ impl LocalWriter {
             let why = io::Error::other("an earlier write failed");
             return Err(StoreError::io("finish", &self.name, why));
         }
-        if self.direct == Direct::On {
-            // Only what is no multiple of a block has to go through the page cache.
-            let whole = self.buffered - self.buffered % ALIGNMENT;
-            self.write_buffered(0..whole)?;
-            set_direct(&self.file, false).map_err(self.failed("write"))?;
-            self.direct = Direct::Off;
-            self.write_buffered(whole..self.buffered)?;
-        } else {
-            self.write_buffered(0..self.buffered)?;
+        if !self.settled {
+            self.make_durable()?;
         }
-        fs::fsync(&self.file).map_err(self.failed("fsync"))?;
         let named = self.link_or_rename();
         if !matches!(named, Ok(()) | Err(Errno::EXIST)) {
             named.map_err(self.failed("link"))?;
@@ -115,6 +110,21 @@ impl LocalWriter {
             Ok(()) => Ok(()),
             Err(_) => Err(self.taken()),
         }
+    }
+
+    fn make_durable(&mut self) -> Result<(), StoreError> {
+        if self.direct == Direct::On {
+            // Only what is no multiple of a block has to go through the page cache.
+            let whole = self.buffered - self.buffered % ALIGNMENT;
+            self.write_buffered(0..whole)?;
+            set_direct(&self.file, false).map_err(self.failed("write"))?;
+            self.direct = Direct::Off;
+            self.write_buffered(whole..self.buffered)?;
+        } else {
+            self.write_buffered(0..self.buffered)?;
+        }
+        self.buffered = 0;
+        fs::fsync(&self.file).map_err(self.failed("fsync"))
     }
 
     fn link_or_rename(&mut self) -> Sys<()> {
@@ -212,6 +222,7 @@ impl ObjectWriter for LocalWriter {
             return Err(StoreError::io("write", &self.name, io::Error::other("an earlier write failed")));
         }
         self.written += bytes.len() as u64;
+        self.settled = false;
         while !bytes.is_empty() {
             let n = bytes.len().min(BUFFER_BYTES - self.buffered);
             self.buffer.bytes_mut()[self.buffered..self.buffered + n].copy_from_slice(&bytes[..n]);
@@ -234,6 +245,18 @@ impl ObjectWriter for LocalWriter {
 
     fn written(&self) -> u64 {
         self.written
+    }
+
+    fn settle(&mut self) -> Result<(), StoreError> {
+        if self.state != State::Open {
+            return Err(StoreError::io("write", &self.name, io::Error::other("an earlier write failed")));
+        }
+        // Until it has succeeded: after an error of fsync nobody knows what is durable.
+        self.state = State::Spoiled;
+        self.make_durable()?;
+        self.state = State::Open;
+        self.settled = true;
+        Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
