@@ -93,7 +93,7 @@ pub struct StoredReport {
     pub schema: u32,
     pub id: ReportId,
     pub cluster: ClusterName,
-    /// What was done: `restore`, `validate`, `drill`.
+    /// What was done: `restore`, `restored`, `validate`, `drill`, `recover`.
     pub what: String,
     pub severity: Severity,
     pub written: Timestamp,

@@ -76,7 +76,7 @@ impl Rehearsed {
         };
         for f in &self.forecasts {
             out += &format!(
-                "  a recovery from {} backups takes about {} ({} to {}, from {} drills, confidence {}){}\n",
+                "  a recovery from {} backups takes about {} ({} to {}, from {} drills and restores, confidence {}){}\n",
                 f.kind,
                 human_duration(f.expected),
                 human_duration(f.least),
@@ -90,7 +90,7 @@ impl Rehearsed {
             && let Some(rto) = self.rto
         {
             out += &format!(
-                "  how long a recovery takes is not known: no drill measured it; rto {}\n",
+                "  how long a recovery takes is not known: no drill and no restore with --start measured it; rto {}\n",
                 human_duration(rto)
             );
         }

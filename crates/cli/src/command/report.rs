@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use pgark_dr::recover;
+use pgark_engine::restore::timed;
 use pgark_engine::{drill, reports, validate};
 use pgark_repo::report::{ReportId, Severity, StoredReport};
 use serde::de::DeserializeOwned;
@@ -147,6 +148,8 @@ fn show(args: &ShowArgs, global: &GlobalArgs, context: &Context) -> Result<Outco
         FormatArg::Html if stored.what == recover::WHAT => Some(recover::to_html(&inside(&stored)?)),
         FormatArg::Md if stored.what == drill::WHAT => Some(drill::to_markdown(&inside(&stored)?)),
         FormatArg::Html if stored.what == drill::WHAT => Some(drill::to_html(&inside(&stored)?)),
+        FormatArg::Md if stored.what == timed::WHAT => Some(timed::to_markdown(&inside(&stored)?)),
+        FormatArg::Html if stored.what == timed::WHAT => Some(timed::to_html(&inside(&stored)?)),
         FormatArg::Md => Some(validate::to_markdown(&inside(&stored)?)),
         FormatArg::Html => Some(validate::to_html(&inside(&stored)?)),
     };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use pgark_engine::restore::start::start;
+use pgark_engine::restore::timed::{Timed, Took};
 use pgark_engine::restore::{
     ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, TimelineChoice,
     run as restoring,
@@ -194,7 +195,7 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             format!("overwrite what differs in {}, and remove what the backup does not have", options.to.display());
         confirm(&args.confirm, &what)?;
     }
-    let began = Instant::now();
+    let (began, at) = (Instant::now(), context.ctx.now());
     let quiet = global.quiet;
     let mut announce = |plan: &RestorePlan| {
         if !quiet {
@@ -216,7 +217,11 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     document.bytes_restored = Some(report.bytes_restored);
     document.bytes_written = Some(report.bytes_written);
     document.repositories = RepositoryTrouble::all(&report);
-    let started = if args.start { Some(start_server(&args, &options, &plan, sources, &context)?) } else { None };
+    let restored = Took::new(began.elapsed(), report.bytes_restored);
+    let started = match args.start {
+        true => Some(start_server(&args, &options, &plan, sources, &context, (at, restored))?),
+        false => None,
+    };
     let duration = began.elapsed();
     document.duration_ms = Some(duration.as_millis().try_into().unwrap_or(u64::MAX));
     let done = done_text(&options, &plan, report.bytes_restored, duration, started.as_ref());
@@ -267,7 +272,9 @@ fn start_server(
     plan: &RestorePlan,
     sources: &Sources,
     context: &Context,
+    (at, restored): (Timestamp, Took),
 ) -> Result<StartedDocument, Failure> {
+    let began = Instant::now();
     let start_options = StartOptions {
         bin: args.pg_bin.clone(),
         port: args.port,
@@ -279,6 +286,12 @@ fn start_server(
     let done = start(&options.to, plan, options.action, &start_options, &context.ctx).map_err(engine_failure)?;
     if let Err(e) = restoring::record_replay(sources, &options.cluster, plan) {
         tracing::warn!(target: "pgark", %e, "that the backup was recovered could not be recorded in the repository");
+    }
+    if !options.delta {
+        let timed = Timed::new(plan, done.reached, at, restored, began.elapsed());
+        if let Err(e) = timed.store(sources, plan, &options.cluster, &context.ctx) {
+            tracing::warn!(target: "pgark", %e, "how long it took could not be recorded in the repository");
+        }
     }
     Ok(StartedDocument {
         reached: done.reached.to_string(),

@@ -117,6 +117,20 @@ fn a_promoted_cluster_keeps_neither_the_keys_nor_the_settings_of_its_recovery() 
     let (to, outcome) = site.try_restore("started", &latest, &["--start", "--port", "54999", "--json"]);
     let document: Value = outcome.expect_code(0).json();
     assert_eq!(document["started"]["promoted"], true, "{document}");
+    // What it took is kept, and is what a recovery is expected to take. Of the one that was started by hand nothing is known.
+    let reports = site.pgark.run(["report", "list", "--json"]).expect_code(0).json();
+    assert_eq!(reports["reports"].as_array().map(Vec::len), Some(1), "{reports}");
+    let kept = site.pgark.run(["report", "show", "latest", "--format", "json"]).expect_code(0).json();
+    assert_eq!((&kept["what"], &kept["severity"]), (&"restored".into(), &"info".into()), "{kept}");
+    assert_eq!(kept["report"]["restore"]["bytes"], document["bytes_restored"], "{kept}");
+    assert_eq!(kept["report"]["reached"], document["started"]["reached"], "{kept}");
+    for format in ["md", "html"] {
+        let shown = site.pgark.run(["report", "show", "latest", "--format", format]).expect_code(0);
+        assert!(shown.stdout.contains("replayed"), "{}", shown.stdout);
+    }
+    let info = site.pgark.run(["info", "--json"]).expect_code(0).json();
+    let forecast = &info["clusters"][0]["drill"]["forecasts"][0];
+    assert_eq!((&forecast["kind"], &forecast["measurements"]), (&"physical".into(), &1.into()), "{info}");
     let settings = fs::read_to_string(to.join("postgresql.auto.conf")).expect("settings");
     assert!(!settings.contains("restore_command") && !settings.contains("recovery_target"), "{settings}");
     assert!(settings.contains("archive_mode = 'off'"), "{settings}");

@@ -88,7 +88,7 @@ fn in_time(
         return (Verdict::NotChecked, format!("nothing was measured yet: 'pgark drill'; the rto is {}", span(rto)));
     };
     let message = format!(
-        "a recovery from {} backups is expected to take {} ({} to {}, from {} drills, confidence {}); the rto is {}",
+        "a recovery from {} backups is expected to take {} ({} to {}, from {} drills and restores, confidence {}); the rto is {}",
         slowest.kind,
         span(slowest.expected),
         span(slowest.least),

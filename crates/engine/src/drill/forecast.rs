@@ -1,4 +1,4 @@
-//! How long a recovery would take, by what rehearsals of the same cluster measured.
+//! How long a recovery would take, by what rehearsals and restores of the same cluster measured.
 //!
 //! Invariants: without a measurement there is no figure. Each measurement gives one: what it took, scaled to what there is now; of what
 //! was so little that its time says nothing about more, a floor is taken.
@@ -9,15 +9,16 @@ use jiff::Timestamp;
 use pgark_repo::Repository;
 use pgark_repo::catalog::BackupKind;
 use pgark_repo::names::{BackupId, ClusterName};
-use pgark_repo::report::ReportId;
+use pgark_repo::report::{ReportId, StoredReport};
 
 use super::{Report, StepKind, Verdict, WHAT};
 use crate::ctx::Ctx;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::info::ClusterInfo;
 use crate::reports;
+use crate::restore::timed::{self, Timed, Took};
 
-/// Rehearsals that are used.
+/// Measurements that are used.
 const USED_MAX: usize = 12;
 /// Less than this takes as long as it takes to begin.
 const FLOOR_BYTES: u64 = 64 << 20;
@@ -35,7 +36,6 @@ pub struct Held {
     pub verdict: Verdict,
     pub backup: Option<BackupId>,
     pub summary: String,
-    measured: Option<Measured>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,6 +48,8 @@ struct Measured {
 #[derive(Debug, Clone, Default)]
 pub struct History {
     pub held: Vec<Held>,
+    /// Of rehearsals and of restores.
+    measured: Vec<(BackupKind, Measured)>,
     /// Reports that cannot be read.
     pub unread: usize,
 }
@@ -74,46 +76,55 @@ pub struct Forecast {
     pub expected: Duration,
     pub least: Duration,
     pub most: Duration,
-    /// From so many rehearsals.
+    /// So many rehearsals and restores.
     pub measurements: usize,
     pub confidence: Confidence,
 }
 
-/// The rehearsals of a cluster, from its newest reports, of which `most` are opened.
+/// The rehearsals and restores of a cluster, from its newest reports, of which `most` are opened.
 pub fn history(repo: &Repository, cluster: &ClusterName, most: usize, ctx: &Ctx) -> Result<History> {
     let mut history = History::default();
     for (id, found) in reports::newest(repo, cluster, most, ctx)? {
-        let stored = match found {
-            Ok(stored) if stored.what == WHAT => stored,
-            Ok(_) => continue,
-            Err(_) => {
-                history.unread += 1;
-                continue;
-            }
-        };
-        match serde_json::from_value::<Report>(stored.report) {
-            Ok(report) => history.held.push(held(id, stored.summary, &report)),
-            Err(_) => history.unread += 1,
-        }
+        let read = found.map_err(EngineError::from).and_then(|stored| history.take(id, stored));
+        history.unread += usize::from(read.is_err());
     }
     Ok(history)
 }
 
-fn held(id: ReportId, summary: String, report: &Report) -> Held {
-    // One that did not get there has measured nothing.
-    let measured = report.reached.as_ref().and(report.of(StepKind::Restore).zip(report.of(StepKind::Recover)));
-    Held {
-        id,
-        at: report.started,
-        kind: report.kind,
-        verdict: report.verdict,
-        backup: report.backup.clone(),
-        summary,
-        measured: measured.map(|(restore, recover)| Measured { restore, recover }),
-    }
+fn inside<T: serde::de::DeserializeOwned>(id: &ReportId, report: serde_json::Value) -> Result<T> {
+    serde_json::from_value(report).map_err(|e| EngineError::failed("E-REPORT-FORM", format!("report {id}: {e}"), ""))
 }
 
 impl History {
+    fn take(&mut self, id: ReportId, stored: StoredReport) -> Result<()> {
+        match stored.what.as_str() {
+            timed::WHAT => {
+                let Timed { restore, recover, .. } = inside(&id, stored.report)?;
+                let pair = |took: Took| (took.duration_ms, took.bytes);
+                let measured = Measured { restore: pair(restore), recover: pair(recover) };
+                self.measured.push((BackupKind::Physical, measured));
+            }
+            WHAT => {
+                let report: Report = inside(&id, stored.report)?;
+                // One that did not get there has measured nothing.
+                let steps = report.of(StepKind::Restore).zip(report.of(StepKind::Recover));
+                let measured = report.reached.as_ref().and(steps);
+                let measured = measured.map(|(restore, recover)| (report.kind, Measured { restore, recover }));
+                self.measured.extend(measured);
+                self.held.push(Held {
+                    id,
+                    at: report.started,
+                    kind: report.kind,
+                    verdict: report.verdict,
+                    backup: report.backup,
+                    summary: stored.summary,
+                });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     pub fn last(&self) -> Option<&Held> {
         self.held.first()
     }
@@ -122,14 +133,14 @@ impl History {
         self.held.iter().find(|h| h.verdict == Verdict::Green)
     }
 
-    /// For each kind of backup that there is and that was rehearsed.
+    /// For each kind of backup that there is and that was rehearsed or restored.
     pub fn forecasts(&self, cluster: &ClusterInfo) -> Vec<Forecast> {
         BackupKind::ALL.iter().filter_map(|kind| self.forecast(*kind, loads(cluster, *kind)?)).collect()
     }
 
     fn forecast(&self, kind: BackupKind, load: Load) -> Option<Forecast> {
-        let used: Vec<Measured> =
-            self.held.iter().filter(|h| h.kind == kind).filter_map(|h| h.measured).take(USED_MAX).collect();
+        let of_kind = self.measured.iter().filter(|(of, _)| *of == kind);
+        let used: Vec<Measured> = of_kind.map(|(_, measured)| *measured).take(USED_MAX).collect();
         let mut times: Vec<f64> =
             used.iter().map(|m| scaled(m.restore, load.restore) + scaled(m.recover, load.replay)).collect();
         times.sort_by(f64::total_cmp);
@@ -179,28 +190,23 @@ fn scaled((ms, bytes): (u64, u64), now: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn measured(restore: (u64, u64), recover: (u64, u64)) -> Held {
-        Held {
-            id: ReportId::parse("20260822-031500-ffffffff").expect("an id"),
-            at: Timestamp::UNIX_EPOCH,
-            kind: BackupKind::Physical,
-            verdict: Verdict::Green,
-            backup: None,
-            summary: String::new(),
-            measured: Some(Measured { restore, recover }),
-        }
+    fn measured(restore: (u64, u64), recover: (u64, u64)) -> (BackupKind, Measured) {
+        (BackupKind::Physical, Measured { restore, recover })
+    }
+
+    fn history(measured: Vec<(BackupKind, Measured)>) -> History {
+        History { measured, ..History::default() }
     }
 
     const GB: u64 = 1 << 30;
 
     #[test]
     fn what_was_measured_is_scaled_to_what_there_is() {
-        let held = vec![
+        let history = history(vec![
             measured((100_000, 10 * GB), (50_000, GB)),
             measured((120_000, 10 * GB), (50_000, GB)),
             measured((90_000, 10 * GB), (50_000, GB)),
-        ];
-        let history = History { held, unread: 0 };
+        ]);
         let found =
             history.forecast(BackupKind::Physical, Load { restore: 20 * GB, replay: 2 * GB }).expect("measured");
         assert_eq!(
@@ -215,7 +221,7 @@ mod tests {
 
     #[test]
     fn little_says_nothing_about_much() {
-        let history = History { held: vec![measured((4000, 20 << 20), (2000, 1 << 20))], unread: 0 };
+        let history = history(vec![measured((4000, 20 << 20), (2000, 1 << 20))]);
         let same = history.forecast(BackupKind::Physical, Load { restore: 10 << 20, replay: 0 }).expect("measured");
         assert_eq!((same.expected, same.confidence), (Duration::from_secs(6), Confidence::Low));
         let more = history.forecast(BackupKind::Physical, Load { restore: 128 << 20, replay: 0 }).expect("measured");

@@ -14,6 +14,7 @@ pub mod settings;
 pub mod space;
 pub mod start;
 pub(crate) mod thaw;
+pub mod timed;
 pub mod walk;
 mod window;
 pub mod write;
