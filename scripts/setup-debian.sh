@@ -11,7 +11,7 @@ majors=no
 servers=no
 check=no
 store=$(dirname "${BASH_SOURCE[0]}")/../target/test-servers
-moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1
+moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1 aiosmtpd_version=1.4.6
 for word in "$@"; do
     case $word in
         --majors) majors=yes ;;
@@ -60,6 +60,7 @@ if [ "$servers" = yes ]; then
     need /usr/sbin/sshd openssh-server
     need /usr/lib/openssh/sftp-server openssh-sftp-server
     need ssh openssh-client
+    need openssl openssl
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
@@ -126,11 +127,20 @@ s3s() {
     rm -rf "$store/s3s-build"
     mv "$2" "$1"
 }
+mail() { # as moto
+    rmdir "$2"
+    python3 -m venv "$1" && "$1/bin/pip" install --quiet "aiosmtpd==$aiosmtpd_version" || { rm -rf "$1"; return 1; }
+}
+alertmanager() { # unpacked and not installed: the package would start a server on every address of this machine
+    (cd "$2" && apt-get download -qq prometheus-alertmanager && dpkg-deb -x ./*.deb .) && mv "$2" "$1"
+}
 if [ "$servers" = yes ]; then
     mkdir -p "$store"
     store=$(cd "$store" && pwd)
     install_server moto bin/moto_server moto
     install_server azurite node_modules/.bin/azurite-blob azurite
     install_server s3s bin/s3s-fs s3s
+    install_server mail bin/python mail
+    install_server alertmanager usr/bin/prometheus-alertmanager alertmanager
 fi
 echo "ready: $("$pg/postgres" --version), $(cargo nextest --version | head -n 1)"

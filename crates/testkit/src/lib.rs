@@ -14,6 +14,7 @@ mod object_server;
 mod os;
 mod pgark;
 mod psql;
+mod receivers;
 mod recovered;
 mod servers;
 mod sshd;
@@ -31,6 +32,7 @@ pub use object_server::{BUCKET, ObjectServer, ObjectServerKind, StoredVersion, f
 pub use os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 pub use pgark::{Outcome, Pgark};
 pub use psql::{connection_string, quote_identifier, quote_literal};
+pub use receivers::{Alertmanager, Mail, MailServer, Received, Receiver, certificate};
 pub use recovered::{Ending, Recovered};
 pub use servers::{Server, majors_asked_for};
 pub use sshd::{Proxy, Sshd, Subsystem};

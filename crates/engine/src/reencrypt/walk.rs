@@ -12,6 +12,7 @@ use pgark_repo::names::{self, BackupId, ClusterName, WalPlace};
 use pgark_repo::store::{ObjectName, StoreErrorKind};
 use pgark_repo::{RepoError, Repository};
 
+use crate::audit::journals_of;
 use crate::ctx::Ctx;
 use crate::error::Result;
 
@@ -101,6 +102,7 @@ pub fn places(repo: &Repository, cluster: &ClusterName, catalog: &Catalog) -> Re
         }
     }
     places.push(Place { dir: names::reports_dir(cluster), only: None });
+    places.extend(journals_of(cluster).iter().map(|j| Place { dir: names::audit_journal(j), only: None }));
     for lineage in &catalog.lineages {
         let dir = WalPlace { cluster: cluster.clone(), system_id: lineage.system_id }.dir();
         for part in store.list_dirs(&dir).map_err(RepoError::from)? {
