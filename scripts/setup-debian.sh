@@ -61,6 +61,7 @@ if [ "$servers" = yes ]; then
     need /usr/lib/openssh/sftp-server openssh-sftp-server
     need ssh openssh-client
     need openssl openssl
+    need /usr/bin/prometheus-alertmanager prometheus-alertmanager
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
@@ -80,15 +81,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root mkdir -p "${quiet%/*}"
     trap 'as_root rm -f "$quiet"' EXIT
     echo 'create_main_cluster = false' | as_root tee "$quiet" >/dev/null
-    # The tests start a server of their own; installing one for them must not open this machine.
-    ssh_units=()
-    case " ${missing[*]} " in *" openssh-server "*) ssh_units=(ssh.service ssh.socket) ;; esac
-    command -v systemctl >/dev/null || ssh_units=()
-    if [ ${#ssh_units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${ssh_units[@]}"; fi
+    # The tests start servers of their own; installing one for them must not open this machine.
+    units=()
+    case " ${missing[*]} " in *" openssh-server "*) units+=(ssh.service ssh.socket) ;; esac
+    case " ${missing[*]} " in *" prometheus-alertmanager "*) units+=(prometheus-alertmanager.service) ;; esac
+    command -v systemctl >/dev/null || units=()
+    if [ ${#units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${units[@]}"; fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-    if [ ${#ssh_units[@]} -gt 0 ]; then
-        as_root systemctl --quiet unmask "${ssh_units[@]}"
-        as_root systemctl --quiet disable "${ssh_units[@]}"
+    if [ ${#units[@]} -gt 0 ]; then
+        as_root systemctl --quiet unmask "${units[@]}"
+        as_root systemctl --quiet disable "${units[@]}"
     fi
 fi
 
@@ -131,9 +133,6 @@ mail() { # as moto
     rmdir "$2"
     python3 -m venv "$1" && "$1/bin/pip" install --quiet "aiosmtpd==$aiosmtpd_version" || { rm -rf "$1"; return 1; }
 }
-alertmanager() { # unpacked and not installed: the package would start a server on every address of this machine
-    (cd "$2" && apt-get download -qq prometheus-alertmanager && dpkg-deb -x ./*.deb .) && mv "$2" "$1"
-}
 if [ "$servers" = yes ]; then
     mkdir -p "$store"
     store=$(cd "$store" && pwd)
@@ -141,6 +140,5 @@ if [ "$servers" = yes ]; then
     install_server azurite node_modules/.bin/azurite-blob azurite
     install_server s3s bin/s3s-fs s3s
     install_server mail bin/python mail
-    install_server alertmanager usr/bin/prometheus-alertmanager alertmanager
 fi
 echo "ready: $("$pg/postgres" --version), $(cargo nextest --version | head -n 1)"

@@ -140,19 +140,49 @@ fn place(program: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A certificate of `localhost`, signed by itself: two files.
-pub fn certificate(scratch: &Scratch) -> (PathBuf, PathBuf) {
-    let (certificate, key) = (scratch.join("tls.pem"), scratch.join("tls.key"));
-    let mut command = Command::new("openssl");
-    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
-    command.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
-    command.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
-    let made = run_bounded(command, b"", TIMEOUT).expect("openssl");
-    assert!(made.status.is_some_and(|s| s.success()), "{}", String::from_utf8_lossy(&made.stderr));
-    for path in [&certificate, &key] {
-        crate::os::give_to_postgres(path);
+/// A certificate of `localhost`, its key, and that of who signed it.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub authority: PathBuf,
+}
+
+impl Certificate {
+    pub fn of_localhost(scratch: &Scratch) -> Certificate {
+        let file = |name: &str| scratch.join(name);
+        let (authority, authority_key) = (file("ca.pem"), file("ca.key"));
+        let (certificate, key, request) = (file("tls.pem"), file("tls.key"), file("tls.csr"));
+        let extensions =
+            scratch.file("tls.ext", b"subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n", 0o644);
+        let text = |path: &Path| path.display().to_string();
+        let new_key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        openssl(&format!(
+            "req -x509 {new_key} -days 2 -subj /CN=pgark-tests -keyout {} -out {}",
+            text(&authority_key),
+            text(&authority)
+        ));
+        openssl(&format!("req {new_key} -subj /CN=localhost -keyout {} -out {}", text(&key), text(&request)));
+        openssl(&format!(
+            "x509 -req -days 2 -in {} -CA {} -CAkey {} -CAcreateserial -extfile {} -out {}",
+            text(&request),
+            text(&authority),
+            text(&authority_key),
+            text(&extensions),
+            text(&certificate)
+        ));
+        for path in [&certificate, &key, &authority] {
+            crate::os::give_to_postgres(path);
+        }
+        Certificate { certificate, key, authority }
     }
-    (certificate, key)
+}
+
+fn openssl(words: &str) {
+    let mut command = Command::new("openssl");
+    command.args(words.split(' '));
+    let made = run_bounded(command, b"", TIMEOUT).expect("openssl");
+    assert!(made.status.is_some_and(|s| s.success()), "{words}: {}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// A mail as it was taken.
@@ -180,7 +210,7 @@ impl MailServer {
     /// `wrapped`: TLS from the first byte. It refuses so many mails for the time being before it takes one.
     pub fn start(
         scratch: &Scratch,
-        tls: &(PathBuf, PathBuf),
+        tls: &Certificate,
         wrapped: bool,
         login: (&str, &str),
         refuses: u32,
@@ -189,7 +219,7 @@ impl MailServer {
         let port = crate::free_port();
         let taken = scratch.join(format!("mails-{port}"));
         let mut command = Command::new(python);
-        command.arg(MAIL_SERVER).arg(port.to_string()).arg(&taken).args([&tls.0, &tls.1]);
+        command.arg(MAIL_SERVER).arg(port.to_string()).arg(&taken).args([&tls.certificate, &tls.key]);
         command.arg(if wrapped { "wrapped" } else { "starttls" }).args([login.0, login.1]).arg(refuses.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|e| e.to_string())?;
@@ -222,6 +252,8 @@ impl Drop for MailServer {
     }
 }
 
+const ALERTMANAGER: &str = "/usr/bin/prometheus-alertmanager";
+
 /// Debian's Alertmanager, which tells a webhook.
 #[derive(Debug)]
 pub struct Alertmanager {
@@ -231,7 +263,10 @@ pub struct Alertmanager {
 
 impl Alertmanager {
     pub fn start(scratch: &Scratch, webhook: &str) -> Result<Alertmanager, String> {
-        let program = place("alertmanager/usr/bin/prometheus-alertmanager")?;
+        let program = Path::new(ALERTMANAGER);
+        if !program.exists() {
+            return Err(format!("{ALERTMANAGER} is not installed: run scripts/setup-debian.sh --servers"));
+        }
         let port = crate::free_port();
         let config = scratch.join(format!("alertmanager-{port}.yml"));
         let text = format!(

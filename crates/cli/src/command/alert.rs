@@ -114,7 +114,7 @@ pub fn run(args: &AlertArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 pub fn state_dir(context: &Context) -> Result<std::path::PathBuf, Failure> {
     context.settings.state_dir.clone().ok_or_else(|| {
         Failure::usage("E-STATE-DIR", "nothing says where this host keeps what must not be lost")
-            .hint("set state_dir in [host], PGARK_STATE_DIR, or HOME")
+            .hint("set state_dir in [local], PGARK_STATE_DIR, or HOME")
     })
 }
 

@@ -102,7 +102,8 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
     Ok(check(&options, &opened.members, &context.ctx).findings)
 }
 
-const COUNT_FOR: Span = Span(Duration::from_secs(60));
+/// It is asked every few minutes.
+const COUNT_FOR: Span = Span(Duration::from_secs(10));
 
 /// A cluster whose drills are configured has one each month, unless something else is said.
 const DRILL_EVERY: Duration = Duration::from_secs(31 * 24 * 3600);

@@ -97,7 +97,7 @@ fn key(incident: &Incident) -> String {
 }
 
 fn open(args: &OpenArgs, global: &GlobalArgs, context: &Context, all: &Incidents) -> Result<Outcome, Failure> {
-    let (cluster, now) = (context.cluster()?, context.ctx.now());
+    let (cluster, now) = (context.cluster()?, (context.ctx.clock)());
     let declarations: Vec<(ClusterName, Declaration)> = match &args.alertmanager {
         Some(path) => incident::from_alertmanager(&body(path)?, &cluster, now).map_err(engine_failure)?,
         None => {

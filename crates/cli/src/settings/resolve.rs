@@ -93,7 +93,7 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
     let home = environment.get_os("HOME").map(|h| Path::new(h).join(".local/state/pgark"));
-    let state_dir = environment.get_os("PGARK_STATE_DIR").map(PathBuf::from).or(document.host.state_dir).or(home);
+    let state_dir = environment.get_os("PGARK_STATE_DIR").map(PathBuf::from).or(document.local.state_dir).or(home);
     let (prices, schedules, server) = (document.prices, document.schedules, document.server);
     Ok(Settings {
         files,

@@ -83,14 +83,14 @@ pub struct Document {
     pub prices: BTreeMap<String, PriceSection>,
     pub schedules: Vec<Schedule>,
     pub server: Server,
-    pub host: Host,
+    pub local: Local,
     pub alerts: AlertsSection,
 }
 
 /// What is of this machine alone.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Host {
+pub struct Local {
     /// Where audit records, notifications and incidents wait; not to be lost.
     pub state_dir: Option<PathBuf>,
 }

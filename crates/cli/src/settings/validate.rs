@@ -45,7 +45,7 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
     for (index, schedule) in document.schedules.iter().enumerate() {
         self::schedule(document, tree, &index.to_string(), schedule)?;
     }
-    absolute(tree, &["host", "state_dir"], document.host.state_dir.as_deref())?;
+    absolute(tree, &["local", "state_dir"], document.local.state_dir.as_deref())?;
     absolute(tree, &["server", "state_dir"], Some(&document.server.state_dir))
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgark_testkit::{
-    Alertmanager, MailServer, Outcome, Pgark, Receiver, Scratch, certificate, give_to_postgres, objects_under,
+    Alertmanager, Certificate, MailServer, Outcome, Pgark, Receiver, Scratch, give_to_postgres, objects_under,
     wait_until,
 };
 use serde_json::Value;
@@ -244,7 +244,7 @@ fn what_was_raised_survives_receivers_that_fail_and_being_killed() {
 #[test]
 fn mail_goes_out_encrypted_and_alertmanager_tells_of_the_beginning_and_the_end() {
     let host = Host::new("alertmail");
-    let tls = certificate(&host.scratch);
+    let tls = Certificate::of_localhost(&host.scratch);
     let login = ("pgark", "mail-canary");
     let start = |wrapped, refuses| MailServer::start(&host.scratch, &tls, wrapped, login, refuses);
     let (wrapped, starttls) = match (start(true, 0), start(false, 1)) {
@@ -261,7 +261,7 @@ fn mail_goes_out_encrypted_and_alertmanager_tells_of_the_beginning_and_the_end()
         format!(
             "[alerts.sinks.{name}]\nkind = 'email'\nhost = 'localhost'\nport = {port}\ntls = '{tls_word}'\nuser = 'pgark'\n\
              password_file = '{password}'\nfrom = 'pgark@example.org'\nto = ['dba@example.org', 'Ops <ops@example.org>']\nca_file = '{}'\n",
-            tls.0.display()
+            tls.authority.display()
         )
     };
     let sinks = mail("wrapped", wrapped.port, "tls", &password)
@@ -311,15 +311,18 @@ fn mail_goes_out_encrypted_and_alertmanager_tells_of_the_beginning_and_the_end()
     let resolved = told("resolved").to_string();
     let posted = host.scratch.file("resolved.json", resolved.as_bytes(), 0o644).display().to_string();
     assert_eq!(pgark.json(["incident", "open", "--alertmanager", &posted])["incidents"], serde_json::json!([]));
-    for wrong in [
+    for (n, wrong) in [
         "{}",
         "[]",
         "not json",
         r#"{"version":"3","alerts":[]}"#,
         r#"{"version":"4","alerts":[{"status":"firing","labels":{"cluster":"../x"},"startsAt":"2026-01-01T00:00:00Z"}]}"#,
         r#"{"version":"4","alerts":[{"status":"firing","labels":{"cluster":"other"},"startsAt":"2026-01-01T00:00:00Z"}]}"#,
-    ] {
-        let path = host.scratch.file("wrong.json", wrong.as_bytes(), 0o644).display().to_string();
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = host.scratch.file(&format!("wrong{n}.json"), wrong.as_bytes(), 0o644).display().to_string();
         pgark.run(["incident", "open", "--alertmanager", &path]).expect_code(4);
     }
     // A wrong password is no reason to send it in the open, nor shown.
@@ -340,7 +343,7 @@ fn the_books_raise_and_resolve_alerts_and_a_missing_call_is_missed() {
     let settings = |limit: &str| {
         let text = format!(
             "[repos.main]\nurl = '{}'\npassphrase_file = '{}'\n[clusters.main]\nrepos = ['main']\nrto = '4h'\n\
-             [alerts]\nno_backup_for = '{limit}'\nping_url = '{}'\ndisabled = ['rto', 'settings', 'pg_wal', 'clock', 'space']\n\
+             [alerts]\nno_backup_for = '{limit}'\nping_url = '{}'\ndisabled = ['rto', 'settings', 'pg_wal', 'clock', 'free-space', 'data-checksums']\n\
              [alerts.sinks.hook]\nkind = 'webhook'\nurl = '{}'\n",
             site.pgark.repo().display(),
             site.pgark.passphrase_file().display(),

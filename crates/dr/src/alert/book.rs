@@ -240,7 +240,7 @@ impl Book {
         Ok(alert)
     }
 
-    /// Goes on to those who are told later, for alerts that nobody has acknowledged. Returns how many went on.
+    /// Goes on to those who are told later, and reminds those who know, of what nobody has acknowledged. Returns of how many.
     pub fn escalate(&self, routing: &Routing, now: Timestamp) -> Result<usize> {
         let _lock = self.locked()?;
         let mut went_on = 0;
@@ -254,7 +254,14 @@ impl Book {
                 let level = alert.level;
                 tell(&mut alert, routing, level, Said::Firing, now)?;
             }
-            if alert.level != before {
+            let remind = routing.remind_every.is_some_and(|every| elapsed(alert.reminded, now) >= every);
+            if remind {
+                alert.reminded = now;
+                for level in 0..=alert.level {
+                    tell(&mut alert, routing, level, Said::Firing, now)?;
+                }
+            }
+            if alert.level != before || remind {
                 self.write(&alert)?;
                 went_on += 1;
             }

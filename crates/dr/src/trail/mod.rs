@@ -191,11 +191,10 @@ impl Trail {
             let end = Event::new(Timestamp::now(), begun.event.cluster.clone(), begun.event.who.clone(), what);
             let places = locked(&shared.places).clone();
             for slot in places {
-                // Somebody who was given up still waits for this repository.
-                let Ok(mut place) = slot.place.try_lock() else { continue };
-                match &end {
-                    Ok(end) => place.finish(end, &begun, shared),
-                    Err(e) => shared.warn(format!("E-AUDIT-LOST the audit trail does not get the end: {e}")),
+                match (&end, slot.place.try_lock()) {
+                    (Ok(end), Ok(mut place)) => place.finish(end, &begun, shared),
+                    (Ok(end), Err(_)) => slot.keep(end, &begun, shared),
+                    (Err(e), _) => shared.warn(format!("E-AUDIT-LOST the audit trail does not get the end: {e}")),
                 }
             }
         }
@@ -228,6 +227,20 @@ impl Shared {
 impl Slot {
     fn of(name: &str, url: &str, begun: &Begun) -> Arc<Slot> {
         Arc::new(Slot { url: url.to_owned(), place: Mutex::new(Place::new(name, url, begun)) })
+    }
+
+    /// Somebody who was given up still waits for this repository, and holds its place.
+    fn keep(&self, end: &Event, begun: &Begun, shared: &Shared) {
+        let kept = match &begun.state_dir {
+            Some(dir) => Spool::of(dir, &self.url, &begun.journal).put(end).map_err(|e| e.to_string()),
+            None => Err("this host has no place for it".to_owned()),
+        };
+        shared.warn(match kept {
+            Ok(()) => {
+                format!("E-AUDIT-SPOOLED the audit record waits on this host until repository {} answers", self.url)
+            }
+            Err(why) => format!("E-AUDIT-LOST repository {} does not answer, and {why}", self.url),
+        });
     }
 }
 
@@ -292,11 +305,9 @@ impl Place {
             at(&event)?;
             spool::remove(&path)?;
         }
-        for event in std::mem::take(&mut self.held) {
-            if let Err(e) = at(&event) {
-                self.held.push(event);
-                return Err(e.into());
-            }
+        while let Some(event) = self.held.first() {
+            at(event)?;
+            self.held.remove(0);
         }
         drop(held_by_us);
         // What contradicts it stays remembered until somebody has looked at it.
