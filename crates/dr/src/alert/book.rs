@@ -131,7 +131,12 @@ impl Book {
         for entry in entries {
             let path = entry.map_err(Self::failed(dir))?.path();
             if path.extension().is_some_and(|e| e == "json") {
-                all.extend(read(&path)?);
+                match read(&path) {
+                    Ok(found) => all.extend(found),
+                    // One that is damaged does not keep the others from being told.
+                    Err(e @ AlertError::Damaged { .. }) => put_aside(&path, &e)?,
+                    Err(e) => return Err(e),
+                }
             }
         }
         all.sort_by(|a, b| (a.opened, &a.id).cmp(&(b.opened, &b.id)));
@@ -343,6 +348,16 @@ fn bound(alert: &mut Alert) {
     }
 }
 
+fn put_aside(path: &Path, why: &AlertError) -> Result<()> {
+    let aside = path.with_extension("damaged");
+    tracing::error!(target: "pgark", code = why.code(), "{why}; it is put aside as {}", aside.display());
+    match fs::rename(path, &aside) {
+        // Somebody else was faster.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Book::failed(&aside)),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Alert>> {
     let failed = Book::failed(path);
     match fs::metadata(path) {
@@ -361,3 +376,6 @@ fn read(path: &Path) -> Result<Option<Alert>> {
         .map(Some)
         .map_err(|e| AlertError::Damaged { path: path.to_owned(), why: e.to_string() })
 }
+
+#[cfg(test)]
+mod tests;
