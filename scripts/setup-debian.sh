@@ -11,7 +11,7 @@ majors=no
 servers=no
 check=no
 store=$(dirname "${BASH_SOURCE[0]}")/../target/test-servers
-moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1
+moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1 aiosmtpd_version=1.4.6
 for word in "$@"; do
     case $word in
         --majors) majors=yes ;;
@@ -60,6 +60,8 @@ if [ "$servers" = yes ]; then
     need /usr/sbin/sshd openssh-server
     need /usr/lib/openssh/sftp-server openssh-sftp-server
     need ssh openssh-client
+    need openssl openssl
+    need /usr/bin/prometheus-alertmanager prometheus-alertmanager
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
@@ -79,15 +81,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root mkdir -p "${quiet%/*}"
     trap 'as_root rm -f "$quiet"' EXIT
     echo 'create_main_cluster = false' | as_root tee "$quiet" >/dev/null
-    # The tests start a server of their own; installing one for them must not open this machine.
-    ssh_units=()
-    case " ${missing[*]} " in *" openssh-server "*) ssh_units=(ssh.service ssh.socket) ;; esac
-    command -v systemctl >/dev/null || ssh_units=()
-    if [ ${#ssh_units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${ssh_units[@]}"; fi
+    # The tests start servers of their own; installing one for them must not open this machine.
+    units=()
+    case " ${missing[*]} " in *" openssh-server "*) units+=(ssh.service ssh.socket) ;; esac
+    case " ${missing[*]} " in *" prometheus-alertmanager "*) units+=(prometheus-alertmanager.service) ;; esac
+    command -v systemctl >/dev/null || units=()
+    if [ ${#units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${units[@]}"; fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-    if [ ${#ssh_units[@]} -gt 0 ]; then
-        as_root systemctl --quiet unmask "${ssh_units[@]}"
-        as_root systemctl --quiet disable "${ssh_units[@]}"
+    if [ ${#units[@]} -gt 0 ]; then
+        as_root systemctl --quiet unmask "${units[@]}"
+        as_root systemctl --quiet disable "${units[@]}"
     fi
 fi
 
@@ -126,11 +129,16 @@ s3s() {
     rm -rf "$store/s3s-build"
     mv "$2" "$1"
 }
+mail() { # as moto
+    rmdir "$2"
+    python3 -m venv "$1" && "$1/bin/pip" install --quiet "aiosmtpd==$aiosmtpd_version" || { rm -rf "$1"; return 1; }
+}
 if [ "$servers" = yes ]; then
     mkdir -p "$store"
     store=$(cd "$store" && pwd)
     install_server moto bin/moto_server moto
     install_server azurite node_modules/.bin/azurite-blob azurite
     install_server s3s bin/s3s-fs s3s
+    install_server mail bin/python mail
 fi
 echo "ready: $("$pg/postgres" --version), $(cargo nextest --version | head -n 1)"

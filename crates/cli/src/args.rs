@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 use jiff::Timestamp;
+use pgark_dr::trail::Trail;
 use pgark_engine::ctx::Ctx;
 use pgark_engine::pace::Pace;
 use tracing::level_filters::LevelFilter;
@@ -23,6 +24,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
 use crate::failure::Failure;
+use crate::notices::Notices;
 use crate::output::{ColorChoice, Form};
 use crate::secret::secret_on_command_line;
 use crate::settings::Overrides;
@@ -85,6 +87,14 @@ pub struct GlobalArgs {
     /// Configuration file [env: PGARK_CONFIG]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
+
+    /// What people are told.
+    #[arg(skip)]
+    pub notices: Notices,
+
+    /// What the audit trail is told.
+    #[arg(skip)]
+    pub trail: Trail,
 
     /// Colours
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]

@@ -8,6 +8,7 @@ mod key_cache;
 mod key_commands;
 mod key_pin;
 mod nested;
+mod notices;
 mod output;
 mod program;
 mod progress;
@@ -53,5 +54,5 @@ fn run(argv: &[OsString]) -> Result<Outcome, Failure> {
         }
     };
     let _log = args::start_log(&cli.global)?;
-    command::run(cli)
+    command::run(cli, argv)
 }

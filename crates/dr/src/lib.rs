@@ -2,6 +2,8 @@
 //!
 //! Touches no byte of a backup; what it does to a database it asks of `pgark-engine`.
 
+pub mod alert;
+pub mod incident;
 pub mod journal;
 pub mod probe;
 pub mod program;
@@ -9,3 +11,4 @@ pub mod recover;
 pub mod repoint;
 pub mod runbook;
 pub mod service;
+pub mod trail;

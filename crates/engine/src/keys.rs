@@ -131,6 +131,7 @@ fn open_books(repo: &Repository, cluster: &ClusterName) -> Result<()> {
     for lineage in &catalog.read()?.lineages {
         WalArchive::new(repo, cluster, lineage.system_id).head_register().open_to_writer()?;
     }
+    crate::audit::open_to_writer(repo, cluster)?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! through `Ctx`.
 
 pub mod archive;
+pub mod audit;
 pub mod backup;
 pub mod capacity;
 pub mod check;

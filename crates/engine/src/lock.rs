@@ -17,6 +17,7 @@ use pgark_repo::wal::head::intersect;
 use pgark_repo::wal::{WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository, keyring};
 
+use crate::audit::journals_of;
 use crate::ctx::Ctx;
 use crate::error::Result;
 
@@ -205,7 +206,10 @@ impl Needed {
     }
 
     fn prefixes(&self, cluster: &ClusterName) -> Vec<String> {
-        vec![names::KEYRING.into(), format!("{}-mirror", names::KEYRING), names::cluster_dir(cluster)]
+        let journals = journals_of(cluster).map(|journal| names::audit_journal(&journal));
+        let mut all = vec![names::KEYRING.into(), format!("{}-mirror", names::KEYRING), names::cluster_dir(cluster)];
+        all.extend(journals);
+        all
     }
 
     /// Whether it must be there, named or not: own packs of backups, and segments.
@@ -215,7 +219,7 @@ impl Needed {
 
     /// Whether it is to be locked while it is there.
     fn wants(&self, name: &ObjectName) -> bool {
-        self.must_have(name) || self.is_wal(name) || self.is_register(name)
+        self.must_have(name) || self.is_wal(name) || self.is_register(name) || names::audit_number(name).is_some()
     }
 
     /// The version that was in force, the one before, and what came since. Those that were replaced go by themselves.

@@ -16,7 +16,7 @@ use crate::expire::policy;
 use crate::validate::{Outcome, Report};
 
 /// What health care asks for: six years, and leap days.
-const KEPT_FOR: Duration = Duration::from_secs(2192 * 24 * 3600);
+pub(crate) const KEPT_FOR: Duration = Duration::from_secs(2192 * 24 * 3600);
 
 /// What was validated, and what became of it.
 pub struct Validated<'a> {

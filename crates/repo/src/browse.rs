@@ -91,6 +91,7 @@ fn form(name: &ObjectName) -> Form {
         ["clusters", _, "backups", _, "manifest"] => Form::Stream(ObjectKind::Manifest),
         ["clusters", _, "backups", _, "record"] => Form::Stream(ObjectKind::BackupRecord),
         ["clusters", _, "reports", _] => Form::Stream(ObjectKind::Report),
+        ["audit", _, _, _] => Form::Stream(ObjectKind::Audit),
         ["clusters", _, "wal", _, "head" | "head-mirror", _] => Form::Register(ObjectKind::WalHead),
         ["clusters", _, "wal", _, "history", _] => Form::Stream(ObjectKind::WalSideFile),
         ["clusters", cluster, "wal", system, .., file] => match (ClusterName::parse(cluster), system.parse()) {

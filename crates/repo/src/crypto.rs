@@ -34,6 +34,7 @@ pub enum ObjectKind {
     WalHead = 6,
     Catalog = 7,
     Report = 8,
+    Audit = 9,
 }
 
 /// Which part of the master key opens an object: a restored cluster gets the WAL part alone.
@@ -47,7 +48,8 @@ pub enum Domain {
 impl ObjectKind {
     pub fn domain(self) -> Domain {
         match self {
-            ObjectKind::Pack | ObjectKind::Manifest | ObjectKind::BackupRecord | ObjectKind::Report => Domain::Data,
+            ObjectKind::Pack | ObjectKind::Manifest | ObjectKind::BackupRecord => Domain::Data,
+            ObjectKind::Report | ObjectKind::Audit => Domain::Data,
             ObjectKind::WalSegment | ObjectKind::WalSideFile | ObjectKind::WalHead => Domain::Wal,
             ObjectKind::Catalog => Domain::Catalog,
         }

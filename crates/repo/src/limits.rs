@@ -32,6 +32,10 @@ pub const WRITER_KEYS_BYTES_MAX: usize = 512 * 1024;
 pub const KEY_COMMAND_NAME_MAX: usize = 63;
 /// Longest label of a slot, characters.
 pub const KEY_LABEL_CHARS_MAX: usize = 64;
+/// Largest record of the audit trail, decoded.
+pub const AUDIT_BYTES_MAX: usize = 64 * 1024;
+/// How often somebody else may have been faster when a record of the audit trail is appended.
+pub const AUDIT_RETRIES: u32 = 200;
 /// Largest report of a restore or a validation, decoded.
 pub const REPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest backup record, decoded.

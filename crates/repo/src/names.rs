@@ -5,6 +5,7 @@ use std::fmt;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::JournalName;
 use crate::catalog::BackupKind;
 use crate::crypto::ObjectKind;
 use crate::error::{RepoError, Result};
@@ -125,6 +126,7 @@ fn object(path: String) -> ObjectName {
 
 pub const KEYRING: &str = "keyring";
 pub const CLUSTERS: &str = "clusters";
+pub const AUDIT: &str = "audit";
 
 pub fn cluster_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}")
@@ -154,6 +156,28 @@ pub fn reports_dir(cluster: &ClusterName) -> String {
 
 pub fn report(cluster: &ClusterName, id: &ReportId) -> ObjectName {
     object(format!("{}/{id}", reports_dir(cluster)))
+}
+
+pub fn audit_journal(journal: &JournalName) -> String {
+    format!("{AUDIT}/{journal}")
+}
+
+/// 256 records lie in one directory, so that the end of a journal is found with two short listings.
+pub fn audit_record(journal: &JournalName, number: u64) -> ObjectName {
+    let digits = format!("{number:016x}");
+    let dir = digits.get(..14).unwrap_or_default();
+    object(format!("{}/{dir}/{digits}", audit_journal(journal)))
+}
+
+/// The number of a record from its name.
+pub fn audit_number(name: &ObjectName) -> Option<u64> {
+    match name.as_str().split('/').collect::<Vec<_>>().as_slice() {
+        [AUDIT, journal, dir, digits] => {
+            let number = u64::from_str_radix(digits, 16).ok().filter(|n| format!("{n:016x}") == **digits)?;
+            (digits.starts_with(dir) && dir.len() == 14 && JournalName::parse(journal).is_ok()).then_some(number)
+        }
+        _ => None,
+    }
 }
 
 pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectName {
@@ -197,6 +221,7 @@ pub fn lasting_kind(name: &ObjectName) -> Option<ObjectKind> {
         [CLUSTERS, _, "backups", _, "manifest"] => Some(ObjectKind::Manifest),
         [CLUSTERS, _, "backups", _, "record"] => Some(ObjectKind::BackupRecord),
         [CLUSTERS, _, "reports", id] if ReportId::parse(id).is_ok() => Some(ObjectKind::Report),
+        [AUDIT, ..] => audit_number(name).map(|_| ObjectKind::Audit),
         [CLUSTERS, _, "wal", _, "head" | "head-mirror", _] => None,
         [CLUSTERS, _, "wal", _, "history", _] => Some(ObjectKind::WalSideFile),
         [CLUSTERS, _, "wal", _, "conflicts", _] => Some(ObjectKind::WalSegment),
@@ -209,7 +234,7 @@ pub fn lasting_kind(name: &ObjectName) -> Option<ObjectKind> {
 /// The cluster that an object belongs to.
 pub fn cluster_of(name: &ObjectName) -> Option<&str> {
     let (top, rest) = name.as_str().split_once('/')?;
-    rest.split_once('/').map(|(cluster, _)| cluster).filter(|_| top == CLUSTERS)
+    rest.split_once('/').map(|(cluster, _)| cluster).filter(|_| top == CLUSTERS || top == AUDIT)
 }
 
 /// The name of a later seal of an object: the same content, sealed anew under a newer generation of the key.

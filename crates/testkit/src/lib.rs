@@ -14,6 +14,7 @@ mod object_server;
 mod os;
 mod pgark;
 mod psql;
+mod receivers;
 mod recovered;
 mod servers;
 mod sshd;
@@ -31,13 +32,14 @@ pub use object_server::{BUCKET, ObjectServer, ObjectServerKind, StoredVersion, f
 pub use os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 pub use pgark::{Outcome, Pgark};
 pub use psql::{connection_string, quote_identifier, quote_literal};
+pub use receivers::{Alertmanager, Certificate, Mail, MailServer, Received, Receiver};
 pub use recovered::{Ending, Recovered};
 pub use servers::{Server, majors_asked_for};
 pub use sshd::{Proxy, Sshd, Subsystem};
 pub use state::{Ask, assert_same_state, assert_sound, state_of};
 pub use strace::{Errno, Fault, IO_SYSCALLS, Point, points_of, strace_works, traced};
 pub use tamper::{Damage, Damaged, objects_under};
-pub use tree::{Tree, tree_of};
+pub use tree::{Tree, repository_tree, tree_of};
 
 /// True when a missing tool must fail the test instead of skipping it.
 pub fn demanded() -> bool {

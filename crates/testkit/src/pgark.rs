@@ -41,6 +41,7 @@ impl Pgark {
             .env("PGARK_REPO", repo)
             .env("PGARK_PASSPHRASE_FILE", passphrase_file)
             .env("PGARK_CLUSTER", "main")
+            .env("PGARK_STATE_DIR", scratch.join("state"))
             .env("PGARK_JOBS", "2")
     }
 

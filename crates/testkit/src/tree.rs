@@ -36,9 +36,20 @@ impl Tree {
         assert!(differences.is_empty(), "{what}: the tree changed\n{}", differences.join("\n"));
     }
 
+    /// But for what lies below this name.
+    pub fn without(mut self, top: &str) -> Tree {
+        self.0.retain(|path, _| !path.starts_with(top));
+        self
+    }
+
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.keys().map(PathBuf::as_path)
     }
+}
+
+/// A repository as a tree, but for its audit trail, which tells of refusals too.
+pub fn repository_tree(root: &Path) -> Tree {
+    tree_of(root).without("audit")
 }
 
 /// Reads a whole tree; `root` may be a file, a link, or absent (which is an empty tree).

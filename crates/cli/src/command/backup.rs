@@ -132,6 +132,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     for w in &report.warnings {
         output::warning(w);
     }
+    context.trail().about("backup", &report.entry.id);
     let others = into_others(&context, &opened, &report.entry.id)?;
     for notice in opened.members.iter().flat_map(|m| m.repo.store().notices()) {
         output::warning(&notice);

@@ -93,6 +93,7 @@ pub fn run(args: &BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let began = Instant::now();
     let mut report = logical::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
     report.warnings.iter().for_each(|w| output::warning(w));
+    context.trail().about("backup", &report.entry.id);
     let others = into_others(&context, &opened, &report.entry.id)?;
     for notice in opened.members.iter().flat_map(|m| m.repo.store().notices()) {
         output::warning(&notice);

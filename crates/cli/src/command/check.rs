@@ -85,6 +85,26 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     })
 }
 
+/// What it finds without changing anything, for who is told of it.
+pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
+    let opened = context.open_members(None)?;
+    let options = CheckOptions {
+        spool: super::archive::spool_of(context)?,
+        cluster: context.cluster()?,
+        pgdata: context.cluster_settings()?.pgdata.clone(),
+        connect: context.connect_options()?,
+        connect_timeout: CONNECT_TIMEOUT,
+        archive_timeout: Duration::ZERO,
+        switch: false,
+        space: looks(context, &opened, COUNT_FOR)?,
+        goals: goals(context)?,
+    };
+    Ok(check(&options, &opened.members, &context.ctx).findings)
+}
+
+/// It is asked every few minutes.
+const COUNT_FOR: Span = Span(Duration::from_secs(10));
+
 /// A cluster whose drills are configured has one each month, unless something else is said.
 const DRILL_EVERY: Duration = Duration::from_secs(31 * 24 * 3600);
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgark_dr::trail::Trail;
 use pgark_engine::cluster::ConnectOptions;
 use pgark_engine::several::Member;
 use pgark_engine::sources::PATIENCE;
@@ -24,7 +25,7 @@ use crate::key_cache::{self, KeyCache};
 use crate::key_commands::ConfiguredCommands;
 use crate::key_pin::KeyPin;
 use crate::secret::{Secret, SecretSource};
-use crate::settings::repo_url::Scheme;
+use crate::settings::repo_url::{AS_OF, Scheme};
 use crate::settings::{ClusterSettings, RepoSettings, Settings, files::Environment};
 use crate::store::{self, Access, Missing};
 use crate::{output, progress};
@@ -35,6 +36,7 @@ pub struct Context {
     pub settings: Settings,
     pub ctx: Ctx,
     cache_dir: Option<PathBuf>,
+    trail: Trail,
     age_identity: SecretSource,
     access: Access,
     new_passphrase_file: Option<PathBuf>,
@@ -58,10 +60,16 @@ impl Context {
         let new_passphrase_file = environment.get_os("PGARK_NEW_PASSPHRASE_FILE").map(PathBuf::from);
         let ctx = Ctx::new(progress::for_stderr(global.quiet));
         let admits_writers = false;
+        global.notices.configure(&settings);
+        let trail = global.trail.clone();
+        let places = settings.selected_repos().unwrap_or_default();
+        let places: Vec<(String, String)> = places.iter().map(|r| (r.name.clone(), place_of(r))).collect();
+        trail.begin(settings.state_dir.as_deref(), &settings.selected_cluster.value, &places);
         Ok(Context {
             settings,
             ctx,
             cache_dir,
+            trail,
             age_identity,
             access,
             new_passphrase_file,
@@ -146,6 +154,7 @@ impl Context {
             access: self.access.clone(),
             cache_dir: self.cache_dir.clone(),
             age_identity: self.age_identity.clone(),
+            trail: self.trail.clone(),
             admits_writers: self.admits_writers,
         }
     }
@@ -196,9 +205,11 @@ impl Context {
             };
             match repo {
                 Ok(repo) => {
+                    trail_opened(&self.trail, settings, &repo);
                     opened.members.push(Member { name: settings.name.clone(), repo, required: settings.required })
                 }
                 Err(failure) if is_its_own(&failure) && !settings.required && count > 1 => {
+                    self.trail.away(&settings.name, &place_of(settings), &failure.to_string());
                     opened.away.push((settings.name.clone(), failure));
                 }
                 Err(failure) => return Err(named(failure, &settings.name, count)),
@@ -374,7 +385,20 @@ impl Context {
         settings: &RepoSettings,
         missing: Missing,
     ) -> Result<Option<Repository>, Failure> {
-        open_copy(of, settings, &self.access, missing)
+        let copy = open_copy(of, settings, &self.access, missing)?;
+        if let Some(copy) = &copy {
+            trail_opened(&self.trail, settings, copy);
+        }
+        Ok(copy)
+    }
+
+    /// For a repository that was opened in a way of its own.
+    pub fn opened(&self, settings: &RepoSettings, repo: &Repository) {
+        trail_opened(&self.trail, settings, repo);
+    }
+
+    pub fn trail(&self) -> &Trail {
+        &self.trail
     }
 
     /// Where this user's host keeps what may be lost.
@@ -437,12 +461,25 @@ impl Context {
     }
 }
 
+/// Where a repository is, however it is looked at.
+pub fn place_of(settings: &RepoSettings) -> String {
+    settings.url.without(AS_OF).to_string()
+}
+
+/// As it was in the past, a repository takes nothing.
+fn trail_opened(trail: &Trail, settings: &RepoSettings, repo: &Repository) {
+    if settings.url.option(AS_OF).is_none() {
+        trail.opened(&settings.name, &place_of(settings), repo);
+    }
+}
+
 /// All that it takes to open one repository.
 #[derive(Clone)]
 pub struct Opener {
     pub settings: RepoSettings,
     access: Access,
     cache_dir: Option<PathBuf>,
+    trail: Trail,
     age_identity: SecretSource,
     /// As that of the context.
     admits_writers: bool,
@@ -450,6 +487,15 @@ pub struct Opener {
 
 impl Opener {
     pub fn open(&self) -> Result<Repository, Failure> {
+        let opened = self.open_only();
+        match &opened {
+            Ok(repo) => trail_opened(&self.trail, &self.settings, repo),
+            Err(failure) => self.trail.away(&self.settings.name, &place_of(&self.settings), &failure.to_string()),
+        }
+        opened
+    }
+
+    fn open_only(&self) -> Result<Repository, Failure> {
         let store = store::open_as(&self.settings, &self.access, Missing::Refuse)?;
         let unlock = self.unlock()?;
         let cache = self.key_cache(&unlock);
@@ -471,7 +517,9 @@ impl Opener {
 
     /// With the keys of another copy.
     pub fn open_as_copy(&self, of: &Repository) -> Result<Repository, Failure> {
-        open_member(of, &self.settings, &self.access, None)
+        let copy = open_member(of, &self.settings, &self.access, None)?;
+        trail_opened(&self.trail, &self.settings, &copy);
+        Ok(copy)
     }
 
     fn key_cache(&self, unlock: &Unlock) -> Option<KeyCache> {

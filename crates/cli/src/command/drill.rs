@@ -243,6 +243,9 @@ fn conclude(report: &Report, repo: &Repository, context: &Context, global: &Glob
         output::warning(&format!("E-REPORT-STORE the report of the drill is not in the repository: {}: {e}", e.code()));
     }
     let id = stored.ok().map(|id| id.to_string());
+    report.backup.iter().for_each(|backup| context.trail().about("backup", backup));
+    id.iter().for_each(|id| context.trail().about("report", id));
+    context.trail().about("verdict", report.verdict.as_str());
     let mut document = serde_json::to_value(report)
         .map_err(|e| Failure::failed("E-INTERNAL", format!("the report cannot be written as JSON: {e}")))?;
     document["schema"] = SCHEMA.into();

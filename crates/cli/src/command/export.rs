@@ -97,6 +97,7 @@ pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let repo = context.open_first_with_books()?;
     let plan = export::plan(&options, &repo).map_err(engine_failure)?;
+    context.trail().about("backup", &plan.restore.backup.id);
     let mut document = document(&plan, &args);
     let degraded = plan.restore.notes.iter().any(|n| n.starts_with("DEGRADED"));
     plan.restore.notes.iter().for_each(|note| output::warning(note));

@@ -96,6 +96,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     make_copy_of_others(&context, &settings, &others)?;
     let store = context.open_store(&settings, Missing::Create)?;
     let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
+    context.opened(&settings, &done.repository);
     if let Some(pin) = context.key_pin(&**done.repository.store()) {
         if done.repository_created {
             pin.renew(&done.repository);

@@ -1,7 +1,10 @@
 //! The commands, one file each: arguments to options, a call, output.
 
+mod alert;
 mod annotate;
 mod archive;
+mod attempt;
+mod audit;
 mod backup;
 mod backup_files;
 mod backup_logical;
@@ -17,6 +20,7 @@ mod expire;
 mod expire_text;
 mod export;
 mod import;
+mod incident;
 mod info;
 mod init;
 mod keep;
@@ -44,6 +48,8 @@ mod unexpire;
 mod validate;
 mod verify;
 mod wal;
+
+use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
@@ -101,6 +107,12 @@ pub enum Command {
     Drill(Box<drill::DrillArgs>),
     /// Write down what a database holds at this moment, to compare another one with
     Truth(truth::TruthArgs),
+    /// What people are told of trouble, and have still to be told
+    Alert(alert::AlertArgs),
+    /// Declare a disaster: the recovery time is measured from there
+    Incident(incident::IncidentArgs),
+    /// Who tried what, and what came of it: the audit trail
+    Audit(audit::AuditArgs),
     /// What restores, validations and drills found, as the repository has it
     Report(report::ReportArgs),
     /// Remove what the retention policy gives up: backups, and WAL that nothing kept needs
@@ -139,9 +151,21 @@ pub enum Command {
     Man(misc::ManArgs),
 }
 
-pub fn run(cli: Cli) -> Result<Outcome, Failure> {
-    let global = &cli.global;
-    match cli.command {
+/// Runs a command, and tells the audit trail of it.
+pub fn run(mut cli: Cli, argv: &[OsString]) -> Result<Outcome, Failure> {
+    let trail = attempt::trail_of(&cli.command, argv);
+    cli.global.trail = trail.clone();
+    let told_of = attempt::told_of(&cli.command, argv);
+    let outcome = dispatch(cli.command, &cli.global);
+    attempt::ended(&trail, &outcome);
+    if let Some(name) = told_of {
+        attempt::tell(name, &cli.global, &outcome);
+    }
+    outcome
+}
+
+fn dispatch(command: Command, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    match command {
         Command::Demo(a) => demo::run(a, global),
         Command::Init(a) => init::run(a, global),
         Command::Check(a) => check::run(a, global),
@@ -159,6 +183,9 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Validate(a) => validate::run(*a, global),
         Command::Drill(a) => drill::run(&a, global),
         Command::Truth(a) => truth::run(&a, global),
+        Command::Alert(a) => alert::run(&a, global),
+        Command::Incident(a) => incident::run(&a, global),
+        Command::Audit(a) => audit::run(&a, global),
         Command::Report(a) => report::run(&a, global),
         Command::Expire(a) => expire::run(a, global),
         Command::Unexpire(a) => unexpire::run(a, global),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use pgark_dr::incident::{Incident, Incidents};
 use pgark_dr::recover::book::{self, Found};
 use pgark_dr::recover::forecast;
 use pgark_dr::recover::logical::{self, Logical, VALIDATION};
@@ -148,6 +149,11 @@ fn drive(
         _ => None,
     });
     let of = |name: &str| stored.as_ref()?.get(name)?.as_str().map(str::to_owned);
+    context.trail().about("recovery", &recovery.opening.id);
+    if report.rto.as_ref().is_some_and(|goal| goal.missed()) {
+        context.trail().about("rto", "missed");
+    }
+    of("stored").iter().for_each(|id| context.trail().about("report", id));
     let failed = report.failure.as_ref().map(|f| {
         let failure = Failure::new(f.code.clone(), exit(&ended, &report), f.why.clone());
         match &f.hint {
@@ -306,7 +312,8 @@ impl RecoverArgs {
 fn opening(asked: &Asked<'_>, context: &Context, settings: &Recover) -> Result<Opening, Failure> {
     let cluster = context.cluster_settings()?;
     let now = (context.ctx.clock)();
-    let declared = asked.declared.unwrap_or(now);
+    let incident = open_incident(context)?;
+    let declared = asked.declared.or(incident.as_ref().map(|i| i.declared)).unwrap_or(now);
     if declared > now {
         return Err(Failure::usage("E-RECOVER-DECLARED", format!("--declared {declared} is not in the past")));
     }
@@ -323,10 +330,16 @@ fn opening(asked: &Asked<'_>, context: &Context, settings: &Recover) -> Result<O
         rpo_ms: cluster.rpo.map(ms),
         rto_ms: cluster.rto.map(ms),
         by: who(),
-        reason: asked.reason.map(str::to_owned),
+        reason: asked.reason.map(str::to_owned).or(incident.map(|i| format!("incident {}: {}", i.id, i.reason))),
         safety_backup: if asked.no_safety_backup { Safety::Off } else { safety },
         steps: vec![],
     })
+}
+
+/// One that somebody declared: the clock runs already.
+fn open_incident(context: &Context) -> Result<Option<Incident>, Failure> {
+    let Some(dir) = context.settings.state_dir.as_deref() else { return Ok(None) };
+    Incidents::at(dir).open_of(&context.cluster()?).map_err(engine_failure)
 }
 
 /// As it would be if it began now.

@@ -118,6 +118,9 @@ fn rekeyed(
     if let (Some(pin), Some(repo)) = (context.key_pin(&*store), &repo) {
         pin.check(repo)?;
     }
+    if let Some(repo) = &repo {
+        context.opened(settings, repo);
+    }
     Ok(repo)
 }
 

@@ -209,6 +209,7 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         tell(&sources.troubles(), &[], Taken::Unknown);
         readers.failure(e)
     })?;
+    context.trail().about("backup", &plan.backup.id);
     tell(&report.troubles, &report.mended, Taken::FromAnother);
     for warning in &report.warnings {
         output::warning(warning);

@@ -94,6 +94,7 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let notices = repo.store().notices();
     notices.iter().for_each(|notice| output::warning(notice));
     let (plan, report) = restored.map_err(engine_failure)?;
+    context.trail().about("backup", &plan.record.id);
     report.warnings.iter().for_each(|w| output::warning(w));
     let took = began.elapsed();
     let done = document(&options, &plan, Some((&report, took)));

@@ -113,6 +113,8 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let notices = repo.store().notices();
     notices.iter().for_each(|notice| output::warning(notice));
     let (plan, report) = restored.map_err(engine_failure)?;
+    context.trail().about("backup", &plan.record.id);
+    report.stored.iter().for_each(|id| context.trail().about("report", id));
     report.warnings.iter().for_each(|w| output::warning(w));
     let took = began.elapsed();
     output::result(global.form(), &document(&plan, Some((&report, took))), || done_text(&plan, &report, took))?;

@@ -144,6 +144,7 @@ fn run_logical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, 
     let live = args.server.apply(context.connect_options()?);
     let options = dump_options(args, &context)?;
     let plan = from_dump::plan(&options, &live, &repo).map_err(engine_failure)?;
+    context.trail().about("backup", &plan.restore.record.id);
     let mut document = RestoreTableDocument {
         schema: SCHEMA,
         database: &args.database,
@@ -237,6 +238,7 @@ fn run_physical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome,
     let mut options = options(args, &context)?;
     options.restore.places = readers.places(&context)?;
     let plan = table::plan(&options, &live, sources).map_err(|e| readers.failure(e))?;
+    context.trail().about("backup", &plan.restore.backup.id);
     plan.warnings.iter().for_each(|w| output::warning(w));
     let mut document = RestoreTableDocument {
         schema: SCHEMA,

@@ -3,6 +3,7 @@
 //! Invariant: every command and the server get their settings from [`Settings::load`], so they cannot differ. Nothing
 //! here reads a secret, connects or looks at a repository.
 
+pub mod alerts;
 pub mod explain;
 pub mod files;
 pub mod nearest;
@@ -34,6 +35,7 @@ use pgark_repo::store::LockPolicy;
 
 use crate::failure::Failure;
 use crate::secret::SecretSource;
+use alerts::AlertSettings;
 use explain::Entry;
 use files::Environment;
 use nearest::nearest;
@@ -152,6 +154,9 @@ pub struct Settings {
     pub prices: BTreeMap<String, PriceSection>,
     pub schedules: Vec<Schedule>,
     pub server: Server,
+    pub alerts: AlertSettings,
+    /// Where this user's host keeps what must not be lost; None where there is no home.
+    pub state_dir: Option<PathBuf>,
     /// The name of the cluster this command is about.
     pub selected_cluster: Sourced<String>,
     /// Parallel workers.

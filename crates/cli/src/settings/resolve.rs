@@ -33,6 +33,7 @@ const VARIABLES: &[&str] = &[
     "PGARK_PASSPHRASE_COMMAND",
     "PGARK_PASSPHRASE_FILE",
     "PGARK_REPO",
+    "PGARK_STATE_DIR",
 ];
 
 const WORKERS_MAX: u32 = 1024;
@@ -44,6 +45,7 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
     lay_defaults(&mut tree, &selected_cluster.value)?;
     let document: Document = de::read(&tree)?;
     validate::document(&document, &tree)?;
+    let alerts = validate::alerts(&document, &tree)?;
     let mut entries = explain::entries(&document, &tree)?;
 
     let passphrase = passphrase(overrides, environment)?;
@@ -90,6 +92,8 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
         entries.push(Entry::new(&key, pgdata.value.display().to_string(), pgdata.origin.clone()));
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
+    let home = environment.get_os("HOME").map(|h| Path::new(h).join(".local/state/pgark"));
+    let state_dir = environment.get_os("PGARK_STATE_DIR").map(PathBuf::from).or(document.local.state_dir).or(home);
     let (prices, schedules, server) = (document.prices, document.schedules, document.server);
     Ok(Settings {
         files,
@@ -99,6 +103,8 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
         prices,
         schedules,
         server,
+        alerts,
+        state_dir,
         selected_cluster,
         jobs,
         chosen_repos,

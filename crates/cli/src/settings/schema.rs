@@ -11,6 +11,7 @@ use pgark_repo::parity::Percent;
 use pgark_repo::store::LockMode;
 use serde::{Deserialize, Serialize};
 
+use super::alerts::AlertsSection;
 use super::recover::Recover;
 use super::repo_url::RepoUrl;
 use super::space::{Capacity, FreeSpace, PriceSection};
@@ -69,7 +70,7 @@ pub const LIBPQ_KEYWORDS: &[&str] = &[
 ];
 
 /// Keys that hold a secret; each also exists with `_file` and `_command`.
-pub const SECRET_KEYS: &[&str] = &["passphrase", "password", "sslpassword", "oauth_client_secret"];
+pub const SECRET_KEYS: &[&str] = &["passphrase", "password", "sslpassword", "oauth_client_secret", "token", "secret"];
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -82,6 +83,16 @@ pub struct Document {
     pub prices: BTreeMap<String, PriceSection>,
     pub schedules: Vec<Schedule>,
     pub server: Server,
+    pub local: Local,
+    pub alerts: AlertsSection,
+}
+
+/// What is of this machine alone.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Local {
+    /// Where audit records, notifications and incidents wait; not to be lost.
+    pub state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

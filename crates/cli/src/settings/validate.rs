@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pgark_repo::store::lock::LOCK_DAYS_MAX;
 
+use super::alerts::AlertSettings;
 use super::nearest::nearest;
 use super::recover::{Asking, Recover, ServiceControl};
 use super::repo_url::Scheme;
@@ -44,7 +45,19 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
     for (index, schedule) in document.schedules.iter().enumerate() {
         self::schedule(document, tree, &index.to_string(), schedule)?;
     }
+    absolute(tree, &["local", "state_dir"], document.local.state_dir.as_deref())?;
     absolute(tree, &["server", "state_dir"], Some(&document.server.state_dir))
+}
+
+/// Who is told, as it is written.
+pub fn alerts(document: &Document, tree: &Node) -> Result<AlertSettings, Failure> {
+    for name in document.alerts.sinks.keys() {
+        self::name(tree, &["alerts", "sinks", name], "sink", name)?;
+    }
+    document.alerts.settings().map_err(|(path, why)| {
+        let path: Vec<&str> = ["alerts"].into_iter().chain(path.iter().map(String::as_str)).collect();
+        complaint(tree, &path, "E-CONFIG-VALUE", &why)
+    })
 }
 
 fn protection(tree: &Node, name: &str, repo: &RepoSection) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgark_testkit::{LoopFs, ObjectServer, ObjectServerKind, Pgark, Scratch, skip, tree_of};
+use pgark_testkit::{LoopFs, ObjectServer, ObjectServerKind, Pgark, Scratch, repository_tree, skip};
 use serde_json::Value;
 
 use crate::site::{BINARY, Site};
@@ -130,12 +130,12 @@ fn a_backup_that_does_not_fit_is_refused_before_it_writes_anything() {
     };
     let used = || bytes_of(&files(site.elsewhere.repo()), "");
     let small = with("small.toml", used() + 2_000_000);
-    let before = tree_of(site.elsewhere.repo());
+    let before = repository_tree(site.elsewhere.repo());
     for words in [&["backup", "--type", "full"][..], &["backup", "--type", "full", "--dry-run"]] {
         let refused = small.run(words).expect_code(4);
         assert!(refused.stderr.contains("E-REPO-SPACE") && refused.stderr.contains("--ignore-space"), "{refused}");
     }
-    assert_eq!(tree_of(site.elsewhere.repo()), before, "a refused backup has left something");
+    assert_eq!(repository_tree(site.elsewhere.repo()), before, "a refused backup has left something");
 
     let planned = with("large.toml", 1 << 30).json(["backup", "--type", "full", "--dry-run"]);
     let estimated = planned["estimated_stored_bytes"].as_u64().expect("an estimate");
@@ -194,10 +194,10 @@ fn a_disk_that_is_too_small_is_told_before_and_one_that_fills_up_meanwhile_is_le
     let ballast = disk.fill_leaving(10 << 20);
     let checked = site.pgark.run(["check", "--no-switch", "--json"]).expect_code(1).json();
     assert_eq!(finding(&checked, "free space")["verdict"], "FAILED", "{checked}");
-    let before = tree_of(&repo);
+    let before = repository_tree(&repo);
     let refused = site.pgark.run(["backup", "--type", "full"]).expect_code(4);
     assert!(refused.stderr.contains("E-REPO-SPACE"), "{refused}");
-    assert_eq!(tree_of(&repo), before);
+    assert_eq!(repository_tree(&repo), before);
 
     let free = || {
         let output = std::process::Command::new("df").args(["--output=avail", "-B1"]).arg(&repo).output().expect("df");

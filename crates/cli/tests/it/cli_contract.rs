@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-use pgark_testkit::{Pgark, Scratch, Target, objects_under, tree_of};
+use pgark_testkit::{Pgark, Scratch, Target, objects_under, repository_tree};
 use serde_json::Value;
 
 use crate::site::{BINARY, Site};
@@ -134,7 +134,7 @@ fn a_dry_run_changes_nothing_and_init_is_idempotent() {
     site.archive_all();
     site.cluster.psql("alter system set archive_command = '/bin/false'");
     site.cluster.reload();
-    let repo = || tree_of(site.elsewhere.repo());
+    let repo = || repository_tree(site.elsewhere.repo());
     let before = repo();
     let segment = site.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
     site.pgark.run(["backup", "--type", "full", "--dry-run"]).expect_code(0);

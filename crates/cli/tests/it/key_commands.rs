@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use pgark_testkit::{Ending, Pgark, Recovered, skip, tree_of};
+use pgark_testkit::{Ending, Pgark, Recovered, repository_tree, skip};
 
 use crate::crash::quiet_site;
 use crate::keys::{FIRST, SECOND, refused, rotate, slot_of};
@@ -91,7 +91,7 @@ fn wal_waits_in_the_spool_while_the_vault_is_away() {
 fn key_commands_that_fail_hang_or_flood_change_nothing() {
     let server = installed_or_skip!();
     let site = Site::small(&server, "kms-bad");
-    let before = tree_of(site.pgark.repo());
+    let before = repository_tree(site.pgark.repo());
     let cases: [(&[&str], &str); 6] = [
         (&["sh", "-c", "exit 3"], "exit status: 3"),
         (&["sh", "-c", "cat > /dev/null; sleep 60 & wait"], "took longer"),
@@ -105,7 +105,7 @@ fn key_commands_that_fail_hang_or_flood_change_nothing() {
         let outcome = with_openssl(&site, wrap, "2s").run(["key", "add", "--key-command", "kms"]).expect_code(1);
         assert!(outcome.stderr.contains("E-KEY-COMMAND") && outcome.stderr.contains(why), "{why}: {outcome}");
     }
-    before.assert_same(&tree_of(site.pgark.repo()), "failing key commands");
+    before.assert_same(&repository_tree(site.pgark.repo()), "failing key commands");
     // The program sees what it is to wrap, and none of our other secrets.
     let seen = site.scratch.join("seen");
     let script = format!("env > {0}; tr '\\0' ' ' < /proc/$$/cmdline >> {0}; cat", seen.display());

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use pgark_testkit::{
-    Ending, Fault, Outcome, Pgark, Recovered, Scratch, Target, assert_same_state, objects_under, points_of, skip,
-    state_of, strace_works, traced, tree_of, wait_until,
+    Ending, Fault, Outcome, Pgark, Recovered, Scratch, Target, assert_same_state, objects_under, points_of,
+    repository_tree, skip, state_of, strace_works, traced, wait_until,
 };
 use serde_json::Value;
 
@@ -61,10 +61,10 @@ fn slots_are_listed_added_and_removed() {
     let file = file.to_str().expect("text");
     refused(second.run(["key", "list"]), 12, "E-KEY-WRONG");
 
-    let before = tree_of(first.repo());
+    let before = repository_tree(first.repo());
     let add = ["key", "add", "--new-passphrase-file", file, "--label", "in the safe"];
     first.run([&add[..], &["--dry-run"]].concat()).expect_code(0);
-    before.assert_same(&tree_of(first.repo()), "a dry run");
+    before.assert_same(&repository_tree(first.repo()), "a dry run");
     let added = first.json(add);
     assert_eq!((&added["added"], &added["slot"]["opened"]), (&true.into(), &true.into()), "{added}");
     assert_eq!(first.json(add)["added"], false, "once more changes nothing");
@@ -190,7 +190,7 @@ fn a_rotation_needs_every_secret_or_the_word_that_a_slot_goes() {
     site.pgark.json(["key", "add", "--new-passphrase-file", file]);
     site.pgark.json(["key", "add", "--age-recipient", RECIPIENT]);
     let first = id_of(&slots(&site.pgark)[0]);
-    let before = tree_of(site.pgark.repo());
+    let before = repository_tree(site.pgark.repo());
     refused(site.pgark.run(["key", "rotate", "--yes"]), 4, "E-KEY-SLOT-LOCKED");
     refused(site.pgark.run(["key", "rotate", "--yes", "--drop-slot", "ffffffff"]), 4, "E-KEY-SLOT-NONE");
     refused(
@@ -198,7 +198,7 @@ fn a_rotation_needs_every_secret_or_the_word_that_a_slot_goes() {
         4,
         "E-KEY-LOCKED-OUT",
     );
-    before.assert_same(&tree_of(site.pgark.repo()), "refusals");
+    before.assert_same(&repository_tree(site.pgark.repo()), "refusals");
     rotate(&site.pgark, &["--slot-passphrase-file", file]);
     assert_eq!(second.json(["key", "list"])["generation"], 2);
     let rotated = rotate(&second, &["--drop-slot", &first]);

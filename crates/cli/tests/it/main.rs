@@ -8,7 +8,9 @@
 #[macro_use]
 mod site;
 
+mod alert;
 mod archive;
+mod audit;
 mod backup_truth;
 mod browse;
 mod capacity;

@@ -195,7 +195,19 @@ fn an_imaging_service_is_recovered_end_to_end() {
     let packs: Vec<PathBuf> = objects_under(&pgark.repo().join(format!("clusters/main/backups/{second}")));
     let largest = packs.iter().max_by_key(|p| fs::metadata(p).map(|m| m.len()).unwrap_or(0)).expect("objects").clone();
     let _damage = Damaged::apply(&largest, &Damage::FlipBit { per_mille: 500 });
+    // The clock runs since somebody declared it.
+    let incident =
+        strict.json(["incident", "open", "--reason", "the disk is gone"])["incidents"][0]["incident"].clone();
     let report = recover(&strict, &[]).expect_code(3).json();
+    assert_eq!(report["declared"], incident["declared"], "{report} {incident}");
+    assert!(report["reason"].as_str().is_some_and(|r| r.contains("the disk is gone")), "{report}");
+    let told = strict.json(["audit", "show", "--last", "1"])["events"][0].clone();
+    let missed = |a: &Value| a["what"] == "rto" && a["id"] == "missed";
+    assert!(
+        told["command"] == "recover" && told["end"]["about"].as_array().is_some_and(|a| a.iter().any(missed)),
+        "{told}"
+    );
+    strict.run(["incident", "close", incident["id"].as_str().expect("an id")]).expect_code(0);
     assert_eq!((&report["state"], &report["backup"]), (&"restored".into(), &first.as_str().into()), "{report}");
     assert_eq!((&report["rpo"]["met"], &report["rto"]["met"]), (&false.into(), &false.into()), "{report}");
     let warnings = report["warnings"].to_string();

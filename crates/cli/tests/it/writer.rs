@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use pgark_testkit::{
-    Fault, Pgark, StopMode, Target, as_postgres, assert_same_state, give_to_postgres, objects_under, points_of, skip,
-    state_of, strace_works, traced, tree_of,
+    Fault, Pgark, StopMode, Target, as_postgres, assert_same_state, give_to_postgres, objects_under, points_of,
+    repository_tree, skip, state_of, strace_works, traced,
 };
 use serde_json::Value;
 
@@ -117,7 +117,7 @@ fn a_writer_opens_no_content_and_every_other_command_refuses_it() {
     let scratch = |name: &str| site.scratch.join(name).display().to_string();
     let copy = site.scratch.dir("copy").display().to_string();
     let (to, got, tar) = (scratch("to"), scratch("got"), scratch("x.tar"));
-    let before = tree_of(site.elsewhere.repo());
+    let before = repository_tree(site.elsewhere.repo());
     let refusals: Vec<Vec<&str>> = vec![
         vec!["restore", "--to", &to],
         vec!["restore", "--to", &to, "--dry-run"],
@@ -170,7 +170,7 @@ fn a_writer_opens_no_content_and_every_other_command_refuses_it() {
             break;
         }
     }
-    before.assert_same(&tree_of(site.elsewhere.repo()), "refusals");
+    before.assert_same(&repository_tree(site.elsewhere.repo()), "refusals");
     assert!(!Path::new(&to).exists() && !Path::new(&tar).exists());
 
     // What books tell, and what of it was not looked at.

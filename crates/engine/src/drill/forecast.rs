@@ -85,7 +85,7 @@ pub struct Forecast {
 pub fn history(repo: &Repository, cluster: &ClusterName, most: usize, ctx: &Ctx) -> Result<History> {
     let mut history = History::default();
     for (id, found) in reports::newest(repo, cluster, most, ctx)? {
-        let read = found.map_err(EngineError::from).and_then(|stored| history.take(id, stored));
+        let read = found.and_then(|stored| history.take(id, stored));
         history.unread += usize::from(read.is_err());
     }
     Ok(history)

@@ -467,7 +467,9 @@ fn under_claim(
     }
     if time.certain {
         let newest = plan.seen.iter().map(BackupEntry::time).max();
-        crate::reports::remove_old(repo, &options.cluster, newest.map(|t| t.min(time.now)), claim)?;
+        let newest = newest.map(|t| t.min(time.now));
+        crate::reports::remove_old(repo, &options.cluster, newest, claim)?;
+        crate::audit::remove_old(repo, &options.cluster, newest, claim, ctx)?;
     }
     let hurry = if was_full { Some(Duration::ZERO) } else { options.hurry };
     Ok(gc::collect(repo, &options.cluster, claim, &|since, due| time.is_over(hurry, since, due))?)

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use pgark_repo::audit::{self, JournalName};
 use pgark_repo::catalog::{Catalog, PacksOf};
 use pgark_repo::crypto::{HEADER_BYTES, generation_of};
 use pgark_repo::names::{self, BackupId, ClusterName, WalPlace};
@@ -101,6 +102,11 @@ pub fn places(repo: &Repository, cluster: &ClusterName, catalog: &Catalog) -> Re
         }
     }
     places.push(Place { dir: names::reports_dir(cluster), only: None });
+    // Also those of names that nobody has registered: they would keep old keys in use.
+    let registered = repo.clusters()?;
+    let is_anothers = |j: &JournalName| matches!(j, JournalName::Cluster(c) if c != cluster && registered.contains(c));
+    let journals = audit::journals(repo)?.into_iter().filter(|j| !is_anothers(j));
+    places.extend(journals.map(|j| Place { dir: names::audit_journal(&j), only: None }));
     for lineage in &catalog.lineages {
         let dir = WalPlace { cluster: cluster.clone(), system_id: lineage.system_id }.dir();
         for part in store.list_dirs(&dir).map_err(RepoError::from)? {

@@ -91,6 +91,8 @@ pub struct ReplicateReport {
     pub mended: Vec<BackupId>,
     pub segments: u64,
     pub reports: u64,
+    /// Of the audit trail.
+    pub events: u64,
     pub objects: u64,
     pub bytes: u64,
     /// What could not be copied, and why; everything else was.
@@ -220,6 +222,7 @@ pub fn run(
         }
     }
     reports::copy(from, to, options, &plan.reports, ctx, &mut report)?;
+    report.events = crate::audit::copy(from, to, &options.cluster, ctx)?;
     Ok(report)
 }
 

@@ -6,6 +6,7 @@ mod books;
 mod parity;
 mod report;
 mod reports;
+mod trail;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use std::thread;
 
 use jiff::Timestamp;
 use pgark_repo::catalog::{BackupEntry, Catalog, CatalogStore, Evidence, PhysicalBackup};
+use pgark_repo::crypto::ObjectKind;
 use pgark_repo::keyring;
 use pgark_repo::manifest::{PackUse, packs_of};
 use pgark_repo::names::{self, BackupId};
@@ -56,6 +58,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     }
     if options.only.is_none() && !by_books {
         v.reports()?;
+        v.trail()?;
         v.strangers()?;
     }
     v.report_parity();
@@ -274,7 +277,9 @@ impl<'a> Verify<'a> {
         let mut found: Vec<String> = vec![];
         self.repo.store().list("", &mut |stat| {
             let name = stat.name.as_str();
-            let ours = name.starts_with(&own) || !name.starts_with("clusters/");
+            let of_trail = names::lasting_kind(&stat.name) == Some(ObjectKind::Audit)
+                || names::split_seal(&stat.name).is_some_and(|(object, _)| names::audit_number(&object).is_some());
+            let ours = name.starts_with(&own) || !(name.starts_with("clusters/") || of_trail);
             let is_parity = names::protected_by(name).is_some() && claimed.contains(names::principal(name));
             let known =
                 claimed.contains(name) || is_parity || name.starts_with(&wal) || books.iter().any(|b| b.owns(name));

@@ -28,7 +28,7 @@ use crate::stores::PausingStore;
 
 const SEED: u64 = 20_261_121;
 const DAY: i64 = 86_400;
-const KINDS: [ObjectKind; 8] = [
+const KINDS: [ObjectKind; 9] = [
     ObjectKind::Pack,
     ObjectKind::Manifest,
     ObjectKind::BackupRecord,
@@ -37,6 +37,7 @@ const KINDS: [ObjectKind; 8] = [
     ObjectKind::WalHead,
     ObjectKind::Catalog,
     ObjectKind::Report,
+    ObjectKind::Audit,
 ];
 
 type Trees = BTreeMap<BackupId, Tree>;

@@ -44,13 +44,14 @@ impl ObjectKind {
             | ObjectKind::Manifest
             | ObjectKind::BackupRecord
             | ObjectKind::WalSegment
-            | ObjectKind::Report => false,
+            | ObjectKind::Report
+            | ObjectKind::Audit => false,
         }
     }
 
     /// Whether its first block says what a writer needs to know of it.
     pub fn has_facts(self) -> bool {
-        self == ObjectKind::WalSegment
+        matches!(self, ObjectKind::WalSegment | ObjectKind::Audit)
     }
 }
 

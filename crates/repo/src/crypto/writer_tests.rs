@@ -21,7 +21,7 @@ fn name(text: &str) -> ObjectName {
     ObjectName::parse(text).unwrap()
 }
 
-const KINDS: [ObjectKind; 8] = [
+const KINDS: [ObjectKind; 9] = [
     ObjectKind::Pack,
     ObjectKind::Manifest,
     ObjectKind::BackupRecord,
@@ -30,6 +30,7 @@ const KINDS: [ObjectKind; 8] = [
     ObjectKind::WalHead,
     ObjectKind::Catalog,
     ObjectKind::Report,
+    ObjectKind::Audit,
 ];
 
 /// What one side sealed, opened by the other.
@@ -61,7 +62,7 @@ proptest! {
         key.seal(Purpose::Block, 1, b"aad", &mut sealed, 0);
         let opened = reader.open_object(&header, kind, &object).unwrap();
         prop_assert_eq!(opens(&opened, &sealed), Some(plain.clone()));
-        prop_assert_eq!(opened.has_facts(), kind == ObjectKind::WalSegment);
+        prop_assert_eq!(opened.has_facts(), matches!(kind, ObjectKind::WalSegment | ObjectKind::Audit));
         // The writer itself opens books and nothing else.
         prop_assert_eq!(writer.open_object(&header, kind, &object).is_ok(), kind.is_books());
         prop_assert_eq!(writer.open_facts(&header, kind, &object).is_ok(), kind.has_facts());

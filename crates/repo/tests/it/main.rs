@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod cloud;
 mod cloud_faults;
 mod common;
