@@ -39,6 +39,7 @@ mod restore_system;
 mod restore_table;
 mod runbook;
 mod space;
+mod target;
 mod truth;
 mod unexpire;
 mod validate;
