@@ -15,11 +15,18 @@ from .tools import PASSPHRASE, Pgark, empty_dir, private_file
 
 DAYS = 10
 DATABASE = "bench"
-# Rows at random, of both tables.
-CHANGES = (
-    "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE hashint8(aid::bigint + {day}::bigint << 32) % 100 = 0",
-    "UPDATE docs SET body = body || ' changed on day {day}' WHERE hashint8(id + {day}::bigint << 32) % 100 = 0",
-)
+NEIGHBOURS, AT_RANDOM = "rows that are neighbours", "rows at random"
+# In both tables. A table of narrow rows has one at random in nearly every chunk; what an application changes lies together as a rule.
+CHANGES = {
+    NEIGHBOURS: (
+        "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid / ((SELECT max(aid) FROM pgbench_accounts) / 100 + 1) = {day}",
+        "UPDATE docs SET body = body || ' changed on day {day}' WHERE id / ((SELECT max(id) FROM docs) / 100 + 1) = {day}",
+    ),
+    AT_RANDOM: (
+        "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE hashint8(aid::bigint + {day}::bigint << 32) % 100 = 0",
+        "UPDATE docs SET body = body || ' changed on day {day}' WHERE hashint8(id + {day}::bigint << 32) % 100 = 0",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -122,19 +129,23 @@ class PgarkDumps(Keeper):
 KEEPERS = (PgarkDumps, Custom, Directory, Restic, ResticPlain)
 
 
-def run_dumps(s: Settings) -> Dumps:
-    """On a database of a tenth of the reference size."""
+def run_dumps(s: Settings) -> dict[str, Dumps]:
+    """On a database of a tenth of the reference size; by which rows change."""
     small = replace(s, scale=max(1, s.scale // 10), docs_mb=s.docs_mb // 5)
     cluster.make(small)
-    copy = cluster.make_copy(small, "dumps")
+    return {which: on_a_copy(small, which, changes) for which, changes in CHANGES.items()}
+
+
+def on_a_copy(s: Settings, which: str, changes: tuple[str, ...]) -> Dumps:
+    copy = cluster.make_copy(s, "dumps")
     try:
         cluster.start(copy)
-        return days_of(copy)
+        return days_of(copy, which, changes)
     finally:
         cluster.remove_copy(copy)
 
 
-def days_of(s: Settings) -> Dumps:
+def days_of(s: Settings, which: str, changes: tuple[str, ...]) -> Dumps:
     keepers = [kind(s) for kind in KEEPERS]
     for keeper in keepers:
         keeper.create()
@@ -142,9 +153,9 @@ def days_of(s: Settings) -> Dumps:
     samples: list[Sample] = []
     size = int(cluster.sql(s, f"SELECT pg_database_size('{DATABASE}')"))
     for day in range(1, DAYS + 1):
-        say(f"dumps, day {day} of {DAYS}")
+        say(f"dumps, {which}, day {day} of {DAYS}")
         if day > 1:
-            cluster.sql(s, *(change.format(day=day) for change in CHANGES), database=DATABASE)
+            cluster.sql(s, *(change.format(day=day) for change in changes), database=DATABASE)
             cluster.sql(s, "VACUUM", database=DATABASE)
         cluster.warm(s.cluster / "base")
         for keeper in keepers if day % 2 else keepers[::-1]:
