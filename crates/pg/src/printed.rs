@@ -145,7 +145,7 @@ fn cast_of_array<'n, 't>(nodes: &'n [Node<'t>], known: Elements) -> Option<(&'n 
     (is_type && (known == Elements::Scalars || are_scalars(elements))).then_some((elements, name, 2 + length + 1))
 }
 
-/// Whether each element is seen to be no array: of columns that is not known, and a cast of an array of arrays is another one.
+/// Whether each element is seen to be no array: of columns that is not seen, and a cast of an array of arrays is another one.
 fn are_scalars(elements: &[Node<'_>]) -> bool {
     let white = |node: &Node<'_>| matches!(node, Node::Plain(text) if text.iter().all(u8::is_ascii_whitespace));
     elements.split(|node| *node == Node::Plain(b",")).all(|element| {

@@ -184,15 +184,17 @@ fn lost_in_part(site: &Site, whole: &str) {
     pgark.run([&words[..], &[&before, "--json"]].concat()).expect_code(0);
     assert_eq!(cluster.psql_db("pharmacy", "select count(*), max(id) from prescriptions_rescued"), "2050|2050");
     assert_eq!(cluster.psql_db("pharmacy", "select count(*) from prescriptions"), "10");
-    let out = |database: &str, part: [&str; 2]| {
+    let out = |database: &str, part: [&str; 2], code: i32| {
         let words = ["restore", "--kind", "logical", "--database", "pharmacy", "--to-database", database, "--json"];
-        pgark.run([&words[..], &part].concat()).expect_code(0).json()
+        pgark.run([&words[..], &part].concat()).expect_code(code).json()
     };
-    let document = out("table of last night", ["--table", "prescriptions"]);
+    // Alone, it cannot refer to the products.
+    let document = out("table of last night", ["--table", "prescriptions"], 3);
+    assert!(document["warnings"][0].to_string().contains("its other table is not"), "{document}");
     assert_eq!(document["validation"]["outcome"], "ok", "{document}");
     let rows = "select count(*), sum(id), count(distinct product) from prescriptions";
     assert_eq!(cluster.psql_db("table of last night", rows), whole);
-    out("stock of last night", ["--schema", "stock"]);
+    out("stock of last night", ["--schema", "stock"], 0);
     let counts = "select count(*), (select count(*) from stock.products) from stock.counts";
     assert_eq!(cluster.psql_db("stock of last night", counts), "20000|300");
     cluster.psql_db("pharmacy", "drop table prescriptions_rescued");
