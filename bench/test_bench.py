@@ -14,7 +14,7 @@ from unittest import mock
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchlib import basebackup, changes, cluster, delta, detached, docs_rows, incr, newer, outside, peer, push, report, rounds  # noqa: E402
+from benchlib import basebackup, changes, cluster, delta, detached, docs_rows, dumps, incr, newer, outside, peer, push, report, rounds  # noqa: E402
 from benchlib import settings, tools, wal, walker  # noqa: E402
 from benchlib.measure import Sample, last_output, measure, server_read_bytes  # noqa: E402
 
@@ -81,6 +81,17 @@ class Report(unittest.TestCase):
         self.assertEqual(lines[3], "| pgBackRest | 8.00 (8.00..8.00) | 0.25 (0.25..0.25) | 50.0 (50.0..50.0) | 0.40 (0.40..0.40) | 5.0 (5.0..5.0) |")
         self.assertTrue(lines[4].startswith("| cp, not durable |"))
         self.assertNotIn("archive", compared(made))
+
+    def test_dumps_are_shown_by_the_rows_that_change_and_against_the_first_and_against_one_dump(self):
+        def kept(first: int, each: int) -> list[dumps.Day]:
+            return [dumps.Day(wall=2.0 - bool(n), cpu=1.5, memory=30_000_000, stored=first + n * each) for n in range(dumps.DAYS)]
+        days = {keeper.name: kept(200_000_000, 200_000_000) for keeper in dumps.KEEPERS} | {"pgark": kept(100_000_000, 2_000_000)}
+        found = dumps.Dumps(database_bytes=500_000_000, versions=["pgark 1"], days=days, samples=[sample(1, 1)], commands=[["/x/pgark", "backup"]])
+        section = report.dumps_section({dumps.NEIGHBOURS: found, dumps.AT_RANDOM: found}, Path("/w"))
+        self.assertIn("| pgark | 2.00 | 1.50 | 1.00 (1.00..1.00) | 1.50 (1.50..1.50) | 30 | 100.0 | 118.0 | 1.18 | 0.59 |", section)
+        self.assertIn("| `pg_dump -Fc` | 2.00 | 1.50 | 1.00 (1.00..1.00) | 1.50 (1.50..1.50) | 30 | 200.0 | 2000.0 | 10.00 | 10.00 |", section)
+        self.assertEqual(section.count(f"by all {dumps.DAYS}, MB"), 2)
+        self.assertIn("a database of 500 MB", section)
 
     def test_postgresql_s_own_backup_has_a_section_of_its_own_with_the_server_s_reading(self):
         operation, tools_used = "basebackup nochange", ("pgark", "pg_basebackup")

@@ -2,7 +2,8 @@
 # Installs what `make demo` and `make test` need on a Debian machine. Safe to run again: what is there stays.
 #   scripts/setup-debian.sh            for the demo
 #   scripts/setup-debian.sh --servers  also the tests' storage servers: sshd, and object stores under target/test-servers (make test)
-#   scripts/setup-debian.sh --majors   also npm, for the servers of the other majors (make test-majors)
+#   scripts/setup-debian.sh --majors   also npm, for the servers of the other majors, and their client programs under
+#                                      target/pg-majors (make test-majors)
 #   scripts/setup-debian.sh --check    installs nothing: lists what is missing and ends with 1 if anything is
 set -euo pipefail
 
@@ -17,7 +18,7 @@ for word in "$@"; do
         --majors) majors=yes ;;
         --servers) servers=yes ;;
         --check) check=yes ;;
-        -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "unknown option: $word" >&2; exit 2 ;;
     esac
 done
@@ -140,5 +141,58 @@ if [ "$servers" = yes ]; then
     install_server azurite node_modules/.bin/azurite-blob azurite
     install_server s3s bin/s3s-fs s3s
     install_server mail bin/python mail
+fi
+
+# pg_dump, pg_restore and the like of the other majors: packages of other releases, unpacked and not installed, started by
+# scripts through the loader and the libraries of their own release. apt checks the signatures as ever.
+majors_dir=${PGARK_TEST_SERVERS:-$(dirname "${BASH_SOURCE[0]}")/../target/pg-majors}
+debian=http://deb.debian.org/debian ubuntu=http://archive.ubuntu.com/ubuntu
+debian_keys=/usr/share/keyrings/debian-archive-keyring.gpg
+apt_apart() { # DIR COMMAND...: apt with lists and packages of its own, which knows nothing of this machine
+    local dir=$1
+    shift
+    apt-get -qq -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$dir/lists" \
+        -o Dir::State::Status="$dir/status" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User=root -o Debug::NoLocking=true \
+        -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "$@"
+}
+fetch_packages() { # DIR KEYRING SOURCES PACKAGE: it and what it depends on, unpacked in DIR/root
+    local dir=$1 file
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root"
+    : >"$dir/status"
+    sed "s#^#deb [signed-by=$2] #" <<<"$3" >"$dir/sources.list"
+    apt_apart "$dir" update
+    apt_apart "$dir" install -y --download-only --no-install-recommends "$4"
+    for file in "$dir"/cache/archives/*.deb; do dpkg-deb --fsys-tarfile "$file" | tar -x --no-same-owner -C "$dir/root"; done
+    rm -rf "$dir/lists" "$dir/cache" "$dir/status" "$dir/sources.list"
+}
+clients() { # MAJOR KEYRING SOURCES
+    local major=$1 to=$majors_dir/clients-$1 part=$majors_dir/clients-$1.part libraries program name
+    [ -e "$to" ] && return
+    echo "installing: client programs of PostgreSQL $major"
+    rm -rf "$part"
+    fetch_packages "$part" "$2" "$3" "postgresql-client-$major"
+    mkdir "$part/bin"
+    libraries=$to/root/usr/lib/x86_64-linux-gnu:$to/root/lib/x86_64-linux-gnu
+    loader=root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
+    [ -e "$part/$loader" ] || loader=root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
+    for program in "$part/root/usr/lib/postgresql/$major/bin"/*; do
+        name=${program##*/}
+        printf '#!/bin/sh\nexec %s --library-path %s %s "$@"\n' "'$to/$loader'" "'$libraries'" \
+            "'$to/root/usr/lib/postgresql/$major/bin/$name'" >"$part/bin/$name"
+        chmod 755 "$part/bin/$name"
+    done
+    chmod 755 "$part"
+    mv "$part" "$to"
+}
+if [ "$majors" = yes ]; then
+    mkdir -p "$majors_dir"
+    majors_dir=$(cd "$majors_dir" && pwd)
+    ubuntu_keys=$majors_dir/ubuntu-keys/root/usr/share/keyrings/ubuntu-archive-keyring.gpg
+    [ -e "$ubuntu_keys" ] || fetch_packages "$majors_dir/ubuntu-keys" "$debian_keys" "$debian trixie main" ubuntu-keyring
+    clients 13 "$debian_keys" "$debian bullseye main"$'\n'"$debian-security bullseye-security main"
+    clients 14 "$ubuntu_keys" "$ubuntu jammy main"$'\n'"$ubuntu jammy-updates main"
+    clients 16 "$ubuntu_keys" "$ubuntu noble main"$'\n'"$ubuntu noble-updates main"
+    clients 17 "$debian_keys" "$debian trixie main"
+    clients 18 "$debian_keys" "$debian sid main"
 fi
 echo "ready: $("$pg/postgres" --version), $(cargo nextest --version | head -n 1)"

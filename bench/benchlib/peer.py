@@ -18,7 +18,8 @@ IN_CHROOT = 'set -e; for p in proc dev; do mount --rbind "/$p" "$0/$p"; done; ex
 
 
 def install(s: Settings) -> None:
-    missing = {package for program, package in HOST_PROGRAMS.items() if not shutil.which(program)}
+    needed = HOST_PROGRAMS | ({"restic": "restic"} if "dumps" in s.cases else {})
+    missing = {package for program, package in needed.items() if not shutil.which(program)}
     try:
         _ = s.server_bin
     except BenchError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 from .basebackup import Facts
+from .dumps import DAYS, KEEPERS, Dumps
 from .measure import Sample
 from .push import Latencies
 from .rounds import Results
@@ -42,6 +43,7 @@ class OwnTables:
     """What the cases found that are not in the comparison; none of a case that was not run."""
     latencies: Latencies = field(default_factory=dict)
     basebackup: Facts | None = None
+    dumps: dict[str, Dumps] = field(default_factory=dict)
     walked: Walked | None = None
 
 
@@ -181,6 +183,28 @@ def basebackup_section(results: Results, facts: Facts, work: Path) -> str:
         commands(facts.commands, work)])
 
 
+def dumps_section(by_change: dict[str, Dumps], work: Path) -> str:
+    """One table for each kind of change."""
+    one = next(iter(by_change.values()))
+    return "\n".join([
+        f"### {DAYS} daily dumps of which 1 % of the rows change each day", "",
+        f"- {', '.join(one.versions)}; {machine_meanwhile([x for found in by_change.values() for x in found.samples])}",
+        f"- a database of {one.database_bytes / MB:.0f} MB; what `pgark restore` made of the last dump was compared with what was dumped",
+        *(line for which, found in by_change.items() for line in ["", *dumps_table(which, found)]), "", commands(one.commands, work)])
+
+
+def dumps_table(which: str, found: Dumps) -> list[str]:
+    once = found.days["pg_dump-Fc"][0].stored
+    lines = [f"| {which} | first day: wall s | CPU s | other days: wall s | CPU s | peak memory, MB | stored by the first, MB "
+             f"| by all {DAYS}, MB | all to the first | all to one `-Fc` |", "|---" * 10 + "|"]
+    for title, days in ((keeper.title, found.days[keeper.name]) for keeper in KEEPERS):
+        first, rest = days[0], days[1:]
+        lines.append(f"| {title} | {first.wall:.2f} | {first.cpu:.2f} | {spread([d.wall for d in rest], 2)} | {spread([d.cpu for d in rest], 2)} | "
+                     f"{max(d.memory for d in days) / MB:.0f} | {first.stored / MB:.1f} | {days[-1].stored / MB:.1f} | "
+                     f"{days[-1].stored / first.stored:.2f} | {days[-1].stored / once:.2f} |")
+    return lines
+
+
 def identity(differing: list[str]) -> str:
     if not differing:
         return "every table file restored is that of the cluster, byte by byte"
@@ -234,6 +258,10 @@ def cpu_model() -> str:
 def quietness(results: Results) -> str:
     """How much the rest of the machine did meanwhile: a reader judges by it what a wall time is worth."""
     samples = [x for group in results.samples.values() for x in group]
+    return machine_meanwhile(samples)
+
+
+def machine_meanwhile(samples: list[Sample]) -> str:
     if not samples:
         return "nothing was measured that tells how busy the machine was"
     others = [max(0.0, x.machine_cpu - x.cpu) / (x.wall * (os.cpu_count() or 1)) for x in samples]

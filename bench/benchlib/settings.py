@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_SCALE, REFERENCE_DOCS_MB, REFERENCE_SEGMENTS = 200, 1000, 200
 SUPPORTED_MAJORS = range(13, 19)
-CASES = ("backup", "restore", "incr", "basebackup", "delta", "archive", "push", "walker", "stores")
+CASES = ("backup", "restore", "incr", "basebackup", "delta", "archive", "push", "walker", "stores", "dumps")
 TOOLS = ("pgark", "pgbackrest")
 
 

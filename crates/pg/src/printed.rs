@@ -22,11 +22,20 @@ enum Node<'t> {
     Group(u8, Vec<Node<'t>>),
 }
 
+/// What is known of the elements of array constructors in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elements {
+    /// None of them is an array: PostgreSQL said so when it parsed the text (`ArrayExpr.multidims`).
+    Scalars,
+    /// Only what is seen in the text.
+    Unknown,
+}
+
 /// The text in its normal form. Of bytes in any encoding that a server may have: ASCII stands for itself in all of them.
-pub fn normal_form(text: &[u8]) -> Vec<u8> {
+pub fn normal_form(text: &[u8], elements: Elements) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     match parse(text) {
-        Some(nodes) => write(&normal(nodes), &mut out),
+        Some(nodes) => write(&normal(nodes, elements), &mut out),
         None => out.extend_from_slice(text),
     }
     out
@@ -105,18 +114,18 @@ fn write(nodes: &[Node<'_>], out: &mut Vec<u8>) {
 }
 
 /// From the inside out.
-fn normal(nodes: Vec<Node<'_>>) -> Vec<Node<'_>> {
+fn normal(nodes: Vec<Node<'_>>, known: Elements) -> Vec<Node<'_>> {
     let mut out = vec![];
     let mut rest = nodes.as_slice();
     while let Some((first, after)) = rest.split_first() {
-        if let Some((elements, of_type, taken)) = cast_of_array(rest) {
+        if let Some((elements, of_type, taken)) = cast_of_array(rest, known) {
             out.push(Node::Plain(ARRAY));
-            out.push(Node::Group(b'[', cast_each(normal(elements.to_vec()), of_type)));
+            out.push(Node::Group(b'[', cast_each(normal(elements.to_vec(), known), of_type)));
             rest = rest.get(taken..).unwrap_or_default();
             continue;
         }
         out.push(match first {
-            Node::Group(open, inner) => Node::Group(*open, flat(normal(inner.clone()))),
+            Node::Group(open, inner) => Node::Group(*open, flat(normal(inner.clone(), known))),
             plain @ Node::Plain(_) => plain.clone(),
         });
         rest = after;
@@ -127,16 +136,16 @@ fn normal(nodes: Vec<Node<'_>>) -> Vec<Node<'_>> {
 const ARRAY: &[u8] = b"ARRAY";
 
 /// `(ARRAY[…])::type[]` at the beginning: the elements, the type of one, and how many nodes that is.
-fn cast_of_array<'n, 't>(nodes: &'n [Node<'t>]) -> Option<(&'n [Node<'t>], &'n [Node<'t>], usize)> {
+fn cast_of_array<'n, 't>(nodes: &'n [Node<'t>], known: Elements) -> Option<(&'n [Node<'t>], &'n [Node<'t>], usize)> {
     let [Node::Group(b'(', inner), Node::Plain(b"::"), of_type @ ..] = nodes else { return None };
     let [Node::Plain(ARRAY), Node::Group(b'[', elements)] = inner.as_slice() else { return None };
     let length = of_type.iter().position(|node| matches!(node, Node::Group(b'[', inner) if inner.is_empty()))?;
     let name = of_type.get(..length)?;
     let is_type = !name.is_empty() && name.iter().all(is_of_type_name);
-    (is_type && are_scalars(elements)).then_some((elements, name, 2 + length + 1))
+    (is_type && (known == Elements::Scalars || are_scalars(elements))).then_some((elements, name, 2 + length + 1))
 }
 
-/// Whether each element is seen to be no array: of columns that is not known, and a cast of an array of arrays is another one.
+/// Whether each element is seen to be no array: of columns that is not seen, and a cast of an array of arrays is another one.
 fn are_scalars(elements: &[Node<'_>]) -> bool {
     let white = |node: &Node<'_>| matches!(node, Node::Plain(text) if text.iter().all(u8::is_ascii_whitespace));
     elements.split(|node| *node == Node::Plain(b",")).all(|element| {
@@ -230,7 +239,30 @@ mod tests {
     use super::*;
 
     fn normal_of(text: &str) -> String {
-        String::from_utf8(normal_form(text.as_bytes())).expect("UTF-8")
+        String::from_utf8(normal_form(text.as_bytes(), Elements::Unknown)).expect("UTF-8")
+    }
+
+    #[test]
+    fn columns_that_postgresql_knows_to_be_scalars_have_the_form_of_a_loaded_dump() {
+        let known = |text: &str| String::from_utf8(normal_form(text.as_bytes(), Elements::Scalars)).expect("UTF-8");
+        for (before, after) in [
+            (
+                "CHECK (((x)::text = ANY ((ARRAY[y, \"Z\", t.y, lower((y)::text)])::text[])))",
+                "CHECK (((x)::text = ANY (ARRAY[(y)::text, (\"Z\")::text, (t.y)::text, (lower((y)::text))::text])))",
+            ),
+            ("((x)::text <> ALL ((ARRAY[y, new.z])::text[]))", "((x)::text <> ALL (ARRAY[(y)::text, (new.z)::text]))"),
+        ] {
+            assert_eq!((known(before), known(after)), (after.to_owned(), after.to_owned()));
+            assert_ne!(normal_of(before), after, "columns could be arrays");
+        }
+        let arrays =
+            ["((v)::text = ANY (ARRAY[(x)::text[], (y)::text[]]))", "((v)::text = ANY ((ARRAY[x, y])::text[]))"];
+        assert_ne!(normal_of(arrays[0]), normal_of(arrays[1]));
+        for (one, other) in
+            [("ARRAY[x, y]", "ARRAY[y, x]"), ("ARRAY[x, y]", "ARRAY[x]"), ("ARRAY[x, y]", "ARRAY[x, z]")]
+        {
+            assert_ne!(known(&format!("(({one})::text[])")), known(&format!("(({other})::text[])")));
+        }
     }
 
     /// What PostgreSQL 15 prints before a dump and after it was loaded.

@@ -47,7 +47,12 @@ impl Pgark {
 
     /// The same with the connection and data directory of `cluster`.
     pub fn on(&self, cluster: &TestCluster) -> Pgark {
-        self.clone()
+        let mut pgark = self.clone();
+        // 15 is found where its package puts it.
+        if let (Ok(clients), true) = (cluster.server().clients(), cluster.server().major() != 15) {
+            pgark = pgark.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", clients.display()));
+        }
+        pgark
             .env("PGDATA", cluster.data_dir())
             .env("PGHOST", cluster.socket_dir())
             .env("PGPORT", cluster.port().to_string())

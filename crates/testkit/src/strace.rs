@@ -116,23 +116,34 @@ pub fn points_of<S: AsRef<OsStr>>(pgark: &Pgark, scratch: &Scratch, arguments: &
 
 /// Runs pgark with one fault injected.
 pub fn traced<S: AsRef<OsStr>>(pgark: &Pgark, point: Point, fault: Fault, arguments: &[S]) -> Outcome {
+    traced_without(pgark, None, Some((point, fault)), arguments)
+}
+
+/// Runs pgark where a system call is not supported (EINVAL, always), and perhaps with a fault at another one.
+pub fn traced_without<S: AsRef<OsStr>>(
+    pgark: &Pgark,
+    lacking: Option<&'static str>,
+    fault: Option<(Point, Fault)>,
+    arguments: &[S],
+) -> Outcome {
     let arguments: Vec<&OsStr> = arguments.iter().map(AsRef::as_ref).collect();
     let name = |errno| match errno {
         Errno::Enospc => "ENOSPC",
         Errno::Eio => "EIO",
     };
-    let (what, plus) = match fault {
-        Fault::Kill => ("signal=SIGKILL".to_owned(), ""),
-        Fault::Fail(errno) => (format!("error={}", name(errno)), ""),
-        Fault::FailFromHere(errno) => (format!("error={}", name(errno)), "+"),
-    };
-    let options = vec![
-        "-o".to_owned(),
-        "/dev/null".to_owned(),
-        "-e".to_owned(),
-        format!("trace={}", point.syscall),
-        "-e".to_owned(),
-        format!("inject={}:{what}:when={}{plus}", point.syscall, point.when),
-    ];
-    run_outcome(&format!("{point:?} {fault:?}"), wrapped(pgark, &options, &arguments))
+    let at = fault.map(|(point, fault)| {
+        let (what, plus) = match fault {
+            Fault::Kill => ("signal=SIGKILL".to_owned(), ""),
+            Fault::Fail(errno) => (format!("error={}", name(errno)), ""),
+            Fault::FailFromHere(errno) => (format!("error={}", name(errno)), "+"),
+        };
+        (point.syscall, format!("inject={}:{what}:when={}{plus}", point.syscall, point.when))
+    });
+    let never = lacking.map(|syscall| (syscall, format!("inject={syscall}:error=EINVAL")));
+    let both: Vec<(&str, String)> = never.into_iter().chain(at).collect();
+    let traced: Vec<&str> = both.iter().map(|(syscall, _)| *syscall).collect();
+    let mut options =
+        vec!["-o".to_owned(), "/dev/null".to_owned(), "-e".to_owned(), format!("trace={}", traced.join(","))];
+    options.extend(both.iter().flat_map(|(_, inject)| ["-e".to_owned(), inject.clone()]));
+    run_outcome(&format!("without {lacking:?}, {fault:?}"), wrapped(pgark, &options, &arguments))
 }

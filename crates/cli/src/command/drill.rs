@@ -15,8 +15,9 @@ use super::backup_logical::tool_options;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
 use super::readers::{Readers, Taken, tell};
-use super::restore::{TargetText, describe, target_of, timeline};
+use super::restore::describe;
 use super::restore_table::own_program;
+use super::target::TargetArgs;
 use super::validate::{CHECK_WITHIN, configured_checks};
 use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
 use crate::failure::{Exit, Failure, SCHEMA, escape};
@@ -41,27 +42,8 @@ pub struct DrillArgs {
     /// [setting: drill.dir] [default: scratch_dir, or the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Recover to this moment, such as '2026-08-22 10:15:00+02'
-    #[arg(long, value_name = "TIME", group = "target")]
-    target_time: Option<String>,
-    /// Recover to this position, such as 2/F3000028
-    #[arg(long, value_name = "LSN", group = "target")]
-    target_lsn: Option<String>,
-    /// Recover to the end of this transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    target_xid: Option<String>,
-    /// Recover to this restore point
-    #[arg(long, value_name = "NAME", group = "target")]
-    target_name: Option<String>,
-    /// Stop as soon as the backup is consistent, which is what a random one does when nothing else is said
-    #[arg(long, group = "target")]
-    target_immediate: bool,
-    /// latest, current (the backup's own) or a number
-    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
-    target_timeline: String,
-    /// Stop just before the target instead of just after it
-    #[arg(long)]
-    target_exclusive: bool,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Compare a database with this file, which 'pgark truth' wrote at the target; repeatable
     #[arg(long, value_name = "FILE")]
     truth: Vec<PathBuf>,
@@ -134,15 +116,7 @@ fn common(args: &DrillArgs, configured: Option<&Drill>, context: &Context) -> Re
 
 impl DrillArgs {
     fn target(&self) -> Result<Option<Target>, Failure> {
-        let text = TargetText {
-            time: self.target_time.as_deref(),
-            lsn: self.target_lsn.as_deref(),
-            xid: self.target_xid.as_deref(),
-            name: self.target_name.as_deref(),
-            immediate: self.target_immediate,
-            exclusive: self.target_exclusive,
-        };
-        Ok(Some(target_of(&text)?).filter(|target| *target != Target::Latest))
+        Ok(Some(self.target.target()?).filter(|target| *target != Target::Latest))
     }
 }
 
@@ -159,7 +133,7 @@ fn run_physical(
         backup: None,
         to: common.base.clone(),
         target: Target::Latest,
-        timeline: timeline(&args.target_timeline)?,
+        timeline: args.target.timeline()?,
         action: TargetAction::Promote,
         tablespace_map: vec![],
         archive_mode: ArchiveMode::Off,
@@ -196,7 +170,7 @@ fn run_logical(
     context: &Context,
     global: &GlobalArgs,
 ) -> Result<Outcome, Failure> {
-    if args.target()?.is_some() || args.target_exclusive || !args.truth.is_empty() {
+    if args.target()?.is_some() || args.target.target_exclusive || !args.truth.is_empty() {
         return Err(Failure::usage(
             "E-KIND",
             "a dump is of one moment, and holds its truth: targets and --truth are for physical backups",

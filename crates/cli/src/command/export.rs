@@ -20,7 +20,7 @@ use crate::output::{self, human_bytes};
 
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// A backup's id; 'latest' or nothing for the newest one
+    /// A backup's id; 'latest' or nothing for the newest physical one, or the newest where none is
     id: Option<String>,
     /// The file to write: F.tar, F.tar.gz or F.tar.zst; '-' for standard output
     #[arg(long, value_name = "FILE")]
@@ -80,7 +80,10 @@ pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     context.stop_on_signals()?;
     let backup = match args.id.as_deref() {
-        None | Some("latest") => None,
+        None | Some("latest") => {
+            let repo = context.open_first_with_books()?;
+            export::newest_other(&repo, &context.cluster()?).map_err(engine_failure)?
+        }
         Some(id) => Some(parse_id(id)?),
     };
     if let Some(id) = backup.clone().filter(|id| id.kind() != BackupKind::Physical) {

@@ -7,7 +7,7 @@ use pgark_engine::keep::{Change, Mark, mark};
 use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
-use super::restore::parse_moment;
+use super::target::parse_moment;
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, timestamp};

@@ -43,6 +43,7 @@ mod restore_system;
 mod restore_table;
 mod runbook;
 mod space;
+mod target;
 mod truth;
 mod unexpire;
 mod validate;

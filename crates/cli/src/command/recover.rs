@@ -25,7 +25,7 @@ use super::backup_logical::{LOCK_WAIT, scratch, tool_options, truth};
 use super::context::{CONNECT_TIMEOUT, Context, confirm, engine_failure};
 use super::delete::parse_id;
 use super::recover_text::{PlanDocument, plan_text, text};
-use super::restore::parse_moment;
+use super::target::parse_moment;
 use super::validate::{CHECK_WITHIN, ask_as, configured_checks};
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};

@@ -5,15 +5,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use jiff::Timestamp;
 use pgark_engine::restore::start::start;
 use pgark_engine::restore::timed::{Timed, Took};
 use pgark_engine::restore::{
-    ArchiveMode, Bound, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, TimelineChoice,
-    run as restoring,
+    ArchiveMode, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, run as restoring,
 };
 use pgark_engine::sources::Sources;
-use pgark_pg::value::TimelineId;
 
 use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
@@ -23,6 +20,7 @@ use super::readers::{Readers, Taken, tell};
 use super::restore_files::{self, FilesRestoreArgs};
 use super::restore_logical::{self, LogicalRestoreArgs};
 use super::restore_system;
+use super::target::{TargetArgs, parse_lsn, parse_name, parse_time, parse_xid};
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs, RateArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, human_duration, timestamp};
@@ -43,32 +41,13 @@ pub struct RestoreArgs {
     /// The directory to restore into: absent or empty, but for --delta
     #[arg(long, value_name = "DIR", required_if_eq("kind", "physical"))]
     pub(super) to: Option<PathBuf>,
-    /// Recover to this moment, such as '2026-08-22 10:15:00+02'
-    #[arg(long, value_name = "TIME", group = "target")]
-    target_time: Option<String>,
-    /// Recover to this position, such as 2/F3000028
-    #[arg(long, value_name = "LSN", group = "target")]
-    target_lsn: Option<String>,
-    /// Recover to the end of this transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    target_xid: Option<String>,
-    /// Recover to this restore point
-    #[arg(long, value_name = "NAME", group = "target")]
-    target_name: Option<String>,
-    /// Stop as soon as the backup is consistent
-    #[arg(long, group = "target")]
-    target_immediate: bool,
+    #[command(flatten)]
+    target: TargetArgs,
     /// As in pgBackRest: default, immediate, time, lsn, xid or name, with --target
     #[arg(long = "type", value_name = "TYPE", conflicts_with = "target", hide = true)]
     target_type: Option<TypeArg>,
     #[arg(long = "target", value_name = "VALUE", requires = "target_type", hide = true, id = "target_value")]
     target_value: Option<String>,
-    /// latest, current (the backup's own) or a number
-    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
-    target_timeline: String,
-    /// Stop just before the target instead of just after it
-    #[arg(long)]
-    target_exclusive: bool,
     /// What to do at the target
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     target_action: ActionArg,
@@ -139,12 +118,7 @@ impl RestoreArgs {
     }
 
     pub(super) fn has_target(&self) -> bool {
-        self.target_time.is_some()
-            || self.target_lsn.is_some()
-            || self.target_xid.is_some()
-            || self.target_name.is_some()
-            || self.target_immediate
-            || self.target_type.is_some()
+        self.target.is_given() || self.target_type.is_some()
     }
 }
 
@@ -340,7 +314,7 @@ fn options(args: &RestoreArgs, context: &Context) -> Result<RestoreOptions, Fail
         backup,
         to: clean(&to),
         target: target(args)?,
-        timeline: timeline(&args.target_timeline)?,
+        timeline: args.target.timeline()?,
         action: match args.target_action {
             ActionArg::Pause => TargetAction::Pause,
             ActionArg::Promote => TargetAction::Promote,
@@ -366,110 +340,17 @@ fn clean(path: &std::path::Path) -> PathBuf {
 }
 
 fn target(args: &RestoreArgs) -> Result<Target, Failure> {
-    let bound = if args.target_exclusive { Bound::Exclusive } else { Bound::Inclusive };
-    if let Some(kind) = args.target_type {
-        let value =
-            || args.target_value.as_deref().ok_or_else(|| Failure::usage("E-TARGET", "this --type needs --target"));
-        return match kind {
-            TypeArg::Default => Ok(Target::Latest),
-            TypeArg::Immediate => Ok(Target::Immediate),
-            TypeArg::Time => parse_time(value()?, bound),
-            TypeArg::Lsn => parse_lsn(value()?, bound),
-            TypeArg::Xid => parse_xid(value()?, bound),
-            TypeArg::Name => parse_name(value()?),
-        };
+    let Some(kind) = args.target_type else { return args.target.target() };
+    let bound = args.target.bound();
+    let value = || args.target_value.as_deref().ok_or_else(|| Failure::usage("E-TARGET", "this --type needs --target"));
+    match kind {
+        TypeArg::Default => Ok(Target::Latest),
+        TypeArg::Immediate => Ok(Target::Immediate),
+        TypeArg::Time => parse_time(value()?, bound),
+        TypeArg::Lsn => parse_lsn(value()?, bound),
+        TypeArg::Xid => parse_xid(value()?, bound),
+        TypeArg::Name => parse_name(value()?),
     }
-    target_of(&TargetText {
-        time: args.target_time.as_deref(),
-        lsn: args.target_lsn.as_deref(),
-        xid: args.target_xid.as_deref(),
-        name: args.target_name.as_deref(),
-        immediate: args.target_immediate,
-        exclusive: args.target_exclusive,
-    })
-}
-
-/// The flags that say where recovery is to end; one of them at most is set.
-pub struct TargetText<'a> {
-    pub time: Option<&'a str>,
-    pub lsn: Option<&'a str>,
-    pub xid: Option<&'a str>,
-    pub name: Option<&'a str>,
-    pub immediate: bool,
-    pub exclusive: bool,
-}
-
-pub fn target_of(text: &TargetText) -> Result<Target, Failure> {
-    let bound = if text.exclusive { Bound::Exclusive } else { Bound::Inclusive };
-    match (text.time, text.lsn, text.xid, text.name) {
-        (Some(t), ..) => parse_time(t, bound),
-        (_, Some(l), ..) => parse_lsn(l, bound),
-        (_, _, Some(x), _) => parse_xid(x, bound),
-        (_, _, _, Some(n)) => parse_name(n),
-        _ if text.immediate => Ok(Target::Immediate),
-        _ => Ok(Target::Latest),
-    }
-}
-
-fn parse_time(text: &str, bound: Bound) -> Result<Target, Failure> {
-    Ok(Target::Time { at: parse_moment(text)?, bound })
-}
-
-/// A time with its zone; without a zone it is the local one, on a terminal only.
-pub fn parse_moment(text: &str) -> Result<Timestamp, Failure> {
-    let trimmed = text.trim();
-    let with_zone = trimmed.strip_suffix("UTC").map_or_else(|| trimmed.to_owned(), |t| format!("{}Z", t.trim_end()));
-    if let Ok(at) = with_zone.parse::<Timestamp>() {
-        return Ok(at);
-    }
-    let civil: jiff::civil::DateTime = trimmed.parse().map_err(|_| {
-        Failure::usage("E-TARGET-TIME", format!("'{text}' is not a time"))
-            .hint("such as '2026-08-22 10:15:00+02' or 2026-08-22T08:15:00Z")
-    })?;
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("E-TARGET-ZONE", format!("'{text}' has no time zone"))
-            .hint("add an offset, such as '+00' for UTC; the local zone is taken on a terminal only"));
-    }
-    let zoned =
-        civil.to_zoned(jiff::tz::TimeZone::system()).map_err(|e| Failure::usage("E-TARGET-TIME", e.to_string()))?;
-    Ok(zoned.timestamp())
-}
-
-fn parse_lsn(text: &str, bound: Bound) -> Result<Target, Failure> {
-    let lsn = text.trim().parse().map_err(|_| {
-        Failure::usage("E-TARGET-LSN", format!("'{text}' is not a wal position"))
-            .hint("such as 2/F3000028, as pg_current_wal_lsn() prints it")
-    })?;
-    Ok(Target::Lsn { lsn, bound })
-}
-
-fn parse_xid(text: &str, bound: Bound) -> Result<Target, Failure> {
-    let full: u64 = text.trim().parse().map_err(|_| {
-        Failure::usage("E-TARGET-XID", format!("'{text}' is not a transaction id"))
-            .hint("a number, as pg_current_xact_id() prints it")
-    })?;
-    // WAL holds the lower half; the upper half counts how often it wrapped.
-    Ok(Target::Xid { xid: u32::try_from(full & u64::from(u32::MAX)).unwrap_or(0), bound })
-}
-
-fn parse_name(text: &str) -> Result<Target, Failure> {
-    if text.is_empty() || text.len() > 63 {
-        return Err(Failure::usage("E-TARGET-NAME", "a restore point's name has 1 to 63 bytes"));
-    }
-    Ok(Target::Name(text.to_owned()))
-}
-
-pub fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
-    match text {
-        "latest" => Ok(TimelineChoice::Latest),
-        "current" => Ok(TimelineChoice::Current),
-        n => timeline_number(n).map(TimelineChoice::Number).map_err(|f| f.hint("latest, current, or a number")),
-    }
-}
-
-pub fn timeline_number(text: &str) -> Result<TimelineId, Failure> {
-    let number = text.parse().ok().and_then(TimelineId::new);
-    number.ok_or_else(|| Failure::usage("E-TIMELINE", format!("'{text}' is not a timeline")).hint("a number from 1 on"))
 }
 
 /// A path may contain '=' itself, written as it is or, as for pg_basebackup, as '\\='.

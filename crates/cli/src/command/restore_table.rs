@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 use pgark_engine::cluster::TableName;
 use pgark_engine::logical::restore as logical;
-use pgark_engine::restore::{ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction};
+use pgark_engine::restore::{ArchiveMode, RestoreOptions, RestorePlan, TargetAction};
 use pgark_engine::scratch;
 use pgark_engine::table::from_dump::{self, DumpTableOptions, DumpTablePlan};
-use pgark_engine::table::{self, TableOptions, TablePlan, TableReport};
+use pgark_engine::table::{self, TableOptions, TablePlan, TableReport, Wanted};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -19,8 +19,9 @@ use super::backup_logical::{scratch as scratch_of, tool_options};
 use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
 use super::delete::parse_id;
 use super::readers::{Readers, Taken, tell};
-use super::restore::{TargetText, describe, target_of, timeline};
+use super::restore::describe;
 use super::restore_logical;
+use super::target::TargetArgs;
 use super::truth::ServerArgs;
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA, escape};
@@ -46,27 +47,8 @@ pub struct RestoreTableArgs {
     /// The backup to begin with; by default the newest one that reaches the target, or that holds the database
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
-    /// As it was at this moment, such as '2026-08-22 10:15:00+02'
-    #[arg(long, value_name = "TIME", group = "target")]
-    target_time: Option<String>,
-    /// As it was at this position, such as 2/F3000028
-    #[arg(long, value_name = "LSN", group = "target")]
-    target_lsn: Option<String>,
-    /// As it was at the end of this transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    target_xid: Option<String>,
-    /// As it was at this restore point
-    #[arg(long, value_name = "NAME", group = "target")]
-    target_name: Option<String>,
-    /// As it was at the end of the backup
-    #[arg(long, group = "target")]
-    target_immediate: bool,
-    /// latest, current (the backup's own) or a number
-    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
-    target_timeline: String,
-    /// Just before the target instead of just after it
-    #[arg(long)]
-    target_exclusive: bool,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Where a cluster is made for a while, which needs as much room as the whole original
     /// [setting: scratch_dir] [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
@@ -127,13 +109,7 @@ pub fn run(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Fail
 }
 
 fn run_logical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    let has_target = args.target_time.is_some()
-        || args.target_lsn.is_some()
-        || args.target_xid.is_some()
-        || args.target_name.is_some()
-        || args.target_immediate
-        || args.target_exclusive;
-    if has_target {
+    if args.target.is_given() || args.target.target_exclusive {
         return Err(Failure::usage("E-KIND", "a dump is of one moment, and a target is for physical backups")
             .hint("choose the dump with --backup ID, or leave --kind logical out"));
     }
@@ -185,6 +161,15 @@ fn run_logical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, 
     Ok(if degraded || unsure || !notices.is_empty() { Exit::Warnings } else { Exit::Done })
 }
 
+fn wanted(args: &RestoreTableArgs) -> Wanted {
+    Wanted {
+        table: args.table.clone(),
+        schema: args.schema.clone(),
+        database: args.database.clone(),
+        rename_to: args.rename_to.clone(),
+    }
+}
+
 fn dump_options(args: &RestoreTableArgs, context: &Context) -> Result<DumpTableOptions, Failure> {
     let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
     let connect = args.server.apply(context.connect_options()?);
@@ -208,10 +193,7 @@ fn dump_options(args: &RestoreTableArgs, context: &Context) -> Result<DumpTableO
         }),
     };
     Ok(DumpTableOptions {
-        table: args.table.clone(),
-        schema: args.schema.clone(),
-        database: args.database.clone(),
-        rename_to: args.rename_to.clone(),
+        wanted: wanted(args),
         restore,
         scratch_base: scratch_base(args, context)?,
         program: own_program()?,
@@ -278,26 +260,14 @@ fn options(args: &RestoreTableArgs, context: &Context) -> Result<TableOptions, F
     let program = own_program()?;
     let base = scratch_base(args, context)?;
     let logical = context.cluster_settings()?.logical.clone().unwrap_or_default();
-    let text = TargetText {
-        time: args.target_time.as_deref(),
-        lsn: args.target_lsn.as_deref(),
-        xid: args.target_xid.as_deref(),
-        name: args.target_name.as_deref(),
-        immediate: args.target_immediate,
-        exclusive: args.target_exclusive,
-    };
-    let target: Target = target_of(&text)?;
     Ok(TableOptions {
-        table: args.table.clone(),
-        schema: args.schema.clone(),
-        database: args.database.clone(),
-        rename_to: args.rename_to.clone(),
+        wanted: wanted(args),
         restore: RestoreOptions {
             cluster: context.cluster()?,
             backup: args.backup.as_deref().map(parse_id).transpose()?,
             to: base.clone(),
-            target,
-            timeline: timeline(&args.target_timeline)?,
+            target: args.target.target()?,
+            timeline: args.target.timeline()?,
             action: TargetAction::Promote,
             tablespace_map: vec![],
             archive_mode: ArchiveMode::Off,

@@ -9,7 +9,7 @@ use super::Outcome;
 use super::context::{Context, engine_failure};
 use super::delete::parse_id;
 use super::keep::whole_seconds;
-use super::restore::parse_moment;
+use super::target::parse_moment;
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, timestamp};

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use super::context::{Context, engine_failure};
-use super::restore::{parse_moment, timeline_number};
+use super::target::{parse_moment, timeline_number};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, Align, Table, timestamp};

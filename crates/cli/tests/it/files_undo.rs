@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgark_testkit::{Fault, Outcome, Point, skip, strace_works, traced};
+use pgark_testkit::{Fault, Outcome, Point, skip, strace_works, traced_without};
 
 use crate::files::{Facts, facts};
 use crate::site::{Site, strings};
@@ -86,13 +86,21 @@ fn an_exchange_that_is_killed_anywhere_is_put_back_by_a_command() {
     let mut spoiled = all(&up, &one);
 
     let words = ["restore", &id, "--kind", "files", "--in-place", "--yes", "--no-safety-backup", "--json"];
-    let undo =
-        |dir: &Path| pgark.run(["restore", "--kind", "files", "--yes", "--json", "--undo", &dir.display().to_string()]);
+    let undo_where = |lacking: Option<&'static str>, dir: &Path| {
+        let dir = dir.display().to_string();
+        let words = ["restore", "--kind", "files", "--yes", "--json", "--undo", &dir];
+        if lacking.is_some() { traced_without(pgark, lacking, None, &words) } else { pgark.run(words) }
+    };
+    let undo = |dir: &Path| undo_where(None, dir);
     let mut seen = BTreeMap::<String, u32>::new();
-    // Exchanges are renames with flags; plain ones are those of the journal and what is cleared away.
-    for (syscall, most) in [("renameat2", 40), ("renameat", 12)] {
+    let mut busy = false;
+    // Exchanges are renames with flags; plain ones are those of the journal and what is cleared away. Where a file system knows no
+    // flags, an exchange is three plain ones.
+    for (lacking, syscall, most) in
+        [(None, "renameat2", 40), (None, "renameat", 12), (Some("renameat2"), "renameat", 60)]
+    {
         for when in 1..=most {
-            let outcome = traced(pgark, Point { syscall, when }, Fault::Kill, &words);
+            let outcome = traced_without(pgark, lacking, Some((Point { syscall, when }, Fault::Kill)), &words);
             if outcome.succeeded() {
                 // Past the last of them.
                 clear(&remains(&up, &one));
@@ -101,7 +109,7 @@ fn an_exchange_that_is_killed_anywhere_is_put_back_by_a_command() {
                 break;
             }
             let left = remains(&up, &one);
-            let what = format!("{syscall} {when}: {left:?}");
+            let what = format!("{syscall} {when}, without {lacking:?}: {left:?}");
             // Any of the places will do; what was put aside is no staging.
             let is_staging = |p: &&PathBuf| p.to_string_lossy().contains(".pgark-restore-");
             let stagings: Vec<&PathBuf> = left.iter().filter(is_staging).collect();
@@ -114,10 +122,24 @@ fn an_exchange_that_is_killed_anywhere_is_put_back_by_a_command() {
                 }
                 continue;
             };
+            if !busy {
+                // As one that is at work holds it: nobody else begins, or puts anything back.
+                let held = fs::File::open(staging).expect("open");
+                held.lock().expect("lock");
+                let during = all(&up, &one);
+                failed(pgark.run(words), 4, "E-FILES-BUSY");
+                failed(undo(staging), 4, "E-FILES-BUSY");
+                assert!(during == all(&up, &one), "{what}");
+                busy = true;
+            }
             failed(pgark.run(words), 4, "E-FILES-REMAINS");
-            let document = undo(staging).expect_code(0).json();
+            // It may be put back by other means than it was done by.
+            let document = undo_where(lacking.filter(|_| when % 2 == 0), staging).expect_code(0).json();
             let state = document["undone"].as_str().expect("a word").to_owned();
             *seen.entry(state.clone()).or_default() += 1;
+            if lacking.is_some() {
+                *seen.entry(format!("{state}, in three steps")).or_default() += 1;
+            }
             if state == "was_placed" {
                 let kept: Vec<PathBuf> = strings(&document["kept"]).iter().map(PathBuf::from).collect();
                 assert!(!kept.is_empty() && kept.iter().all(|p| p.is_dir()), "{what}");
@@ -146,7 +168,10 @@ fn an_exchange_that_is_killed_anywhere_is_put_back_by_a_command() {
             spoiled = found;
         }
     }
-    assert!(seen.get("put_back").is_some_and(|n| *n > 3), "{seen:?}");
+    for by in ["put_back", "put_back, in three steps"] {
+        assert!(seen.get(by).is_some_and(|n| *n > 3), "{seen:?}");
+    }
+    assert!(busy);
     assert!(seen.contains_key("not_begun") && seen.contains_key("was_placed"), "{seen:?}");
     // And then it can be restored as ever.
     pgark.run(words).expect_code(0);

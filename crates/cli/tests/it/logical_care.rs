@@ -341,4 +341,12 @@ fn only_a_dump_of_the_same_things_stands_in_for_another() {
     let all = expire();
     assert!(!all.contains(&whole) && all.contains(&again) && all.contains(&part) && all.contains(&other), "{all:?}");
     site.pgark.run(["verify"]).expect_code(0);
+    // A dump of a single table has not even its schema.
+    site.cluster.psql_db("app", "create schema \"it's odd\"; create table \"it's odd\".t as select 3 i");
+    let one = dump(&["--database", "app", "--table", "\"it's odd\".t"]);
+    let words = ["restore", &one, "--kind", "logical", "--database", "app", "--to-database", "one", "--json"];
+    let document = site.pgark.run(words).expect_code(3).json();
+    assert!(document["warnings"].to_string().contains("; it was made, without its owner and rights"), "{document}");
+    assert_eq!(document["validation"]["outcome"], "ok", "{document}");
+    assert_eq!(site.cluster.psql_db("one", "select i from \"it's odd\".t"), "3");
 }

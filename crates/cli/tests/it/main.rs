@@ -37,6 +37,7 @@ mod nested;
 mod never_short;
 mod object_store;
 mod parity;
+mod pharmacy;
 mod pitr;
 mod power;
 mod rebuild;

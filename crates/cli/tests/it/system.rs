@@ -174,6 +174,8 @@ fn export(site: &Site, pgark: &Pgark, up: &Path, id: &str, table: &str, rows: &s
     let dir = site.scratch.dir("export");
     let file = dir.join("x.tar.gz");
     let file = file.to_str().expect("UTF-8");
+    let newest = pgark.json(["export", "--to", file, "--dry-run"]);
+    assert!(newest["kind"] == "system" && newest["backup"].as_str() > Some(id), "{newest}");
     let document = pgark.json(["export", id, "--to", file]);
     let name = document["directory"].as_str().expect("a name").to_owned();
     assert!(

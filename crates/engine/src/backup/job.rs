@@ -1,10 +1,74 @@
-//! A backup as a job: its id, and what becomes of it when it fails.
+//! A backup as a job: its id, how it begins, and what becomes of it.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
-use pgark_repo::catalog::{BackupType, CatalogStore, Claim};
+use pgark_repo::Repository;
+use pgark_repo::catalog::{BackupEntry, BackupType, CatalogStore, Claim, JobKind, Needs, Reading};
 use pgark_repo::names::BackupId;
 
+use super::claim::KeptClaim;
+use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+
+/// Temporary files of dead processes go when they are older; live ones are recognised besides.
+pub(crate) const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// A backup under way: what it is listed by, and what keeps others away meanwhile.
+pub(crate) struct BackupJob<'a> {
+    catalog: &'a CatalogStore,
+    repo: &'a Repository,
+    ctx: &'a Ctx,
+    pub claim: Claim,
+    pub kept: KeptClaim,
+}
+
+impl<'a> BackupJob<'a> {
+    /// The claim for a new backup; what dead ones left goes.
+    pub fn begin(
+        catalog: &'a CatalogStore,
+        repo: &'a Repository,
+        ctx: &'a Ctx,
+        id: &BackupId,
+        base: Option<BackupId>,
+        started: Timestamp,
+    ) -> Result<Self> {
+        let claim = catalog.claim_with(JobKind::Backup, id, Needs { base, wal: None }, started)?;
+        remove_remains(catalog)?;
+        repo.store().sweep_abandoned(ABANDONED_AFTER)?;
+        let kept = KeptClaim::new(claim.clone(), ctx);
+        Ok(BackupJob { catalog, repo, ctx, claim, kept })
+    }
+
+    /// Lists the backup, with warnings that take nothing from it; or gives it up.
+    pub fn conclude<R>(
+        self,
+        outcome: Result<(R, Reading)>,
+        entry: impl FnOnce(&R) -> &BackupEntry,
+    ) -> Result<(R, Vec<String>)> {
+        let BackupJob { catalog, repo, ctx, claim, kept } = self;
+        drop(kept);
+        let (report, reading) = match outcome {
+            Ok(done) => done,
+            Err(e) => {
+                give_up(catalog, claim, &e);
+                return Err(e);
+            }
+        };
+        let mut warnings = vec![];
+        if let Some(doubt) = claim.commit_backup_at(entry(&report), &reading)? {
+            warnings.push(format!(
+                "{}. Until the clocks agree, backups count as no younger than is certain, and nothing expires",
+                crate::clock::describe(&doubt)
+            ));
+        }
+        // The backup is there; what cannot be removed now waits for the next one.
+        if let Err(e) = crate::expire::remove_due(repo, catalog.cluster(), ctx) {
+            warnings.push(format!("what has expired could not be removed: {e}"));
+        }
+        Ok((report, warnings))
+    }
+}
 
 /// The id for a backup of this moment; later than every one that was given out, so that ids order backups even when
 /// several are made within a second or the clock is set back.

@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use pgark_pg::value::{Lsn, TimelineId};
 use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupType, CatalogStore, Claim, JobKind, Needs, PhysicalBackup, Reading, WalNeed};
+use pgark_repo::catalog::{BackupType, CatalogStore, Claim, PhysicalBackup, Reading, WalNeed};
 use pgark_repo::codec::Compression;
 use pgark_repo::manifest::{Item, ManifestWriter};
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -50,7 +50,8 @@ use changed::Stretch;
 use claim::KeptClaim;
 use copy::CopyShared;
 use finish::write_record;
-use job::{give_up, letter, new_id, remove_remains};
+pub(crate) use job::ABANDONED_AFTER;
+use job::{BackupJob, letter, new_id};
 use recheck::Rechecked;
 use remains::Remains;
 use room::{Need, Ratio, RoomOptions};
@@ -59,8 +60,6 @@ use source::SourceCluster;
 
 /// How long PostgreSQL's checkpoint at the start may take.
 const START_DEADLINE: Duration = Duration::from_secs(3600);
-/// Temporary files of dead processes go when they are older; live ones are recognised besides.
-pub(crate) const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 const STOP_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
@@ -199,37 +198,17 @@ pub fn run(options: &BackupOptions, repo: &Repository, ctx: &Ctx) -> Result<Back
     let mut estimate = Estimate::make(options, repo, &source, &ground, total, ctx)?;
     warnings.extend(estimate.check_before(options, repo, ctx)?);
     let id = new_id(&catalog, started, letter(ground.backup_type()))?;
-    let needs = Needs { base: ground.parent().map(|p| p.record.id.clone()), wal: None };
-    let claim = catalog.claim_with(JobKind::Backup, &id, needs, started)?;
-    remove_remains(&catalog)?;
-    repo.store().sweep_abandoned(ABANDONED_AFTER)?;
-    let kept = KeptClaim::new(claim.clone(), ctx);
-    let outcome = under_claim(options, repo, ctx, source, &ground, &estimate, &claim, &kept, started);
-    drop(kept);
-    match outcome {
-        Ok((mut report, reading)) => {
-            if let Some(doubt) = claim.commit_backup_at(&report.entry, &reading)? {
-                report.warnings.push(format!(
-                    "{}. Until the clocks agree, backups count as no younger than is certain, and nothing expires",
-                    crate::clock::describe(&doubt)
-                ));
-            }
-            // The backup is there; what cannot be removed now waits for the next one.
-            if let Err(e) = crate::expire::remove_due(repo, &options.cluster, ctx) {
-                report.warnings.push(format!("what has expired could not be removed: {e}"));
-            }
-            if let Ground::Full(reason) = ground {
-                report.full_because = reason;
-            }
-            report.warnings.extend(warnings);
-            report.warnings.dedup();
-            Ok(report)
-        }
-        Err(e) => {
-            give_up(&catalog, claim, &e);
-            Err(e)
-        }
+    let base = ground.parent().map(|p| p.record.id.clone());
+    let begun = BackupJob::begin(&catalog, repo, ctx, &id, base, started)?;
+    let outcome = under_claim(options, repo, ctx, source, &ground, &estimate, &begun.claim, &begun.kept, started);
+    let (mut report, more) = begun.conclude(outcome, |report| &report.entry)?;
+    report.warnings.extend(more);
+    if let Ground::Full(reason) = ground {
+        report.full_because = reason;
     }
+    report.warnings.extend(warnings);
+    report.warnings.dedup();
+    Ok(report)
 }
 
 /// Everything between the claim and the commit.

@@ -6,7 +6,7 @@
 //! and is left out, but for its tables. Names are bytes.
 
 use pgark_pg::Major;
-use pgark_pg::printed::normal_form;
+use pgark_pg::printed::{Elements, normal_form};
 
 use super::objects_sql;
 use super::row::Row;
@@ -20,6 +20,9 @@ const DIGEST_CHARS: usize = 32;
 pub(super) const PRINTED: &str = "printed_";
 /// Before the name of a fact: a digest of the normal form of that text.
 pub const NORMAL: &str = "normal_";
+
+/// A column that says "yes" where no array constructor of the object has arrays for elements.
+pub(super) const SCALARS: &str = "arrays_of_scalars";
 
 /// In the order in which they are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -99,16 +102,19 @@ pub fn each_object<E: From<ClusterError>>(
 
 fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
     let mut object = ObjectFacts { kind, name: vec![], key: None, facts: vec![] };
+    let of_scalars = row.columns().iter().zip(row.values()).any(|(column, value)| column == SCALARS && value.is_some());
+    let elements = if of_scalars { Elements::Scalars } else { Elements::Unknown };
     for (column, value) in row.columns().iter().zip(row.values()) {
         let value = value.clone().unwrap_or_default();
         match column.as_str() {
             "id1" | "id2" | "id3" => object.name.push(value),
+            SCALARS => {}
             "key" => object.key = Some(row.parse("key")?),
             // What does not apply is NULL; that a fact is missing says the same.
             _ if value.is_empty() => {}
             fact if fact.starts_with(PRINTED) => {
                 let name = fact.trim_start_matches(PRINTED);
-                object.facts.push((format!("{NORMAL}{name}"), normal_digest(&value)?));
+                object.facts.push((format!("{NORMAL}{name}"), normal_digest(&value, elements)?));
             }
             fact => object.facts.push((fact.to_owned(), value)),
         }
@@ -120,11 +126,11 @@ fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
     Ok(object)
 }
 
-fn normal_digest(hexadecimal: &[u8]) -> Result<Vec<u8>, ClusterError> {
+fn normal_digest(hexadecimal: &[u8], elements: Elements) -> Result<Vec<u8>, ClusterError> {
     let text = std::str::from_utf8(hexadecimal).ok().and_then(pgark_repo::crypto::unhex);
     let text =
         text.ok_or_else(|| ClusterError::Unexpected { message: "a definition is not hexadecimal".to_owned() })?;
-    let mut digest = blake3::hash(&normal_form(&text)).to_hex().to_string();
+    let mut digest = blake3::hash(&normal_form(&text, elements)).to_hex().to_string();
     digest.truncate(DIGEST_CHARS);
     Ok(digest.into_bytes())
 }

@@ -3,7 +3,7 @@
 
 use pgark_pg::Major;
 
-use super::objects::{ObjectKind, PRINTED};
+use super::objects::{ObjectKind, PRINTED, SCALARS};
 
 /// Schemas of users; no user's schema can be called `pg_…`.
 const USER_SCHEMA: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
@@ -45,6 +45,17 @@ fn printed(fact: &str, text: &str, when: &str) -> String {
     format!(
         "CASE WHEN {when} THEN {} END AS {fact}, CASE WHEN {when} THEN {whole} END AS {PRINTED}{fact}",
         digest(text)
+    )
+}
+
+/// Whether PostgreSQL knows of each array constructor in these parsed expressions that its elements are no arrays: `multidims` of
+/// `ArrayExpr`, which is true as soon as one of them is (`transformArrayExpr` in `parse_expr.c`). In what `outfuncs.c` writes, blanks in
+/// names are escaped and constants are numbers, so nothing else looks like it.
+fn of_scalars(trees: &[&str]) -> String {
+    let all: Vec<String> = trees.iter().map(|tree| format!("({tree})::text")).collect();
+    format!(
+        "CASE WHEN position(':multidims true' IN concat_ws(' ', {})) = 0 THEN 'yes' END AS {SCALARS}",
+        all.join(", ")
     )
 }
 
@@ -119,7 +130,7 @@ fn types() -> String {
         "SELECT n.nspname::text AS id1, t.typname::text AS id2, ''::text AS id3, {owner}, {acl} AS acl, t.typtype::text AS typtype, \
          CASE t.typtype WHEN 'e' THEN (SELECT {labels} FROM pg_enum AS e WHERE e.enumtypid = t.oid) \
                         WHEN 'c' THEN {columns} WHEN 'r' THEN {range} END AS shape, \
-         {domain} \
+         {domain}, {scalars} \
          FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace \
          WHERE {USER_SCHEMA} AND {mine} AND (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND EXISTS \
                (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c'))",
@@ -128,14 +139,21 @@ fn types() -> String {
         labels = digest("string_agg(quote_literal(e.enumlabel::text), ',' ORDER BY e.enumsortorder)"),
         columns = digest(&format!("coalesce({columns}, '')")),
         domain = printed("definition", domain, "t.typtype = 'd'"),
+        scalars = of_scalars(&[
+            "t.typdefaultbin",
+            "SELECT string_agg(k.conbin::text, ' ') FROM pg_constraint AS k WHERE k.contypid = t.oid"
+        ]),
         mine = not_of_extension("pg_type", "t.oid"),
     )
 }
 
 fn functions(major: Major) -> String {
-    let body = match major {
-        Major::V13 => "NULL::text AS definition".to_owned(),
-        _ => printed("definition", "pg_get_function_sqlbody(p.oid)", "true"),
+    let (body, scalars) = match major {
+        Major::V13 => ("NULL::text AS definition".to_owned(), of_scalars(&["p.proargdefaults"])),
+        _ => (
+            printed("definition", "pg_get_function_sqlbody(p.oid)", "true"),
+            of_scalars(&["p.proargdefaults", "p.prosqlbody"]),
+        ),
     };
     let source = |arguments: &str| {
         format!(
@@ -149,7 +167,7 @@ fn functions(major: Major) -> String {
     let rest = format!("concat_ws(' ', {}, {arguments})", digest(&source("''")));
     format!(
         "SELECT n.nspname::text AS id1, p.proname::text AS id2, pg_get_function_identity_arguments(p.oid) AS id3, {}, {} AS acl, \
-         {} AS source, encode(convert_to({rest}, getdatabaseencoding()), 'hex') AS {PRINTED}source, {body} \
+         {} AS source, encode(convert_to({rest}, getdatabaseencoding()), 'hex') AS {PRINTED}source, {body}, {scalars} \
          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
          WHERE {USER_SCHEMA} AND {} AND NOT EXISTS (SELECT FROM pg_depend AS i WHERE i.classid = 'pg_proc'::regclass \
                AND i.objid = p.oid AND i.deptype = 'i')",
@@ -179,7 +197,7 @@ fn relations() -> String {
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, ''::text AS id3, c.oid::bigint AS key, c.relkind::text AS relkind, \
          c.relpersistence::text AS persistence, {owner}, \
          CASE WHEN c.relkind = 'S' THEN {acl_s} ELSE {acl_r} END AS acl, {column_acl} AS column_acl, \
-         CASE WHEN c.relkind <> 'S' THEN {columns} END AS columns, {defaults}, {view}, \
+         CASE WHEN c.relkind <> 'S' THEN {columns} END AS columns, {defaults}, {view}, {scalars}, \
          (SELECT string_agg(format('%L.%L', m.nspname, h.relname), ' ' ORDER BY i.inhseqno) FROM pg_inherits AS i \
           JOIN pg_class AS h ON h.oid = i.inhparent JOIN pg_namespace AS m ON m.oid = h.relnamespace WHERE i.inhrelid = c.oid) \
          AS parents, pg_get_expr(c.relpartbound, c.oid) AS bound, \
@@ -200,6 +218,11 @@ fn relations() -> String {
         columns = digest(&format!("coalesce({columns}, '')")),
         defaults = printed("defaults", defaults, "true"),
         view = printed("definition", "pg_get_viewdef(c.oid)", "c.relkind IN ('v', 'm')"),
+        scalars = of_scalars(&[
+            "SELECT string_agg(f.adbin::text, ' ') FROM pg_attrdef AS f WHERE f.adrelid = c.oid",
+            "SELECT r.ev_action FROM pg_rewrite AS r WHERE r.ev_class = c.oid AND r.rulename = '_RETURN'",
+            "SELECT p.partexprs FROM pg_partitioned_table AS p WHERE p.partrelid = c.oid",
+        ]),
     )
 }
 
@@ -212,13 +235,14 @@ fn indexes() -> String {
          format('%L.%L', m.nspname, t.relname) AS on_table, \
          concat_ws(' ', am.amname, CASE WHEN i.indisunique THEN 'unique' END, CASE WHEN i.indisprimary THEN 'primary' END, \
                    CASE WHEN i.indisexclusion THEN 'exclusion' END, {columns}) AS shape, \
-         {definition}, \
+         {definition}, {scalars}, \
          CASE WHEN i.indisvalid AND i.indisready AND i.indislive THEN 'yes' ELSE 'no' END AS valid \
          FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          JOIN pg_class AS t ON t.oid = i.indrelid JOIN pg_namespace AS m ON m.oid = t.relnamespace \
          JOIN pg_am AS am ON am.oid = c.relam \
          WHERE {USER_SCHEMA} AND c.relpersistence <> 't' AND {mine}",
         definition = printed("definition", "pg_get_indexdef(c.oid)", "true"),
+        scalars = of_scalars(&["i.indexprs", "i.indpred"]),
         mine = not_of_extension("pg_class", "t.oid"),
     )
 }
@@ -227,12 +251,16 @@ fn indexes() -> String {
 fn constraints() -> String {
     format!(
         "SELECT n.nspname::text AS id1, coalesce(c.relname, t.typname)::text AS id2, k.conname::text AS id3, k.contype::text AS contype, \
-         {}, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
+         {}, {}, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
          FROM pg_constraint AS k LEFT JOIN pg_class AS c ON c.oid = k.conrelid LEFT JOIN pg_type AS t ON t.oid = k.contypid \
          JOIN pg_namespace AS n ON n.oid = coalesce(c.relnamespace, t.typnamespace) \
          WHERE {USER_SCHEMA} AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND NOT (k.contype = 'f' AND k.conparentid <> 0) \
          AND {} AND {}",
         printed("definition", "pg_get_constraintdef(k.oid)", "true"),
+        of_scalars(&[
+            "k.conbin",
+            "SELECT concat_ws(' ', i.indexprs, i.indpred) FROM pg_index AS i WHERE i.indexrelid = k.conindid",
+        ]),
         not_of_extension("pg_class", "k.conrelid"),
         not_of_extension("pg_type", "k.contypid")
     )
@@ -240,10 +268,11 @@ fn constraints() -> String {
 
 fn triggers() -> String {
     format!(
-        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {} \
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {}, {} \
          FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND NOT t.tgisinternal AND {}",
         printed("definition", "pg_get_triggerdef(t.oid)", "true"),
+        of_scalars(&["t.tgqual"]),
         not_of_extension("pg_class", "c.oid")
     )
 }
@@ -251,9 +280,10 @@ fn triggers() -> String {
 fn rules() -> String {
     format!(
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, r.rulename::text AS id3, r.ev_enabled::text AS enabled, \
-         {} FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
+         {}, {} FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
          JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE {USER_SCHEMA} AND r.rulename <> '_RETURN' AND {}",
         printed("definition", "pg_get_ruledef(r.oid)", "true"),
+        of_scalars(&["r.ev_qual", "r.ev_action"]),
         not_of_extension("pg_class", "c.oid")
     )
 }
@@ -264,10 +294,11 @@ fn policies() -> String {
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, p.polname::text AS id3, \
          concat_ws(' ', p.polcmd, p.polpermissive, (SELECT string_agg(CASE r.oid WHEN 0 THEN 'PUBLIC' \
              ELSE quote_literal(pg_get_userbyid(r.oid)::text) END, ',' ORDER BY pg_get_userbyid(r.oid)) \
-             FROM unnest(p.polroles) AS r(oid))) AS shape, {} \
+             FROM unnest(p.polroles) AS r(oid))) AS shape, {}, {} \
          FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND {}",
         printed("definition", conditions, "true"),
+        of_scalars(&["p.polqual", "p.polwithcheck"]),
         not_of_extension("pg_class", "c.oid")
     )
 }

@@ -250,6 +250,10 @@ pub fn drop_public_schema(conn: &Connection) -> Result<(), ClusterError> {
     conn.script("DROP SCHEMA IF EXISTS public")
 }
 
+pub fn create_schema(conn: &Connection, name: &str) -> Result<(), ClusterError> {
+    run_made(conn, "CREATE SCHEMA %I", &[name])
+}
+
 pub fn rename_database(conn: &Connection, from: &str, to: &str) -> Result<(), ClusterError> {
     run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[from, to])
 }

@@ -19,12 +19,14 @@ use std::path::{Path, PathBuf};
 
 use pgark_pg::value::SegmentName;
 use pgark_repo::Repository;
+use pgark_repo::catalog::{BackupKind, CatalogStore};
 use pgark_repo::names::{BackupId, ClusterName};
 
 use crate::archive;
 use crate::backup::claim::KeptClaim;
 use crate::ctx::Ctx;
 use crate::error::Result;
+use crate::logical::restore::SAFETY;
 use crate::restore::{
     ArchiveMode, RestoreOptions, RestorePlan, Target, TargetAction, TimelineChoice, plan as restoring, run::pin,
 };
@@ -60,6 +62,16 @@ pub struct ExportReport {
     pub size: u64,
     pub sha256: String,
     pub warnings: Vec<String>,
+}
+
+/// Of a cluster without physical backups: the newest of its other ones, but for those that were taken before a restore.
+pub fn newest_other(repo: &Repository, cluster: &ClusterName) -> Result<Option<BackupId>> {
+    let catalog = CatalogStore::new(repo, cluster).read()?;
+    if catalog.backups.iter().any(|b| b.kind == BackupKind::Physical) {
+        return Ok(None);
+    }
+    let ordinary = catalog.backups.iter().rfind(|b| !b.annotations.contains_key(SAFETY));
+    Ok(ordinary.map(|b| b.id.clone()))
 }
 
 /// Finds the backup and its WAL, and checks that the WAL is whole; writes nothing.

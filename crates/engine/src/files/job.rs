@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{
-    BackupEntry, BackupKind, BackupType, Catalog, CatalogStore, Claim, Evidence, JobKind, Lineage, Needs, Reading,
+    BackupEntry, BackupKind, BackupType, Catalog, CatalogStore, Claim, Evidence, Lineage, Reading,
 };
 use pgark_repo::codec::Compression;
 use pgark_repo::names::{self, BackupId, ClusterName};
@@ -17,14 +16,11 @@ use rustix::fs::AtFlags;
 use super::rules::is_secret_name;
 use super::{FilesOptions, FilesWriter, Root, warnings};
 use crate::backup::claim::KeptClaim;
-use crate::backup::job::{give_up, new_id, remove_remains};
+use crate::backup::job::{BackupJob, new_id};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::parts::{self, Parent, PartList, Source, Writer, WriterOptions};
 use crate::series;
-
-/// Temporary files of dead processes go when they are older.
-const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Debug)]
 pub struct FilesJob {
@@ -140,31 +136,13 @@ pub fn run(job: &FilesJob, repo: &Repository, ctx: &Ctx) -> Result<FilesReport> 
     let parent = parent(job, &roots, repo, &catalog, &mut notes)?;
     let id = new_id(&store, started, 'D')?;
     let base = parent.as_ref().map(|p| p.record.id.clone());
-    let claim = store.claim_with(JobKind::Backup, &id, Needs { base, wal: None }, started)?;
-    remove_remains(&store)?;
-    repo.store().sweep_abandoned(ABANDONED_AFTER)?;
-    let kept = KeptClaim::new(claim.clone(), ctx);
-    let running = Running { job, repo, ctx, claim: &claim, kept: &kept, lineage: &lineage, parent: parent.as_ref() };
+    let begun = BackupJob::begin(&store, repo, ctx, &id, base, started)?;
+    let (claim, kept) = (&begun.claim, &begun.kept);
+    let running = Running { job, repo, ctx, claim, kept, lineage: &lineage, parent: parent.as_ref() };
     let outcome = running.under_claim(started, notes);
-    drop(kept);
-    match outcome {
-        Ok((mut report, reading)) => {
-            if let Some(doubt) = claim.commit_backup_at(&report.entry, &reading)? {
-                report.warnings.push(format!(
-                    "{}. Until the clocks agree, backups count as no younger than is certain, and nothing expires",
-                    crate::clock::describe(&doubt)
-                ));
-            }
-            if let Err(e) = crate::expire::remove_due(repo, &job.cluster, ctx) {
-                report.warnings.push(format!("what has expired could not be removed: {e}"));
-            }
-            Ok(report)
-        }
-        Err(e) => {
-            give_up(&store, claim, &e);
-            Err(e)
-        }
-    }
+    let (mut report, warnings) = begun.conclude(outcome, |report| &report.entry)?;
+    report.warnings.extend(warnings);
+    Ok(report)
 }
 
 fn lineage(catalog: &Catalog) -> Result<Lineage> {

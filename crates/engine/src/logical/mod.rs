@@ -23,13 +23,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_repo::Repository;
-use pgark_repo::catalog::{BackupEntry, BackupKind, Catalog, CatalogStore, Claim, JobKind, Needs, Reading};
+use pgark_repo::catalog::{BackupEntry, BackupKind, Catalog, CatalogStore, Claim, Reading};
 use pgark_repo::codec::Compression;
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::{DatabaseDump, FilesPart, GlobalsPart, PartsRecord};
 
 use crate::backup::claim::KeptClaim;
-use crate::backup::job::{give_up, new_id, remove_remains};
+use crate::backup::job::{BackupJob, new_id};
 use crate::cluster::{self, ConnectOptions, Connection, DatabaseFacts};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -38,8 +38,6 @@ use crate::parts::{self, Finished, Parent, Writer, WriterOptions};
 use tools::{ToolOptions, Tools};
 pub use truth::Truth;
 
-/// Temporary files of dead processes go when they are older.
-const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// The part that holds what belongs to no database.
 pub const GLOBALS: &str = "globals.json";
 
@@ -142,7 +140,16 @@ impl Server {
         if globals.as_ref().is_some_and(|g| !g.passwords) {
             warnings.push("passwords of roles are not in the backup: only a superuser can read them".to_owned());
         }
-        let tools = tools::find(&options.tools, conn.major().number(), warnings)?;
+        let server = conn.major().number();
+        let tools = tools::find(&options.tools, server, warnings)?;
+        if !tools.load_into(server) {
+            warnings.push(format!(
+                "{} is {}: what it dumps goes into PostgreSQL 17 and newer, and not back into this server, which is {server}; \
+                 install postgresql-client-{server}",
+                tools.dump.display(),
+                tools.version
+            ));
+        }
         let from_standby = conn.query_one("SELECT pg_is_in_recovery() AS standby", &[])?.flag("standby")?;
         Ok(Server { system_id, version_num: conn.version_num(), from_standby, databases, globals, tools })
     }
@@ -230,31 +237,13 @@ pub fn run(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<Log
     let parent = parent(options, repo, &catalog, &server, &roots, &mut warnings)?;
     let id = new_id(&store, started, options.letter())?;
     let base = parent.as_ref().map(|p| p.record.id.clone());
-    let claim = store.claim_with(JobKind::Backup, &id, Needs { base, wal: None }, started)?;
-    remove_remains(&store)?;
-    repo.store().sweep_abandoned(ABANDONED_AFTER)?;
-    let kept = KeptClaim::new(claim.clone(), ctx);
-    let job = Job { options, repo, ctx, claim: &claim, kept: &kept, server: &server, parent: parent.as_ref(), started };
+    let begun = BackupJob::begin(&store, repo, ctx, &id, base, started)?;
+    let (claim, kept) = (&begun.claim, &begun.kept);
+    let job = Job { options, repo, ctx, claim, kept, server: &server, parent: parent.as_ref(), started };
     let outcome = job.under_claim(&mut warnings);
-    drop(kept);
-    match outcome {
-        Ok((mut report, reading)) => {
-            if let Some(doubt) = claim.commit_backup_at(&report.entry, &reading)? {
-                report.warnings.push(format!(
-                    "{}. Until the clocks agree, backups count as no younger than is certain, and nothing expires",
-                    crate::clock::describe(&doubt)
-                ));
-            }
-            if let Err(e) = crate::expire::remove_due(repo, &options.cluster, ctx) {
-                report.warnings.push(format!("what has expired could not be removed: {e}"));
-            }
-            Ok(report)
-        }
-        Err(e) => {
-            give_up(&store, claim, &e);
-            Err(e)
-        }
-    }
+    let (mut report, more) = begun.conclude(outcome, |report| &report.entry)?;
+    report.warnings.extend(more);
+    Ok(report)
 }
 
 struct Job<'a> {
@@ -343,21 +332,21 @@ impl Job<'_> {
             }
             sink.finish()
         };
-        let outcome = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.workers())
-                .map(|_| scope.spawn(|| work().inspect_err(|_| stop.store(true, Ordering::Relaxed))))
-                .collect();
-            let mut outcome: Result<()> = Ok(());
-            for w in workers {
-                let done = w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                // Who stopped because another failed has nothing to say.
-                if outcome.is_ok() || matches!(outcome, Err(EngineError::Cancelled)) && done.is_err() {
-                    outcome = done;
-                }
+        // Those that stop because another failed have nothing to say, whatever they ended with.
+        let failed: Mutex<Option<EngineError>> = Mutex::default();
+        std::thread::scope(|scope| {
+            for _ in 0..self.workers() {
+                scope.spawn(|| {
+                    if let Err(e) = work() {
+                        failed.lock().expect("no thread panics with the lock").get_or_insert(e);
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                });
             }
-            outcome
         });
-        outcome?;
+        if let Some(e) = failed.into_inner().expect("the threads are gone") {
+            return Err(e);
+        }
         let mut done = done.into_inner().expect("the threads are gone");
         done.sort_by_key(|(n, _)| *n);
         Ok(done.into_iter().map(|(_, one)| one).collect())

@@ -7,6 +7,7 @@
 pub(super) mod compare;
 mod list;
 mod run;
+mod schemas;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -141,6 +142,9 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
     let by = dumped.and_then(|d| d.dumped_by.split('.').next()?.parse().ok()).unwrap_or(major);
     // Its programs must read the dump and speak to the server.
     let tools = tools::find(&options.tools, major.max(by), &mut notes)?;
+    if dumped.is_some() {
+        tools.check_load_into(major, by)?;
+    }
     if options.globals && record.globals.is_none() {
         return Err(EngineError::refused(
             "E-GLOBALS-NONE",

@@ -77,6 +77,42 @@ pub struct Tools {
     pub restore: PathBuf,
 }
 
+/// The first whose `pg_restore` begins with a setting that older servers do not know (`transaction_timeout`, in
+/// `_doSetFixedOutputState` of pg_backup_archiver.c), and whose dumps no older `pg_restore` reads.
+const FIRST_FOR_ITSELF: u32 = 17;
+
+impl Tools {
+    /// Whether what they dump and load can go into a server of this major.
+    pub fn load_into(&self, server: u32) -> bool {
+        server >= FIRST_FOR_ITSELF || self.version.major < FIRST_FOR_ITSELF
+    }
+
+    /// # Errors
+    /// `E-CLIENT-NEW`: `pg_restore` would fail with its first statement. `by`: the major that made the dump.
+    pub fn check_load_into(&self, server: u32, by: u32) -> Result<()> {
+        if self.load_into(server) {
+            return Ok(());
+        }
+        let hint = match by >= FIRST_FOR_ITSELF {
+            true => format!(
+                "the dump was made by pg_dump {by}, and no older pg_restore reads it: restore it into PostgreSQL \
+                 {FIRST_FOR_ITSELF} or newer"
+            ),
+            false => format!("install the client programs of PostgreSQL {server} (postgresql-client-{server})"),
+        };
+        Err(EngineError::refused(
+            "E-CLIENT-NEW",
+            format!(
+                "{} is {}, which cannot load into PostgreSQL {server}: it sets transaction_timeout, which came with \
+                 {FIRST_FOR_ITSELF}",
+                self.restore.display(),
+                self.version
+            ),
+            hint,
+        ))
+    }
+}
+
 /// The programs of the server's own major, the newest minor; else of the nearest newer one. A program that is newer than the
 /// server writes and restores settings that the server may not know, so nearer is better.
 pub fn find(options: &ToolOptions, server: u32, warnings: &mut Vec<String>) -> Result<Tools> {
@@ -239,6 +275,21 @@ mod tests {
         assert!(of(&fake("18.0"), 18).is_ok());
         let nowhere = find(&options(Path::new("/nonexistent"), OldClient::Refuse), 15, &mut vec![]).unwrap_err();
         assert!(nowhere.to_string().contains("/nonexistent"), "{nowhere}");
+    }
+
+    #[test]
+    fn programs_from_17_on_load_into_17_and_newer_alone() {
+        let tools = |major| Tools {
+            version: ToolVersion { major, minor: 11 },
+            dump: "/x/pg_dump".into(),
+            restore: "/x/pg_restore".into(),
+        };
+        for (client, server, fits) in [(15, 13, true), (16, 16, true), (17, 16, false), (18, 13, false), (18, 17, true)]
+        {
+            assert_eq!(tools(client).check_load_into(server, client).is_ok(), fits, "{client} into {server}");
+        }
+        let error = tools(17).check_load_into(16, 16).unwrap_err();
+        assert!(error.code() == "E-CLIENT-NEW" && error.hint().unwrap().contains("postgresql-client-16"), "{error}");
     }
 
     #[test]

@@ -18,11 +18,7 @@ use pgark_repo::Repository;
 
 #[derive(Clone)]
 pub struct DumpTableOptions {
-    /// Names as SQL writes them.
-    pub table: String,
-    pub schema: Option<String>,
-    pub database: String,
-    pub rename_to: Option<String>,
+    pub wanted: Wanted,
     /// Backup, connection and programs; what is restored is decided here.
     pub restore: RestoreOptions,
     pub scratch_base: PathBuf,
@@ -43,13 +39,11 @@ pub struct DumpTablePlan {
 
 /// Looks at the live database and at the repository; changes nothing.
 pub fn plan(options: &DumpTableOptions, live: &ConnectOptions, repo: &Repository) -> Result<DumpTablePlan> {
-    let session = TableSession::open(live, &options.database)?;
-    let wanted =
-        Wanted { table: &options.table, schema: options.schema.as_deref(), rename_to: options.rename_to.as_deref() };
-    let (table, rescued) = free_place(&wanted, &session)?;
+    let session = TableSession::open(live, &options.wanted.database)?;
+    let (table, rescued) = free_place(&options.wanted, &session)?;
     let aside = format!("pgark_table_{}", std::process::id());
     let database = RestoreDatabase {
-        name: options.database.clone(),
+        name: options.wanted.database.clone(),
         to: aside.clone(),
         replace: Replace::Refuse,
         selection: Selection { schemas: vec![], tables: vec![format!("{}.{}", table.schema, table.name)] },
@@ -110,7 +104,7 @@ fn through(
     let recovery_ms = millis(began.elapsed());
     let there = TableSession::open(live, &plan.aside)?;
     there.connection().interrupt_by(ctx.cancel_flag());
-    let here = TableSession::open(live, &options.database)?;
+    let here = TableSession::open(live, &options.wanted.database)?;
     here.connection().interrupt_by(ctx.cancel_flag());
     let carry = Carry {
         table: &plan.table,

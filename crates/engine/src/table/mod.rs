@@ -26,13 +26,19 @@ pub use report::{ForeignKeyReport, LeftOutReport, SequenceReport, TableReport};
 
 /// Of the names that are made of the original's.
 const SUFFIX: &str = "_rescued";
+
+/// Which table, and what it is to be called; names as SQL writes them.
 #[derive(Debug, Clone)]
-pub struct TableOptions {
-    /// Names as SQL writes them.
+pub struct Wanted {
     pub table: String,
     pub schema: Option<String>,
     pub database: String,
     pub rename_to: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct TableOptions {
+    pub wanted: Wanted,
     /// Backup, target and timeline; where it goes and what is done at the end is decided here.
     pub restore: RestoreOptions,
     /// The directory in which the scratch cluster is made.
@@ -66,8 +72,8 @@ pub fn plan(options: &TableOptions, live: &ConnectOptions, sources: &Sources) ->
             "run this as the postgres user",
         ));
     }
-    let session = TableSession::open(live, &options.database)?;
-    let (table, rescued) = free_place(&Wanted::of(options), &session)?;
+    let session = TableSession::open(live, &options.wanted.database)?;
+    let (table, rescued) = free_place(&options.wanted, &session)?;
     let major = session.connection().version_num() / 10_000;
     let mut warnings = vec![];
     let tools = tools::find(&options.tools, major, &mut warnings)?;
@@ -96,22 +102,8 @@ pub fn plan(options: &TableOptions, live: &ConnectOptions, sources: &Sources) ->
     Ok(TablePlan { table, rescued, restore, tools, warnings, superuser: session.bootstrap_superuser()? })
 }
 
-/// What was asked for, as SQL writes it.
-struct Wanted<'a> {
-    table: &'a str,
-    schema: Option<&'a str>,
-    rename_to: Option<&'a str>,
-}
-
-impl<'a> Wanted<'a> {
-    fn of(options: &'a TableOptions) -> Self {
-        let (schema, rename_to) = (options.schema.as_deref(), options.rename_to.as_deref());
-        Wanted { table: &options.table, schema, rename_to }
-    }
-}
-
 /// The table's name, and the one it is to have, which nothing has in the live database.
-fn free_place(wanted: &Wanted<'_>, session: &TableSession) -> Result<(TableName, TableName)> {
+fn free_place(wanted: &Wanted, session: &TableSession) -> Result<(TableName, TableName)> {
     let (table, rescued) = names(wanted, session)?;
     if !session.schema_exists(&rescued.schema)? {
         return Err(EngineError::refused(
@@ -130,7 +122,7 @@ fn free_place(wanted: &Wanted<'_>, session: &TableSession) -> Result<(TableName,
     Ok((table, rescued))
 }
 
-fn names(options: &Wanted<'_>, session: &TableSession) -> Result<(TableName, TableName)> {
+fn names(wanted: &Wanted, session: &TableSession) -> Result<(TableName, TableName)> {
     let wrong = |text: &str, why: &str| {
         EngineError::refused(
             "E-TABLE-NAME",
@@ -143,14 +135,14 @@ fn names(options: &Wanted<'_>, session: &TableSession) -> Result<(TableName, Tab
         [name] => Ok(name.clone()),
         parts => Err(wrong(text, &format!("it has {} parts", parts.len()))),
     };
-    let given = options.schema.map(one).transpose()?;
-    let (schema, name) = match (given, parse(options.table)?.as_slice()) {
+    let given = wanted.schema.as_deref().map(one).transpose()?;
+    let (schema, name) = match (given, parse(&wanted.table)?.as_slice()) {
         (Some(schema), [name]) => (schema, name.clone()),
         (None, [schema, name]) => (schema.clone(), name.clone()),
         (None, [name]) => ("public".to_owned(), name.clone()),
-        (_, parts) => return Err(wrong(options.table, &format!("it has {} parts", parts.len()))),
+        (_, parts) => return Err(wrong(&wanted.table, &format!("it has {} parts", parts.len()))),
     };
-    let rescued = match options.rename_to {
+    let rescued = match wanted.rename_to.as_deref() {
         Some(text) => one(text)?,
         None => with_suffix(&name, SUFFIX),
     };
@@ -200,9 +192,9 @@ fn in_scratch(
     let began = Instant::now();
     let (connect, reached) = recover(options, plan, sources, ctx, announce, scratch)?;
     let recovery_ms = millis(began.elapsed());
-    let there = TableSession::open(&connect, &options.database)?;
+    let there = TableSession::open(&connect, &options.wanted.database)?;
     there.connection().interrupt_by(ctx.cancel_flag());
-    let here = TableSession::open(live, &options.database)?;
+    let here = TableSession::open(live, &options.wanted.database)?;
     here.connection().interrupt_by(ctx.cancel_flag());
     let carry = Carry {
         table: &plan.table,

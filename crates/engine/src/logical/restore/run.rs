@@ -13,6 +13,7 @@ use pgark_repo::record::DatabaseDump;
 
 use super::compare::{StoredTruth, fetch_truth};
 use super::list::{ListFile, read_toc};
+use super::schemas;
 use super::{
     DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, exists,
     is_damage, plan,
@@ -229,12 +230,16 @@ impl Restore<'_> {
         report: &mut RestoreReport,
     ) -> Result<()> {
         let chosen = self.chosen(&dump, report)?;
+        let schemas = self.lacking_schemas(plan, &dump, report)?;
         if plan.replaces {
             report.safety = self.safety_backup(plan)?;
         }
         let undo = |e| self.undo(plan, admin, e);
         let list = chosen.as_ref().map(|c| &c.list);
-        let create = || self.create(plan, list.is_none(), admin);
+        let create = || {
+            self.create(plan, list.is_none(), admin)?;
+            self.make_schemas(plan, &schemas).map_err(undo)
+        };
         create()?;
         let mut loaded = self.load(plan, &dump, list, self.options.jobs);
         if loaded.as_ref().is_err_and(|e| self.options.jobs > 1 && is_deadlock(e)) {
@@ -280,6 +285,33 @@ impl Restore<'_> {
             dropped.map_err(|e| self.undo(plan, admin, e.into()))?;
         }
         Ok(())
+    }
+
+    fn lacking_schemas(
+        &self,
+        plan: &DatabasePlan,
+        dump: &std::fs::File,
+        report: &mut RestoreReport,
+    ) -> Result<Vec<String>> {
+        if plan.dump.tables.is_empty() {
+            return Ok(vec![]);
+        }
+        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
+        let lacking = schemas::lacking(&read_toc(dump)?, selection);
+        report.warnings.extend(lacking.iter().map(|name| {
+            let name = name.escape_debug();
+            format!("not in this dump of single tables: schema '{name}'; it was made, without its owner and rights")
+        }));
+        Ok(lacking)
+    }
+
+    fn make_schemas(&self, plan: &DatabasePlan, schemas: &[String]) -> Result<()> {
+        if schemas.is_empty() {
+            return Ok(());
+        }
+        let to = self.options.connect.to_database(&plan.loading);
+        let conn = Connection::open(&to, self.options.connect_timeout)?;
+        schemas.iter().try_for_each(|name| Ok(provision::create_schema(&conn, name)?))
     }
 
     fn safety_backup(&self, plan: &DatabasePlan) -> Result<Option<BackupId>> {
