@@ -14,7 +14,7 @@ use pgark_repo::names::ClusterName;
 use super::Outcome;
 use super::alert::state_dir;
 use super::context::{Context, engine_failure};
-use super::restore::parse_moment;
+use super::target::parse_moment;
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA, escape};
 use crate::notices;

@@ -247,7 +247,7 @@ fn start_server(
     plan: &RestorePlan,
     sources: &Sources,
     context: &Context,
-    (at, restored): (Timestamp, Took),
+    (at, restored): (jiff::Timestamp, Took),
 ) -> Result<StartedDocument, Failure> {
     let began = Instant::now();
     let start_options = StartOptions {
