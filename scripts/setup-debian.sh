@@ -57,6 +57,7 @@ need cc gcc libc6-dev
 need make make
 need perl perl
 [ "$majors$servers" = nono ] || need npm npm
+[ "$majors" = no ] || need debootstrap debootstrap
 if [ "$servers" = yes ]; then
     need /usr/sbin/sshd openssh-server
     need /usr/lib/openssh/sftp-server openssh-sftp-server
@@ -146,7 +147,6 @@ fi
 # pg_dump, pg_restore and the like of the other majors: packages of other releases, unpacked and not installed, started by
 # scripts through the loader and the libraries of their own release. apt checks the signatures as ever.
 majors_dir=${PGARK_TEST_SERVERS:-$(dirname "${BASH_SOURCE[0]}")/../target/pg-majors}
-debian=http://deb.debian.org/debian ubuntu=http://archive.ubuntu.com/ubuntu
 debian_keys=/usr/share/keyrings/debian-archive-keyring.gpg
 apt_apart() { # DIR COMMAND...: apt with lists and packages of its own, which knows nothing of this machine
     local dir=$1
@@ -185,6 +185,10 @@ clients() { # MAJOR KEYRING SOURCES
     mv "$part" "$to"
 }
 if [ "$majors" = yes ]; then
+    # Debian's packages from where this machine has its own, Ubuntu's from where debootstrap takes them.
+    debian=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed -n 's#/debian/$#/debian#p' | head -n 1)}
+    ubuntu=${UBUNTU_MIRROR:-$(sed -n 's/^[[:space:]]*default_mirror \(.*archive\..*\)/\1/p' /usr/share/debootstrap/scripts/gutsy | head -n 1)}
+    [ -n "$debian" ] && [ -n "$ubuntu" ] || { echo "no package mirror is known: set MIRROR and UBUNTU_MIRROR" >&2; exit 1; }
     mkdir -p "$majors_dir"
     majors_dir=$(cd "$majors_dir" && pwd)
     ubuntu_keys=$majors_dir/ubuntu-keys/root/usr/share/keyrings/ubuntu-archive-keyring.gpg
