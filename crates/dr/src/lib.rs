@@ -3,6 +3,7 @@
 //! Touches no byte of a backup; what it does to a database it asks of `pgark-engine`.
 
 pub mod journal;
+pub mod operator;
 pub mod probe;
 pub mod program;
 pub mod recover;

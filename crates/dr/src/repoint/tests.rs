@@ -139,11 +139,8 @@ fn files_are_replaced_as_a_whole_and_put_back() {
     let link = dir.path().join("link.env");
     std::os::unix::fs::symlink(&real, &link).expect("a link");
     let text = || std::fs::read_to_string(&real).expect("text");
-    let to_new = |old: &str| {
-        assert_eq!(old, "old");
-        Ok("new".to_owned())
-    };
-    let done = repoint(&link, Format::Env, &path("DB_HOST"), "20260101", &to_new).expect("repointed");
+    let edits = [Edit { path: path("DB_HOST"), new: New::Value("new".into()) }];
+    let done = repoint(&link, Format::Env, &edits, "20260101").expect("repointed");
     assert_eq!(text(), "DB_HOST=new\nPASSWORD=x\n");
     assert!(link.is_symlink());
     for file in [&real, &done.kept] {
@@ -154,7 +151,7 @@ fn files_are_replaced_as_a_whole_and_put_back() {
     take_back(&done).expect("and once more");
     assert_eq!(text(), "DB_HOST=old\nPASSWORD=x\n");
     // After a crash in the middle it is done again.
-    assert_eq!(repoint(&link, Format::Env, &path("DB_HOST"), "20260101", &to_new).expect("again"), done);
+    assert_eq!(repoint(&link, Format::Env, &edits, "20260101").expect("again"), done);
     std::fs::write(&real, "DB_HOST=by-hand\n").expect("written");
     assert_eq!(take_back(&done).expect_err("changed").code(), "E-REPOINT-CHANGED");
     assert_eq!(text(), "DB_HOST=by-hand\n");
