@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use pgark_dr::recover::application::Until;
 use pgark_dr::recover::physical::{Examination, Physical, Place};
-use pgark_dr::recover::steps::Until;
 use pgark_dr::recover::{Aim, Opening, Recovery};
 use pgark_dr::service::{Kind as ServiceKind, PgCtl, Service};
 use pgark_engine::cluster::{AskAs, ConnectOptions, Examiners};

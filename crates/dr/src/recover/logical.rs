@@ -18,9 +18,10 @@ use pgark_repo::record::PartsRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::application::{StopService, Until, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step, within};
 use super::report::span;
-use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY, Until, still_stopped};
+use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
 use super::{Goal, Recovery, Safety};
 use crate::service::State as ServiceState;
 
@@ -47,7 +48,7 @@ pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
     let mut all: Vec<Box<dyn Step>> =
         vec![Box::new(Preflight(logical.clone())), Box::new(steps::Authorise(recovery.clone()))];
     if let Some(service) = &recovery.service {
-        all.push(Box::new(steps::StopService { service: service.clone(), until: Until::Stopped, way_back: None }));
+        all.push(Box::new(StopService { service: service.clone(), until: Until::Stopped, way_back: None }));
     }
     if recovery.opening.safety_backup != Safety::Off {
         all.push(Box::new(SafetyBackup(logical.clone())));

@@ -3,6 +3,7 @@
 //! Invariant: whatever happens, the journal says what was done, data that was there before is there until the new one was found
 //! right, and no application is started on what was not. It knows nothing of settings and prints nothing.
 
+pub mod application;
 pub mod book;
 pub mod forecast;
 pub mod logical;

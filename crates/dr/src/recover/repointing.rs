@@ -8,8 +8,9 @@ use pgark_engine::error::{EngineError, Result};
 use serde_json::{Value, json};
 
 use super::Recovery;
+use super::application::{Until, list, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step};
-use super::steps::{READY, REPOINT, SMOKE, START, Until, list, still_stopped};
+use super::steps::{READY, REPOINT, SMOKE, START};
 use crate::repoint::{Stands, Turn};
 
 const EACH_WITHIN: Duration = Duration::from_secs(120);

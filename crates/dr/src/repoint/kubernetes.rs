@@ -195,3 +195,46 @@ fn kept(path: &Path) -> Result<Data> {
     std::fs::File::open(path).and_then(|f| f.take(KEPT_BYTES_MAX).read_to_end(&mut text)).map_err(failed)?;
     serde_json::from_slice(&text).map_err(|e| failed(e.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{New, Target};
+    use super::*;
+
+    #[test]
+    fn entries_of_a_secret_change_and_come_back() {
+        let to = New::Connection(Target { host: Some("db-2".into()), port: Some(5433), database: None });
+        let edit = |path: &[&str]| Edit { path: path.iter().map(|w| (*w).to_owned()).collect(), new: to.clone() };
+        let entry = |name: &str, format, edits| Entry { name: name.into(), format, edits };
+        let secret = Object {
+            name: "secret/app".into(),
+            namespace: None,
+            entries: vec![
+                entry("url", None, vec![edit(&[])]),
+                entry("appsettings.json", Some(Format::Json), vec![edit(&["Db", "Url"])]),
+            ],
+            within: Duration::from_secs(10),
+            hidden: vec![],
+        };
+        let file = "{\n  // here\n  \"Db\": { \"Url\": \"Host=a;Port=1;Password=x\" }\n}\n";
+        let old = Data::from([
+            ("url".to_owned(), STANDARD.encode("postgres://u:p@a:1/d")),
+            ("appsettings.json".to_owned(), STANDARD.encode(file)),
+        ]);
+        let new = secret.changed(&old).expect("changed");
+        let decoded = |name: &str| secret.decoded(&new[name]).expect("text");
+        assert_eq!(decoded("url"), "postgres://u:p@db-2:5433/d");
+        assert_eq!(decoded("appsettings.json"), file.replace("Host=a;Port=1", "Host=db-2;Port=5433"));
+        let dir = pgark_testkit::Scratch::new("secret");
+        let path = dir.path().join("kept");
+        keep(&path, &old).expect("kept");
+        keep(&path, &old).expect("and once more");
+        assert_eq!(kept(&path).expect("there"), old);
+        assert_ne!(print(&old), print(&new));
+        assert_eq!(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).expect("there")) & 0o777, 0o600);
+        // Neither the arguments nor what is planned holds a value.
+        let planned = Patched { kept: path, before: print(&old), after: print(&new) };
+        let told = format!("{:?} {}", secret.argv(&["get"]), serde_json::to_string(&planned).expect("JSON"));
+        assert!(!told.contains(new["url"].as_str()) && !told.contains("db-2"), "{told}");
+    }
+}

@@ -277,7 +277,12 @@ fn loss(facts: &Facts) -> Section {
         ),
         doing("See what the repository holds.", vec![facts.pgark("info")]),
     ];
-    if facts.dumped().is_empty() && !facts.system {
+    if facts.recover.as_ref().is_some_and(|r| r.database.is_none()) {
+        steps.push(doing(
+            "Make no cluster: the recovery restores one. Put into the configuration what is different here: directories, addresses, ports; where it says in_place = true, write to = DIR and an address.",
+            vec![],
+        ));
+    } else if facts.dumped().is_empty() && !facts.system {
         let pgdata = facts.pgdata.clone().unwrap_or_else(|| "PGDATA".into());
         steps.push(doing(
             "Restore the cluster, and see it recover to the end of what was archived. It then archives as it is configured: the old one must be gone for good.",

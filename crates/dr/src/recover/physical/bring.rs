@@ -1,6 +1,7 @@
 //! Files and WAL: the cluster as it was at the moment that was asked for, with nobody let in.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,13 +9,19 @@ use pgark_engine::error::{EngineError, Result};
 use pgark_engine::restore::files::{empty_dir, unfinished};
 use pgark_engine::restore::start::{remove_secret, start};
 use pgark_engine::restore::state::{Lies, state};
-use pgark_engine::restore::{self, RestoreOptions, RestorePlan, StartOptions, Target, TargetAction, run as restoring};
+use pgark_engine::restore::{
+    self, RestoreOptions, RestorePlan, RestoreReport, StartOptions, Started, Target, TargetAction, run as restoring,
+};
 use pgark_repo::names::BackupId;
 use serde_json::{Value, json};
 
 use super::{MOMENT, Physical, Place, Private, STOPS_WITHIN, conf, fact, ground, lost, postmaster};
 use crate::recover::machine::{At, Effect, Failure, State, Step};
 use crate::recover::steps::{REPLAY, RESTORE};
+
+/// Recovery ended by itself; it ended, but not where it should.
+const ENDED: &str = "E-RECOVERY";
+const ELSEWHERE: &str = "E-RECOVERY-END";
 
 /// Writes the files of the backup.
 pub struct Restore(pub Rc<Physical>);
@@ -33,17 +40,7 @@ impl Step for Restore {
     }
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let mut announce = |plan: &RestorePlan| at.ctx.progress.note(&format!("backup {}", plan.backup.id));
-        let (plan, report) = restoring::run(&self.0.options, &self.0.sources, at.ctx, &mut announce)?;
-        let dir = self.0.dir();
-        if self.0.place == Place::New {
-            let mut own = vec![];
-            own.extend(self.0.port.map(|port| ("port", port.to_string())));
-            own.extend(
-                self.0.socket_dir.as_ref().map(|d| ("unix_socket_directories", d.to_string_lossy().into_owned())),
-            );
-            conf::set(dir, &own)?;
-        }
+        let (plan, report) = files(&self.0, &self.0.options, at)?;
         let mut facts = self.0.judged(&plan, at)?;
         let Some(fields) = facts.as_object_mut() else { return Ok(facts) };
         fields.insert("told".into(), json!(format!("{} files of backup {}", report.files, plan.backup.id)));
@@ -52,7 +49,7 @@ impl Step for Restore {
             warnings.extend(report.troubles.iter().map(|t| json!(format!("repository {}: {}", t.repository, t.what))));
         }
         if self.0.place == Place::New {
-            fields.insert("left".into(), json!([format!("the recovered cluster is in {}", dir.display())]));
+            fields.insert("left".into(), json!([format!("the recovered cluster is in {}", self.0.dir().display())]));
         }
         Ok(facts)
     }
@@ -92,15 +89,31 @@ impl Step for Restore {
                 ));
             }
         }
-        for place in ground::places(dir)?.into_iter().rev() {
-            empty_dir(&place)?;
-        }
+        empty(dir)?;
         Ok(json!({"told": format!("{} is empty again", dir.display())}))
     }
 
     fn state(&self) -> State {
         State::Halted
     }
+}
+
+/// The files of a backup, with the settings of the instance that they are to become.
+fn files(physical: &Physical, options: &RestoreOptions, at: &At<'_>) -> Result<(RestorePlan, RestoreReport)> {
+    let mut announce = |plan: &RestorePlan| at.ctx.progress.note(&format!("backup {}", plan.backup.id));
+    let restored = restoring::run(options, &physical.sources, at.ctx, &mut announce)?;
+    if physical.place == Place::New {
+        let mut own = vec![];
+        own.extend(physical.port.map(|port| ("port", port.to_string())));
+        own.extend(physical.socket_dir.as_ref().map(|d| ("unix_socket_directories", d.to_string_lossy().into_owned())));
+        conf::set(physical.dir(), &own)?;
+    }
+    Ok(restored)
+}
+
+/// Its tablespaces first, so that an interruption leaves what leads to them.
+fn empty(dir: &Path) -> Result<()> {
+    ground::places(dir)?.iter().rev().try_for_each(|place| empty_dir(place))
 }
 
 /// Replays WAL to the planned end, opens the cluster on a timeline of its own, and stops it again.
@@ -125,6 +138,32 @@ impl Replay {
         plan.stop.end = of("end")?.parse().map_err(|_| lost(RESTORE))?;
         Ok(plan)
     }
+
+    fn start(&self, plan: RestorePlan, at: &At<'_>) -> Result<(RestorePlan, Started)> {
+        let (dir, version) = (self.physical.dir(), plan.record.version_num);
+        let Private { settings, superuser, .. } = self.physical.private(version)?;
+        let options = StartOptions {
+            bin: Some(self.physical.programs(version)?),
+            port: Some(super::PRIVATE_PORT),
+            socket_dir: Some(dir.to_owned()),
+            within: self.physical.replay_within,
+            settings,
+            role: Some(superuser),
+        };
+        let started = start(dir, &plan, TargetAction::Promote, &options, at.ctx)?;
+        Ok((plan, started))
+    }
+
+    /// From the files of the same backup, since what lies there leads nowhere.
+    fn anew(&self, at: &At<'_>) -> Result<(RestorePlan, Started)> {
+        at.ctx.progress.note("recovery cannot go on from where it was cut off: the files are written anew");
+        let dir = self.physical.dir();
+        postmaster::stop(dir, STOPS_WITHIN, at.ctx)?;
+        empty(dir)?;
+        let backup = Some(self.plan(at)?.backup.id);
+        let (plan, _) = files(&self.physical, &RestoreOptions { backup, ..self.physical.options.clone() }, at)?;
+        self.start(plan, at)
+    }
 }
 
 impl Step for Replay {
@@ -138,24 +177,22 @@ impl Step for Replay {
     }
 
     fn deadline(&self) -> Duration {
-        self.physical.replay_within + STOPS_WITHIN * 2 + MOMENT
+        self.physical.replay_within * 2 + self.physical.restore_within + STOPS_WITHIN * 2 + MOMENT
     }
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
         let dir = self.physical.dir();
         postmaster::stop(dir, STOPS_WITHIN, at.ctx)?;
-        let plan = self.plan(at)?;
-        let version = plan.record.version_num;
-        let Private { settings, superuser, .. } = self.physical.private(version)?;
-        let options = StartOptions {
-            bin: Some(self.physical.programs(version)?),
-            port: Some(super::PRIVATE_PORT),
-            socket_dir: Some(dir.to_owned()),
-            within: self.physical.replay_within,
-            settings,
-            role: Some(superuser),
+        let (plan, started) = match state(dir)? {
+            Lies::Recovering => match self.start(self.plan(at)?, at) {
+                // PostgreSQL does not find an end again that it had reached already when it was stopped.
+                Err(e) if [ENDED, ELSEWHERE].contains(&e.code()) => self.anew(at)?,
+                started => started?,
+            },
+            // Files were being written anew when this was cut off.
+            Lies::Nothing => self.anew(at)?,
+            Lies::Restored | Lies::Open { .. } => self.start(self.plan(at)?, at)?,
         };
-        let started = start(dir, &plan, TargetAction::Promote, &options, at.ctx)?;
         postmaster::stop(dir, STOPS_WITHIN, at.ctx)?;
         *self.plan.borrow_mut() = Some(plan);
         Ok(json!({"told": format!("recovered to {}, as planned, and opened", started.reached),

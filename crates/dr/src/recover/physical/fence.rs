@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use pgark_engine::archive::push::{Damaged, PushOptions, push_to_all};
 use pgark_engine::archive::salvage::leftovers;
-use pgark_engine::cluster::Connection;
 use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
 use pgark_engine::several::Member;
@@ -18,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ground::{places, works_in};
-use super::{MOMENT, Physical, Place, before_it_was_right, fact, ran};
+use super::{MOMENT, Physical, Place, STOPS_WITHIN, before_it_was_right, fact, postmaster, ran};
+use crate::recover::application::seen_first;
 use crate::recover::machine::{At, Effect, Failure, State, Step};
 use crate::recover::repointing::LEADS_BACK;
-use crate::recover::steps::{ANSWERS_WITHIN, ASIDE, FENCE, PREFLIGHT, SALVAGE, SERVE, seen_first};
+use crate::recover::steps::{ANSWERS_WITHIN, ASIDE, FENCE, PREFLIGHT, SALVAGE, SERVE};
 use crate::service::{Service, State as ServiceState};
 
 /// Stops the server that is replaced, and proves it by its service manager, its processes and its address.
@@ -37,7 +37,7 @@ impl Fence {
         if let Some(pid) = self.0.old_data.as_deref().and_then(works_in) {
             return Some(format!("process {pid} works in its data directory"));
         }
-        Connection::open(&self.0.old, ANSWERS_WITHIN).is_ok().then(|| "it answers at its address".into())
+        postmaster::listens(&self.0.old, ANSWERS_WITHIN).then(|| "somebody listens at its address".into())
     }
 
     fn stop(&self, at: &At<'_>) -> Result<String> {
@@ -50,7 +50,7 @@ impl Fence {
             ));
         }
         let how = if proof.forced { "killed" } else { "stopped" };
-        Ok(format!("{how}: {}; nobody works in its directory, nobody answers", proof.seen.detail))
+        Ok(format!("{how}: {}; nobody works in its directory, nobody listens at its address", proof.seen.detail))
     }
 }
 
@@ -341,7 +341,7 @@ impl Step for Aside {
 
     /// What was restored gives way, and stays under a name of its own.
     fn undo(&mut self, at: &At<'_>) -> Result<Value> {
-        super::postmaster::stop(self.0.dir(), super::STOPS_WITHIN, at.ctx)?;
+        postmaster::stop(self.0.dir(), STOPS_WITHIN, at.ctx)?;
         let mut left = vec![];
         for one in moved(at.before).into_iter().rev() {
             if !is_there(&one.to)? {

@@ -13,10 +13,11 @@ use pgark_engine::scratch::server::room;
 use serde_json::{Value, json};
 
 use super::{DIR_BYTES_MAX, MOMENT, Physical, Place, postmaster};
+use crate::recover::application::Until;
 use crate::recover::machine::{At, Effect, State, Step};
 use crate::recover::repointing::Repoint;
 use crate::recover::report::span;
-use crate::recover::steps::{ANSWERS_WITHIN, CHOOSE, PREFLIGHT, Until};
+use crate::recover::steps::{ANSWERS_WITHIN, CHOOSE, PREFLIGHT};
 use crate::service::{Service, State as ServiceState};
 
 /// Looks whether everything is there that this needs, before anything is touched.
@@ -91,14 +92,14 @@ impl Preflight {
                 "stop it, or choose another instance: to and server in [clusters.NAME.recover]; nothing was changed",
             ));
         }
-        match Connection::open(&self.0.new, ANSWERS_WITHIN) {
-            Ok(_) => Err(EngineError::refused(
-                "E-RECOVER-SERVER",
-                "a server answers already where the new instance is to be",
-                "choose another port or socket_dir in [clusters.NAME.recover]; nothing was changed",
-            )),
-            Err(_) => Ok(()),
+        if !postmaster::listens(&self.0.new, ANSWERS_WITHIN) {
+            return Ok(());
         }
+        Err(EngineError::refused(
+            "E-RECOVER-SERVER",
+            "somebody listens already where the new instance is to be",
+            "choose another port or socket_dir in [clusters.NAME.recover]; nothing was changed",
+        ))
     }
 }
 

@@ -28,10 +28,11 @@ use pgark_engine::sources::Sources;
 use pgark_engine::validate::UserCheck;
 use serde_json::{Value, json};
 
+use super::application::{StopService, Until, WayBack};
 use super::machine::{At, Failure, Step};
 use super::repointing::{LEADS_BACK, Repoint};
 use super::report::span;
-use super::steps::{self, FENCE, SALVAGE, Until, WayBack};
+use super::steps::{self, FENCE, SALVAGE};
 use super::{Goal, Recovery};
 use crate::repoint::Turn;
 use crate::service::{Seen, Service, State as ServiceState};
@@ -106,7 +107,7 @@ pub fn all(physical: Physical) -> Vec<Box<dyn Step>> {
     let mut all: Vec<Box<dyn Step>> =
         vec![Box::new(ground::Preflight(physical.clone())), Box::new(steps::Authorise(recovery.clone()))];
     if let Some(service) = &recovery.service {
-        all.push(Box::new(steps::StopService { service: service.clone(), until, way_back }));
+        all.push(Box::new(StopService { service: service.clone(), until, way_back }));
     }
     if fences {
         all.push(Box::new(fence::Fence(physical.clone())));

@@ -2,9 +2,12 @@
 //! another. And the end of one that was left there.
 
 use std::fs;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pgark_engine::cluster::{ConnectOptions, Connection};
 use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -49,6 +52,21 @@ pub fn processes(data: &Path) -> Vec<u32> {
     list.filter_map(std::result::Result::ok).filter_map(works_there).collect()
 }
 
+/// Whether anybody takes connections at this address, whoever may log in there.
+pub fn listens(at: &ConnectOptions, within: Duration) -> bool {
+    let of = |name: &str| at.keywords.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let port: u16 = of("port").and_then(|p| p.parse().ok()).unwrap_or(5432);
+    match of("hostaddr").or(of("host")).filter(|host| !host.is_empty()) {
+        Some(dir) if dir.starts_with('/') => UnixStream::connect(format!("{dir}/.s.PGSQL.{port}")).is_ok(),
+        Some(host) => {
+            let mut all = (host, port).to_socket_addrs().into_iter().flatten();
+            all.any(|at| TcpStream::connect_timeout(&at, within).is_ok())
+        }
+        // Where libpq looks then, it knows alone.
+        None => Connection::open(at, within).is_ok(),
+    }
+}
+
 /// Ends what works there: in order, and at once when that takes too long.
 pub fn stop(data: &Path, within: Duration, ctx: &Ctx) -> Result<bool> {
     let Some(first) = running(data) else { return gone(data, DIES_WITHIN, ctx).map(|()| false) };
@@ -85,5 +103,40 @@ fn gone(data: &Path, within: Duration, ctx: &Ctx) -> Result<()> {
         }
         ctx.check_cancelled()?;
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgark_testkit::Scratch;
+
+    #[test]
+    fn whoever_listens_is_there() {
+        let dir = Scratch::new("listens");
+        let path = dir.path().display().to_string();
+        let within = Duration::from_secs(5);
+        let at = |host: &str, port: u16| {
+            ConnectOptions::new([("host".to_owned(), host.to_owned()), ("port".to_owned(), port.to_string())])
+        };
+        assert!(!listens(&at(&path, 7000), within));
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join(".s.PGSQL.7000")).expect("a socket");
+        assert!(listens(&at(&path, 7000), within) && !listens(&at(&path, 7001), within));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = tcp.local_addr().expect("its address").port();
+        assert!(listens(&at("127.0.0.1", port), within));
+        drop(tcp);
+        assert!(!listens(&at("127.0.0.1", port), within));
+    }
+
+    #[test]
+    fn a_file_of_a_server_that_is_gone_is_no_server() {
+        let dir = Scratch::new("postmaster");
+        assert_eq!(running(dir.path()), None);
+        // Some process has this number, and does not work here.
+        let lines = format!("{}\n{}\n1\n5433\n/tmp\nlocalhost\n1 2\nready\n", std::process::id(), dir.path().display());
+        dir.file("postmaster.pid", lines.as_bytes(), 0o600);
+        assert_eq!((running(dir.path()), processes(dir.path())), (None, vec![]));
+        assert!(!stop(dir.path(), Duration::from_secs(1), &Ctx::silent()).expect("nothing to stop"));
     }
 }
