@@ -5,6 +5,7 @@
 pub mod alert;
 pub mod incident;
 pub mod journal;
+pub mod operator;
 pub mod probe;
 pub mod program;
 pub mod recover;

@@ -32,6 +32,8 @@ mod misc;
 pub mod readers;
 mod rebuild_catalog;
 mod recover;
+mod recover_logical;
+mod recover_physical;
 mod recover_text;
 mod rehearsed;
 mod replicate;

@@ -9,24 +9,25 @@ use jiff::Timestamp;
 use pgark_dr::incident::{Incident, Incidents};
 use pgark_dr::recover::book::{self, Found};
 use pgark_dr::recover::forecast;
-use pgark_dr::recover::logical::{self, Logical, VALIDATION};
+use pgark_dr::recover::logical::{self, VALIDATION};
 use pgark_dr::recover::report::Report;
-use pgark_dr::recover::{Ended, Machine, Notify, Opening, Planned, Recovery, Safety, State, Step, Wish, steps};
+use pgark_dr::recover::{
+    Aim, Ended, Machine, Notify, Opening, Planned, Recovery, Safety, State, Step, Wish, physical, steps,
+};
 use pgark_engine::error::EngineError;
-use pgark_engine::logical::restore::{self as dumps, Old, Replace, RestoreDatabase, RestoreOptions, Validation};
-use pgark_engine::logical::select::Selection;
-use pgark_engine::logical::{LogicalOptions, Wanted};
+use pgark_engine::logical::restore as dumps;
+use pgark_engine::restore::ReadFrom;
+use pgark_engine::sources::Sources;
 use pgark_repo::Repository;
-use pgark_repo::codec::Compression;
 use serde::Serialize;
 
 use super::Outcome;
-use super::backup_logical::{LOCK_WAIT, scratch, tool_options, truth};
-use super::context::{CONNECT_TIMEOUT, Context, confirm, engine_failure};
+use super::context::{Context, confirm, engine_failure};
 use super::delete::parse_id;
+use super::readers::Readers;
 use super::recover_text::{PlanDocument, plan_text, text};
 use super::target::parse_moment;
-use super::validate::{CHECK_WITHIN, ask_as, configured_checks};
+use super::{recover_logical, recover_physical};
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output::{self, Form};
@@ -34,7 +35,7 @@ use crate::secret::SECRET_VARIABLES;
 use crate::settings::recover::{Asking, Recover};
 use crate::settings::schema::Kind;
 
-const RESTORE_WITHIN: Duration = Duration::from_secs(24 * 3600);
+pub const RESTORE_WITHIN: Duration = Duration::from_secs(24 * 3600);
 const NOTIFY_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
@@ -51,7 +52,7 @@ pub struct RecoverArgs {
     #[arg(long, conflicts_with_all = ["id", "plan"])]
     abandon: bool,
     /// When the incident was declared: the recovery time is measured from here [default: now]
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["resume", "abandon"])]
+    #[arg(long, value_name = "TIME", alias = "declared-at", conflicts_with_all = ["resume", "abandon"])]
     declared: Option<String>,
     /// Why, for the report
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["resume", "abandon"])]
@@ -59,6 +60,30 @@ pub struct RecoverArgs {
     /// Do not back up what is replaced; it is kept all the same [setting: recover.safety_backup]
     #[arg(long, conflicts_with_all = ["resume", "abandon"])]
     no_safety_backup: bool,
+    /// Of a cluster: recover to this moment, such as '2026-08-22 10:15:00+02'
+    #[arg(long, value_name = "TIME", group = "target", conflicts_with_all = ["resume", "abandon"])]
+    target_time: Option<String>,
+    /// Recover to this position, such as 2/F3000028
+    #[arg(long, value_name = "LSN", group = "target", conflicts_with_all = ["resume", "abandon"])]
+    target_lsn: Option<String>,
+    /// Recover to the end of this transaction
+    #[arg(long, value_name = "XID", group = "target", conflicts_with_all = ["resume", "abandon"])]
+    target_xid: Option<String>,
+    /// Recover to this restore point
+    #[arg(long, value_name = "NAME", group = "target", conflicts_with_all = ["resume", "abandon"])]
+    target_name: Option<String>,
+    /// Stop as soon as the backup is consistent
+    #[arg(long, group = "target", conflicts_with_all = ["resume", "abandon"])]
+    target_immediate: bool,
+    /// latest, current (the backup's own) or a number [default: latest]
+    #[arg(long, value_name = "TIMELINE", conflicts_with_all = ["resume", "abandon"])]
+    target_timeline: Option<String>,
+    /// Stop just before the target instead of just after it
+    #[arg(long, conflicts_with_all = ["resume", "abandon"])]
+    target_exclusive: bool,
+    /// Compare a database of the recovered cluster with this file, which 'pgark truth' wrote at the target; repeatable
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["resume", "abandon"])]
+    truth: Vec<PathBuf>,
     #[command(flatten)]
     confirm: ConfirmArgs,
 }
@@ -75,6 +100,30 @@ struct RecoverDocument<'a> {
     stored: Option<String>,
 }
 
+/// What steps are made of.
+pub struct Ground<'a> {
+    pub context: &'a Context,
+    pub settings: &'a Recover,
+    pub repo: Repository,
+    /// Of whole clusters: all repositories, and what a recovering server needs to read them.
+    pub readers: Option<(Rc<Sources>, Vec<ReadFrom>)>,
+}
+
+impl<'a> Ground<'a> {
+    pub fn open(context: &'a Context, settings: &'a Recover) -> Result<Self, Failure> {
+        let repo = context.open_first_with_books()?.healing();
+        let readers = match settings.kind {
+            Kind::Physical => {
+                let readers = Readers::opened(context)?;
+                let places = readers.places(context)?;
+                Some((Rc::new(readers.sources), places))
+            }
+            _ => None,
+        };
+        Ok(Ground { context, settings, repo, readers })
+    }
+}
+
 pub fn run(args: &RecoverArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let settings = settings(&context)?;
@@ -83,22 +132,28 @@ pub fn run(args: &RecoverArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     if args.resume || args.abandon {
         return go_on(args, global, &context, &settings);
     }
-    let opening = opening(&args.asked()?, &context, &settings)?;
+    let opening = opening(&args.asked(settings.kind)?, &context, &settings)?;
     let under_way = book::look(&dir, cluster.as_str()).map_err(engine_failure)?;
-    let repo = context.open_first_with_books()?.healing();
-    let (recovery, opening) = recovery(&context, &settings, repo, opening)?;
+    let ground = Ground::open(&context, &settings)?;
+    let (recovery, opening) = recovery(&ground, opening)?;
     if args.plan {
-        return plan(global, &context, &recovery, &under_way, &settings);
+        return plan(global, &ground, &recovery, &under_way);
     }
     // Before anybody is asked; it is looked at again when the new one begins.
     if let Found::Unfinished(other) = &under_way {
         return Err(engine_failure(book::unfinished(other)));
     }
-    let what =
-        format!("replace database '{}' of '{cluster}'", opening.database.as_deref().unwrap_or("?").escape_debug());
+    let what = match (&opening.database, &opening.place) {
+        (Some(database), _) => format!("replace database '{}' of '{cluster}'", database.escape_debug()),
+        (None, Some(place)) if settings.in_place => format!("replace the cluster '{cluster}' in {}", place.display()),
+        (None, place) => {
+            let place = place.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+            format!("recover '{cluster}' into {place} and point the application to it")
+        }
+    };
     confirm(&args.confirm, &what)?;
     let mut journal = book::begin(&dir, &opening, (context.ctx.clock)()).map_err(engine_failure)?;
-    drive(global, &context, &settings, &recovery, &mut journal, Wish::GoOn)
+    drive(global, &ground, &recovery, &mut journal, Wish::GoOn)
 }
 
 fn go_on(args: &RecoverArgs, global: &GlobalArgs, context: &Context, settings: &Recover) -> Result<Outcome, Failure> {
@@ -110,39 +165,44 @@ fn go_on(args: &RecoverArgs, global: &GlobalArgs, context: &Context, settings: &
     if let Found::Unfinished(opening) = book::look(&dir, cluster.as_str()).map_err(engine_failure)? {
         confirm(&args.confirm, &format!("{question} ({})", opening.id))?;
     }
-    let repo = context.open_first_with_books()?.healing();
+    let ground = Ground::open(context, settings)?;
     let (mut journal, opening) =
         book::go_on(&dir, cluster.as_str(), &who(), (context.ctx.clock)()).map_err(engine_failure)?;
-    let (recovery, now) = recovery(context, settings, repo, opening.clone())?;
+    let (recovery, now) = recovery(&ground, opening.clone())?;
     steps::allow(&settings.operators, &who(), cluster.as_str()).map_err(engine_failure)?;
     let names = |all: &[Planned]| all.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
-    if names(&now.steps) != names(&opening.steps) {
+    let same_place =
+        settings.kind != Kind::Physical || opening.place.as_ref() == Some(&recover_physical::place(context, settings)?);
+    if names(&now.steps) != names(&opening.steps) || !same_place {
         let was = names(&opening.steps).join(", ");
         return Err(Failure::refused(
             "E-RECOVER-CHANGED",
-            format!("[clusters.{cluster}.recover] says other steps than when the recovery began: {was}"),
+            format!(
+                "[clusters.{cluster}.recover] says other steps, or another place, than when the recovery began: {was}"
+            ),
         )
         .hint("make the settings what they were, and go on; nothing was changed"));
     }
-    drive(global, context, settings, &recovery, &mut journal, wish)
+    drive(global, &ground, &recovery, &mut journal, wish)
 }
 
 /// Runs the steps to their end, and says how it ended.
 fn drive(
     global: &GlobalArgs,
-    context: &Context,
-    settings: &Recover,
+    ground: &Ground<'_>,
     recovery: &Rc<Recovery>,
     journal: &mut pgark_dr::journal::Journal,
     wish: Wish,
 ) -> Result<Outcome, Failure> {
+    let context = ground.context;
     let last = steps::at_the_end(recovery);
-    let mut machine = Machine { log: journal, ctx: &context.ctx, steps: all(context, settings, recovery)?, last };
+    let mut machine = Machine { log: journal, ctx: &context.ctx, steps: all(ground, recovery)?, last };
     let ended = machine.run(wish).map_err(|e| interrupted(&e))?;
     let report =
         Report::made(&recovery.opening, journal.lines(), ended.failure.as_ref(), ended.state, (context.ctx.clock)());
     book::put_away(journal, &recovery.dir, &recovery.opening).map_err(engine_failure)?;
     recovery.repo.store().notices().iter().for_each(|notice| output::warning(notice));
+    ground.readers.iter().flat_map(|(sources, _)| sources.notices()).for_each(|notice| output::warning(&notice));
     report.warnings.iter().for_each(|w| output::warning(w));
     let stored = journal.lines().iter().rev().find_map(|l| match &l.event {
         pgark_dr::journal::Event::Done { step, facts } if step == steps::REPORT => Some(facts.clone()),
@@ -206,18 +266,41 @@ fn exit_of(e: &EngineError) -> Exit {
     }
 }
 
+/// What would be restored.
+struct Foreseen {
+    backup: String,
+    point: Option<Timestamp>,
+    bytes: Option<u64>,
+}
+
+fn foreseen(ground: &Ground<'_>, recovery: &Rc<Recovery>) -> Result<Result<Foreseen, EngineError>, Failure> {
+    if ground.readers.is_some() {
+        let found = recover_physical::physical(ground, recovery)?.foreseen();
+        return Ok(found.map(|(plan, point)| Foreseen {
+            backup: plan.backup.id.to_string(),
+            point: Some(point),
+            bytes: Some(plan.record.totals.size_bytes),
+        }));
+    }
+    let options = recover_logical::restore_options(ground.context, ground.settings, &recovery.opening)?;
+    Ok(dumps::plan(&options, &recovery.repo, &[]).map(|plan| {
+        let dump = plan.database.as_ref().map(|d| &d.dump);
+        let (point, bytes) = (dump.map(|d| d.taken), dump.map(|d| d.dump_bytes));
+        Foreseen { backup: plan.record.id.to_string(), point, bytes }
+    }))
+}
+
 fn plan(
     global: &GlobalArgs,
-    context: &Context,
+    ground: &Ground<'_>,
     recovery: &Rc<Recovery>,
     under_way: &Found,
-    settings: &Recover,
 ) -> Result<Outcome, Failure> {
-    let opening = &recovery.opening;
-    let found = dumps::plan(&restore_options(context, settings, opening)?, &recovery.repo, &[]);
-    let dump = found.as_ref().ok().and_then(|p| p.database.as_ref()).map(|d| &d.dump);
+    let (context, opening) = (ground.context, &recovery.opening);
+    let found = foreseen(ground, recovery)?;
+    let bytes = found.as_ref().ok().and_then(|f| f.bytes);
     let history = forecast::history(&recovery.repo, &recovery.cluster, &opening.kind, &context.ctx);
-    let expected = history.map_err(engine_failure)?.expect(&opening.steps, dump.map(|d| d.dump_bytes));
+    let expected = history.map_err(engine_failure)?.expect(&opening.steps, bytes);
     let (total, unknown) = forecast::total(&expected);
     let hint = |e: &EngineError| e.hint().map(|h| format!("; {h}")).unwrap_or_default();
     let problem = found.as_ref().err().map(|e| format!("{} {e}{}", e.code(), hint(e)));
@@ -230,8 +313,9 @@ fn plan(
         cluster: &opening.cluster,
         kind: &opening.kind,
         database: opening.database.as_deref(),
-        backup: found.as_ref().ok().map(|p| p.record.id.to_string()),
-        recovery_point: dump.map(|d| d.taken),
+        place: opening.place.as_ref().map(|p| p.display().to_string()),
+        backup: found.as_ref().ok().map(|f| f.backup.clone()),
+        recovery_point: found.as_ref().ok().and_then(|f| f.point),
         problem,
         unfinished,
         rto_ms: opening.rto_ms,
@@ -255,8 +339,8 @@ pub fn settings(context: &Context) -> Result<Recover, Failure> {
         return Err(Failure::usage("E-RECOVER-NONE", format!("nothing says how '{}' is recovered", cluster.name))
             .hint(format!("write [clusters.{}.recover]: kind, database, report_dir and service", cluster.name)));
     };
-    if recover.kind != Kind::Logical {
-        return Err(Failure::refused("E-KIND", "guided recovery is built for kind = \"logical\" so far")
+    if !matches!(recover.kind, Kind::Logical | Kind::Physical) {
+        return Err(Failure::refused("E-KIND", "guided recovery is for kind = \"logical\" and kind = \"physical\"")
             .hint("'pgark restore' restores every kind, without what is around it; nothing was changed"));
     }
     Ok(recover)
@@ -279,14 +363,9 @@ fn who() -> String {
     format!("{}@{host}{}", user(uid), login.unwrap_or_default())
 }
 
+/// Also of users whom only a directory service knows.
 fn user(uid: u32) -> String {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let of = |line: &str| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    };
-    passwd.lines().find_map(of).unwrap_or_else(|| uid.to_string())
+    pgark_dr::operator::name_of(uid).unwrap_or_else(|| uid.to_string())
 }
 
 /// What somebody asks for with this recovery.
@@ -296,15 +375,48 @@ struct Asked<'a> {
     declared: Option<Timestamp>,
     reason: Option<&'a str>,
     no_safety_backup: bool,
+    aim: Aim,
+    truths: Vec<PathBuf>,
 }
 
 impl RecoverArgs {
-    fn asked(&self) -> Result<Asked<'_>, Failure> {
+    fn asked(&self, kind: Kind) -> Result<Asked<'_>, Failure> {
+        let aim = self.aim()?;
+        if kind == Kind::Logical && (!aim.is_latest() || !self.truth.is_empty()) {
+            return Err(Failure::usage(
+                "E-KIND",
+                "targets and --truth are for clusters: a dump is of one moment, and has its truth",
+            )
+            .hint("choose the dump by its id"));
+        }
+        if kind == Kind::Physical && self.no_safety_backup {
+            return Err(Failure::usage("E-KIND", "--no-safety-backup is for databases from dumps")
+                .hint("a cluster that is replaced is kept as it is"));
+        }
+
         let backup = self.id.as_deref().filter(|id| *id != "latest");
         backup.map(parse_id).transpose()?;
         let declared = self.declared.as_deref().map(parse_moment).transpose()?;
         let reason = self.reason.as_deref();
-        Ok(Asked { backup, declared, reason, no_safety_backup: self.no_safety_backup })
+        let absolute =
+            |path: &PathBuf| std::path::absolute(path).map_err(|e| Failure::usage("E-TARGET-PATH", e.to_string()));
+        let truths = self.truth.iter().map(absolute).collect::<Result<_, _>>()?;
+        Ok(Asked { backup, declared, reason, no_safety_backup: self.no_safety_backup, aim, truths })
+    }
+
+    fn aim(&self) -> Result<Aim, Failure> {
+        let time = self.target_time.as_deref().map(parse_moment).transpose()?;
+        let aim = Aim {
+            time: time.map(|t| t.to_string()),
+            lsn: self.target_lsn.clone(),
+            xid: self.target_xid.clone(),
+            name: self.target_name.clone(),
+            immediate: self.target_immediate,
+            exclusive: self.target_exclusive,
+            timeline: self.target_timeline.clone(),
+        };
+        recover_physical::target(&aim)?;
+        Ok(aim)
     }
 }
 
@@ -319,12 +431,16 @@ fn opening(asked: &Asked<'_>, context: &Context, settings: &Recover) -> Result<O
     }
     let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let safety = settings.safety_backup.map_or(Safety::Try, Safety::from);
+    let physical = settings.kind == Kind::Physical;
     Ok(Opening {
         id: Opening::id_of(now),
         cluster: cluster.name.clone(),
-        kind: "logical".into(),
-        database: Some(database(context, settings)?),
+        kind: if physical { "physical" } else { "logical" }.into(),
+        database: (!physical).then(|| recover_logical::database(context, settings)).transpose()?,
         backup: asked.backup.map(str::to_owned),
+        aim: asked.aim.clone(),
+        place: physical.then(|| recover_physical::place(context, settings)).transpose()?,
+        truths: asked.truths.clone(),
         began: now,
         declared,
         rpo_ms: cluster.rpo.map(ms),
@@ -343,29 +459,14 @@ fn open_incident(context: &Context) -> Result<Option<Incident>, Failure> {
 }
 
 /// As it would be if it began now.
-pub fn as_configured(context: &Context, settings: &Recover, repo: Repository) -> Result<Rc<Recovery>, Failure> {
-    let opening = opening(&Asked::default(), context, settings)?;
-    Ok(recovery(context, settings, repo, opening)?.0)
-}
-
-/// The one that is named; or the only one that is dumped.
-pub fn database(context: &Context, settings: &Recover) -> Result<String, Failure> {
-    let dumped = context.cluster_settings()?.logical.clone().unwrap_or_default().databases;
-    match (&settings.database, dumped.as_slice()) {
-        (Some(name), _) => Ok(name.clone()),
-        (None, [only]) => Ok(only.clone()),
-        (None, _) => Err(Failure::usage("E-DATABASE-NONE", "nothing says which database is recovered")
-            .hint("set database in [clusters.NAME.recover]")),
-    }
+pub fn as_configured(ground: &Ground<'_>) -> Result<Rc<Recovery>, Failure> {
+    let opening = opening(&Asked::default(), ground.context, ground.settings)?;
+    Ok(recovery(ground, opening)?.0)
 }
 
 /// The recovery, and its opening with the names of its steps.
-fn recovery(
-    context: &Context,
-    settings: &Recover,
-    repo: Repository,
-    opening: Opening,
-) -> Result<(Rc<Recovery>, Opening), Failure> {
+fn recovery(ground: &Ground<'_>, opening: Opening) -> Result<(Rc<Recovery>, Opening), Failure> {
+    let (context, settings, repo) = (ground.context, ground.settings, ground.repo.clone());
     let (dir, cluster) = (report_dir(settings)?, context.cluster()?);
     let wrong =
         |key: &str, why: String| Failure::usage("E-CONFIG-VALUE", format!("clusters.{cluster}.recover.{key}: {why}"));
@@ -393,74 +494,16 @@ fn recovery(
     let names = |all: &[Box<dyn Step>]| {
         all.iter().map(|s| Planned { name: s.name().into(), what: s.what() }).collect::<Vec<_>>()
     };
-    let steps = [names(&all(context, settings, &first)?), names(&steps::at_the_end(&first))].concat();
+    let steps = [names(&all(ground, &first)?), names(&steps::at_the_end(&first))].concat();
     recovery = Rc::try_unwrap(first).map_err(|_| Failure::failed("E-INTERNAL", "the steps hold on to the recovery"))?;
     recovery.opening.steps = steps;
     let opening = recovery.opening.clone();
     Ok((Rc::new(recovery), opening))
 }
 
-fn all(context: &Context, settings: &Recover, recovery: &Rc<Recovery>) -> Result<Vec<Box<dyn Step>>, Failure> {
-    let opening = &recovery.opening;
-    Ok(logical::all(Logical {
-        recovery: recovery.clone(),
-        options: restore_options(context, settings, opening)?,
-        safety: safety_options(context, opening)?,
-        database: opening.database.clone().unwrap_or_default(),
-        restore_within: settings.restore_timeout.map_or(RESTORE_WITHIN, |s| s.0),
-        safety_within: settings.safety_timeout.map_or(RESTORE_WITHIN, |s| s.0),
-    }))
-}
-
-fn restore_options(context: &Context, settings: &Recover, opening: &Opening) -> Result<RestoreOptions, Failure> {
-    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
-    let name = opening.database.clone().unwrap_or_default();
-    Ok(RestoreOptions {
-        cluster: context.cluster()?,
-        backup: opening.backup.as_ref().map(|id| parse_id(id)).transpose()?,
-        // What was taken since may hold what is to be undone.
-        not_after: Some(opening.declared),
-        run: None,
-        connect: context.connect_options()?,
-        connect_timeout: CONNECT_TIMEOUT,
-        database: Some(RestoreDatabase {
-            to: name.clone(),
-            name,
-            // The backup of what is replaced is a step of its own.
-            replace: Replace::Replace { safety: None, old: Old::Keep },
-            selection: Selection::default(),
-        }),
-        globals: false,
-        tools: tool_options(None, &configured),
-        scratch: scratch(&configured),
-        jobs: context.jobs(),
-        validate: Some(Validation {
-            checks: configured_checks(context)?,
-            ask_as: ask_as(None, context)?,
-            check_within: settings.check_timeout.map_or(CHECK_WITHIN, |s| s.0),
-            within: settings.restore_timeout.map_or(RESTORE_WITHIN, |s| s.0),
-        }),
-    })
-}
-
-fn safety_options(context: &Context, opening: &Opening) -> Result<LogicalOptions, Failure> {
-    let configured = context.cluster_settings()?.logical.clone().unwrap_or_default();
-    Ok(LogicalOptions {
-        cluster: context.cluster()?,
-        connect: context.connect_options()?,
-        connect_timeout: CONNECT_TIMEOUT,
-        databases: Wanted::Named(vec![opening.database.clone().unwrap_or_default()]),
-        globals: false,
-        schemas: vec![],
-        tables: vec![],
-        tools: tool_options(None, &configured),
-        lock_wait: configured.lock_wait.map_or(LOCK_WAIT, |s| s.0),
-        scratch: scratch(&configured),
-        jobs: context.jobs(),
-        compression: Compression::DEFAULT,
-        truth: truth(None, &configured),
-        keep: false,
-        annotations: Default::default(),
-        files: None,
+fn all(ground: &Ground<'_>, recovery: &Rc<Recovery>) -> Result<Vec<Box<dyn Step>>, Failure> {
+    Ok(match &ground.readers {
+        Some(_) => physical::all(recover_physical::physical(ground, recovery)?),
+        None => logical::all(recover_logical::logical(ground.context, ground.settings, recovery)?),
     })
 }

@@ -56,6 +56,8 @@ pub struct PlanDocument<'a> {
     pub cluster: &'a str,
     pub kind: &'a str,
     pub database: Option<&'a str>,
+    /// The directory that a cluster is restored into.
+    pub place: Option<String>,
     pub backup: Option<String>,
     pub recovery_point: Option<Timestamp>,
     /// Why no backup could be chosen.
@@ -81,6 +83,7 @@ pub fn plan_text(plan: &PlanDocument<'_>, total: Duration, unknown: bool) -> Str
     }
     let mut out = format!("would recover '{}'", escape(plan.cluster));
     out.extend(plan.database.map(|d| format!(", database '{}'", d.escape_debug())));
+    out.extend(plan.place.as_ref().map(|p| format!(" into {}", escape(p))));
     out.extend(plan.backup.as_ref().map(|id| format!(", from backup {id}")));
     out.extend(plan.recovery_point.map(|p| format!(" of {}", timestamp(p))));
     out += &format!("\n\n{}\n", table.to_text());

@@ -8,8 +8,9 @@ use pgark_dr::runbook::{self, ContactFacts, Facts, RecoverFacts, RepoFacts};
 
 use super::Outcome;
 use super::context::Context;
-use super::recover as recovering;
+use super::recover::{self as recovering, Ground};
 use super::truth::write_new;
+use super::{recover_logical, recover_physical};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_duration, timestamp};
@@ -70,7 +71,7 @@ fn facts(context: &Context) -> Result<(Facts, Option<String>), Failure> {
     let recover = cluster.recover.as_ref();
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
     let repos = context.settings.selected_repos()?;
-    let (guided, unmeasured) = match recover.filter(|r| r.kind == Kind::Logical) {
+    let (guided, unmeasured) = match recover.filter(|r| matches!(r.kind, Kind::Logical | Kind::Physical)) {
         Some(_) => {
             let (facts, why) = guided(context)?;
             (Some(facts), why)
@@ -122,25 +123,30 @@ fn repo(settings: &crate::settings::RepoSettings) -> RepoFacts {
 
 /// The steps of a recovery as they would be now; with what was measured, where the repository can be read.
 fn guided(context: &Context) -> Result<(RecoverFacts, Option<String>), Failure> {
-    let opened = context.open_first_with_books();
     let settings = recovering::settings(context)?;
+    let physical = settings.kind == Kind::Physical;
     let made = |steps: Vec<Expected>, service: Option<String>| -> Result<RecoverFacts, Failure> {
+        let place = physical.then(|| recover_physical::place(context, &settings)).transpose()?;
         Ok(RecoverFacts {
-            database: recovering::database(context, &settings)?,
+            database: (!physical).then(|| recover_logical::database(context, &settings)).transpose()?,
+            place: place.map(|p| p.display().to_string()),
+            in_place: settings.in_place,
+            fenced: settings.in_place || settings.fence.is_some(),
+            repoints: !settings.repoint.is_empty(),
             service,
             report_dir: recovering::report_dir(&settings)?.display().to_string(),
             steps,
         })
     };
-    let repo = match opened {
-        Ok(repo) => repo,
+    let ground = match Ground::open(context, &settings) {
+        Ok(ground) => ground,
         Err(failure) => {
             let dir = recovering::report_dir(&settings)?;
             let service = settings.service.as_ref().and_then(|s| s.service(&dir, "").ok()).map(|s| s.kind.to_string());
             return Ok((made(vec![], service)?, Some(format!("{}: {}", failure.code, failure.message))));
         }
     };
-    let recovery = recovering::as_configured(context, &settings, repo)?;
+    let recovery = recovering::as_configured(&ground)?;
     let opening = &recovery.opening;
     let history = forecast::history(&recovery.repo, &recovery.cluster, &opening.kind, &context.ctx);
     let (history, why) = match history {

@@ -45,24 +45,49 @@ impl TargetArgs {
     }
 
     pub fn bound(&self) -> Bound {
-        if self.target_exclusive { Bound::Exclusive } else { Bound::Inclusive }
+        bound(self.target_exclusive)
     }
 
     pub fn target(&self) -> Result<Target, Failure> {
-        let bound = self.bound();
-        match (&self.target_time, &self.target_lsn, &self.target_xid, &self.target_name) {
-            (Some(t), ..) => parse_time(t, bound),
-            (_, Some(l), ..) => parse_lsn(l, bound),
-            (_, _, Some(x), _) => parse_xid(x, bound),
-            (_, _, _, Some(n)) => parse_name(n),
-            _ if self.target_immediate => Ok(Target::Immediate),
-            _ => Ok(Target::Latest),
-        }
+        target_of(&TargetText {
+            time: self.target_time.as_deref(),
+            lsn: self.target_lsn.as_deref(),
+            xid: self.target_xid.as_deref(),
+            name: self.target_name.as_deref(),
+            immediate: self.target_immediate,
+            exclusive: self.target_exclusive,
+        })
     }
 
     pub fn timeline(&self) -> Result<TimelineChoice, Failure> {
         timeline(&self.target_timeline)
     }
+}
+
+/// The same as words, one of which is there at most.
+pub struct TargetText<'a> {
+    pub time: Option<&'a str>,
+    pub lsn: Option<&'a str>,
+    pub xid: Option<&'a str>,
+    pub name: Option<&'a str>,
+    pub immediate: bool,
+    pub exclusive: bool,
+}
+
+pub fn target_of(text: &TargetText<'_>) -> Result<Target, Failure> {
+    let bound = bound(text.exclusive);
+    match (text.time, text.lsn, text.xid, text.name) {
+        (Some(t), ..) => parse_time(t, bound),
+        (_, Some(l), ..) => parse_lsn(l, bound),
+        (_, _, Some(x), _) => parse_xid(x, bound),
+        (_, _, _, Some(n)) => parse_name(n),
+        _ if text.immediate => Ok(Target::Immediate),
+        _ => Ok(Target::Latest),
+    }
+}
+
+fn bound(exclusive: bool) -> Bound {
+    if exclusive { Bound::Exclusive } else { Bound::Inclusive }
 }
 
 pub fn parse_time(text: &str, bound: Bound) -> Result<Target, Failure> {
@@ -113,7 +138,7 @@ pub fn parse_name(text: &str) -> Result<Target, Failure> {
     Ok(Target::Name(text.to_owned()))
 }
 
-fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
+pub fn timeline(text: &str) -> Result<TimelineChoice, Failure> {
     match text {
         "latest" => Ok(TimelineChoice::Latest),
         "current" => Ok(TimelineChoice::Current),

@@ -9,6 +9,7 @@ pub mod files;
 pub mod nearest;
 pub mod recover;
 pub mod repo_url;
+pub mod repoint;
 pub mod schema;
 pub mod space;
 pub mod units;

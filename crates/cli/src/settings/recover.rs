@@ -10,6 +10,7 @@ use pgark_dr::recover::{Ask, Safety};
 use pgark_dr::service::{Kind as ServiceKind, Service};
 use serde::{Deserialize, Serialize};
 
+use super::repoint::RepointSection;
 use super::schema::{CommandLine, Kind};
 use super::units::Span;
 use crate::secret::SECRET_VARIABLES;
@@ -52,6 +53,50 @@ pub struct Recover {
     /// Who is called, in this order.
     #[serde(default)]
     pub contacts: Vec<Contact>,
+    /// Where a whole cluster is restored to: a new instance in this directory,
+    pub to: Option<PathBuf>,
+    /// or in its own place.
+    #[serde(default)]
+    pub in_place: bool,
+    /// Of the new instance.
+    pub port: Option<u16>,
+    pub socket_dir: Option<PathBuf>,
+    /// Under which the application and we reach the new instance; its socket when left out.
+    pub address: Option<String>,
+    /// The directory of the server's programs; otherwise they are looked for.
+    pub pg_bin: Option<PathBuf>,
+    /// Of tablespaces: the old place, or the OID, and the new place.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<String, PathBuf>,
+    /// How the recovered cluster is started; by pg_ctl when left out.
+    pub server: Option<ServiceControl>,
+    /// How the server is stopped that a new instance replaces.
+    pub fence: Option<ServiceControl>,
+    /// Whether nothing goes on when that cannot be proved to be stopped.
+    #[serde(default)]
+    pub fence_required: bool,
+    /// Whether it is started again when the application goes back to it; it is when left out.
+    pub restart_old: Option<bool>,
+    /// How long recovery may take until its planned end.
+    pub recovery_timeout: Option<Span>,
+    /// How long reading the recovered cluster may take.
+    pub validate_timeout: Option<Span>,
+    /// What reads its tables and indexes.
+    pub amcheck: Option<AmcheckSetting>,
+    /// How long it is waited until its WAL is archived again.
+    pub archive_timeout: Option<Span>,
+    /// Places in which it stands where the application's database is.
+    #[serde(default)]
+    pub repoint: Vec<RepointSection>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AmcheckSetting {
+    /// Also installed for the moment, in a transaction that is rolled back
+    Borrowed,
+    Installed,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -109,6 +154,8 @@ pub struct ServiceControl {
     pub force: bool,
     /// Open while it runs, closed when it does not.
     pub ports: Vec<String>,
+    /// It is not stopped before, and begins anew when it points to the new instance.
+    pub keep_running: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -144,6 +191,13 @@ pub enum Expected {
 }
 
 impl ServiceControl {
+    /// Whether it says what is stopped and started.
+    pub fn names_something(&self) -> bool {
+        let managers = [&self.systemd, &self.docker, &self.compose, &self.kubernetes, &self.windows];
+        let commands = [&self.stop, &self.start, &self.status, &self.kill];
+        managers.iter().any(|m| m.is_some()) || commands.iter().any(|c| c.is_some())
+    }
+
     /// # Errors
     /// What is wrong with it, in words.
     pub fn service(&self, log_dir: &Path, name: &str) -> Result<Service, String> {

@@ -221,6 +221,13 @@ fn a_wrong_type_or_value_is_an_error_with_its_place_and_key() {
         ("[repos.a]\nurl='s3://b'\nlock='governance'\nlock_days=36500", "between 1 and 3650"),
         ("[repos.a]\nurl='s3://b'\nlock='forever'\nlock_days=3", "is not known here"),
         ("[clusters.main.recover]\nkind='system'\nservice={systemd='a',docker='b'}", "more than one way"),
+        ("[clusters.main.recover]\nkind='physical'\nto='/a'\nin_place=true", "not to both"),
+        ("[clusters.main.recover]\nkind='logical'\nto='/a'", "are for kind = "),
+        ("[clusters.main.recover]\nkind='physical'\nto='a'", "clusters.main.recover.to: the path must be absolute"),
+        ("[clusters.main.recover]\nkind='physical'\nrepoint=[{file='/a/b.toml'}]", "which value of the file"),
+        ("[clusters.main.recover]\nkind='physical'\nrepoint=[{file='/a/b',key=['c']}]", "the format of 'b'"),
+        ("[clusters.main.recover]\nkind='physical'\nrepoint=[{kubernetes='deploy/a',entry='b'}]", "neither configmap"),
+        ("[clusters.main.recover]\nkind='physical'\nservice={systemd='a',keep_running=true}", "it needs repoint"),
     ];
     for (text, message) in cases {
         let failure = failure(text);

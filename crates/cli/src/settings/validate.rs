@@ -13,7 +13,7 @@ use super::alerts::AlertSettings;
 use super::nearest::nearest;
 use super::recover::{Asking, Recover, ServiceControl};
 use super::repo_url::Scheme;
-use super::schema::{ClusterSection, Document, Job, RepoSection, Retention, SECRET_KEYS, Schedule};
+use super::schema::{ClusterSection, Document, Job, Kind, RepoSection, Retention, SECRET_KEYS, Schedule};
 use super::tree::{Node, Table, Value};
 use crate::failure::Failure;
 
@@ -240,10 +240,40 @@ fn retention(tree: &Node, name: &str, retention: &Retention) -> Result<(), Failu
 
 fn recover(tree: &Node, name: &str, recover: &Recover) -> Result<(), Failure> {
     let at = ["clusters", name, "recover"];
-    if let Some(service) = &recover.service {
-        let path = [&at[..], &["service"]].concat();
-        service_control(tree, &path, service)?;
+    for (key, service) in [("service", &recover.service), ("server", &recover.server), ("fence", &recover.fence)] {
+        let Some(service) = service else { continue };
+        let path = [&at[..], &[key]].concat();
+        // The server's own program stops and starts it, in the time that is given here.
+        if key != "server" || service.names_something() {
+            service_control(tree, &path, service)?;
+        }
         absolute(tree, &path, service.compose_file.as_deref())?;
+        if service.keep_running && (key != "service" || recover.repoint.is_empty()) {
+            let why = "keep_running is for an application that is pointed to a new instance: it needs repoint";
+            return Err(complaint(tree, &path, "E-CONFIG-VALUE", why));
+        }
+    }
+    for (key, path) in [("to", &recover.to), ("socket_dir", &recover.socket_dir), ("pg_bin", &recover.pg_bin)] {
+        absolute(tree, &[&at[..], &[key]].concat(), path.as_deref())?;
+    }
+    for (old, path) in &recover.tablespaces {
+        absolute(tree, &[&at[..], &["tablespaces", old]].concat(), Some(path))?;
+    }
+    if recover.to.is_some() && recover.in_place {
+        let why = "it is restored to a new place (to) or to its own (in_place), not to both";
+        return Err(complaint(tree, &at, "E-CONFIG-VALUE", why));
+    }
+    let of_a_cluster =
+        recover.to.is_some() || recover.in_place || recover.fence.is_some() || !recover.repoint.is_empty();
+    if recover.kind != Kind::Physical && of_a_cluster {
+        let why = "to, in_place, fence and repoint are for kind = \"physical\"";
+        return Err(complaint(tree, &at, "E-CONFIG-VALUE", why));
+    }
+    for (n, repoint) in recover.repoint.iter().enumerate() {
+        let n = n.to_string();
+        let path = [&at[..], &["repoint", &n]].concat();
+        absolute(tree, &path, repoint.file.as_deref())?;
+        repoint.check().map_err(|why| complaint(tree, &path, "E-CONFIG-VALUE", &why))?;
     }
     for (key, asking, probes) in
         [("ready", Asking::UntilReady, &recover.ready), ("smoke", Asking::Once, &recover.smoke)]

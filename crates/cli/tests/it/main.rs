@@ -43,6 +43,7 @@ mod power;
 mod rebuild;
 mod rebuild_catalog;
 mod recover;
+mod recover_cluster;
 mod reencrypt;
 mod refusals;
 mod replicate;

@@ -248,6 +248,24 @@ fn a_world_that_lies_gets_the_right_verdict() {
     assert_eq!(app.calls(), ["stop", "tell"], "{report}");
     imaging.tidy_up();
 
+    // A watchdog starts the application while the dump is loaded: it is stopped once more before names are exchanged.
+    let slow = imaging.pgark(&[("select count(*) > 0 from studies", "select count(*) > 0 from studies, pg_sleep(3)")]);
+    let words = ["recover", "--json", "--yes", "--no-safety-backup"];
+    let running = slow.command(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it runs");
+    wait_until("the database to be loaded", SECONDS, || {
+        (!imaging.databases("pgark_restore%").is_empty()).then_some(())
+    });
+    app.start();
+    let output = running.wait_with_output().expect("its end");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert_eq!((output.status.code(), &report["state"]), (Some(3), &"restored".into()), "{report}");
+    assert!(report["warnings"].to_string().contains("somebody started"), "{report}");
+    assert_eq!(app.calls(), ["stop", "stop", "start", "tell"]);
+    assert_eq!(imaging.psql("select count(*) from studies"), "500");
+    imaging.tidy_up();
+    imaging.psql("delete from studies where i > 10");
+    let live = oid();
+
     // What was restored is not what the administrators expect.
     let wrong = imaging.pgark(&[("select count(*) > 0 from studies", "select count(*) = 10 from studies")]);
     let report = recover(&wrong, &["--no-safety-backup"]).expect_code(21).json();

@@ -11,7 +11,7 @@ use pgark_repo::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
 use super::report::{Report, StepOutcome};
-use super::steps::{REPORT, RESTORE, SAFETY};
+use super::steps::{REPORT, RESTORE, SAFETY, VALIDATE};
 use super::{Planned, WHAT};
 
 /// The newest reports are looked through; older machines do not tell how fast this one is.
@@ -67,7 +67,7 @@ impl History {
     pub fn expect(&self, steps: &[Planned], bytes: Option<u64>) -> Vec<Expected> {
         let of = |step: &Planned| {
             let runs = self.0.get(&step.name).map_or(&[][..], Vec::as_slice);
-            let scaled = [RESTORE, SAFETY].contains(&step.name.as_str());
+            let scaled = [RESTORE, SAFETY, VALIDATE].contains(&step.name.as_str());
             let mut all: Vec<u64> = runs.iter().map(|run| run.scaled(bytes.filter(|_| scaled))).collect();
             all.sort_unstable();
             Expected {

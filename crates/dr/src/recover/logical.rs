@@ -1,10 +1,12 @@
 //! A database back from a dump, in its place: the steps between the stopped application and the one that starts.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_engine::cluster::{Connection, provision};
+use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
 use pgark_engine::logical::restore::{self, RestoreOptions, RestorePlan, SAFETY as SAFETY_NOTE};
 use pgark_engine::logical::{self as dumps, LogicalOptions};
@@ -16,6 +18,7 @@ use pgark_repo::record::PartsRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::application::{StopService, Until, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step, within};
 use super::report::span;
 use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
@@ -45,7 +48,7 @@ pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
     let mut all: Vec<Box<dyn Step>> =
         vec![Box::new(Preflight(logical.clone())), Box::new(steps::Authorise(recovery.clone()))];
     if let Some(service) = &recovery.service {
-        all.push(Box::new(steps::StopService { service: service.clone() }));
+        all.push(Box::new(StopService { service: service.clone(), until: Until::Stopped, way_back: None }));
     }
     if recovery.opening.safety_backup != Safety::Off {
         all.push(Box::new(SafetyBackup(logical.clone())));
@@ -55,7 +58,7 @@ pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
         all.push(Box::new(steps::Escalate(recovery.clone())));
     }
     all.push(Box::new(Restore(logical)));
-    all.extend(steps::after_restore(&recovery, false));
+    all.extend(steps::after_restore(&recovery, Until::Stopped, false));
     all
 }
 
@@ -352,7 +355,15 @@ impl Step for Restore {
         };
         let run = read(at.before).run;
         let options = RestoreOptions { run: Some(run.clone()), ..self.0.options.clone() };
-        let restored = restore::run(&options, &self.0.recovery.repo, at.ctx, &mut announce);
+        // Loading takes its time, and somebody may have started the application meanwhile.
+        let again = RefCell::new(None);
+        let may_place = |ctx: &Ctx| {
+            let service = self.0.recovery.service.as_ref();
+            let told = service.map(|service| still_stopped(service, ctx)).transpose()?;
+            *again.borrow_mut() = told.flatten();
+            Ok(())
+        };
+        let restored = restore::run_until(&options, &self.0.recovery.repo, at.ctx, &mut announce, &may_place);
         let (plan, report) = restored.inspect_err(|_| {
             // It may have lost the server just when names were exchanged.
             if let Ok(aside) = self.0.of_run(ASIDE, &run) {
@@ -369,6 +380,11 @@ impl Step for Restore {
             fields.insert("kept".into(), json!(report.kept));
             if let Some(Value::Array(warnings)) = fields.get_mut("warnings") {
                 warnings.extend(report.warnings.iter().map(|w| json!(w)));
+                warnings.extend(
+                    again
+                        .take()
+                        .map(|told| json!(format!("{told}; what it wrote is in the database that was replaced"))),
+                );
                 if report.validation.as_ref().is_some_and(|v| v.outcome == Verdict::NotChecked) {
                     warnings.push(json!("what was restored could not be checked completely"));
                 }

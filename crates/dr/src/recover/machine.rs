@@ -53,7 +53,7 @@ pub enum State {
     Halted,
     /// The database is restored; the application is not up, or not well.
     NotStarted,
-    /// The application is stopped, and points again to where it pointed before.
+    /// The application points again to where it pointed before.
     RolledBack,
     /// Somebody gave it up; what could be was taken back.
     Abandoned,

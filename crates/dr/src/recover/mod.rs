@@ -3,11 +3,14 @@
 //! Invariant: whatever happens, the journal says what was done, data that was there before is there until the new one was found
 //! right, and no application is started on what was not. It knows nothing of settings and prints nothing.
 
+pub mod application;
 pub mod book;
 pub mod forecast;
 pub mod logical;
 pub mod machine;
+pub mod physical;
 mod render;
+mod repointing;
 pub mod report;
 pub mod steps;
 
@@ -74,6 +77,15 @@ pub struct Opening {
     pub database: Option<String>,
     /// The backup that was asked for; None: the newest that can be used.
     pub backup: Option<String>,
+    /// The moment that was asked for, of physical ones.
+    #[serde(default, skip_serializing_if = "Aim::is_latest")]
+    pub aim: Aim,
+    /// The directory that the cluster is restored into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<PathBuf>,
+    /// What truths to compare with, beside what is asked of every recovery.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub truths: Vec<PathBuf>,
     pub began: Timestamp,
     /// When the incident was declared: the clock of the recovery time runs from here.
     pub declared: Timestamp,
@@ -90,6 +102,31 @@ pub struct Opening {
 pub struct Planned {
     pub name: String,
     pub what: String,
+}
+
+/// Where recovery is to end, as it was typed; a time with its zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aim {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xid: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub immediate: bool,
+    #[serde(default)]
+    pub exclusive: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<String>,
+}
+
+impl Aim {
+    pub fn is_latest(&self) -> bool {
+        *self == Aim::default()
+    }
 }
 
 /// Whether what is replaced is backed up before.

@@ -40,7 +40,9 @@ fn verdict(state: State) -> &'static str {
         State::NotStopped => "The application could not be stopped. No data was touched.",
         State::Halted => "Stopped here. The application is not started; the data that was there before is kept.",
         State::NotStarted => "The data is restored. The application is not up, or does not answer as it should.",
-        State::RolledBack => "The application is stopped, and points again to where it pointed before.",
+        State::RolledBack => {
+            "The application points again to where it pointed before; the steps tell whether it runs on that."
+        }
         State::Abandoned => "It was given up, and what could be was taken back. The application was not started.",
     }
 }
@@ -58,6 +60,7 @@ fn goal(goal: Option<Goal>, none: &str) -> String {
 fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let mut facts = vec![("Recovery", report.id.clone()), ("Cluster", report.cluster.clone())];
     facts.extend(report.database.clone().map(|d| ("Database", d)));
+    facts.extend(report.place.as_ref().map(|p| ("Directory", p.display().to_string())));
     facts.extend([
         ("By", report.by.clone()),
         ("Reason", report.reason.clone().unwrap_or_else(|| "not given".into())),
@@ -143,7 +146,7 @@ pub fn to_markdown(report: &Report) -> String {
             let _ = writeln!(out, "- {}", markdown(&line));
         }
     }
-    if let Some(found) = &report.validation {
+    for found in report.validation.iter().chain(&report.validations) {
         // One document, one first heading.
         let _ = write!(out, "\n{}", validate::to_markdown(found).replacen("# ", "## ", 1).replace("\n## ", "\n### "));
     }
@@ -181,13 +184,13 @@ pub fn to_html(report: &Report) -> String {
         let items: String = lines.iter().map(|line| format!("<li>{}</li>", html(line))).collect();
         let _ = writeln!(out, "<h2>{title}</h2>\n<ul>{items}</ul>");
     }
-    if let Some(found) = &report.validation {
+    for found in report.validation.iter().chain(&report.validations) {
         let word = match found.outcome {
             validate::Outcome::Ok => "ok",
             validate::Outcome::Failed => "FAILED",
             validate::Outcome::NotChecked => "not complete",
         };
-        let _ = writeln!(out, "<h2>Validation: {word}</h2>\n<ul>");
+        let _ = writeln!(out, "<h2>Validation of {}: {word}</h2>\n<ul>", html(&found.database.lossy()));
         for check in &found.checks {
             let details: Vec<String> = check.details.iter().chain(&check.reasons).take(20).map(|d| html(d)).collect();
             let _ = writeln!(

@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::machine::{At, Failure, State, done};
-use super::steps::{CHOOSE, NOTIFY, REPORT, RESTORE};
+use super::steps::{ADOPT, CHOOSE, NOTIFY, REPORT, RESTORE, VALIDATE};
 use super::{Goal, Opening, Recovery, WHAT};
 use crate::journal::{Event, Line};
 
 pub const SCHEMA: u32 = 1;
 const MODE: u32 = 0o640;
+/// Facts of steps: what is there now that somebody has to know of.
+const LEFT: &str = "left";
 /// Reports that are looked through for one that was stored before a crash.
 const LOOKED_THROUGH: usize = 20;
 
@@ -64,6 +66,9 @@ pub struct Report {
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
+    /// The directory that a cluster was restored into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<PathBuf>,
     pub state: State,
     /// The service is back.
     pub restored: bool,
@@ -98,6 +103,9 @@ pub struct Report {
     pub left: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<validate::Report>,
+    /// Of a whole cluster, one for each database.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validations: Vec<validate::Report>,
     /// Of the journal's line before the last one: nothing up to there was taken away.
     pub journal_hash: String,
 }
@@ -154,6 +162,7 @@ impl Report {
             cluster: opening.cluster.clone(),
             kind: opening.kind.clone(),
             database: opening.database.clone(),
+            place: opening.place.clone(),
             state,
             restored,
             began: opening.began,
@@ -170,8 +179,9 @@ impl Report {
             steps,
             resumed: resumed(lines),
             warnings,
-            left: gathered(lines, "left"),
+            left: gathered(lines, LEFT),
             validation: of("validation").and_then(|v| serde_json::from_value(v).ok()),
+            validations: found_by(VALIDATE, "validations", lines).unwrap_or_default(),
             journal_hash: lines.last().map(|l| l.after.clone()).unwrap_or_default(),
         }
     }
@@ -183,7 +193,7 @@ impl Report {
             None => self.cluster.clone(),
         };
         let rto = self.rto.map(|g| format!(" in {}", span(g.measured_ms))).unwrap_or_default();
-        let validation = match self.validation.as_ref().map(|v| v.outcome) {
+        let validation = match self.validated() {
             Some(validate::Outcome::Ok) => ", validation ok",
             Some(validate::Outcome::Failed) => ", validation FAILED",
             Some(validate::Outcome::NotChecked) => ", validation not complete",
@@ -196,6 +206,13 @@ impl Report {
                 format!("{of} NOT restored ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)
             }
         }
+    }
+
+    /// The worst that was found.
+    fn validated(&self) -> Option<validate::Outcome> {
+        let all: Vec<_> = self.validation.iter().chain(&self.validations).map(|v| v.outcome).collect();
+        let worst = [validate::Outcome::Failed, validate::Outcome::NotChecked, validate::Outcome::Ok];
+        worst.into_iter().find(|outcome| all.contains(outcome))
     }
 
     pub fn severity(&self) -> Severity {
@@ -280,7 +297,9 @@ pub fn span(ms: u64) -> String {
 
 /// When the last of the planned steps was done.
 fn ended_at(opening: &Opening, lines: &[Line]) -> Option<Timestamp> {
-    let planned = |step: &str| opening.steps.iter().any(|s| s.name == step && s.name != REPORT && s.name != NOTIFY);
+    // The application had answered before its database was adopted by the archive.
+    let last = |step: &str| [REPORT, NOTIFY, ADOPT].contains(&step);
+    let planned = |step: &str| opening.steps.iter().any(|s| s.name == step && !last(step));
     lines.iter().rev().find_map(|l| match &l.event {
         Event::Done { step, .. } if planned(step) => Some(l.at),
         _ => None,
@@ -295,9 +314,23 @@ fn resumed(lines: &[Line]) -> Vec<Resumed> {
     lines.iter().filter_map(of).collect()
 }
 
+/// What a step found, although it failed.
+fn found_by<T: serde::de::DeserializeOwned>(step: &str, name: &str, lines: &[Line]) -> Option<T> {
+    let facts = lines.iter().rev().find_map(|l| match &l.event {
+        Event::Done { step: s, facts } | Event::Failed { step: s, facts, .. } if s == step => facts.get(name),
+        _ => None,
+    });
+    facts.and_then(|found| serde_json::from_value(found.clone()).ok())
+}
+
 fn gathered(lines: &[Line], name: &str) -> Vec<String> {
     let mut all: Vec<String> = vec![];
-    for line in lines {
+    for (n, line) in lines.iter().enumerate() {
+        // Of what was taken back, nothing is where it was left.
+        let undone = |l: &Line| matches!(&l.event, Event::Undone { step, .. } if line.event.step() == Some(step));
+        if name == LEFT && matches!(line.event, Event::Done { .. }) && lines.iter().skip(n).any(undone) {
+            continue;
+        }
         let (Event::Done { facts, .. } | Event::Failed { facts, .. } | Event::Undone { facts, .. }) = &line.event
         else {
             continue;

@@ -1,18 +1,16 @@
 //! The steps that every recovery has, whatever it restores.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
 use serde_json::{Value, json};
 
-use super::machine::{At, Effect, Failure, State, Step};
+use super::Recovery;
+use super::application::{Questions, StartService, Until};
+use super::machine::{At, Effect, State, Step};
 use super::report::Report;
-use super::{Ask, Recovery};
-use crate::journal::Event;
 use crate::program;
-use crate::service::{Proof, Seen, Service, State as ServiceState};
 
 pub const PREFLIGHT: &str = "preflight";
 pub const AUTHORISE: &str = "authorise";
@@ -20,6 +18,14 @@ pub const STOP: &str = "stop";
 pub const SAFETY: &str = "safety_backup";
 pub const CHOOSE: &str = "choose";
 pub const RESTORE: &str = "restore";
+pub const FENCE: &str = "fence";
+pub const SALVAGE: &str = "salvage";
+pub const ASIDE: &str = "aside";
+pub const REPLAY: &str = "replay";
+pub const VALIDATE: &str = "validate";
+pub const SERVE: &str = "serve";
+pub const REPOINT: &str = "repoint";
+pub const ADOPT: &str = "adopt";
 pub const START: &str = "start";
 pub const READY: &str = "ready";
 pub const SMOKE: &str = "smoke";
@@ -28,10 +34,10 @@ pub const NOTIFY: &str = "notify";
 pub const REPORT: &str = "report";
 
 /// Above what the service itself is given, so that its own verdict comes first.
-const MARGIN: Duration = Duration::from_secs(60);
+pub const MARGIN: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(60);
-/// Between two tries of a probe.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long a database may take to answer that is there.
+pub const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether this one, `NAME@HOST`, is among those who may recover. Nobody listed: everybody.
 pub fn allow(operators: &[String], by: &str, cluster: &str) -> Result<()> {
@@ -78,194 +84,6 @@ impl Step for Authorise {
 
     fn state(&self) -> State {
         State::Refused
-    }
-}
-
-/// Stops the application, and proves it.
-pub struct StopService {
-    pub service: Service,
-}
-
-impl Step for StopService {
-    fn name(&self) -> &'static str {
-        STOP
-    }
-
-    fn what(&self) -> String {
-        let force = if self.service.force { ", then kill it" } else { "" };
-        format!("stop {} within {} s{force}, and prove it", self.service.kind, self.service.stop_within.as_secs_f32())
-    }
-
-    fn deadline(&self) -> Duration {
-        self.service.stop_within * 2 + MARGIN
-    }
-
-    fn before(&mut self, at: &At<'_>) -> Result<Value> {
-        Ok(json!({"seen": self.service.look(at.ctx)}))
-    }
-
-    fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let proof = self.service.stop(at.ctx)?;
-        Ok(with_seen(&proof, at.before))
-    }
-
-    fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        let seen = self.service.look(at.ctx);
-        Ok(match acted {
-            Some(facts) if seen.state == ServiceState::Stopped => Effect::Took(facts.clone()),
-            Some(_) => Effect::Unknown(format!("afterwards it is seen as: {}", seen.detail)),
-            // Stopping it once more does no harm, and proves it.
-            None => Effect::None,
-        })
-    }
-
-    fn lost(&mut self, at: &At<'_>) -> Result<Option<String>> {
-        if at.done.contains_key(RESTORE) {
-            return Ok(None);
-        }
-        let seen = self.service.look(at.ctx);
-        Ok((seen.state != ServiceState::Stopped).then(|| format!("it is not stopped any more: {}", seen.detail)))
-    }
-
-    fn state(&self) -> State {
-        State::NotStopped
-    }
-}
-
-/// What was seen before goes along: how many there were, for those that are scaled.
-fn with_seen(proof: &Proof, before: &Value) -> Value {
-    let how = if proof.forced { "killed" } else { "stopped" };
-    let ports: Vec<String> = proof.closed.iter().map(ToString::to_string).collect();
-    let ports = if ports.is_empty() { String::new() } else { format!("; nobody listens on {}", ports.join(", ")) };
-    let told = format!("{how}: {}{ports}", proof.seen.detail);
-    json!({"told": told, "seen": before.get("seen"), "proof": proof})
-}
-
-/// Starts the application, and watches it for a while.
-pub struct StartService {
-    pub service: Service,
-    /// Whether a failure of what comes after it stops it again.
-    pub rolls_back: bool,
-}
-
-impl Step for StartService {
-    fn name(&self) -> &'static str {
-        START
-    }
-
-    fn what(&self) -> String {
-        format!(
-            "start {} within {} s, and see it run for {} s",
-            self.service.kind,
-            self.service.start_within.as_secs_f32(),
-            self.service.steady_for.as_secs_f32()
-        )
-    }
-
-    fn deadline(&self) -> Duration {
-        self.service.start_within * 2 + self.service.steady_for + MARGIN
-    }
-
-    fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        // As it was before it was told to stop for the first time: a second look sees it half stopped.
-        let before = at.lines.iter().find_map(|l| match &l.event {
-            Event::Begins { step, facts } if step == STOP => facts.get("seen").cloned(),
-            _ => None,
-        });
-        let before: Option<Seen> = before.and_then(|seen| serde_json::from_value(seen).ok());
-        let proof = self.service.start(before.as_ref(), at.ctx)?;
-        Ok(json!({"told": format!("runs: {}", proof.seen.detail), "proof": proof}))
-    }
-
-    fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        let seen = self.service.look(at.ctx);
-        Ok(match acted {
-            Some(facts) if seen.state == ServiceState::Running => Effect::Took(facts.clone()),
-            Some(_) => Effect::Unknown(format!("afterwards it is seen as: {}", seen.detail)),
-            None if seen.state == ServiceState::Running => {
-                let told = format!("runs, since before this was gone on with: {}", self.service.stays(at.ctx)?.detail);
-                Effect::Took(json!({"told": told}))
-            }
-            None => Effect::None,
-        })
-    }
-
-    fn goes_back(&self, failure: &Failure, _: bool) -> bool {
-        failure.is_abandoned() || (self.rolls_back && [START, READY, SMOKE].contains(&failure.step.as_str()))
-    }
-
-    fn undo(&mut self, at: &At<'_>) -> Result<Value> {
-        let proof = self.service.stop(at.ctx)?;
-        Ok(with_seen(&proof, &Value::Null))
-    }
-
-    fn state(&self) -> State {
-        if self.rolls_back { State::RolledBack } else { State::NotStarted }
-    }
-}
-
-/// Asks until the application is ready, or whether it works.
-pub struct Questions {
-    pub name: &'static str,
-    pub asks: Vec<Ask>,
-    pub rolls_back: bool,
-}
-
-impl Questions {
-    fn ask(ask: &Ask, ctx: &Ctx) -> Result<Value> {
-        let (until, mut tries) = (Instant::now() + ask.within, 0_u32);
-        loop {
-            ctx.check_cancelled()?;
-            let found = ask.probe.try_once(ask.each)?;
-            tries += 1;
-            if found.ok {
-                return Ok(json!({"probe": ask.probe.to_string(), "found": found, "tries": tries}));
-            }
-            if Instant::now() + PAUSE >= until {
-                return Err(EngineError::failed(
-                    "E-RECOVER-PROBE",
-                    format!("{}: {} (tried {tries} times)", ask.probe, found.why.join("; ")),
-                    "look at the application's own log",
-                ));
-            }
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
-impl Step for Questions {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn what(&self) -> String {
-        let all: Vec<String> = self.asks.iter().map(|a| a.probe.to_string()).collect();
-        format!("ask {}", all.join(", "))
-    }
-
-    fn deadline(&self) -> Duration {
-        self.asks.iter().map(|a| a.within + a.each).sum::<Duration>() + MARGIN
-    }
-
-    fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let found = self.asks.iter().map(|a| Questions::ask(a, at.ctx)).collect::<Result<Vec<_>>>()?;
-        let told: Vec<String> = found
-            .iter()
-            .map(|f| {
-                let of = |pointer: &str| f.pointer(pointer).cloned().unwrap_or(Value::Null);
-                let status = of("/found/status").as_u64().map(|s| format!("status {s}, ")).unwrap_or_default();
-                format!("{}: {status}{} ms", of("/probe").as_str().unwrap_or("?"), of("/found/latency_ms"))
-            })
-            .collect();
-        Ok(json!({"told": told.join("; "), "probes": found}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
-    fn state(&self) -> State {
-        if self.rolls_back { State::RolledBack } else { State::NotStarted }
     }
 }
 
@@ -407,10 +225,10 @@ impl Step for WriteReport {
 }
 
 /// The steps that begin after the data is restored, and those at the end of everything.
-pub fn after_restore(recovery: &Rc<Recovery>, rolls_back: bool) -> Vec<Box<dyn Step>> {
+pub fn after_restore(recovery: &Rc<Recovery>, until: Until, rolls_back: bool) -> Vec<Box<dyn Step>> {
     let mut all: Vec<Box<dyn Step>> = vec![];
     if let Some(service) = &recovery.service {
-        all.push(Box::new(StartService { service: service.clone(), rolls_back }));
+        all.push(Box::new(StartService { service: service.clone(), until, rolls_back }));
     }
     for (name, asks) in [(READY, &recovery.ready), (SMOKE, &recovery.smoke)] {
         if !asks.is_empty() {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use pgark_engine::error::{EngineError, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, set, value};
+use super::{Edit, Format, Stands, edited};
 
 /// A configuration file is not larger.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -23,31 +23,40 @@ pub struct Repointed {
     pub after: String,
 }
 
-/// Sets the value that `new` makes of the old one. `kept` is where the old file stays, beside it.
-pub fn repoint(
-    file: &Path,
-    format: Format,
-    path: &[String],
-    kept_as: &str,
-    new: &dyn Fn(&str) -> Result<String>,
-) -> Result<Repointed> {
+/// What would be written, and where the old file would stay: beside it, under this ending. Changes nothing.
+pub fn plan(file: &Path, format: Format, edits: &[Edit], kept_as: &str) -> Result<(Repointed, String)> {
     // A link stays a link.
     let file = fs::canonicalize(file).map_err(|e| EngineError::file("looking for", file, e))?;
     let text = read(&file)?;
-    let edited = set(format, &text, path, &new(&value(format, &text, path)?)?)?;
+    let edited = edited(format, &text, edits)?;
     let kept = beside(&file, kept_as);
-    let done = Repointed { file, kept, before: hash(&text), after: hash(&edited.text) };
+    Ok((Repointed { file, kept, before: hash(&text), after: hash(&edited) }, edited))
+}
+
+/// Sets the values that the edits make of the old ones.
+pub fn repoint(file: &Path, format: Format, edits: &[Edit], kept_as: &str) -> Result<Repointed> {
+    let (done, edited) = plan(file, format, edits, kept_as)?;
     match read(&done.kept) {
         // An earlier try got this far.
         Ok(there) if hash(&there) == done.before => {}
         Ok(_) => return Err(in_the_way(&done.kept)),
         Err(EngineError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            write_like(&done.file, &done.kept, &text)?;
+            write_like(&done.file, &done.kept, &read(&done.file)?)?;
         }
         Err(e) => return Err(e),
     }
-    replace(&done.file, &edited.text)?;
+    replace(&done.file, &edited)?;
     Ok(done)
+}
+
+/// Which of the two it is now.
+pub fn stands(done: &Repointed) -> Result<Stands> {
+    let now = hash(&read(&done.file)?);
+    Ok(match (now == done.after, now == done.before) {
+        (true, _) => Stands::New,
+        (_, true) => Stands::Old,
+        _ => Stands::Other(format!("{} was changed by somebody else", done.file.display())),
+    })
 }
 
 /// Puts the old file back, unless somebody has changed the new one meanwhile.
@@ -120,7 +129,7 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
     file.with_file_name(name)
 }
 
-fn hash(text: &str) -> String {
+pub(super) fn hash(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 

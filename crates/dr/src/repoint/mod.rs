@@ -1,18 +1,63 @@
-//! Pointing an application to another database: one value in one of its configuration files.
+//! Pointing an application to another database: values in one of its configuration files, in a ConfigMap or a Secret of
+//! Kubernetes, or whatever a command does.
 //!
-//! Invariant: every byte of the file but those of the value stays as it was. What was written is read again before it takes
-//! the place of the old file: this value is the new one, and every other is what it was.
+//! Invariants: every byte of a file but those of the values stays as it was. What was written is read again before it takes
+//! the place of the old file: these values are the new ones, and every other is what it was. No value is in what is told of it.
 
 mod connection;
 mod file;
 mod format;
+mod kubernetes;
+mod turn;
 
 use pgark_engine::error::{EngineError, Result};
 
 pub use connection::{Target, redirected};
-pub use file::{Repointed, repoint, take_back};
+pub use file::{Repointed, plan, repoint, take_back};
 pub use format::Format;
 use format::Leaf;
+pub use kubernetes::{Entry, Object};
+pub use turn::{Command, Turn};
+
+/// A value, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    pub path: Vec<String>,
+    pub new: New,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum New {
+    /// The connection string that is there, with another target.
+    Connection(Target),
+    Value(String),
+}
+
+impl New {
+    pub fn of(&self, old: &str) -> Result<String> {
+        match self {
+            New::Connection(target) => redirected(old, target),
+            New::Value(value) => Ok(value.clone()),
+        }
+    }
+}
+
+/// To which of the two databases something points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stands {
+    Old,
+    New,
+    /// To neither, or nobody knows; why.
+    Other(String),
+}
+
+/// The text with all of them made.
+pub fn edited(format: Format, text: &str, edits: &[Edit]) -> Result<String> {
+    edits.iter().try_fold(text.to_owned(), |text, edit| {
+        let new = edit.new.of(&value(format, &text, &edit.path)?)?;
+        Ok(set(format, &text, &edit.path, &new)?.text)
+    })
+}
 
 /// A file's text with the new value, and the old value.
 #[derive(Debug, Clone, PartialEq, Eq)]

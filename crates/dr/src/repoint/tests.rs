@@ -139,11 +139,8 @@ fn files_are_replaced_as_a_whole_and_put_back() {
     let link = dir.path().join("link.env");
     std::os::unix::fs::symlink(&real, &link).expect("a link");
     let text = || std::fs::read_to_string(&real).expect("text");
-    let to_new = |old: &str| {
-        assert_eq!(old, "old");
-        Ok("new".to_owned())
-    };
-    let done = repoint(&link, Format::Env, &path("DB_HOST"), "20260101", &to_new).expect("repointed");
+    let edits = [Edit { path: path("DB_HOST"), new: New::Value("new".into()) }];
+    let done = repoint(&link, Format::Env, &edits, "20260101").expect("repointed");
     assert_eq!(text(), "DB_HOST=new\nPASSWORD=x\n");
     assert!(link.is_symlink());
     for file in [&real, &done.kept] {
@@ -154,8 +151,44 @@ fn files_are_replaced_as_a_whole_and_put_back() {
     take_back(&done).expect("and once more");
     assert_eq!(text(), "DB_HOST=old\nPASSWORD=x\n");
     // After a crash in the middle it is done again.
-    assert_eq!(repoint(&link, Format::Env, &path("DB_HOST"), "20260101", &to_new).expect("again"), done);
+    assert_eq!(repoint(&link, Format::Env, &edits, "20260101").expect("again"), done);
     std::fs::write(&real, "DB_HOST=by-hand\n").expect("written");
     assert_eq!(take_back(&done).expect_err("changed").code(), "E-REPOINT-CHANGED");
     assert_eq!(text(), "DB_HOST=by-hand\n");
+}
+
+#[test]
+fn commands_are_told_where_and_say_where_they_stand() {
+    use pgark_engine::ctx::Ctx;
+    let (dir, ctx) = (Scratch::new("turn"), Ctx::silent());
+    let sh =
+        |script: &str| ["sh", "-c", &format!("cd '{}'; {script}", dir.path().display())].map(String::from).to_vec();
+    let command = |status: Option<&str>| {
+        Turn::Command(Command {
+            turn: sh("cat > now"),
+            back: Some(sh("rm now")),
+            status: status.map(sh),
+            told: serde_json::json!({"host": "new.example", "port": 5433}),
+            within: std::time::Duration::from_secs(30),
+            hidden: vec![],
+        })
+    };
+    let known = command(Some("test -e now"));
+    let kept = dir.path().join("kept");
+    let planned = known.plan("id", &kept, &ctx).expect("planned");
+    let stands = |turn: &Turn, acted| turn.stands(&planned, acted, &ctx).expect("known");
+    assert_eq!(stands(&known, false), Stands::Old);
+    known.turn(&planned, "id", &ctx).expect("turned");
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("now")).expect("told"),
+        "{\"host\":\"new.example\",\"port\":5433}"
+    );
+    assert_eq!(stands(&known, false), Stands::New);
+    known.take_back(&planned, &ctx).expect("taken back");
+    assert_eq!(stands(&known, true), Stands::Old, "what it says counts, not that it ended well");
+    // Without a status it is known only by whoever has seen it end.
+    let unknown = command(None);
+    assert!(matches!(stands(&unknown, false), Stands::Other(_)));
+    assert_eq!(stands(&unknown, true), Stands::New);
+    assert!(!kept.exists());
 }

@@ -54,7 +54,15 @@ pub struct ContactFacts {
 /// Of a guided recovery.
 #[derive(Clone, Debug, Default)]
 pub struct RecoverFacts {
-    pub database: String,
+    /// None: the whole cluster.
+    pub database: Option<String>,
+    /// The directory that a cluster is restored into, and whether it is its own.
+    pub place: Option<String>,
+    pub in_place: bool,
+    /// The server that is replaced can be proved to be stopped.
+    pub fenced: bool,
+    /// The application is pointed to a new instance.
+    pub repoints: bool,
     pub service: Option<String>,
     pub report_dir: String,
     pub steps: Vec<Expected>,

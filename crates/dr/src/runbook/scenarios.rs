@@ -159,15 +159,29 @@ fn recovery(facts: &Facts, reason: &str) -> Vec<Doing> {
 }
 
 fn service(recover: &RecoverFacts) -> String {
-    match &recover.service {
+    let service = match &recover.service {
         Some(service) => format!(" It stops {service}, and starts it when the data was found right."),
         None => " No service is configured: stop the application before, and start it afterwards.".into(),
-    }
+    };
+    let place = match (&recover.place, recover.in_place) {
+        (Some(place), true) => format!(" The cluster in {place} is stopped, kept under another name, and restored."),
+        (Some(place), false) => format!(" The cluster is restored into {place}, a new instance."),
+        (None, _) => String::new(),
+    };
+    let repoints =
+        if recover.repoints { " The application is pointed to it, and back when it does not answer well." } else { "" };
+    let fenced = match (&recover.place, recover.fenced) {
+        (Some(_), false) => {
+            " Nothing proves the old server stopped: see to that yourself, and switch archiving on afterwards."
+        }
+        _ => "",
+    };
+    format!("{service}{place}{repoints}{fenced}")
 }
 
 fn corruption(facts: &Facts) -> Section {
     let mut steps: Vec<Doing> = vec![];
-    let databases = facts.recover.iter().map(|r| &r.database).chain(facts.dumped());
+    let databases = facts.recover.iter().flat_map(|r| &r.database).chain(facts.dumped());
     let mut seen: Vec<&String> = vec![];
     for database in databases {
         if !seen.contains(&database) {
@@ -220,17 +234,17 @@ fn deletion(facts: &Facts) -> Section {
         ));
     }
     steps.push(doing(
-        "Everything, when single tables are not enough: choose a backup from before the deletion.",
+        "Everything, when single tables are not enough: choose a backup, or the MOMENT, from just before the deletion.",
         vec![facts.pgark("info")],
     ));
     let mut whole = recovery(facts, "accidental deletion");
-    if facts.recover.is_some() {
-        for step in &mut whole {
-            for command in &mut step.commands {
-                *command = command
-                    .replace("recover --plan", "recover ID --plan")
-                    .replace("recover --declared", "recover ID --declared");
-            }
+    if let Some(recover) = &facts.recover {
+        // A dump is of one moment; WAL reaches every moment.
+        let from = if recover.database.is_some() { "recover ID" } else { "recover --target-time 'MOMENT'" };
+        for command in whole.iter_mut().flat_map(|step| &mut step.commands) {
+            *command = command
+                .replace("recover --plan", &format!("{from} --plan"))
+                .replace("recover --declared", &format!("{from} --declared"));
         }
     }
     for command in whole.iter_mut().flat_map(|step| &mut step.commands) {
@@ -263,7 +277,12 @@ fn loss(facts: &Facts) -> Section {
         ),
         doing("See what the repository holds.", vec![facts.pgark("info")]),
     ];
-    if facts.dumped().is_empty() && !facts.system {
+    if facts.recover.as_ref().is_some_and(|r| r.database.is_none()) {
+        steps.push(doing(
+            "Make no cluster: the recovery restores one. Put into the configuration what is different here: directories, addresses, ports; where it says in_place = true, write to = DIR and an address.",
+            vec![],
+        ));
+    } else if facts.dumped().is_empty() && !facts.system {
         let pgdata = facts.pgdata.clone().unwrap_or_else(|| "PGDATA".into());
         steps.push(doing(
             "Restore the cluster, and see it recover to the end of what was archived. It then archives as it is configured: the old one must be gone for good.",
@@ -331,9 +350,11 @@ fn ransomware(facts: &Facts) -> Section {
             "Restore it on clean machines, with a clean installation of the application.",
             vec![facts.pgark("recover ID --plan"), facts.pgark("recover ID --declared 'TIME' --reason 'ransomware'")],
         ));
+        let validate =
+            recover.database.iter().map(|d| facts.pgark(&format!("validate --database {} --against ID", word(d))));
         steps.push(doing(
             "Verify that nothing of the attacker came along: roles, functions, triggers, extensions that nobody knows.",
-            vec![facts.pgark(&format!("validate --database {} --against ID", word(&recover.database)))],
+            validate.collect(),
         ));
     } else {
         let mut whole = recovery(facts, "ransomware");
@@ -364,8 +385,8 @@ fn ransomware(facts: &Facts) -> Section {
 
 /// What each end of a guided recovery asks of people.
 fn states(facts: &Facts, recover: &RecoverFacts) -> Section {
-    let database = &recover.database;
-    let all = [
+    let database = recover.database.as_deref().unwrap_or("The cluster");
+    let mut all = vec![
         (State::Restored, "The service is back.".to_owned(), "Read the warnings. When it is certain that nothing of it is needed, drop the database that was replaced: its name is in the report.".to_owned()),
         (State::Refused, "Nothing was changed; the application runs as before.".into(), "Do what the message says, and begin again.".into()),
         (State::NotStopped, "The application could not be stopped. No data was touched.".into(), "Stop it by hand, and begin again.".into()),
@@ -373,6 +394,9 @@ fn states(facts: &Facts, recover: &RecoverFacts) -> Section {
         (State::NotStarted, format!("{database} is restored and was found right. The application is not up, or does not answer as it should."), "Look at the application's own log; start it by hand.".into()),
         (State::Abandoned, "It was given up; what could be was taken back. The application is stopped.".into(), "Begin again, or start the application.".into()),
     ];
+    if recover.repoints {
+        all.push((State::RolledBack, "The application did not come up, or answered wrongly, on the new instance. It points again to where it pointed before; the report tells whether it runs on that.".into(), "Look at the application's own log. What was restored is there, stopped.".into()));
+    }
     let rows = all.into_iter().map(|(state, is, what)| vec![state.as_str().to_owned(), is, what]).collect();
     let head = ["state", "what is so", "what to do"].map(String::from).to_vec();
     section(

@@ -32,6 +32,48 @@ pub enum Kind {
         status: Vec<String>,
         kill: Option<Vec<String>>,
     },
+    /// A PostgreSQL server, by its own program.
+    PgCtl(PgCtl),
+}
+
+/// As long as this, what does not end is left alone.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PgCtl {
+    /// The directory of the server's programs.
+    pub bin: String,
+    pub data: String,
+    /// Where the server writes until it has a log of its own.
+    pub log: String,
+    pub start_within: Duration,
+    /// User and group that the server runs as, where that is not us.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl PgCtl {
+    fn argv(&self, words: &[&str], within: Duration) -> Vec<String> {
+        let mut all = self.as_owner(words);
+        all.extend(["--wait".to_owned(), format!("--timeout={}", within.as_secs().max(1))]);
+        all
+    }
+
+    fn start(&self) -> Vec<String> {
+        self.argv(&["start", &format!("--log={}", self.log)], self.start_within)
+    }
+
+    fn as_owner(&self, words: &[&str]) -> Vec<String> {
+        let mut all = match self.owner {
+            Some((uid, gid)) => {
+                argv(&["setpriv", &format!("--reuid={uid}"), &format!("--regid={gid}"), "--clear-groups", "--"])
+            }
+            None => vec![],
+        };
+        all.push(format!("{}/pg_ctl", self.bin));
+        all.extend(argv(words));
+        all.push(format!("--pgdata={}", self.data));
+        all
+    }
 }
 
 impl fmt::Display for Kind {
@@ -44,6 +86,7 @@ impl fmt::Display for Kind {
             Kind::Kubernetes { object, namespace: Some(n) } => write!(f, "{object} in namespace {n}"),
             Kind::Kubernetes { object, namespace: None } => f.write_str(object),
             Kind::Commands { stop, .. } => write!(f, "the service of {}", stop.first().map_or("?", String::as_str)),
+            Kind::PgCtl(server) => write!(f, "the server in {}", server.data),
         }
     }
 }
@@ -53,9 +96,10 @@ fn argv(words: &[&str]) -> Vec<String> {
 }
 
 impl Kind {
-    /// `within` is how long it may take to end by itself, where the manager is told that.
-    pub fn stop(&self, within: Duration) -> Vec<String> {
-        let seconds = within.as_secs().max(1).to_string();
+    /// `within` is how long it may take to end by itself, where the manager is told that: after it, it kills, which is said
+    /// only where that is allowed.
+    pub fn stop(&self, within: Duration, force: bool) -> Vec<String> {
+        let seconds = if force { within } else { NEVER }.as_secs().max(1).to_string();
         match self {
             Kind::Systemd(unit) => argv(&["systemctl", "--no-ask-password", "stop", "--", unit]),
             Kind::Windows(name) => argv(&["sc.exe", "stop", name]),
@@ -63,6 +107,16 @@ impl Kind {
             Kind::Compose { file, service } => compose(file, &["stop", "-t", &seconds, "--", service]),
             Kind::Kubernetes { .. } => self.kubectl(&["scale", "--replicas=0"]),
             Kind::Commands { stop, .. } => stop.clone(),
+            Kind::PgCtl(server) => server.argv(&["stop", "--mode=fast"], within),
+        }
+    }
+
+    /// Stops and starts it as one, for what goes on running until then. None: it is stopped, and started.
+    pub fn restart(&self) -> Option<Vec<String>> {
+        match self {
+            Kind::Systemd(unit) => Some(argv(&["systemctl", "--no-ask-password", "restart", "--", unit])),
+            Kind::Kubernetes { .. } => Some(self.kubectl(&["rollout", "restart"])),
+            _ => None,
         }
     }
 
@@ -78,6 +132,7 @@ impl Kind {
                 self.kubectl(&["scale", &format!("--replicas={replicas}")])
             }
             Kind::Commands { start, .. } => start.clone(),
+            Kind::PgCtl(server) => server.start(),
         }
     }
 
@@ -94,6 +149,7 @@ impl Kind {
             // Scaled down, its pods are killed by their own grace period.
             Kind::Kubernetes { .. } => None,
             Kind::Commands { kill, .. } => kill.clone(),
+            Kind::PgCtl(server) => Some(server.argv(&["stop", "--mode=immediate"], Duration::from_secs(10))),
         }
     }
 
@@ -111,7 +167,20 @@ impl Kind {
             Kind::Compose { file, service } => compose(file, &["ps", "--all", "--format", "json", "--", service]),
             Kind::Kubernetes { .. } => self.kubectl(&["get", "--output=json"]),
             Kind::Commands { status, .. } => status.clone(),
+            Kind::PgCtl(server) => server.as_owner(&["status"]),
         }
+    }
+
+    /// What lists the pods of an object that wants none: those that end are not counted in it any more, and still work.
+    /// None: the answer does not say which they are.
+    pub fn pods(&self, answer: &Ended) -> Option<Vec<String>> {
+        let Kind::Kubernetes { namespace, .. } = self else { return None };
+        let object: Value = serde_json::from_slice(&answer.stdout).ok()?;
+        let mut all = argv(&["kubectl"]);
+        all.extend(namespace.iter().map(|n| format!("--namespace={n}")));
+        all.extend(argv(&["get", "pods", "--output=json"]));
+        all.push(format!("--selector={}", selector(object.pointer("/spec/selector")?)?));
+        Some(all)
     }
 
     fn kubectl(&self, words: &[&str]) -> Vec<String> {
@@ -129,6 +198,7 @@ impl Kind {
     pub fn judge(&self, ended: &Ended) -> Seen {
         match self {
             Kind::Commands { .. } => command_status(ended),
+            Kind::PgCtl(_) => pg_ctl(ended),
             // A container that is not there does not run; but then it cannot be started, either.
             _ if !ended.succeeded() => no_answer(ended),
             Kind::Systemd(_) => systemd(&text(ended)),
@@ -165,6 +235,18 @@ fn command_status(ended: &Ended) -> Seen {
     match ended.how {
         How::Exited(0) => seen(State::Running, None, detail),
         How::Exited(1..=3) => seen(State::Stopped, None, detail),
+        _ => Seen::unknown(detail),
+    }
+}
+
+/// It ends with 0 and the process id, with 3 when no server runs, with 4 when there is no directory that could have one.
+fn pg_ctl(ended: &Ended) -> Seen {
+    let said = text(ended);
+    let pid = said.split("PID: ").nth(1).and_then(|rest| rest.split(')').next()).map(str::to_owned);
+    let detail = ended.told();
+    match ended.how {
+        How::Exited(0) => seen(State::Running, pid, detail),
+        How::Exited(3 | 4) => seen(State::Stopped, None, detail),
         _ => Seen::unknown(detail),
     }
 }
@@ -262,13 +344,43 @@ fn kubernetes(object: &Value) -> Option<Seen> {
     let generation = object.pointer("/metadata/generation").and_then(Value::as_u64);
     let observed = generation.is_none() || status.get("observedGeneration").and_then(Value::as_u64) >= generation;
     let (there, ready) = (count("replicas"), count("readyReplicas"));
-    let detail = format!("{wanted} wanted, {there} there, {ready} ready");
+    // Of a stateful set that is being renewed, this is left out when none is; of an older server, always.
+    let renewed = status.get("updatedReplicas").and_then(Value::as_u64).unwrap_or(there);
+    let detail = format!("{wanted} wanted, {there} there, {renewed} of the newest kind, {ready} ready");
     let state = match (wanted, there) {
         _ if !observed => State::Changing,
         (0, 0) => State::Stopped,
         (0, _) => State::Changing,
-        (n, _) if ready == u64::from(n) && there == ready => State::Running,
+        (n, _) if ready == u64::from(n) && there == ready && renewed == ready => State::Running,
         _ => State::Changing,
     };
     Some(Seen { state, identity: None, replicas: Some(wanted), detail })
+}
+
+/// A label selector as `kubectl` takes it.
+fn selector(selector: &Value) -> Option<String> {
+    let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
+    let mut all: Vec<String> = labels.map(|(k, v)| Some(format!("{k}={}", v.as_str()?))).collect::<Option<_>>()?;
+    for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+        let key = expression.get("key")?.as_str()?;
+        let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
+        let values: Vec<&str> = values.map(Value::as_str).collect::<Option<_>>()?;
+        all.push(match expression.get("operator")?.as_str()? {
+            "In" => format!("{key} in ({})", values.join(",")),
+            "NotIn" => format!("{key} notin ({})", values.join(",")),
+            "Exists" => key.to_owned(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => return None,
+        });
+    }
+    (!all.is_empty()).then(|| all.join(","))
+}
+
+/// Pods that are not over, whatever was asked of them.
+pub(super) fn pods_there(ended: &Ended) -> Option<usize> {
+    let list: Value = serde_json::from_slice(&ended.stdout).ok()?;
+    let is_over =
+        |pod: &&Value| matches!(pod.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
+    let pods = list.get("items")?.as_array()?;
+    Some(pods.iter().filter(|pod| !is_over(pod)).count())
 }

@@ -17,7 +17,7 @@ use pgark_engine::error::{EngineError, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::program::{self, Ended};
-pub use kind::Kind;
+pub use kind::{Kind, PgCtl};
 
 /// How often the state is asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -88,13 +88,40 @@ impl Service {
     pub fn look(&self, ctx: &Ctx) -> Seen {
         let argv = self.kind.status();
         let ended = program::run(&argv, &self.hidden, ANSWERS_WITHIN, ctx);
-        self.kind.judge(&ended)
+        let seen = self.kind.judge(&ended);
+        match (&self.kind, seen.state) {
+            (Kind::Kubernetes { .. }, State::Stopped) => self.without_pods(seen, &ended, ctx),
+            _ => seen,
+        }
+    }
+
+    /// Pods that are told to end work on until they have ended.
+    fn without_pods(&self, seen: Seen, answer: &Ended, ctx: &Ctx) -> Seen {
+        let Some(argv) = self.kind.pods(answer) else {
+            return Seen {
+                state: State::Unknown,
+                detail: format!("{}; it does not say which pods are its", seen.detail),
+                ..seen
+            };
+        };
+        let listed = program::run(&argv, &self.hidden, ANSWERS_WITHIN, ctx);
+        match kind::pods_there(&listed).filter(|_| listed.succeeded()) {
+            Some(0) => seen,
+            Some(n) => {
+                Seen { state: State::Changing, detail: format!("{}, {n} pods have not ended", seen.detail), ..seen }
+            }
+            None => Seen {
+                state: State::Unknown,
+                detail: format!("{}; its pods cannot be listed ({})", seen.detail, listed.told()),
+                ..seen
+            },
+        }
     }
 
     /// Stops it, and returns when it is proved to be stopped. On an error it may be running still.
     pub fn stop(&self, ctx: &Ctx) -> Result<Proof> {
         let began = Instant::now();
-        let mut commands = vec![self.command(&self.kind.stop(self.stop_within), self.stop_within, ctx)?];
+        let mut commands = vec![self.command(&self.kind.stop(self.stop_within, self.force), self.stop_within, ctx)?];
         let (mut seen, mut open) =
             self.until(began + self.stop_within, ctx, |seen, open| seen.state == State::Stopped && open.is_empty())?;
         let mut forced = false;
@@ -116,12 +143,23 @@ impl Service {
 
     /// Starts it, and returns when it has been running for a while. `before` is what was seen before it was stopped.
     pub fn start(&self, before: Option<&Seen>, ctx: &Ctx) -> Result<Proof> {
+        self.come_up(&self.kind.start(before), ctx)
+    }
+
+    /// The same for one that may be running, and then is to begin anew.
+    pub fn restart(&self, before: Option<&Seen>, ctx: &Ctx) -> Result<Proof> {
+        match self.kind.restart() {
+            Some(argv) => self.come_up(&argv, ctx),
+            None => self.stop(ctx).and_then(|_| self.start(before, ctx)),
+        }
+    }
+
+    fn come_up(&self, argv: &[String], ctx: &Ctx) -> Result<Proof> {
         let began = Instant::now();
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.start_log);
         let log = log.map_err(|e| EngineError::file("opening", &self.start_log, e))?;
-        let argv = self.kind.start(before);
-        let ended = program::run_and_leave(&argv, &self.hidden, self.start_within, log, ctx);
-        let commands = vec![self.told(&argv, &ended, ctx)?];
+        let ended = program::run_and_leave(argv, &self.hidden, self.start_within, log, ctx);
+        let commands = vec![self.told(argv, &ended, ctx)?];
         let (seen, open) = self.until(began + self.start_within, ctx, |seen, open| self.is_up(seen, open))?;
         if !self.is_up(&seen, &open) {
             return Err(self.not_started(&seen, &open, &commands, "does not run"));

@@ -69,6 +69,37 @@ fn answers_of_containers() {
     assert_eq!(state(&service, "[{\"ID\":\"1\",\"State\":\"exited\"}]"), State::Stopped);
     assert_eq!(state(&service, ""), State::Stopped);
     assert_eq!(state(&service, "{"), State::Unknown);
+    // After its time the daemon kills: that time comes only where that is allowed.
+    for kind in [&container, &service] {
+        let seconds = |force| {
+            let argv = kind.stop(Duration::from_secs(30), force);
+            let at = argv.iter().position(|w| w == "-t").expect("a time");
+            argv[at + 1].parse::<u64>().expect("seconds")
+        };
+        assert!(seconds(true) == 30 && seconds(false) > 300 * 24 * 3600);
+    }
+}
+
+#[test]
+fn answers_of_pg_ctl() {
+    let server = PgCtl {
+        bin: "/usr/lib/postgresql/15/bin".into(),
+        data: "/data".into(),
+        log: "/log".into(),
+        start_within: Duration::from_secs(60),
+        owner: Some((26, 27)),
+    };
+    let kind = Kind::PgCtl(server);
+    let running = kind.judge(&answer("pg_ctl: server is running (PID: 4711)\n/usr/lib/postgresql/15/bin/postgres\n"));
+    assert_eq!((running.state, running.identity.as_deref()), (State::Running, Some("4711")));
+    for (code, expected) in [(3, State::Stopped), (4, State::Stopped), (1, State::Unknown)] {
+        assert_eq!(kind.judge(&Ended { how: How::Exited(code), ..answer("") }).state, expected);
+    }
+    assert_eq!(
+        kind.start(None).join(" "),
+        "setpriv --reuid=26 --regid=27 --clear-groups -- /usr/lib/postgresql/15/bin/pg_ctl start --log=/log --pgdata=/data \
+         --wait --timeout=60"
+    );
 }
 
 #[test]
@@ -91,7 +122,27 @@ fn answers_of_kubernetes() {
         object.start(Some(&before)),
         ["kubectl", "--namespace=shop", "scale", "--replicas=3", "--", "deploy/app"]
     );
-    assert_eq!(object.stop(Duration::from_secs(30))[2..4], ["scale", "--replicas=0"]);
+    assert_eq!(object.stop(Duration::from_secs(30), false)[2..4], ["scale", "--replicas=0"]);
+}
+
+#[test]
+fn pods_that_end_are_not_gone() {
+    let object = "{\"spec\":{\"replicas\":0,\"selector\":{\"matchLabels\":{\"app\":\"shop\"},\"matchExpressions\":[\
+                  {\"key\":\"tier\",\"operator\":\"In\",\"values\":[\"a\",\"b\"]},{\"key\":\"old\",\"operator\":\"DoesNotExist\"}]}},\
+                  \"status\":{}}";
+    let kind = Kind::Kubernetes { object: "deploy/app".into(), namespace: Some("shop".into()) };
+    let argv = kind.pods(&answer(object)).expect("a selector");
+    assert_eq!(
+        argv[1..],
+        ["--namespace=shop", "get", "pods", "--output=json", "--selector=app=shop,tier in (a,b),!old"]
+    );
+    assert_eq!(kind.pods(&answer("{\"spec\":{\"selector\":{}}}")), None, "that would be all pods");
+    // One works on until its grace is over.
+    let ending = "{\"items\":[{\"metadata\":{\"deletionTimestamp\":\"x\"},\"status\":{\"phase\":\"Running\"}},\
+                  {\"status\":{\"phase\":\"Succeeded\"}}]}";
+    for (list, there) in [(ending, Some(1)), ("{\"items\":[]}", Some(0)), ("{}", None), ("", None)] {
+        assert_eq!(kind::pods_there(&answer(list)), there, "{list}");
+    }
 }
 
 #[test]

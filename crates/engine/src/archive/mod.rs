@@ -11,6 +11,7 @@ pub mod path;
 pub mod prefetch;
 pub mod pressure;
 pub mod push;
+pub mod salvage;
 pub mod segment;
 pub mod spool;
 

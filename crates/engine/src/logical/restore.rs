@@ -29,8 +29,8 @@ use crate::parts::Source;
 use crate::validate::{Report, UserCheck};
 
 pub(crate) use list::read_toc;
-pub use run::run;
 pub(crate) use run::{fetch_dump, fetch_globals};
+pub use run::{run, run_until};
 
 /// The annotation of a backup that was taken before a restore replaced the database.
 pub const SAFETY: &str = "safety";

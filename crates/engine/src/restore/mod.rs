@@ -6,6 +6,7 @@ mod books;
 mod delta;
 pub mod files;
 pub mod plan;
+pub mod reach;
 pub mod renew;
 pub mod resolve;
 pub mod roots;
@@ -13,6 +14,7 @@ pub mod run;
 pub mod settings;
 pub mod space;
 pub mod start;
+pub mod state;
 pub(crate) mod thaw;
 pub mod timed;
 pub mod walk;
@@ -92,6 +94,8 @@ pub enum ArchiveMode {
     Keep,
     /// A copy must not archive into the history of the original.
     Off,
+    /// As configured, but nothing is handed over: WAL waits in `pg_wal` until somebody takes the setting back.
+    Held,
 }
 
 /// OLD=NEW as it was given. Both may contain '=', so every way to read it is kept; the backup's tablespaces decide.

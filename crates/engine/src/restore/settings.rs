@@ -176,7 +176,16 @@ fn recovery_settings(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec
     if options.archive_mode == ArchiveMode::Off {
         set.push(("archive_mode", "off".into()));
     }
+    if options.archive_mode == ArchiveMode::Held {
+        set.extend(hold(plan.record.version_num));
+    }
     Ok(set)
+}
+
+/// Keeps a server whose `archive_mode` is on from archiving; it marks what waits (`XLogArchiveNotify`, `pgarch.c`).
+pub fn hold(version_num: u32) -> Vec<(&'static str, String)> {
+    let library = (version_num >= 150_000).then(|| ("archive_library", String::new()));
+    std::iter::once(("archive_command", String::new())).chain(library).collect()
 }
 
 fn restore_command(options: &RestoreOptions) -> Result<String> {

@@ -102,7 +102,7 @@ pub fn start(
 }
 
 /// Starts a cluster that has nothing to recover, and waits until it answers. It goes on running.
-pub(crate) fn start_new(
+pub fn start_new(
     bin: &Path,
     data: &Path,
     socket_dir: &Path,
@@ -131,7 +131,7 @@ pub(crate) fn start_new(
 }
 
 /// Recovery is over; the keys to the WAL are not needed any more.
-fn remove_secret(to: &Path) -> Result<()> {
+pub fn remove_secret(to: &Path) -> Result<()> {
     let path = to.join(super::settings::RESTORE_FILE);
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::file("removing", path, e)),

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::super::steps::{SMOKE, START, STOP};
-use super::super::{Planned, Safety, to_html, to_markdown};
+use super::super::{Aim, Planned, Safety, to_html, to_markdown};
 use super::*;
 
 fn at(second: i64) -> Timestamp {
@@ -16,6 +16,9 @@ fn opening() -> Opening {
         kind: "logical".into(),
         database: Some("<b>app|\n".into()),
         backup: None,
+        aim: Aim::default(),
+        place: None,
+        truths: vec![],
         began: at(10),
         declared: at(0),
         rpo_ms: Some(3_600_000),

@@ -45,6 +45,17 @@ pub fn run(
     ctx: &Ctx,
     announce: &mut dyn FnMut(&RestorePlan),
 ) -> Result<(RestorePlan, RestoreReport)> {
+    run_until(options, repo, ctx, announce, &|_| Ok(()))
+}
+
+/// The same; `may_place` is asked just before what was restored takes its place, and keeps it from that by an error.
+pub fn run_until(
+    options: &RestoreOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    announce: &mut dyn FnMut(&RestorePlan),
+    may_place: &dyn Fn(&Ctx) -> Result<()>,
+) -> Result<(RestorePlan, RestoreReport)> {
     let mut avoid = vec![];
     loop {
         let plan = plan(options, repo, &avoid)?;
@@ -65,7 +76,7 @@ pub fn run(
             }
             Err(e) => return Err(e),
             Ok(fetched) => {
-                let mut report = Restore { options, repo, ctx, plan: &plan }.run(fetched)?;
+                let mut report = Restore { options, repo, ctx, plan: &plan, may_place }.run(fetched)?;
                 store_report(options, repo, ctx, &plan, &mut report);
                 return Ok((plan, report));
             }
@@ -204,6 +215,7 @@ pub(super) struct Restore<'a> {
     repo: &'a Repository,
     pub ctx: &'a Ctx,
     pub plan: &'a RestorePlan,
+    may_place: &'a dyn Fn(&Ctx) -> Result<()>,
 }
 
 impl Restore<'_> {
@@ -267,7 +279,7 @@ impl Restore<'_> {
                 return Ok(());
             }
         }
-        self.place(plan, admin, report).map_err(undo)
+        (self.may_place)(self.ctx).and_then(|()| self.place(plan, admin, report)).map_err(undo)
     }
 
     /// The empty database that the dump goes into; `whole`: all of it.
