@@ -206,7 +206,7 @@ fn lost_in_part(site: &Site, whole: &str) {
 
 /// As configured; of each kind and in each repository.
 fn retention(site: &Site, base: &str, dumps: &[&str]) {
-    let shown = site.pgark.run(["config", "show"]).expect_code(0).stdout;
+    let shown = site.pgark.run(["config", "explain"]).expect_code(0).stdout;
     for rule in ["keep_daily = 7", "keep_weekly = 4", "keep_monthly = 12"] {
         assert!(shown.contains(rule), "{rule}: {shown}");
     }
