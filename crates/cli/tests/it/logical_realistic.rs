@@ -162,8 +162,14 @@ fn come_back_equal(server: &Server) {
     site.pgark.run(restored).expect_code(0);
 
     assert_eq!(schema_of(cluster, "app"), schema_of(cluster, "again"));
-    let document = site.pgark.json(["validate", "--database", "again", "--truth", &truth, "--amcheck", "borrowed"]);
-    assert_eq!(document["outcome"], "ok", "{document:#}");
+    let words = ["validate", "--database", "again", "--truth", &truth, "--amcheck", "borrowed", "--json"];
+    let document = site.pgark.run(words).json();
+    let open = |c: &&Value| c["outcome"] != "ok" && c["expected"] != true;
+    let checks = document["databases"][0]["checks"].as_array().expect("checks").iter().filter(open);
+    let names: Vec<&str> = checks.filter_map(|c| c["name"].as_str()).collect();
+    // amcheck reads tables since 14.
+    let unread: &[&str] = if server.major() < 14 { &["tables are whole (amcheck)"] } else { &[] };
+    assert_eq!(names, unread, "{document:#}");
     let tables = cluster.psql_db("app", "select count(*) from pg_class where relkind = 'r' and relnamespace > 16384");
     assert!(tables.parse::<usize>().expect("a number") > SCHEMAS * TABLES_OF_A_SCHEMA, "{tables}");
     let compared = parts_of(&document, "contents")["checked"].as_u64().expect("a number");
