@@ -8,4 +8,5 @@ pub mod program;
 pub mod recover;
 pub mod repoint;
 pub mod runbook;
+pub mod schedule;
 pub mod service;

@@ -38,6 +38,7 @@ mod restore_logical;
 mod restore_system;
 mod restore_table;
 mod runbook;
+mod schedule;
 mod space;
 mod truth;
 mod unexpire;
@@ -91,6 +92,8 @@ pub enum Command {
     Recover(Box<recover::RecoverArgs>),
     /// The written procedure for disasters, made of the configuration
     Runbook(runbook::RunbookArgs),
+    /// When jobs run next
+    Schedule(schedule::ScheduleArgs),
     #[command(hide = true)]
     ScratchKeeper(restore_table::KeeperArgs),
     /// Read and authenticate everything that backups and WAL consist of
@@ -154,6 +157,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::RestoreTable(a) => restore_table::run(&a, global),
         Command::Recover(a) => recover::run(&a, global),
         Command::Runbook(a) => runbook::run(&a, global),
+        Command::Schedule(a) => schedule::run(&a, global),
         Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),
         Command::Validate(a) => validate::run(*a, global),

@@ -8,6 +8,7 @@ pub mod files;
 pub mod nearest;
 pub mod recover;
 pub mod repo_url;
+pub mod schedule;
 pub mod schema;
 pub mod space;
 pub mod units;
@@ -39,7 +40,8 @@ use files::Environment;
 use nearest::nearest;
 use recover::Recover;
 use repo_url::RepoUrl;
-use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, Schedule, Server, System};
+use schedule::Schedule;
+use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, Server, System};
 use space::{PriceSection, SpaceSettings};
 use tree::Location;
 
