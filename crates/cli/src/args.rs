@@ -86,6 +86,10 @@ pub struct GlobalArgs {
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
+    /// Given by the server to its jobs: where they say that they run, and how they ended.
+    #[arg(long, hide = true, global = true)]
+    pub job_dir: Option<PathBuf>,
+
     /// Colours
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
     pub color: ColorChoice,

@@ -19,6 +19,7 @@ mod export;
 mod import;
 mod info;
 mod init;
+mod job;
 mod keep;
 mod key;
 mod key_reencrypt;
@@ -39,7 +40,9 @@ mod restore_system;
 mod restore_table;
 mod runbook;
 mod schedule;
+mod serve;
 mod space;
+mod token;
 mod truth;
 mod unexpire;
 mod validate;
@@ -92,6 +95,12 @@ pub enum Command {
     Recover(Box<recover::RecoverArgs>),
     /// The written procedure for disasters, made of the configuration
     Runbook(runbook::RunbookArgs),
+    /// The server: runs jobs by schedule and by request
+    Serve(serve::ServeArgs),
+    /// Jobs of the server: what they do and how they ended
+    Job(job::JobArgs),
+    /// Tokens: who may ask the server for what
+    Token(token::TokenArgs),
     /// When jobs run next
     Schedule(schedule::ScheduleArgs),
     #[command(hide = true)]
@@ -157,6 +166,9 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::RestoreTable(a) => restore_table::run(&a, global),
         Command::Recover(a) => recover::run(&a, global),
         Command::Runbook(a) => runbook::run(&a, global),
+        Command::Serve(a) => serve::run(&a, global),
+        Command::Job(a) => job::run(&a, global),
+        Command::Token(a) => token::run(&a, global),
         Command::Schedule(a) => schedule::run(&a, global),
         Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),

@@ -112,7 +112,6 @@ pub struct Protection {
 }
 
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "checked now so that a configuration stays valid; read when its feature comes")]
 pub struct ClusterSettings {
     pub name: String,
     pub pgdata: Option<PathBuf>,
@@ -142,7 +141,6 @@ pub struct ClusterSettings {
 }
 
 #[derive(Debug)]
-#[allow(dead_code, reason = "the server's section is checked now and read when there is a server")]
 pub struct Settings {
     /// The configuration files that were read, in order.
     pub files: Vec<PathBuf>,

@@ -44,6 +44,8 @@ pub struct Schedule {
     #[serde(rename = "type")]
     pub backup_type: Option<BackupType>,
     pub kind: Option<Kind>,
+    /// The repository it works on; those of the cluster when left out.
+    pub repo: Option<String>,
     /// Of `replicate`: names of repositories.
     pub from: Option<String>,
     pub to: Option<String>,

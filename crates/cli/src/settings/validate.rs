@@ -277,10 +277,13 @@ fn schedule(document: &Document, tree: &Node, index: &str, schedule: &Schedule) 
         return Err(wrong("to", "a replication goes from one repository to another, and nothing else does")
             .hint("job = \"replicate\", from = \"main\", to = \"second\""));
     }
-    for (key, repo) in [("from", &schedule.from), ("to", &schedule.to)] {
+    for (key, repo) in [("from", &schedule.from), ("to", &schedule.to), ("repo", &schedule.repo)] {
         if repo.as_ref().is_some_and(|repo| !document.repos.contains_key(repo)) {
             return Err(wrong(key, "no such repository"));
         }
+    }
+    if schedule.repo.is_some() && !matches!(schedule.job, Job::Backup | Job::Verify | Job::Expire) {
+        return Err(wrong("repo", "only a backup, a verification and an expiry work on one repository"));
     }
     if schedule.name.as_ref().is_some_and(|name| !is_name(name)) {
         return Err(wrong("name", "this cannot be the name of a schedule").hint(NAME_RULE));
