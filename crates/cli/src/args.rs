@@ -95,6 +95,9 @@ pub struct GlobalArgs {
     /// What the audit trail is told.
     #[arg(skip)]
     pub trail: Trail,
+    /// Given by the server to its jobs: where they say that they run, and how they ended.
+    #[arg(long, hide = true, global = true)]
+    pub job_dir: Option<PathBuf>,
 
     /// Colours
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]

@@ -19,9 +19,11 @@ mod space;
 mod store;
 
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser;
+use pgark_server::jobs::child;
 
 use crate::command::{Cli, Outcome};
 use crate::failure::{Exit, Failure, is_archive_get, wants_json};
@@ -31,21 +33,26 @@ fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let archive_get = is_archive_get(&argv);
     // Rust ends a panicking program with 101, which PostgreSQL would take for the end of the archive.
-    let outcome = std::panic::catch_unwind(|| run(&argv)).unwrap_or_else(|_| {
+    let mut job = None;
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| run(&argv, &mut job))).unwrap_or_else(|_| {
         Err(Failure::failed("E-INTERNAL", "the program hit an internal error; please report it with the lines above"))
     });
-    match outcome {
-        Ok(outcome) => outcome.into(),
+    let exit = match outcome {
+        Ok(outcome) => outcome,
         Err(failure) => {
             let failure = if archive_get { failure.for_archive_get() } else { failure };
             let form = if wants_json(&argv) { Form::Json } else { Form::Text };
             output::failure(form, &failure);
-            failure.exit.into()
+            failure.exit
         }
+    };
+    if let Some(Err(e)) = job.map(|job| job.end(exit.code().into())) {
+        output::warning(&format!("how the job ended cannot be written down: {e}"));
     }
+    exit.into()
 }
 
-fn run(argv: &[OsString]) -> Result<Outcome, Failure> {
+fn run(argv: &[OsString], job: &mut Option<child::Running>) -> Result<Outcome, Failure> {
     let cli = match Cli::try_parse_from(args::spelled_out(argv)) {
         Ok(cli) => cli,
         Err(e) => {
@@ -53,6 +60,12 @@ fn run(argv: &[OsString]) -> Result<Outcome, Failure> {
             return Ok(Exit::Done);
         }
     };
+    // A job of the server says so before it does anything, and how it ended when nothing more happens. By an argument, since what
+    // it starts inherits variables and is no job.
+    if let Some(dir) = &cli.global.job_dir {
+        let given_up = |e: std::io::Error| Failure::new("E-JOB-GIVEN-UP", Exit::Cancelled, e.to_string());
+        *job = Some(child::enter(dir).map_err(given_up)?);
+    }
     let _log = args::start_log(&cli.global)?;
     command::run(cli, argv)
 }

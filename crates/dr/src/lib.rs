@@ -11,5 +11,6 @@ pub mod program;
 pub mod recover;
 pub mod repoint;
 pub mod runbook;
+pub mod schedule;
 pub mod service;
 pub mod trail;

@@ -70,12 +70,16 @@ fn audited(command: &Command, arguments: &[String]) -> Option<(&'static str, Sco
         | Command::Config(_)
         | Command::Demo(_)
         | Command::Info(_)
+        | Command::Job(_)
         | Command::Man(_)
         | Command::RepoLifecycle(_)
         | Command::RepoLs(_)
         | Command::Report(_)
         | Command::Runbook(_)
+        | Command::Schedule(_)
         | Command::ScratchKeeper(_)
+        | Command::Serve(_)
+        | Command::Token(_)
         | Command::Verify(_)
         | Command::Wal(_) => None,
     }

@@ -23,6 +23,7 @@ mod import;
 mod incident;
 mod info;
 mod init;
+mod job;
 mod keep;
 mod key;
 mod key_reencrypt;
@@ -44,8 +45,11 @@ mod restore_logical;
 mod restore_system;
 mod restore_table;
 mod runbook;
+mod schedule;
+mod serve;
 mod space;
 mod target;
+mod token;
 mod truth;
 mod unexpire;
 mod validate;
@@ -100,6 +104,14 @@ pub enum Command {
     Recover(Box<recover::RecoverArgs>),
     /// The written procedure for disasters, made of the configuration
     Runbook(runbook::RunbookArgs),
+    /// The server: runs jobs by schedule and by request
+    Serve(serve::ServeArgs),
+    /// Jobs of the server: what they do and how they ended
+    Job(job::JobArgs),
+    /// Tokens: who may ask the server for what
+    Token(token::TokenArgs),
+    /// When jobs run next
+    Schedule(schedule::ScheduleArgs),
     #[command(hide = true)]
     ScratchKeeper(restore_table::KeeperArgs),
     /// Read and authenticate everything that backups and WAL consist of
@@ -181,6 +193,10 @@ fn dispatch(command: Command, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Command::RestoreTable(a) => restore_table::run(&a, global),
         Command::Recover(a) => recover::run(&a, global),
         Command::Runbook(a) => runbook::run(&a, global),
+        Command::Serve(a) => serve::run(&a, global),
+        Command::Job(a) => job::run(&a, global),
+        Command::Token(a) => token::run(&a, global),
+        Command::Schedule(a) => schedule::run(&a, global),
         Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),
         Command::Validate(a) => validate::run(*a, global),

@@ -10,6 +10,7 @@ pub mod nearest;
 pub mod recover;
 pub mod repo_url;
 pub mod repoint;
+pub mod schedule;
 pub mod schema;
 pub mod space;
 pub mod units;
@@ -42,7 +43,8 @@ use files::Environment;
 use nearest::nearest;
 use recover::Recover;
 use repo_url::RepoUrl;
-use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, Schedule, Server, System};
+use schedule::Schedule;
+use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, Server, System};
 use space::{PriceSection, SpaceSettings};
 use tree::Location;
 
@@ -113,7 +115,6 @@ pub struct Protection {
 }
 
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "checked now so that a configuration stays valid; read when its feature comes")]
 pub struct ClusterSettings {
     pub name: String,
     pub pgdata: Option<PathBuf>,
@@ -143,7 +144,6 @@ pub struct ClusterSettings {
 }
 
 #[derive(Debug)]
-#[allow(dead_code, reason = "the server's section is checked now and read when there is a server")]
 pub struct Settings {
     /// The configuration files that were read, in order.
     pub files: Vec<PathBuf>,

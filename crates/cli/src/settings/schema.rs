@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::alerts::AlertsSection;
 use super::recover::Recover;
 use super::repo_url::RepoUrl;
+use super::schedule::Schedule;
 use super::space::{Capacity, FreeSpace, PriceSection};
 use super::units::{ByteSize, Span};
 use crate::secret::{Secret, split_command};
@@ -379,29 +380,6 @@ pub enum DrillKind {
     Physical,
     /// Dumps of databases
     Logical,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Job {
-    Backup,
-    Verify,
-    Expire,
-    Check,
-    Replicate,
-    Drill,
-}
-
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Schedule {
-    pub job: Job,
-    pub cluster: String,
-    #[serde(rename = "type")]
-    pub backup_type: Option<BackupType>,
-    pub kind: Option<Kind>,
-    pub cron: String,
-    pub time_zone: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

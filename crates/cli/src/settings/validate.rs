@@ -13,7 +13,8 @@ use super::alerts::AlertSettings;
 use super::nearest::nearest;
 use super::recover::{Asking, Recover, ServiceControl};
 use super::repo_url::Scheme;
-use super::schema::{ClusterSection, Document, Job, Kind, RepoSection, Retention, SECRET_KEYS, Schedule};
+use super::schedule::{Job, Schedule};
+use super::schema::{ClusterSection, Document, Kind, RepoSection, Retention, SECRET_KEYS};
 use super::tree::{Node, Table, Value};
 use crate::failure::Failure;
 
@@ -312,14 +313,40 @@ fn schedule(document: &Document, tree: &Node, index: &str, schedule: &Schedule) 
     if schedule.backup_type.is_some() && schedule.job != Job::Backup {
         return Err(wrong("type", "only a backup has a type"));
     }
-    if let Err(message) = cron(&schedule.cron) {
+    if schedule.kind.is_some() && !matches!(schedule.job, Job::Backup | Job::Drill) {
+        return Err(wrong("kind", "only a backup and a drill have a kind"));
+    }
+    if (schedule.from.is_some() && schedule.to.is_some()) != (schedule.job == Job::Replicate) {
+        return Err(wrong("to", "a replication goes from one repository to another, and nothing else does")
+            .hint("job = \"replicate\", from = \"main\", to = \"second\""));
+    }
+    for (key, repo) in [("from", &schedule.from), ("to", &schedule.to), ("repo", &schedule.repo)] {
+        if repo.as_ref().is_some_and(|repo| !document.repos.contains_key(repo)) {
+            return Err(wrong(key, "no such repository"));
+        }
+    }
+    if schedule.repo.is_some() && !matches!(schedule.job, Job::Backup | Job::Verify | Job::Expire) {
+        return Err(wrong("repo", "only a backup, a verification and an expiry work on one repository"));
+    }
+    if schedule.name.as_ref().is_some_and(|name| !is_name(name)) {
+        return Err(wrong("name", "this cannot be the name of a schedule").hint(NAME_RULE));
+    }
+    let same = |other: &&Schedule| other.name() == schedule.name();
+    if document.schedules.iter().filter(same).count() > 1 {
+        return Err(wrong("name", &format!("several schedules are called '{}'", schedule.name()))
+            .hint("give each a name: name = \"nightly\""));
+    }
+    if let Some(Err(message)) = schedule.cron.as_deref().map(cron) {
         return Err(wrong("cron", &message).hint("minute hour day-of-month month day-of-week, such as \"0 2 * * *\""));
     }
-    let zone = schedule.time_zone.as_deref().unwrap_or("UTC");
-    if jiff::tz::TimeZone::get(zone).is_err() {
-        return Err(wrong("time_zone", "no such time zone").hint("names are those of the IANA database, Europe/Berlin"));
-    }
-    Ok(())
+    schedule.plan().map(|_| ()).map_err(|found| {
+        let failure = wrong(found.key, &found.message);
+        match found.key {
+            "time_zone" => failure.hint("names are those of the IANA database, Europe/Berlin"),
+            "cron" => failure.hint("cron = \"0 2 * * *\", or every = \"monthly\" and at = \"04:00\""),
+            _ => failure,
+        }
+    })
 }
 
 const CRON_MACROS: &[&str] = &["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"];

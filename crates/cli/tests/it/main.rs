@@ -52,6 +52,7 @@ mod restore_table;
 mod restored_right;
 mod retention;
 mod retention_mistakes;
+mod serve;
 mod several;
 mod several_mistakes;
 mod several_unusable;

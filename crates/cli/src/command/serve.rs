@@ -1,0 +1,195 @@
+//! `serve`: schedules, jobs, and what is known of the clusters.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use clap::Args;
+use pgark_server::http::Serving;
+use pgark_server::jobs::{BackupType, Kind, Program, Request};
+use pgark_server::schedule::Scheduled;
+use pgark_server::serve::{self, ClusterConfig, Config, Options, Shared, Signals, SystemConfig};
+use pgark_server::{State, StateError};
+
+use super::Outcome;
+use super::context::Context;
+use crate::args::GlobalArgs;
+use crate::failure::{Exit, Failure, SCHEMA};
+use crate::output;
+use crate::settings::files::Environment;
+use crate::settings::schedule::{Job, Schedule};
+use crate::settings::units::Span;
+use crate::settings::{ClusterSettings, Settings, schema};
+
+const RUNNING: u16 = 4;
+const DRAIN: &str = "10m";
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address and port [setting: server.listen] [default: 127.0.0.1:7432]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    state: StateArgs,
+    /// Jobs that run at the same time
+    #[arg(long, value_name = "N", default_value_t = RUNNING, value_parser = clap::value_parser!(u16).range(1..=256))]
+    running: u16,
+    /// How long running jobs are waited for when the server is told to end; then they run on without it
+    #[arg(long, value_name = "TIME", default_value = DRAIN)]
+    drain: Span,
+}
+
+#[derive(Debug, Args)]
+pub struct StateArgs {
+    /// Where the server keeps its jobs and tokens [setting: server.state_dir]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateArgs {
+    pub fn open(&self, settings: &Settings) -> Result<State, Failure> {
+        State::open(self.state_dir.as_ref().unwrap_or(&settings.server.state_dir)).map_err(state_failure)
+    }
+}
+
+pub fn state_failure(error: StateError) -> Failure {
+    let message = error.to_string();
+    match error {
+        StateError::Directory { .. } => Failure::failed("E-SERVER-STATE", message)
+            .hint("state_dir in [server], or --state-dir, names a directory of the user that the server runs as"),
+        StateError::InUse(_) => Failure::new("E-SERVER-RUNS", Exit::Locked, message),
+        StateError::Version { .. } => Failure::failed("E-SERVER-STATE", message).hint(
+            "the directory can be removed when no job runs: tokens and the history of jobs are lost, backups are not",
+        ),
+        StateError::NotFound { what, .. } => Failure::refused(format!("E-{}-UNKNOWN", what.to_uppercase()), message),
+        StateError::Database(_) | StateError::Content(_) | StateError::Random(_) => {
+            Failure::failed("E-SERVER-STATE", message)
+        }
+    }
+}
+
+pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let context = Context::new(global)?;
+    let settings = &context.settings;
+    let listen = args.listen.unwrap_or(settings.server.listen);
+    if !listen.ip().is_loopback() {
+        return Err(Failure::refused(
+            "E-SERVER-LISTEN",
+            format!("{listen} can be reached from elsewhere, without encryption"),
+        )
+        .hint("listen on 127.0.0.1, and put a proxy with TLS before it"));
+    }
+    let state = args.state.open(settings)?;
+    let _lock = state.lock().map_err(state_failure)?;
+    let config = Shared::new(config(settings)?);
+    let signals = watched_signals()?;
+    let options = Options { program: program(global)?, running_max: args.running.into(), drain: args.drain.0 };
+    let mut reload = || {
+        let overrides = global.overrides().map_err(|f| f.to_string())?;
+        let settings = Settings::load(&overrides, &Environment::from_process()).map_err(|f| f.to_string())?;
+        self::config(&settings).map_err(|f| f.to_string())
+    };
+    let serving = Serving::start(listen, state.clone(), config.clone())
+        .map_err(|e| Failure::failed("E-SERVER-LISTEN", format!("{listen} cannot be listened on: {e}")))?;
+    let document = serde_json::json!({"schema": SCHEMA, "listening": serving.address(), "state_dir": state.dir()});
+    output::result(global.form(), &document, || format!("listening on http://{}\n", serving.address()))?;
+    let left = serve::run(&state, &config, &options, &signals, &serving, &mut reload).map_err(state_failure)?;
+    if left > 0 {
+        output::warning(&format!("{left} jobs run on; the next server takes them over"));
+    }
+    Ok(Exit::Done)
+}
+
+/// A job gets the settings that the server got, from the same places.
+fn program(global: &GlobalArgs) -> Result<Program, Failure> {
+    let binary = std::env::current_exe()
+        .map_err(|e| Failure::failed("E-SYSTEM", format!("the program does not know where it lies: {e}")))?;
+    let mut words = vec![];
+    let files = [("--config", &global.config), ("--passphrase-file", &global.passphrase_file)];
+    let files = files.into_iter().chain([("--age-identity-file", &global.age_identity_file)]);
+    for (flag, file) in files {
+        if let Some(file) = file {
+            let file = std::path::absolute(file).ok().and_then(|f| f.to_str().map(str::to_owned));
+            let file = file.ok_or_else(|| Failure::usage("E-USAGE", format!("{flag} names a path that is no text")))?;
+            words.push(format!("{flag}={file}"));
+        }
+    }
+    words.extend(global.repo.iter().map(|repo| format!("--repo={repo}")));
+    words.extend(global.jobs.map(|n| format!("--jobs={n}")));
+    Ok(Program { binary, words })
+}
+
+fn watched_signals() -> Result<Arc<Signals>, Failure> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let failed = |e: std::io::Error| Failure::failed("E-SYSTEM", format!("signals cannot be handled: {e}"));
+    let signals = Arc::new(Signals::default());
+    let mut received = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(failed)?;
+    let told = Arc::clone(&signals);
+    let watch = move || {
+        for signal in received.forever() {
+            if signal == SIGHUP {
+                told.reload.store(true, Ordering::SeqCst);
+            } else {
+                told.end.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(failed)?;
+    Ok(signals)
+}
+
+fn config(settings: &Settings) -> Result<Config, Failure> {
+    let schedules = settings.schedules.iter().map(scheduled).collect::<Result<_, _>>()?;
+    let clusters = settings.clusters.values().map(|c| cluster(c, settings)).collect();
+    Ok(Config { clusters, schedules })
+}
+
+fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {
+    let repos = cluster.repos.iter().filter_map(|name| settings.repos.get(name));
+    let repos: Vec<_> = if cluster.repos.is_empty() { settings.repos.values().collect() } else { repos.collect() };
+    let urls: Vec<String> = repos.iter().map(|repo| repo.url.to_string()).collect();
+    let rules = cluster.retention.rules(schema::Kind::System);
+    let system = cluster.system.as_ref().map(|system| SystemConfig {
+        prefix: system.prefix.clone().unwrap_or_else(|| "backup".into()),
+        directory: urls.first().cloned().unwrap_or_default(),
+        remote: urls.iter().any(|url| url.contains("://")) || urls.len() > 1,
+        enabled: cluster.backups_enabled,
+        retention_days: rules.keep_days,
+        max_backups: rules.max_backups,
+    });
+    ClusterConfig {
+        name: cluster.name.clone(),
+        repos: cluster.repos.clone(),
+        rpo: cluster.rpo,
+        rto: cluster.rto,
+        system,
+    }
+}
+
+fn scheduled(schedule: &Schedule) -> Result<Scheduled, Failure> {
+    let plan = schedule.plan().map_err(|e| {
+        Failure::usage("E-CONFIG-VALUE", format!("schedule '{}': {}: {}", schedule.name(), e.key, e.message))
+    })?;
+    let kind = schedule.kind.map(|kind| match kind {
+        schema::Kind::Physical => Kind::Physical,
+        schema::Kind::Logical => Kind::Logical,
+        schema::Kind::Files => Kind::Files,
+        schema::Kind::System => Kind::System,
+    });
+    let backup_type = schedule.backup_type.map(|t| match t {
+        schema::BackupType::Full => BackupType::Full,
+        schema::BackupType::Incr => BackupType::Incr,
+        schema::BackupType::Diff => BackupType::Diff,
+    });
+    let name = |name: &Option<String>| name.clone().unwrap_or_default();
+    let request = match schedule.job {
+        Job::Backup => Request::Backup { kind, backup_type, repo: schedule.repo.clone() },
+        Job::Verify => Request::Verify { backup: None, quick: false, repo: schedule.repo.clone() },
+        Job::Expire => Request::Expire { repo: schedule.repo.clone() },
+        Job::Check => Request::Check {},
+        Job::Replicate => Request::Replicate { from: name(&schedule.from), to: name(&schedule.to) },
+        Job::Drill => Request::Drill { kind, backup: None },
+    };
+    Ok(Scheduled { plan, cluster: schedule.cluster.clone(), request, retries: schedule.retries.unwrap_or(0) })
+}

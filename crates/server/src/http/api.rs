@@ -1,0 +1,358 @@
+//! `/health` and `/api/v1`.
+
+use axum::http::StatusCode;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use std::sync::atomic::Ordering;
+
+use super::{Answer, Api, Asked, Problem};
+use crate::access::{Right, Role};
+use crate::jobs::{Job, JobState, NewJob, Request};
+use crate::serve::ClusterConfig;
+use crate::state::{Document, Filter, StateError};
+
+const SCHEMA: u32 = 1;
+/// For jobs that nobody's schedule bounds.
+const DEADLINE_S: u64 = 24 * 60 * 60;
+const LIST: usize = 100;
+const LIST_MAX: usize = 1000;
+const NAME_CHARS_MAX: usize = 63;
+/// RFC drafts leave it open; ours and a caller's own prefix stay short.
+const KEY_CHARS_MAX: usize = 128;
+const RUNS_SHOWN: usize = 3;
+
+type Made = Result<Answer, Problem>;
+
+fn ok(mut document: Value) -> Made {
+    if let Some(fields) = document.as_object_mut() {
+        fields.insert("schema".into(), SCHEMA.into());
+    }
+    Ok(Answer::Json(StatusCode::OK, document))
+}
+
+pub fn live(_: &Api, _: &Asked<'_>) -> Made {
+    ok(json!({"status": "ok"}))
+}
+
+pub fn ready(api: &Api, asked: &Asked<'_>) -> Made {
+    api.state.caller("", asked.now)?;
+    match api.ready.load(Ordering::SeqCst) {
+        true => ok(json!({"status": "ok"})),
+        false => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "E-SERVER-DRAINS", "the server is about to end")),
+    }
+}
+
+pub fn openapi(_: &Api, _: &Asked<'_>) -> Made {
+    Ok(Answer::Json(StatusCode::OK, super::openapi()))
+}
+
+pub fn me(_: &Api, asked: &Asked<'_>) -> Made {
+    let caller = asked.caller()?;
+    let rights = [Right::View, Right::Operate, Right::Recover, Right::Administer];
+    let rights: Vec<Right> = rights.into_iter().filter(|right| caller.role.may(*right)).collect();
+    ok(json!({"name": caller.name, "role": caller.role, "cluster": caller.cluster, "rights": rights}))
+}
+
+pub fn clusters(api: &Api, asked: &Asked<'_>) -> Made {
+    let config = api.config.get();
+    let seen = config.clusters.iter().filter(|c| asked.sees(&c.name));
+    let all = seen.map(|c| summary(api, c, asked.now)).collect::<Result<Vec<_>, _>>()?;
+    ok(json!({"clusters": all}))
+}
+
+pub fn cluster(api: &Api, asked: &Asked<'_>) -> Made {
+    let config = api.config.get();
+    let name = asked.path("cluster").unwrap_or_default();
+    let cluster = config.clusters.iter().find(|c| c.name == name).ok_or_else(Problem::not_found)?;
+    ok(summary(api, cluster, asked.now)?)
+}
+
+/// Can we recover, to when, how long would it take, proven when.
+fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, StateError> {
+    let info = api.state.document("info", &cluster.name)?;
+    let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(d, &cluster.name));
+    let list = |key: &str| found.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let usable =
+        |b: &&Value| b.get("complete") == Some(&Value::Bool(true)) && b.get("damaged").is_none_or(Value::is_null);
+    let backups: Vec<&Value> = list("backups").iter().filter(usable).collect();
+    let latest = |values: &mut dyn Iterator<Item = Option<Timestamp>>| values.flatten().max();
+    let until = latest(&mut list("windows").iter().map(|w| time(w, "to_time")));
+    let until = until.max(latest(&mut backups.iter().map(|b| time(b, "finished"))));
+    let from = list("windows").iter().filter_map(|w| time(w, "from_time")).min();
+    let from = from.or_else(|| backups.iter().filter_map(|b| time(b, "finished")).min());
+    let last_backup = latest(&mut backups.iter().map(|b| time(b, "finished")));
+    let proven = backups.iter().filter_map(|b| Some((time(b, "drilled")?, b.get("id")?))).max_by_key(|(at, _)| *at);
+    let lost_s = until.map(|at| now.duration_since(at).as_secs().max(0));
+    let rpo_s = cluster.rpo.map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let drill = found.get("drill").unwrap_or(&Value::Null);
+    let forecasts = drill.get("forecasts").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let expected = forecasts.iter().filter_map(|f| f.get("expected_ms")?.as_u64()).max();
+    let rto_ms = cluster.rto.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    Ok(json!({
+        "name": cluster.name,
+        "pg_version": found.get("pg_version"),
+        "can_recover": until.is_some(),
+        "recoverable_from": from,
+        "recoverable_until": until,
+        "rpo_s": rpo_s,
+        "loss_s": lost_s,
+        "meets_rpo": rpo_s.map(|rpo| lost_s.is_some_and(|lost| lost <= rpo)),
+        "rto_ms": rto_ms,
+        "expected_ms": expected,
+        "meets_rto": rto_ms.and_then(|rto| expected.map(|e| e <= rto)),
+        "proven": proven.map(|(at, id)| json!({"time": at, "backup": id})),
+        "last_drill": drill.get("last"),
+        "last_backup": last_backup,
+        "backups": list("backups").len(),
+        "gaps": list("gaps").len(),
+        "problems": found.get("problems").cloned().unwrap_or_else(|| json!([])),
+        "source": source(info.as_ref()),
+    }))
+}
+
+/// How old what is shown is, and whether newer could not be had.
+fn source(document: Option<&Document>) -> Value {
+    match document {
+        None => json!({"refreshed": null, "failed": null, "error": null}),
+        Some(d) if d.document.is_null() => json!({"refreshed": null, "failed": d.failed, "error": d.error}),
+        Some(d) => json!({"refreshed": d.refreshed, "failed": d.failed, "error": d.error}),
+    }
+}
+
+pub fn of_cluster<'a>(document: &'a Document, name: &str) -> &'a Value {
+    let all = document.document.get("clusters").and_then(Value::as_array);
+    all.into_iter().flatten().find(|c| c.get("name").is_some_and(|n| n == name)).unwrap_or(&Value::Null)
+}
+
+pub fn time(value: &Value, key: &str) -> Option<Timestamp> {
+    value.get(key)?.as_str()?.parse().ok()
+}
+
+/// Parts of what `info` said of the cluster.
+fn part(api: &Api, asked: &Asked<'_>, keys: &[&str]) -> Result<(Value, Value), Problem> {
+    let name = asked.path("cluster").unwrap_or_default();
+    let info = api.state.document("info", name)?;
+    let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(d, name));
+    let mut fields = json!({"cluster": name, "source": source(info.as_ref())});
+    for key in keys {
+        fields[*key] = found.get(*key).cloned().unwrap_or_else(|| json!([]));
+    }
+    Ok((fields, found.clone()))
+}
+
+pub fn windows(api: &Api, asked: &Asked<'_>) -> Made {
+    ok(part(api, asked, &["windows", "gaps"])?.0)
+}
+
+pub fn backups(api: &Api, asked: &Asked<'_>) -> Made {
+    let (mut fields, found) = part(api, asked, &[])?;
+    let id = |b: &Value| b.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut all: Vec<Value> = found.get("backups").and_then(Value::as_array).cloned().unwrap_or_default();
+    all.retain(|b| asked.query("kind").is_none_or(|kind| b.get("kind").is_some_and(|k| k == kind)));
+    all.retain(|b| asked.query("before").is_none_or(|before| id(b).as_str() < before));
+    all.sort_by_key(|b| std::cmp::Reverse(id(b)));
+    all.truncate(limit(asked)?);
+    fields["backups"] = all.into();
+    ok(fields)
+}
+
+pub fn backup(api: &Api, asked: &Asked<'_>) -> Made {
+    let (_, found) = part(api, asked, &[])?;
+    let wanted = asked.path("backup").unwrap_or_default();
+    let all = found.get("backups").and_then(Value::as_array);
+    let found = all.into_iter().flatten().find(|b| b.get("id").is_some_and(|id| id == wanted));
+    ok(found.cloned().ok_or_else(Problem::not_found)?)
+}
+
+fn document(api: &Api, asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
+    let name = asked.path("cluster").unwrap_or_default();
+    let found = api.state.document(kind, name)?;
+    let mut value = found.as_ref().map(|d| d.document.clone()).filter(Value::is_object).unwrap_or_else(|| json!({}));
+    value["cluster"] = name.into();
+    value["source"] = source(found.as_ref());
+    Ok(value)
+}
+
+pub fn wal(api: &Api, asked: &Asked<'_>) -> Made {
+    ok(document(api, asked, "wal")?)
+}
+
+pub fn reports(api: &Api, asked: &Asked<'_>) -> Made {
+    let mut value = document(api, asked, "reports")?;
+    if value.get("reports").is_none() {
+        value["reports"] = json!([]);
+    }
+    ok(value)
+}
+
+pub fn drills(api: &Api, asked: &Asked<'_>) -> Made {
+    let value = document(api, asked, "reports")?;
+    let all = value.get("reports").and_then(Value::as_array);
+    let drills: Vec<&Value> =
+        all.into_iter().flatten().filter(|r| r.get("what").is_some_and(|what| what == "drill")).collect();
+    let (_, found) = part(api, asked, &[])?;
+    ok(json!({"cluster": value["cluster"], "source": value["source"], "drills": drills, "drill": found.get("drill")}))
+}
+
+fn limit(asked: &Asked<'_>) -> Result<usize, Problem> {
+    match asked.query("limit").map(str::parse) {
+        None => Ok(LIST),
+        Some(Ok(n @ 1..=LIST_MAX)) => Ok(n),
+        Some(_) => Err(Problem::wrong(format!("limit is between 1 and {LIST_MAX}"))),
+    }
+}
+
+pub fn jobs(api: &Api, asked: &Asked<'_>) -> Made {
+    let caller = asked.caller()?;
+    let state = asked.query("state").map(str::parse::<JobState>).transpose().map_err(Problem::wrong)?;
+    let cluster = match (asked.query("cluster"), &caller.cluster) {
+        (Some(cluster), _) if !caller.sees(cluster) => return Err(Problem::not_found()),
+        (Some(cluster), _) => Some(cluster.to_owned()),
+        (None, own) => own.clone(),
+    };
+    let filter = Filter { cluster, state, before: asked.query("before").map(str::to_owned), limit: limit(asked)? };
+    let jobs = api.state.jobs(&filter)?;
+    ok(json!({"jobs": jobs.iter().map(|job| shown(job, false, api)).collect::<Vec<_>>()}))
+}
+
+fn shown(job: &Job, whole: bool, api: &Api) -> Value {
+    let mut value = serde_json::to_value(job).unwrap_or(Value::Null);
+    if job.state == JobState::Running {
+        value["progress"] = job.progress(&api.state).into();
+    }
+    if whole {
+        value["result"] = job.result(&api.state);
+        value["log"] = job.log(&api.state).into();
+    }
+    value
+}
+
+/// A job of a cluster that the caller may do this with; of others it is not even said that they are there.
+fn own_job(api: &Api, asked: &Asked<'_>, right: Right) -> Result<Job, Problem> {
+    let caller = asked.caller()?;
+    let job = api.state.job(asked.path("job").unwrap_or_default())?;
+    match (caller.sees(&job.cluster), caller.may(right, Some(&job.cluster))) {
+        (false, _) => Err(Problem::not_found()),
+        (true, false) => Err(Problem::not_allowed()),
+        (true, true) => Ok(job),
+    }
+}
+
+pub fn job(api: &Api, asked: &Asked<'_>) -> Made {
+    let job = own_job(api, asked, Right::View)?;
+    ok(shown(&job, true, api))
+}
+
+pub fn cancel_job(api: &Api, asked: &Asked<'_>) -> Made {
+    let job = own_job(api, asked, Right::Operate)?;
+    // Who may not start a restore does not stop one half-way either.
+    if !asked.caller()?.may(job.request.right(), Some(&job.cluster)) {
+        return Err(Problem::not_allowed());
+    }
+    let job = api.state.cancel_job(&job.id, asked.now)?;
+    ok(shown(&job, true, api))
+}
+
+pub fn create_job(api: &Api, asked: &Asked<'_>) -> Made {
+    let cluster = asked.path("cluster").unwrap_or_default();
+    let mut body = asked.body.clone();
+    let fields = body.as_object_mut().ok_or_else(|| Problem::wrong("the body is no object"))?;
+    let confirm = fields.remove("confirm");
+    let request: Request = serde_json::from_value(body).map_err(|e| Problem::wrong(e.to_string()))?;
+    let job = new_job(api, asked, cluster, request, confirm == Some(Value::Bool(true)))?;
+    let mut value = shown(&job, false, api);
+    value["schema"] = SCHEMA.into();
+    Ok(Answer::Json(StatusCode::ACCEPTED, value))
+}
+
+/// Written down before it is answered.
+pub fn new_job(api: &Api, asked: &Asked<'_>, cluster: &str, request: Request, confirmed: bool) -> Result<Job, Problem> {
+    let caller = asked.caller()?;
+    if !caller.may(request.right(), Some(cluster)) {
+        return Err(Problem::not_allowed());
+    }
+    request.words(cluster).map_err(Problem::wrong)?;
+    if request.needs_confirmation() && !confirmed {
+        let message = "this replaces or removes something: send it again with \"confirm\": true";
+        return Err(Problem::new(StatusCode::CONFLICT, "E-CONFIRM", message));
+    }
+    let idempotency = match asked.headers.get("idempotency-key").map(|v| v.to_str()) {
+        None => None,
+        Some(Ok(key)) if !key.is_empty() && key.len() <= KEY_CHARS_MAX => Some(format!("{}:{key}", caller.token_id)),
+        Some(_) => return Err(Problem::wrong("an Idempotency-Key has 1 to 128 characters of ASCII")),
+    };
+    let new = NewJob {
+        cluster: cluster.to_owned(),
+        request: request.clone(),
+        requested_by: format!("token {}", caller.name),
+        schedule: None,
+        not_before: asked.now,
+        deadline_s: DEADLINE_S,
+        retries: 0,
+        idempotency,
+    };
+    let job = api.state.add_job(&new, asked.now)?;
+    if job.request != request || job.cluster != cluster {
+        let message = "this Idempotency-Key was used for another request";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "E-IDEMPOTENCY", message));
+    }
+    Ok(job)
+}
+
+pub fn schedules(api: &Api, asked: &Asked<'_>) -> Made {
+    let config = api.config.get();
+    let mut all = vec![];
+    for schedule in config.schedules.iter().filter(|s| asked.sees(&s.cluster)) {
+        let name = schedule.plan.name();
+        let (first_seen, _) = api.state.schedule(name, asked.now)?;
+        let success = api.state.last_success(name)?;
+        let overdue = schedule.plan.overdue(first_seen, success.as_ref().map(|j| j.created), asked.now);
+        all.push(json!({
+            "name": name, "cluster": schedule.cluster, "request": schedule.request,
+            "time_zone": schedule.plan.zone().iana_name(), "next": schedule.plan.upcoming(asked.now, RUNS_SHOWN),
+            "running": api.state.schedule_runs(name)?, "last_success": success.and_then(|j| j.finished), "overdue_since": overdue,
+        }));
+    }
+    ok(json!({"schedules": all}))
+}
+
+pub fn tokens(api: &Api, _: &Asked<'_>) -> Made {
+    ok(json!({"tokens": api.state.tokens()?}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenRequest {
+    name: String,
+    role: Role,
+    cluster: Option<String>,
+    expires: Option<Timestamp>,
+}
+
+pub fn create_token(api: &Api, asked: &Asked<'_>) -> Made {
+    let wanted: TokenRequest = serde_json::from_value(asked.body.clone()).map_err(|e| Problem::wrong(e.to_string()))?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if wanted.name.is_empty() || wanted.name.len() > NAME_CHARS_MAX || !wanted.name.chars().all(allowed) {
+        return Err(Problem::wrong("a name has 1 to 63 letters, digits, '-', '_' and '.'"));
+    }
+    let known = |name: &String| api.config.get().clusters.iter().any(|c| c.name == *name);
+    if !wanted.cluster.as_ref().is_none_or(known) {
+        return Err(Problem::wrong("there is no such cluster"));
+    }
+    if wanted.expires.is_some_and(|at| at <= asked.now) {
+        return Err(Problem::wrong("it has expired already"));
+    }
+    let (token, record) =
+        api.state.create_token(&wanted.name, wanted.role, wanted.cluster.as_deref(), wanted.expires, asked.now)?;
+    let mut value = serde_json::to_value(record).unwrap_or(Value::Null);
+    value["token"] = token.expose().into();
+    value["schema"] = SCHEMA.into();
+    Ok(Answer::Json(StatusCode::CREATED, value))
+}
+
+pub fn revoke_token(api: &Api, asked: &Asked<'_>) -> Made {
+    let record = api.state.revoke_token(asked.path("token").unwrap_or_default(), asked.now)?;
+    ok(serde_json::to_value(record).unwrap_or(Value::Null))
+}

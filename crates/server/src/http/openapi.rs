@@ -1,0 +1,166 @@
+//! The OpenAPI document, made of the table of routes.
+
+use serde_json::{Map, Value, json};
+
+use super::routes::{ROUTES, Route};
+use crate::access::{ROLES, Right, Role};
+
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let entry = paths.entry(route.path).or_insert_with(|| json!({}));
+        entry[route.method().as_str().to_lowercase()] = operation(route);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pgark",
+            "version": "1",
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+            "description": "Times are RFC 3339 in UTC, sizes are bytes unless a name says otherwise. What is known of repositories has its age in 'source'.",
+        },
+        "servers": [{"url": "http://127.0.0.1:7432"}],
+        "paths": paths,
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}, "schemas": schemas()},
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let mut parameters: Vec<Value> = in_path
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+        .collect();
+    let query = |name: &&str| {
+        let kind = if *name == "limit" {
+            json!({"type": "integer", "minimum": 1, "maximum": 1000})
+        } else {
+            json!({"type": "string"})
+        };
+        json!({"name": name, "in": "query", "required": false, "schema": kind})
+    };
+    parameters.extend(route.query.iter().map(query));
+    let starts_a_job = route.answer == "Job" && route.body.is_some();
+    if starts_a_job {
+        parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
+            "description": "The same key gives the job that it made first", "schema": {"type": "string", "maxLength": 128}}));
+    }
+    let roles: Vec<Role> = ROLES.into_iter().filter(|role| role.may(route.right)).collect();
+    let schema = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let failure =
+        |what: &str| json!({"description": what, "content": {"application/json": {"schema": schema("Failure")}}});
+    let status = match (starts_a_job, route.answer) {
+        (true, _) => "202",
+        (_, "NewToken") => "201",
+        _ => "200",
+    };
+    let kind = if route.answer == "Metrics" { "application/openmetrics-text" } else { "application/json" };
+    let mut responses = Map::new();
+    responses.insert(
+        status.into(),
+        json!({"description": route.summary, "content": {kind: {"schema": schema(route.answer)}}}),
+    );
+    responses.insert("400".into(), failure("The request is wrong"));
+    responses.insert("404".into(), failure("There is no such thing, or the token does not see it"));
+    responses.insert("503".into(), failure("The server cannot answer at the moment"));
+    if route.right != Right::Anyone {
+        responses.insert("401".into(), failure("There is no valid token"));
+        responses.insert("403".into(), failure("The role of the token does not allow it"));
+    }
+    if starts_a_job {
+        responses.insert("409".into(), failure("It has to be confirmed"));
+        responses.insert("422".into(), failure("The Idempotency-Key was used for another request"));
+    }
+    let id: String = route.path.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let mut operation = json!({
+        "operationId": format!("{}{id}", route.method().as_str().to_lowercase()),
+        "summary": route.summary,
+        "parameters": parameters,
+        "responses": responses,
+        "security": if route.right == Right::Anyone { json!([]) } else { json!([{"token": []}]) },
+        "x-roles": if route.right == Right::Anyone { json!([]) } else { json!(roles) },
+    });
+    if let Some(body) = route.body {
+        operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema(body)}}});
+    }
+    operation
+}
+
+fn object(required: &[&str], properties: Value) -> Value {
+    json!({"type": "object", "required": required, "properties": properties})
+}
+
+fn schemas() -> Value {
+    let text = || json!({"type": "string"});
+    let time = || json!({"type": ["string", "null"], "format": "date-time"});
+    let number = || json!({"type": ["integer", "null"]});
+    let flag = || json!({"type": ["boolean", "null"]});
+    let any = || json!({});
+    let list = |of: Value| json!({"type": "array", "items": of});
+    let named = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let source = named("Source");
+    let listing = |key: &str| {
+        object(
+            &["schema", "cluster", "source", key],
+            json!({"schema": {"const": 1}, "cluster": text(), "source": source, key: list(json!({"type": "object"}))}),
+        )
+    };
+    let roles: Vec<&str> = ROLES.iter().map(|r| r.word()).collect();
+    let token = json!({"schema": {"const": 1}, "id": text(), "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]},
+        "created": time(), "expires": time(), "revoked": time(), "last_used": time()});
+    let mut new_token = token.clone();
+    new_token["token"] = text();
+    let system = json!({"backup_name": text(), "timestamp": text(), "datetime": time(), "archive_path": text(),
+        "size_mb": {"type": "number"}, "database_size_mb": {"type": "number"}});
+    let system_keys = ["backup_name", "timestamp", "datetime", "archive_path", "size_mb", "database_size_mb"];
+    json!({
+        "Failure": object(&["schema", "error"], json!({"schema": {"const": 1},
+            "error": object(&["code", "message"], json!({"code": text(), "message": text()}))})),
+        "Source": object(&["refreshed", "failed", "error"], json!({"refreshed": time(), "failed": time(), "error": {"type": ["string", "null"]}})),
+        "Health": object(&["schema", "status"], json!({"schema": {"const": 1}, "status": {"const": "ok"}})),
+        "Metrics": text(),
+        "Document": {"type": "object"},
+        "Me": object(&["schema", "name", "role", "cluster", "rights"], json!({"schema": {"const": 1}, "name": text(),
+            "role": {"enum": roles}, "cluster": {"type": ["string", "null"]}, "rights": list(text())})),
+        "Cluster": object(&["name", "can_recover", "source"], json!({"schema": {"const": 1}, "name": text(), "pg_version": any(),
+            "can_recover": {"type": "boolean"}, "recoverable_from": time(), "recoverable_until": time(), "rpo_s": number(),
+            "loss_s": number(), "meets_rpo": flag(), "rto_ms": number(), "expected_ms": number(), "meets_rto": flag(), "proven": any(),
+            "last_drill": any(), "last_backup": time(), "backups": {"type": "integer"}, "gaps": {"type": "integer"},
+            "problems": list(text()), "source": source})),
+        "Clusters": object(&["schema", "clusters"], json!({"schema": {"const": 1}, "clusters": list(named("Cluster"))})),
+        "Windows": object(&["schema", "cluster", "source", "windows", "gaps"], json!({"schema": {"const": 1}, "cluster": text(),
+            "source": source, "windows": list(json!({"type": "object"})), "gaps": list(json!({"type": "object"}))})),
+        "Backup": object(&["schema", "id"], json!({"schema": {"const": 1}, "id": text()})),
+        "Backups": listing("backups"),
+        "Wal": object(&["schema", "cluster", "source"], json!({"schema": {"const": 1}, "cluster": text(), "source": source})),
+        "Reports": listing("reports"),
+        "Drills": listing("drills"),
+        "NewJob": object(&["job"], json!({
+            "job": {"enum": ["backup", "verify", "expire", "check", "replicate", "drill", "delete", "restore", "restore_system", "recover"]},
+            "kind": {"enum": ["physical", "logical", "files", "system"]}, "type": {"enum": ["full", "incr", "diff"]},
+            "repo": text(), "from": text(), "to": text(), "backup": text(), "quick": {"type": "boolean"},
+            "target_time": {"type": "string", "format": "date-time"}, "target_lsn": text(), "target_name": text(),
+            "database": {"type": "boolean"}, "config": {"type": "boolean"}, "files": {"type": "boolean"}, "reason": text(),
+            "confirm": {"type": "boolean"}})),
+        "Job": object(&["id", "cluster", "request", "state"], json!({"schema": {"const": 1}, "id": text(), "cluster": text(),
+            "request": {"type": "object"},
+            "state": {"enum": ["queued", "running", "done", "warnings", "failed", "cancelled", "timed_out", "interrupted"]},
+            "requested_by": text(), "created": time(), "started": time(), "finished": time(), "exit_code": number(),
+            "error_code": {"type": ["string", "null"]}, "message": {"type": ["string", "null"]},
+            "progress": {"type": ["string", "null"]}, "result": any(), "log": text()})),
+        "Jobs": object(&["schema", "jobs"], json!({"schema": {"const": 1}, "jobs": list(named("Job"))})),
+        "Schedules": object(&["schema", "schedules"], json!({"schema": {"const": 1}, "schedules": list(json!({"type": "object"}))})),
+        "Tokens": object(&["schema", "tokens"], json!({"schema": {"const": 1}, "tokens": list(named("Token"))})),
+        "Token": object(&["id", "name", "role"], token),
+        "NewToken": object(&["id", "name", "role", "token"], new_token),
+        "TokenRequest": object(&["name", "role"], json!({"name": text(), "role": {"enum": roles}, "cluster": text(), "expires": time()})),
+        "Message": object(&["message"], json!({"message": text()})),
+        "SystemBackup": object(&system_keys, system),
+        "SystemBackups": list(named("SystemBackup")),
+        "SystemRestore": object(&["backup_name", "confirm"], json!({"backup_name": text(), "restore_database": {"type": "boolean"},
+            "restore_config": {"type": "boolean"}, "restore_files": {"type": "boolean"}, "confirm": {"const": true}})),
+        "SystemHealth": object(&["backup_enabled", "backup_directory", "total_backups", "total_size_mb", "status"], json!({
+            "backup_enabled": {"type": "boolean"}, "backup_directory": text(), "total_backups": {"type": "integer"},
+            "total_size_mb": {"type": "number"}, "retention_days": number(), "max_backups": number(), "most_recent_backup": any(),
+            "hours_since_last_backup": {"type": ["number", "null"]}, "remote_backup_enabled": {"type": "boolean"}, "status": text()})),
+    })
+}

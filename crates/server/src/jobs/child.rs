@@ -1,0 +1,171 @@
+//! The side of a job that is its own process: it says that it has begun before it does anything, and how it ended.
+//!
+//! `started` is made by whoever comes first: the child, which then runs; or a server that took over from one that is gone, after
+//! which the child that comes late does nothing. So no job runs that a server has declared ended.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Process;
+
+/// Names the directory of the job to the child. No variable: what the child starts would inherit it, and is no job.
+pub const DIR_FLAG: &str = "--job-dir";
+pub const RESULT: &str = "result";
+pub const LOG: &str = "log";
+const STARTED: &str = "started";
+const ENDED: &str = "ended";
+/// Of a log, what is shown.
+const TAIL_BYTES: u64 = 64 * 1024;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Claim {
+    Process(Process),
+    /// A server gave the job up before a process had begun.
+    Revoked,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct End {
+    code: i32,
+}
+
+/// The job that this process is.
+#[derive(Debug)]
+pub struct Running(PathBuf);
+
+/// Says that the job begins.
+///
+/// # Errors
+/// When it must not: it was given up, or it is being run already; or when that cannot be written down.
+pub fn enter(dir: &Path) -> std::io::Result<Running> {
+    let own = process(std::process::id().cast_signed())
+        .ok_or_else(|| std::io::Error::other("/proc does not tell who we are"))?;
+    match claim(dir, &Claim::Process(own))? {
+        None => Ok(Running(dir.to_owned())),
+        Some(_) => Err(std::io::Error::other("the job was given up, or is being run by another process")),
+    }
+}
+
+impl Running {
+    /// The last thing that is done.
+    ///
+    /// # Errors
+    /// When it cannot be written down: the server will say that the job was interrupted.
+    pub fn end(self, code: i32) -> std::io::Result<()> {
+        let text = serde_json::to_vec(&End { code }).map_err(std::io::Error::other)?;
+        write_whole(&self.0, ENDED, &text, |from, to| fs::rename(from, to))
+    }
+}
+
+/// Makes the claim, or says whose it is already.
+pub(super) fn claim(dir: &Path, claim: &Claim) -> std::io::Result<Option<Claim>> {
+    let text = serde_json::to_vec(claim).map_err(std::io::Error::other)?;
+    match write_whole(dir, STARTED, &text, |from, to| fs::hard_link(from, to)) {
+        Ok(()) => Ok(None),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            let found = fs::read(dir.join(STARTED))?;
+            serde_json::from_slice(&found).map(Some).map_err(std::io::Error::other)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Who runs it, if somebody said so.
+#[cfg(test)]
+fn claimed(dir: &Path) -> Option<Claim> {
+    serde_json::from_slice(&fs::read(dir.join(STARTED)).ok()?).ok()
+}
+
+/// The exit code that the child wrote down.
+pub(super) fn ended(dir: &Path) -> Option<i32> {
+    serde_json::from_slice::<End>(&fs::read(dir.join(ENDED)).ok()?).ok().map(|end| end.code)
+}
+
+/// Under its name only when it is on the disk.
+fn write_whole(
+    dir: &Path,
+    name: &str,
+    text: &[u8],
+    place: impl Fn(&Path, &Path) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let beside = dir.join(format!("{name}.{}", std::process::id()));
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    let placed = place(&beside, &dir.join(name));
+    if beside.exists() {
+        fs::remove_file(&beside)?;
+    }
+    placed?;
+    File::open(dir)?.sync_all()
+}
+
+/// A process that is there now; `None` when there is none, or one that has ended and was not yet waited for.
+pub fn process(pid: i32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name, which may hold anything; the third is the state, the 22nd when it was started.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    let ticks = fields.nth(18)?.parse().ok()?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
+    Some(Process { pid, ticks, boot })
+}
+
+impl Process {
+    pub fn is_alive(&self) -> bool {
+        process(self.pid).as_ref() == Some(self)
+    }
+}
+
+/// The end of a file, in whole lines, with control characters made harmless.
+pub(super) fn tail(path: &Path) -> String {
+    let read = || -> std::io::Result<(Vec<u8>, bool)> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        file.seek(SeekFrom::Start(size.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = vec![];
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok((bytes, size > TAIL_BYTES))
+    };
+    // A log that cannot be read shows as none; the job's state does not depend on it.
+    let (bytes, cut) = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let whole = if cut { text.split_once('\n').map_or("", |(_, rest)| rest) } else { &text };
+    whole.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_child_and_server_has_the_job() {
+        let scratch = pgark_testkit::Scratch::new("job-claim");
+        let (one, two) = (scratch.dir("one"), scratch.dir("two"));
+        let running = enter(&one).expect("free");
+        assert!(matches!(claim(&one, &Claim::Revoked).expect("readable"), Some(Claim::Process(p)) if p.is_alive()));
+        assert_eq!(ended(&one), None);
+        running.end(3).expect("written");
+        assert_eq!(ended(&one), Some(3));
+        assert_eq!(claim(&two, &Claim::Revoked).expect("free"), None);
+        enter(&two).expect_err("it was given up");
+        assert_eq!(claimed(&two), Some(Claim::Revoked));
+        let names = |dir: &Path| fs::read_dir(dir).expect("listed").count();
+        assert_eq!((names(&one), names(&two)), (2, 1), "nothing is left over");
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start_too() {
+        let own = process(std::process::id().cast_signed()).expect("we run");
+        assert!(own.is_alive());
+        assert!(!Process { ticks: own.ticks + 1, ..own.clone() }.is_alive());
+        assert!(!Process { boot: "another".into(), ..own }.is_alive());
+    }
+}

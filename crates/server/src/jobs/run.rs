@@ -1,0 +1,267 @@
+//! Starting jobs, watching them, ending them.
+//!
+//! One thread takes turns. Everything it needs to go on after it was killed is in the database and in the directories of the
+//! jobs; the processes of jobs do not end with the server.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::child::{self, Claim};
+use super::{Job, JobState, Lane, Process};
+use crate::state::{Outcome, Result, State};
+
+/// After a polite signal; backups that were told to stop remove nothing and are quick.
+const KILLED_AFTER: SignedDuration = SignedDuration::from_secs(120);
+/// Before the second try; twice as long before each further one.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// This program, as it is to be run for jobs.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub binary: PathBuf,
+    /// Where its settings are.
+    pub words: Vec<String>,
+}
+
+impl Program {
+    /// Without a terminal, in a process group of its own, so that what is sent to the server does not reach it.
+    pub fn command(&self, words: &[String]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(words).args(&self.words).arg("--json").stdin(Stdio::null()).process_group(0);
+        command
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct RunnerOptions {
+    /// At the same time.
+    pub running_max: usize,
+}
+
+pub struct Runner {
+    state: State,
+    program: Program,
+    options: RunnerOptions,
+    /// Those that this server started; others are watched by their number.
+    children: HashMap<String, Child>,
+    /// When each was told to end.
+    told: HashMap<String, Timestamp>,
+}
+
+impl Runner {
+    /// Takes over what an earlier server left: processes that still run are watched on, jobs that never got one are over.
+    pub fn take_over(state: State, program: Program, options: RunnerOptions, now: Timestamp) -> Result<Runner> {
+        let runner = Runner { state, program, options, children: HashMap::new(), told: HashMap::new() };
+        for job in runner.state.open_jobs()?.iter().filter(|j| j.state == JobState::Running) {
+            let dir = runner.state.job_dir(&job.id);
+            match child::claim(&dir, &Claim::Revoked) {
+                Ok(Some(Claim::Process(process))) => runner.state.job_has_process(&job.id, &process)?,
+                Ok(None | Some(Claim::Revoked)) => {
+                    runner.ends(job, interrupted("the server ended before the job had begun"), now)?;
+                }
+                Err(e) => {
+                    runner.ends(job, interrupted(&format!("the directory of the job cannot be used: {e}")), now)?;
+                }
+            }
+        }
+        Ok(runner)
+    }
+
+    /// Looks after every job that is not over. Gives how many run.
+    pub fn turn(&mut self, may_start: bool, now: Timestamp) -> Result<usize> {
+        let open = self.state.open_jobs()?;
+        let mut busy: HashSet<(String, Lane)> = HashSet::new();
+        let mut running = 0;
+        for job in open.iter().filter(|j| j.state == JobState::Running) {
+            if self.look_after(job, now)? {
+                running += 1;
+                busy.insert((job.cluster.clone(), job.request.lane()));
+            }
+        }
+        for job in open.iter().filter(|j| may_start && j.state == JobState::Queued && j.not_before <= now) {
+            if running < self.options.running_max && busy.insert((job.cluster.clone(), job.request.lane())) {
+                running += usize::from(self.start(job, now)?);
+            }
+        }
+        Ok(running)
+    }
+
+    /// Whether it still runs.
+    fn look_after(&mut self, job: &Job, now: Timestamp) -> Result<bool> {
+        if let Some(outcome) = self.outcome(job, now) {
+            self.children.remove(&job.id);
+            self.told.remove(&job.id);
+            self.ends(job, outcome, now)?;
+            return Ok(false);
+        }
+        let deadline = SignedDuration::from_secs(i64::try_from(job.deadline_s).unwrap_or(i64::MAX));
+        let too_long = job.started.is_some_and(|at| now.duration_since(at) > deadline);
+        if job.cancel_requested.is_some() || too_long {
+            self.tell_to_end(job, now);
+        }
+        Ok(true)
+    }
+
+    /// How it ended, if it did.
+    fn outcome(&mut self, job: &Job, now: Timestamp) -> Option<Outcome> {
+        let dir = self.state.job_dir(&job.id);
+        if let Some(child) = self.children.get_mut(&job.id) {
+            return match child.try_wait() {
+                Ok(None) => None,
+                Ok(Some(status)) => Some(judged(job, &dir, &Ending::of(status), now)),
+                Err(e) => Some(interrupted(&format!("its process cannot be watched: {e}"))),
+            };
+        }
+        if job.process.as_ref().is_some_and(Process::is_alive) {
+            return None;
+        }
+        // Of a process that is not ours only what it wrote down is known.
+        Some(match child::ended(&dir) {
+            Some(code) => judged(job, &dir, &Ending::Code(code), now),
+            None => {
+                judged(job, &dir, &Ending::Gone("its process is gone, without having said how it ended".into()), now)
+            }
+        })
+    }
+
+    fn tell_to_end(&mut self, job: &Job, now: Timestamp) {
+        let own = self.children.get(&job.id).map(|c| c.id().cast_signed());
+        let process = job.process.as_ref().filter(|p| p.is_alive()).map(|p| p.pid);
+        let Some(pid) = own.or(process).and_then(Pid::from_raw) else { return };
+        // One that has just ended is seen at the next turn.
+        match self.told.get(&job.id) {
+            None => {
+                tracing::info!(target: "pgark", job = %job.id, "the job is told to end");
+                let _ = kill_process(pid, Signal::TERM);
+                self.told.insert(job.id.clone(), now);
+            }
+            Some(at) if now.duration_since(*at) > KILLED_AFTER => {
+                tracing::warn!(target: "pgark", job = %job.id, "the job does not end, and is killed");
+                let _ = kill_process_group(pid, Signal::KILL);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn start(&mut self, job: &Job, now: Timestamp) -> Result<bool> {
+        if !self.state.job_starts(&job.id, now)? {
+            return Ok(false);
+        }
+        let job = self.state.job(&job.id)?;
+        let spawned = self.spawn(&job);
+        match spawned {
+            Ok(child) => {
+                tracing::info!(target: "pgark", job = %job.id, cluster = %job.cluster, what = job.request.word(), "a job begins");
+                if let Some(process) = child::process(child.id().cast_signed()) {
+                    self.state.job_has_process(&job.id, &process)?;
+                }
+                self.children.insert(job.id, child);
+                Ok(true)
+            }
+            Err(why) => {
+                self.ends(&job, failed("E-JOB-START", &why), now)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn spawn(&self, job: &Job) -> Result<Child, String> {
+        let words = job.request.words(&job.cluster)?;
+        let dir = self.state.job_dir(&job.id);
+        let io = |e: std::io::Error| format!("{}: {e}", dir.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
+        let result = new_file(&dir.join(child::RESULT)).map_err(io)?;
+        let log = new_file(&dir.join(child::LOG)).map_err(io)?;
+        File::open(&dir).and_then(|d| d.sync_all()).map_err(io)?;
+        let mut command = self.program.command(&words);
+        let mut flag = std::ffi::OsString::from(format!("{}=", child::DIR_FLAG));
+        flag.push(&dir);
+        command.arg(flag).stdout(result).stderr(log);
+        command.spawn().map_err(|e| format!("{}: {e}", self.program.binary.display()))
+    }
+
+    fn ends(&self, job: &Job, outcome: Outcome, now: Timestamp) -> Result<()> {
+        let again =
+            matches!(outcome.state, JobState::Failed | JobState::Interrupted) && job.request.can_be_tried_again();
+        let pause = RETRY_AFTER.saturating_mul(1 << (job.attempt.saturating_sub(1)).min(16)).min(RETRY_AFTER_MAX);
+        let retry_at = now.checked_add(pause).ok().filter(|_| again);
+        let ended = self.state.job_ends(&job.id, &outcome, retry_at, now)?;
+        let (id, state) = (&ended.id, ended.state);
+        if state.succeeded() {
+            tracing::info!(target: "pgark", job = %id, %state, "a job is over");
+        } else {
+            let message = ended.message.unwrap_or_default();
+            tracing::warn!(target: "pgark", job = %id, %state, message, "a job is over");
+        }
+        Ok(())
+    }
+}
+
+enum Ending {
+    Code(i32),
+    Gone(String),
+}
+
+impl Ending {
+    fn of(status: ExitStatus) -> Ending {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Ending::Code(code),
+            (None, signal) => Ending::Gone(format!("its process was ended by signal {}", signal.unwrap_or(0))),
+        }
+    }
+}
+
+fn judged(job: &Job, dir: &Path, ending: &Ending, now: Timestamp) -> Outcome {
+    let deadline = SignedDuration::from_secs(i64::try_from(job.deadline_s).unwrap_or(i64::MAX));
+    let too_long = job.started.is_some_and(|at| now.duration_since(at) > deadline);
+    let stopped = if job.cancel_requested.is_some() {
+        Some(JobState::Cancelled)
+    } else if too_long {
+        Some(JobState::TimedOut)
+    } else {
+        None
+    };
+    let said = std::fs::read(dir.join(child::RESULT)).ok();
+    let said: Option<serde_json::Value> = said.and_then(|text| serde_json::from_slice(&text).ok());
+    let error = |key: &str| Some(said.as_ref()?.get("error")?.get(key)?.as_str()?.to_owned());
+    match ending {
+        Ending::Gone(why) => Outcome {
+            state: stopped.unwrap_or(JobState::Interrupted),
+            exit_code: None,
+            error_code: None,
+            message: Some(why.clone()),
+        },
+        Ending::Code(code) => Outcome {
+            state: match code {
+                0 => JobState::Done,
+                3 => JobState::Warnings,
+                5 => stopped.unwrap_or(JobState::Cancelled),
+                _ => JobState::Failed,
+            },
+            exit_code: Some(*code),
+            error_code: error("code"),
+            message: error("message"),
+        },
+    }
+}
+
+fn interrupted(why: &str) -> Outcome {
+    Outcome { state: JobState::Interrupted, exit_code: None, error_code: None, message: Some(why.to_owned()) }
+}
+
+fn failed(code: &str, why: &str) -> Outcome {
+    Outcome { state: JobState::Failed, exit_code: None, error_code: Some(code.into()), message: Some(why.to_owned()) }
+}
+
+fn new_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)
+}

@@ -1,0 +1,154 @@
+//! The loop: schedules become jobs, jobs run, what is shown is kept fresh; until it is told to end.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::http::Serving;
+use crate::jobs::{JobState, Program, Runner, RunnerOptions};
+use crate::refresh::{Refresher, TICK};
+use crate::schedule::{self, Scheduled};
+use crate::state::{Filter, Result, State};
+
+/// How often schedules are looked at.
+const SCHEDULES_EVERY: SignedDuration = SignedDuration::from_secs(1);
+/// Newly ended jobs that are looked for at once.
+const ENDED_MAX: usize = 50;
+
+/// What of the settings the server works by.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    pub clusters: Vec<ClusterConfig>,
+    pub schedules: Vec<Scheduled>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    pub name: String,
+    pub repos: Vec<String>,
+    pub rpo: Option<Duration>,
+    pub rto: Option<Duration>,
+    pub system: Option<SystemConfig>,
+}
+
+/// Of a system: what `/api/backups` says of it.
+#[derive(Clone, Debug)]
+pub struct SystemConfig {
+    pub prefix: String,
+    pub directory: String,
+    pub remote: bool,
+    pub enabled: bool,
+    pub retention_days: Option<u32>,
+    pub max_backups: Option<u32>,
+}
+
+/// The settings in force, which a reload exchanges.
+#[derive(Clone, Default)]
+pub struct Shared(Arc<RwLock<Arc<Config>>>);
+
+impl Shared {
+    pub fn new(config: Config) -> Shared {
+        Shared(Arc::new(RwLock::new(Arc::new(config))))
+    }
+
+    pub fn get(&self) -> Arc<Config> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, config: Config) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub program: Program,
+    pub running_max: usize,
+    /// How long running jobs are waited for when the server is told to end; then they run on without it.
+    pub drain: Duration,
+}
+
+/// What was sent to this process.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// The first one drains, a second one leaves at once.
+    pub end: AtomicUsize,
+    pub reload: AtomicBool,
+}
+
+/// Until it is told to end. Gives how many jobs run on.
+///
+/// # Errors
+/// When the state database cannot be used any longer.
+pub fn run(
+    state: &State,
+    config: &Shared,
+    options: &Options,
+    signals: &Signals,
+    serving: &Serving,
+    reload: &mut dyn FnMut() -> Result<Config, String>,
+) -> Result<usize> {
+    let runner_options = RunnerOptions { running_max: options.running_max };
+    let mut runner = Runner::take_over(state.clone(), options.program.clone(), runner_options, Timestamp::now())?;
+    let mut refresher = Refresher::new(state.clone(), options.program.clone());
+    schedule::settle(state, &config.get().schedules)?;
+    let (mut looked, mut drains_until) = (Timestamp::MIN, None);
+    let mut seen = ended(state)?;
+    loop {
+        let now = Timestamp::now();
+        if signals.reload.swap(false, Ordering::SeqCst) {
+            reloaded(state, config, reload())?;
+        }
+        let told = signals.end.load(Ordering::SeqCst);
+        if told > 0 && drains_until.is_none() {
+            tracing::info!(target: "pgark", "told to end: no job begins, those that run are waited for");
+            drains_until = Some(now.checked_add(options.drain).unwrap_or(now));
+            serving.drains();
+            refresher.stop();
+        }
+        let draining = drains_until.is_some();
+        if !draining && now.duration_since(looked).abs() >= SCHEDULES_EVERY {
+            looked = now;
+            schedule::turn(state, &config.get().schedules, now)?;
+        }
+        let running = runner.turn(!draining, now)?;
+        if drains_until.is_some_and(|until| running == 0 || told > 1 || now >= until) {
+            return Ok(running);
+        }
+        if !draining {
+            let over = ended(state)?;
+            for (id, cluster) in over.iter().filter(|(id, _)| !seen.contains_key(*id)) {
+                tracing::debug!(target: "pgark", job = %id, "what is known of the cluster is looked up again");
+                refresher.wanted(cluster);
+            }
+            seen = over;
+            let clusters: Vec<String> = config.get().clusters.iter().map(|c| c.name.clone()).collect();
+            refresher.turn(&clusters, now)?;
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// Jobs that are over, of the newest.
+fn ended(state: &State) -> Result<HashMap<String, String>> {
+    let filter = Filter { limit: ENDED_MAX, ..Filter::default() };
+    let jobs = state.jobs(&filter)?;
+    Ok(jobs.into_iter().filter(|j| JobState::is_final(j.state)).map(|j| (j.id, j.cluster)).collect())
+}
+
+/// Settings with a mistake change nothing.
+fn reloaded(state: &State, config: &Shared, loaded: Result<Config, String>) -> Result<()> {
+    match loaded {
+        Ok(loaded) => {
+            schedule::settle(state, &loaded.schedules)?;
+            let (clusters, schedules) = (loaded.clusters.len(), loaded.schedules.len());
+            config.set(loaded);
+            tracing::warn!(target: "pgark", clusters, schedules, "the settings were read again");
+        }
+        Err(why) => tracing::error!(target: "pgark", why, "the settings are not right, those in force stay"),
+    }
+    Ok(())
+}

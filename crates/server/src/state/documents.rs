@@ -1,0 +1,74 @@
+//! What the repositories say of each cluster, as a command printed it last; and how far schedules were looked at.
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, params};
+use serde_json::Value;
+
+use super::{Result, State, StateError, optional_time, text, time};
+
+/// The answer of a command.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// `null` when there was none yet.
+    pub document: Value,
+    /// When it was printed.
+    pub refreshed: Timestamp,
+    /// The last attempt failed, if it was after that.
+    pub failed: Option<Timestamp>,
+    pub error: Option<String>,
+}
+
+impl State {
+    pub fn document(&self, kind: &str, cluster: &str) -> Result<Option<Document>> {
+        let query = "select document, refreshed, failed, error from documents where kind = ?1 and cluster = ?2";
+        let row = |row: &rusqlite::Row<'_>| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
+        };
+        let found = self.connection().query_row(query, [kind, cluster], row).optional()?;
+        let Some((document, refreshed, failed, error)) = found else { return Ok(None) };
+        let document = serde_json::from_str(&document).map_err(|e| StateError::Content(e.to_string()))?;
+        Ok(Some(Document { document, refreshed: time(&refreshed)?, failed: optional_time(failed)?, error }))
+    }
+
+    pub fn keep_document(&self, kind: &str, cluster: &str, document: &Value, now: Timestamp) -> Result<()> {
+        let change = "insert into documents (kind, cluster, document, refreshed) values (?1, ?2, ?3, ?4)
+            on conflict do update set document = ?3, refreshed = ?4, failed = null, error = null";
+        self.connection().execute(change, params![kind, cluster, document.to_string(), text(now)])?;
+        Ok(())
+    }
+
+    /// What was known before stays, with its age.
+    pub fn document_failed(&self, kind: &str, cluster: &str, why: &str, now: Timestamp) -> Result<()> {
+        let change = "insert into documents (kind, cluster, document, refreshed, failed, error)
+            values (?1, ?2, 'null', ?3, ?3, ?4) on conflict do update set failed = ?3, error = ?4";
+        self.connection().execute(change, params![kind, cluster, text(now), why])?;
+        Ok(())
+    }
+
+    /// When the schedule was seen first and until when it was considered; both are now for one that is new.
+    pub fn schedule(&self, name: &str, now: Timestamp) -> Result<(Timestamp, Timestamp)> {
+        let connection = self.connection();
+        let change = "insert into schedules (name, first_seen, considered) values (?1, ?2, ?2) on conflict do nothing";
+        connection.execute(change, params![name, text(now)])?;
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?));
+        let found =
+            connection.query_row("select first_seen, considered from schedules where name = ?1", [name], row)?;
+        Ok((time(&found.0)?, time(&found.1)?))
+    }
+
+    pub fn consider_schedule(&self, name: &str, until: Timestamp) -> Result<()> {
+        self.connection()
+            .execute("update schedules set considered = ?2 where name = ?1", params![name, text(until)])?;
+        Ok(())
+    }
+
+    pub fn forget_schedules(&self, is_there: impl Fn(&str) -> bool) -> Result<()> {
+        let connection = self.connection();
+        let mut query = connection.prepare("select name from schedules")?;
+        let names = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        for name in names.iter().filter(|name| !is_there(name)) {
+            connection.execute("delete from schedules where name = ?1", [name])?;
+        }
+        Ok(())
+    }
+}

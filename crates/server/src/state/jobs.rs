@@ -1,0 +1,250 @@
+//! Jobs.
+
+use jiff::Timestamp;
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter};
+
+use super::{Result, State, StateError, new_id, optional_time, text, time};
+use crate::jobs::{Job, JobState, NewJob, Process};
+
+const COLUMNS: &str = "id, request, cluster, state, requested_by, schedule, retry_of, attempt, retries_left, not_before, deadline_s, \
+                       created, started, finished, pid, ticks, boot, cancel_requested, exit_code, error_code, message";
+pub const LIST_MAX: usize = 1000;
+
+/// Which jobs are listed; the newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub cluster: Option<String>,
+    pub state: Option<JobState>,
+    /// Started before this one was created: for the next page.
+    pub before: Option<String>,
+    pub limit: usize,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub state: JobState,
+    pub exit_code: Option<i32>,
+    pub error_code: Option<String>,
+    pub message: Option<String>,
+}
+
+impl State {
+    /// On the disk when this returns. The same idempotency key gives the job that it made first.
+    pub fn add_job(&self, new: &NewJob, now: Timestamp) -> Result<Job> {
+        let mut connection = self.connection();
+        let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let known = match &new.idempotency {
+            Some(key) => {
+                change.query_row("select id from jobs where idempotency = ?1", [key], |r| r.get(0)).optional()?
+            }
+            None => None,
+        };
+        let id = match known {
+            Some(id) => id,
+            None => insert(&change, new, None, 1, now)?,
+        };
+        let job = one(&change, &id)?;
+        change.commit()?;
+        Ok(job)
+    }
+
+    /// The job of a schedule, together with how far the schedule was considered: neither without the other.
+    pub fn add_scheduled(&self, new: &NewJob, schedule: &str, considered: Timestamp, now: Timestamp) -> Result<Job> {
+        let mut connection = self.connection();
+        let change = connection.transaction()?;
+        let id = insert(&change, new, None, 1, now)?;
+        change.execute("update schedules set considered = ?2 where name = ?1", params![schedule, text(considered)])?;
+        let job = one(&change, &id)?;
+        change.commit()?;
+        Ok(job)
+    }
+
+    pub fn job(&self, id: &str) -> Result<Job> {
+        one(&self.connection(), id)
+    }
+
+    pub fn jobs(&self, filter: &Filter) -> Result<Vec<Job>> {
+        let mut query = format!("select {COLUMNS} from jobs where true");
+        let mut values: Vec<Sql> = vec![];
+        let given = [
+            (" and cluster = ?", filter.cluster.clone()),
+            (" and state = ?", filter.state.map(|s| s.word().to_owned())),
+            (" and rowid < (select rowid from jobs where id = ?)", filter.before.clone()),
+        ];
+        for (condition, value) in given {
+            if let Some(value) = value {
+                query.push_str(condition);
+                values.push(value.into());
+            }
+        }
+        query.push_str(&format!(" order by rowid desc limit {}", filter.limit.min(LIST_MAX)));
+        many(&self.connection(), &query, values)
+    }
+
+    /// Those that are not over, the oldest first.
+    pub fn open_jobs(&self) -> Result<Vec<Job>> {
+        let query = format!("select {COLUMNS} from jobs where state in ('queued', 'running') order by rowid");
+        many(&self.connection(), &query, vec![])
+    }
+
+    pub fn schedule_runs(&self, schedule: &str) -> Result<bool> {
+        let query = "select exists (select 1 from jobs where schedule = ?1 and state in ('queued', 'running'))";
+        Ok(self.connection().query_row(query, [schedule], |row| row.get(0))?)
+    }
+
+    /// The newest job of a schedule that succeeded.
+    pub fn last_success(&self, schedule: &str) -> Result<Option<Job>> {
+        let query = format!(
+            "select {COLUMNS} from jobs where schedule = ?1 and state in ('done', 'warnings') order by rowid desc limit 1"
+        );
+        Ok(many(&self.connection(), &query, vec![schedule.to_owned().into()])?.pop())
+    }
+
+    /// How often jobs of each kind ended in each way.
+    pub fn job_counts(&self) -> Result<Vec<(String, String, String, i64)>> {
+        let connection = self.connection();
+        let mut query = connection.prepare(
+            "select cluster, json_extract(request, '$.job'), state, count(*) from jobs group by 1, 2, 3 order by 1, 2, 3",
+        )?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Before its process is made.
+    pub fn job_starts(&self, id: &str, now: Timestamp) -> Result<bool> {
+        let change = "update jobs set state = 'running', started = ?2 where id = ?1 and state = 'queued' and cancel_requested is null";
+        Ok(self.connection().execute(change, params![id, text(now)])? == 1)
+    }
+
+    pub fn job_has_process(&self, id: &str, process: &Process) -> Result<()> {
+        let change = "update jobs set pid = ?2, ticks = ?3, boot = ?4 where id = ?1";
+        let ticks = i64::try_from(process.ticks).unwrap_or(i64::MAX);
+        self.connection().execute(change, params![id, process.pid, ticks, process.boot])?;
+        Ok(())
+    }
+
+    /// One that waits is cancelled at once; of one that runs it is asked.
+    pub fn cancel_job(&self, id: &str, now: Timestamp) -> Result<Job> {
+        let mut connection = self.connection();
+        let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let asked = "update jobs set cancel_requested = coalesce(cancel_requested, ?2) where id = ?1 and state in ('queued', 'running')";
+        change.execute(asked, params![id, text(now)])?;
+        let done = "update jobs set state = 'cancelled', finished = ?2 where id = ?1 and state = 'queued'";
+        change.execute(done, params![id, text(now)])?;
+        let job = one(&change, id)?;
+        change.commit()?;
+        Ok(job)
+    }
+
+    /// How it ended; and, in the same change, the next try when there is one, and that its schedule passes over what became due
+    /// meanwhile. A final state is never changed.
+    pub fn job_ends(&self, id: &str, outcome: &Outcome, retry_at: Option<Timestamp>, now: Timestamp) -> Result<Job> {
+        let mut connection = self.connection();
+        let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let ended = "update jobs set state = ?2, finished = ?3, exit_code = ?4, error_code = ?5, message = ?6
+            where id = ?1 and state in ('queued', 'running')";
+        let Outcome { state, exit_code, error_code, message } = outcome;
+        let changed = change.execute(ended, params![id, state.word(), text(now), exit_code, error_code, message])?;
+        let job = one(&change, id)?;
+        if changed == 1 {
+            if let (Some(not_before), 1..) = (retry_at, job.retries_left) {
+                let next = NewJob {
+                    cluster: job.cluster.clone(),
+                    request: job.request.clone(),
+                    requested_by: job.requested_by.clone(),
+                    schedule: job.schedule.clone(),
+                    not_before,
+                    deadline_s: job.deadline_s,
+                    retries: u8::try_from(job.retries_left - 1).unwrap_or(u8::MAX),
+                    idempotency: None,
+                };
+                insert(&change, &next, Some(&job.id), job.attempt + 1, now)?;
+            }
+            if let Some(schedule) = &job.schedule {
+                change.execute("update schedules set considered = ?2 where name = ?1", params![schedule, text(now)])?;
+            }
+        }
+        change.commit()?;
+        Ok(job)
+    }
+}
+
+fn insert(
+    change: &Transaction<'_>,
+    new: &NewJob,
+    retry_of: Option<&str>,
+    attempt: u32,
+    now: Timestamp,
+) -> Result<String> {
+    let id = new_id(now)?;
+    let request = serde_json::to_string(&new.request).map_err(|e| StateError::Content(e.to_string()))?;
+    change.execute(
+        "insert into jobs (id, request, cluster, state, requested_by, schedule, retry_of, attempt, retries_left, idempotency,
+         not_before, deadline_s, created) values (?1, ?2, ?3, 'queued', ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        params![
+            id,
+            request,
+            new.cluster,
+            new.requested_by,
+            new.schedule,
+            retry_of,
+            attempt,
+            new.retries,
+            new.idempotency,
+            text(new.not_before),
+            i64::try_from(new.deadline_s).unwrap_or(i64::MAX),
+            text(now)
+        ],
+    )?;
+    Ok(id)
+}
+
+fn one(connection: &Connection, id: &str) -> Result<Job> {
+    let query = format!("select {COLUMNS} from jobs where id = ?1");
+    let found = many(connection, &query, vec![id.to_owned().into()])?.pop();
+    found.ok_or_else(|| StateError::NotFound { what: "job", id: id.escape_debug().to_string() })
+}
+
+fn many(connection: &Connection, query: &str, values: Vec<Sql>) -> Result<Vec<Job>> {
+    let mut query = connection.prepare(query)?;
+    let mut rows = query.query(params_from_iter(values))?;
+    let mut jobs = vec![];
+    while let Some(row) = rows.next()? {
+        jobs.push(job(row)?);
+    }
+    Ok(jobs)
+}
+
+fn job(row: &Row<'_>) -> Result<Job> {
+    let request: String = row.get("request")?;
+    let state: String = row.get("state")?;
+    let process = match (row.get("pid")?, row.get::<_, Option<i64>>("ticks")?, row.get("boot")?) {
+        (Some(pid), Some(ticks), Some(boot)) => Some(Process { pid, ticks: u64::try_from(ticks).unwrap_or(0), boot }),
+        _ => None,
+    };
+    let moment = |name: &str| -> Result<Timestamp> { time(&row.get::<_, String>(name)?) };
+    let maybe = |name: &str| -> Result<Option<Timestamp>> { optional_time(row.get(name)?) };
+    Ok(Job {
+        id: row.get("id")?,
+        cluster: row.get("cluster")?,
+        request: serde_json::from_str(&request).map_err(|e| StateError::Content(e.to_string()))?,
+        state: state.parse().map_err(StateError::Content)?,
+        requested_by: row.get("requested_by")?,
+        schedule: row.get("schedule")?,
+        retry_of: row.get("retry_of")?,
+        attempt: row.get("attempt")?,
+        retries_left: row.get("retries_left")?,
+        not_before: moment("not_before")?,
+        deadline_s: u64::try_from(row.get::<_, i64>("deadline_s")?).unwrap_or(0),
+        created: moment("created")?,
+        started: maybe("started")?,
+        finished: maybe("finished")?,
+        cancel_requested: maybe("cancel_requested")?,
+        exit_code: row.get("exit_code")?,
+        error_code: row.get("error_code")?,
+        message: row.get("message")?,
+        process,
+    })
+}

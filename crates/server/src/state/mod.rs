@@ -1,0 +1,165 @@
+//! What the server remembers: jobs, tokens, how far each schedule was looked at, and a copy of what the repositories say.
+//!
+//! One SQLite database in a directory that only its owner reads. A change is on the disk when its function returns. The commands
+//! `job` and `token` use the same database beside a running server, or without one.
+
+mod documents;
+mod jobs;
+mod tokens;
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+
+pub use documents::Document;
+pub use jobs::{Filter, Outcome};
+
+const FILE: &str = "server.sqlite";
+/// How long one process waits for the other's transaction.
+const BUSY: Duration = Duration::from_secs(10);
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+create table jobs (
+    id text primary key, request text not null, cluster text not null, state text not null, requested_by text not null,
+    schedule text, retry_of text, attempt integer not null, retries_left integer not null, idempotency text unique,
+    not_before text not null, deadline_s integer not null, created text not null, started text, finished text, pid integer, ticks integer,
+    boot text, cancel_requested text, exit_code integer, error_code text, message text
+) strict;
+create index jobs_by_state on jobs (state, created);
+create index jobs_by_cluster on jobs (cluster, created);
+create table tokens (
+    id text primary key, hash blob not null unique, name text not null, role text not null, cluster text, created text not null,
+    expires text, revoked text, last_used text
+) strict;
+create table schedules (name text primary key, first_seen text not null, considered text not null) strict;
+create table documents (
+    kind text not null, cluster text not null, document text not null, refreshed text not null, failed text, error text,
+    primary key (kind, cluster)
+) strict;
+";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("the state directory {path} cannot be used: {source}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("another server works with {0}")]
+    InUse(PathBuf),
+    #[error("the state database is of version {found}, and this program knows {VERSION}")]
+    Version { found: i64 },
+    #[error("the state database: {0}")]
+    Database(#[from] rusqlite::Error),
+    #[error("the state database holds what cannot be: {0}")]
+    Content(String),
+    #[error("there is no {what} '{id}'")]
+    NotFound { what: &'static str, id: String },
+    #[error("no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+pub type Result<T, E = StateError> = std::result::Result<T, E>;
+
+/// To be cloned freely; all clones are one connection.
+#[derive(Clone)]
+pub struct State {
+    dir: PathBuf,
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl State {
+    /// Opens the database, made when it is missing.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, or the database is another program's.
+    pub fn open(dir: &Path) -> Result<State> {
+        let failed = |source| StateError::Directory { path: dir.to_owned(), source };
+        make_directory(dir).map_err(failed)?;
+        let file = dir.join(FILE);
+        // SQLite gives its companions the mode of the database.
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&file).map_err(failed)?;
+        let mut connection = Connection::open(&file)?;
+        connection.busy_timeout(BUSY)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "trusted_schema", false)?;
+        let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let found: i64 = change.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match found {
+            0 => {
+                change.execute_batch(SCHEMA)?;
+                change.pragma_update(None, "user_version", VERSION)?;
+            }
+            VERSION => {}
+            found => return Err(StateError::Version { found }),
+        }
+        change.commit()?;
+        Ok(State { dir: dir.to_owned(), connection: Arc::new(Mutex::new(connection)) })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where what a job writes is kept.
+    pub fn job_dir(&self, id: &str) -> PathBuf {
+        self.dir.join("jobs").join(id)
+    }
+
+    /// One server per directory, as long as the lock lives.
+    ///
+    /// # Errors
+    /// `InUse` when there is one.
+    pub fn lock(&self) -> Result<File> {
+        let path = self.dir.join("lock");
+        let failed = |source| StateError::Directory { path: path.clone(), source };
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(StateError::InUse(self.dir.clone())),
+            Err(TryLockError::Error(source)) => Err(StateError::Directory { path, source }),
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A transaction that was open when somebody panicked was rolled back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Made for its owner alone; one that others can read is refused rather than changed.
+fn make_directory(dir: &Path) -> std::io::Result<()> {
+    if !dir.exists() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    if std::fs::metadata(dir)?.permissions().mode() & 0o077 != 0 {
+        return Err(std::io::Error::other("others than its owner have rights in it (chmod 700)"));
+    }
+    Ok(())
+}
+
+/// Sortable: the time, then what makes it unique.
+fn new_id(now: Timestamp) -> Result<String> {
+    let mut random = [0_u8; 4];
+    getrandom::fill(&mut random)?;
+    let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
+    Ok(format!("{}-{random}", now.strftime("%Y%m%d-%H%M%S")))
+}
+
+fn time(text: &str) -> Result<Timestamp> {
+    text.parse().map_err(|_| StateError::Content(format!("'{text}' as a time")))
+}
+
+fn optional_time(text: Option<String>) -> Result<Option<Timestamp>> {
+    text.map(|t| time(&t)).transpose()
+}
+
+/// So that times are compared as texts: always of the same length.
+fn text(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
