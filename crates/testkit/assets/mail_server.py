@@ -34,7 +34,8 @@ class Handler:
 
 def allowed(server, session, envelope, mechanism, data):
     good = isinstance(data, LoginPassword) and data.login == user.encode() and data.password == password.encode()
-    return AuthResult(success=good, auth_data=data if good else None)
+    # One that is not handled here is refused by the server itself, with 535.
+    return AuthResult(success=good, handled=good, auth_data=data if good else None)
 
 
 options = dict(hostname="127.0.0.1", port=int(port), authenticator=allowed, auth_required=True)

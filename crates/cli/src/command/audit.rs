@@ -105,7 +105,7 @@ fn show(args: &ShowArgs, global: &GlobalArgs, context: &Context) -> Result<Outco
         damaged.extend(wrong);
     }
     told.retain(|t| t.event.at >= since);
-    told.sort_by(|a, b| a.event.at.cmp(&b.event.at));
+    told.sort_by_key(|t| t.event.at);
     let told = told.split_off(told.len().saturating_sub(args.last));
     damaged.iter().for_each(|line| output::warning(line));
     let document = serde_json::json!({"schema": SCHEMA, "cluster": context.cluster()?.to_string(),

@@ -196,7 +196,7 @@ fn what_was_raised_survives_receivers_that_fail_and_being_killed() {
         hangs.display()
     ));
     let mut child = dying.command(["verify", "-q"]).spawn().expect("a program");
-    let is_there = || objects_under(&host.state().join("open")).len().checked_sub(1).filter(|n| *n > 0);
+    let is_there = || alerts(&pgark, &[]).into_iter().find(|a| a["rule"] == "verify-failed");
     wait_until("the alert is written down", LIMIT, is_there);
     child.kill().and_then(|()| child.wait()).expect("killed");
     receiver.take();

@@ -48,8 +48,12 @@ impl Vault {
     }
 
     /// Not so WAL from before the first backup and the history files of backups, which nobody replays: a change to
-    /// them is damage, but that they are gone breaks no promise.
+    /// them is damage, but that they are gone breaks no promise. That the end of the audit trail is gone shows where
+    /// somebody remembers it, which `audit` tests.
     fn is_needed(&self, object: &Path) -> bool {
+        if object.components().any(|part| part.as_os_str() == "audit") {
+            return false;
+        }
         let name = object.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let segment = name.get(..24).filter(|word| word.chars().all(|letter| letter.is_ascii_hexdigit()));
         !name.contains(".backup") && segment.is_none_or(|segment| segment >= self.first_needed.as_str())

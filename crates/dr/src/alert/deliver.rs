@@ -137,7 +137,7 @@ fn pause(attempts: u32) -> Duration {
 
 /// The call that somebody misses when it does not come.
 pub fn ping(url: &Text, timeout: Duration) -> Result<(), String> {
-    http::get(&*url()?, timeout)
+    http::get(&url()?, timeout)
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ proptest! {
         let mut now = from;
         let mut started = vec![];
         for step in steps {
-            now = now + step.seconds();
+            now += step.seconds();
             match schedule.due(past, now) {
                 Due::Now { planned, passed_over, .. } => {
                     prop_assert!(planned <= now && planned > past.considered);

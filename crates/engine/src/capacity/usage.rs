@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use pgark_repo::catalog::{BackupEntry, Catalog};
-use pgark_repo::names::{CLUSTERS, KEYRING, pack_number};
+use pgark_repo::names::{AUDIT, CLUSTERS, KEYRING, pack_number};
 use pgark_repo::store::{ObjectStat, Store, StoreError};
 
 use crate::error::Result;
@@ -74,7 +74,7 @@ impl Usage {
         let mut usage = Usage::default();
         for dir in store.list_dirs("")? {
             // What else lies there is not ours.
-            if ![CLUSTERS, "probe", rescue::DIR].contains(&dir.as_str()) && !dir.starts_with(KEYRING) {
+            if ![CLUSTERS, AUDIT, "probe", rescue::DIR].contains(&dir.as_str()) && !dir.starts_with(KEYRING) {
                 continue;
             }
             let mut late = false;

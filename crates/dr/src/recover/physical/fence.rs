@@ -149,7 +149,7 @@ impl Salvage {
         push_to_all(members, &self.0.options.cluster, &options, None).map(drop)
     }
 
-    fn from_spool(&self, members: &[Member], found: &mut Found) {
+    fn out_of_spool(&self, members: &[Member], found: &mut Found) {
         let Some(spool) = &self.0.spool else { return };
         match spool.drain(&mut |path| self.push(path, members)) {
             Ok(n) => found.pushed += n,
@@ -157,7 +157,7 @@ impl Salvage {
         }
     }
 
-    fn from_wal(&self, data: &Path, members: &[Member], found: &mut Found, ctx: &Ctx) -> Result<()> {
+    fn out_of_wal(&self, data: &Path, members: &[Member], found: &mut Found, ctx: &Ctx) -> Result<()> {
         if let Some(pid) = works_in(data) {
             found.failed(format!(
                 "the server that is replaced still runs (process {pid}): what it writes now is not in it"
@@ -213,9 +213,9 @@ impl Step for Salvage {
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
         let members: Vec<Member> = self.0.sources.members().into_iter().map(|(_, member)| member).collect();
         let mut found = Found::default();
-        self.from_spool(&members, &mut found);
+        self.out_of_spool(&members, &mut found);
         if let Some(data) = &self.0.old_data {
-            self.from_wal(data, &members, &mut found, at.ctx)?;
+            self.out_of_wal(data, &members, &mut found, at.ctx)?;
         }
         // Only of one that was shown to be stopped nothing is missing behind the end.
         let complete = found.read && found.warnings.is_empty() && self.0.is_fenced(at);
