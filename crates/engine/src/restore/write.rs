@@ -25,7 +25,7 @@ use rustix::fs::OFlags;
 
 use super::books::Books;
 use super::roots::Roots;
-use super::window::{Window, fetch};
+use super::window::{Use, Window, fetch};
 use super::{RestoreOptions, RestorePlan, RestoreReport};
 use crate::backup::copy::read_full;
 use crate::backup::scan::show;
@@ -330,7 +330,7 @@ impl Run {
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     decoder: Decoder,
-    /// Stored bytes that were fetched together. Whole frames are decrypted in place there, each once.
+    /// Stored bytes that were fetched together. Whole frames are decrypted in place there.
     window: Option<Window>,
     run: Run,
     /// The last frames of which chunks took a part, the latest at the end.
@@ -519,7 +519,7 @@ impl Worker<'_> {
         let at = part.frame;
         self.any_source(part.pack, |worker, source| {
             let pack = worker.pack(source, part.pack)?;
-            let stored = fetch(&mut worker.window, source, &pack, part, parts_of(upcoming))?;
+            let stored = fetch(&mut worker.window, source, &pack, part, parts_of(upcoming), Use::InPlace)?;
             let plain = &mut worker.run.buffer.bytes_mut()[to..to + at.plain_len as usize];
             Ok(pack.decode_into(&at, stored, &mut worker.decoder, plain)?)
         })
@@ -546,6 +546,7 @@ impl Worker<'_> {
                         &pack,
                         part,
                         parts_of(upcoming),
+                        Use::Copy,
                     )?);
                     Ok(pack.decode(&at, &mut worker.scratch, &mut worker.decoder, &mut plain)?)
                 })?;
