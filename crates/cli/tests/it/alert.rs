@@ -1,7 +1,6 @@
 //! Alerts against real receivers: each gets what it understands, nothing that was raised is lost, and no command fails of it.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use pgark_testkit::{
@@ -45,10 +44,6 @@ impl Host {
         fs::write(&path, text).expect("settings");
         give_to_postgres(&path);
         self.pgark.clone().env("PGARK_CONFIG", path)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.scratch.join("state/alerts")
     }
 }
 
