@@ -334,7 +334,7 @@ fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
     let question = format!("make generation {} of the key for {staying} slots; {going} slots go", plan.generation);
     confirm(&args.confirm, &question)?;
     let done = keys::rotate(&ring.store, &options, Mode::Run, ctx).map_err(failed)?;
-    output::result(global.form(), &document(&done, true), || {
+    global.report(&document(&done, true), || {
         format!(
             "new data is sealed under generation {} of the key\n{}what is there stays under the older ones until 'pgark key \
              reencrypt'\n",

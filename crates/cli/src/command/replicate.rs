@@ -82,7 +82,10 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let locked = locks::extend_all(&[member], &options.cluster, &context.ctx);
     let got_ring = ring_of(&context, to) != ring_before;
     let shown = || text(&report, got_ring) + &locked.iter().map(Locked::text).collect::<String>();
-    output::result(global.form(), &document(&report, got_ring, &locked), shown)?;
+    if global.says_nothing() {
+        report.failed.iter().for_each(|(what, why)| output::warning(&format!("{what} was not copied: {why}")));
+    }
+    global.report(&document(&report, got_ring, &locked), shown)?;
     let is_fine = report.failed.is_empty() && notices.is_empty() && locked.iter().all(Locked::is_fine);
     Ok(if is_fine { Exit::Done } else { Exit::Warnings })
 }

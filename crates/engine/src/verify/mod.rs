@@ -289,6 +289,10 @@ impl<'a> Verify<'a> {
             Ok(())
         })?;
         let (rescue, found): (Vec<String>, Vec<String>) = found.into_iter().partition(|name| rescue::owns(name));
+        if rescue.is_empty() {
+            let what = "the extractor for the day without pgark is not in rescue/: 'pgark init' or 'pgark replicate' puts it there";
+            self.report.notes.push(what.to_owned());
+        }
         for (object, kind, what) in rescue::check(&**self.repo.store(), &rescue)? {
             self.problem(&object, kind, what, vec![], vec![]);
         }
