@@ -178,11 +178,7 @@ fn newest_backup(members: &[Member], options: &CheckOptions, f: &mut Findings) {
             Ok(c) if c.expired.iter().any(|e| e.backup == *newest) => {
                 f.add("newest backup", Verdict::Ok, format!("{newest} has expired here"));
             }
-            Ok(_) => f.add(
-                "newest backup",
-                Verdict::Warning,
-                format!("{newest} is not here"),
-            ),
+            Ok(_) => f.add("newest backup", Verdict::Warning, format!("{newest} is not here")),
             Err(e) => f.add("newest backup", Verdict::NotChecked, e.to_string()),
         }
     }

@@ -291,7 +291,9 @@ fn options(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<Back
 pub fn annotations(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let pair = |a: &String| {
         let split = a.split_once('=').filter(|(k, _)| !k.is_empty());
-        let (k, v) = split.ok_or_else(|| Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")))?;
+        let (k, v) = split.ok_or_else(|| {
+            Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")).hint("such as ticket=42")
+        })?;
         Ok((k.to_owned(), v.to_owned()))
     };
     given.iter().map(pair).collect()

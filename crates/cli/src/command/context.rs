@@ -198,7 +198,9 @@ impl Context {
                 None => self.open_repository(settings).and_then(|repo| usable_as_first(&repo).map(|()| repo)),
                 // Writing waits for the first one as long as it takes: what it lacks has to be completed later.
                 Some(first) => match first.repo.keys().writes_only() {
-                    None => open_member(&first.repo, settings, &self.access, patience).inspect(|copy| self.accept(copy)),
+                    None => {
+                        open_member(&first.repo, settings, &self.access, patience).inspect(|copy| self.accept(copy))
+                    }
                     Some(_) => self.open_copy_as_writer(&first.repo, settings, patience),
                 },
             };

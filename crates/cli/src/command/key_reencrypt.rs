@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Args)]
 pub struct ReencryptArgs {
     /// How long what was sealed anew stays under the old key too, for readers under way [default: 1d]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     grace: Option<Span>,
     #[command(flatten)]
     dry_run: DryRunArgs,
@@ -34,7 +34,7 @@ pub struct ReencryptArgs {
 #[derive(Debug, Args)]
 pub struct RetireArgs {
     /// How long the newest key must have been in force: commands that began before may use an older one [default: 1d]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     grace: Option<Span>,
     #[command(flatten)]
     dry_run: DryRunArgs,

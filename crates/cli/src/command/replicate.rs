@@ -46,7 +46,8 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
         return Err(Failure::usage(
             "E-REPO-CHOICE",
             "replicate takes its repositories from --from and --to, not --repo",
-        ));
+        )
+        .hint("--from names what is read, --to what is completed"));
     }
     let mut both = global.clone();
     both.repo = vec![args.from, args.to];
@@ -54,7 +55,8 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     context.stop_on_signals()?;
     let repos = context.settings.selected_repos()?;
     let [from, to] = repos.as_slice() else {
-        return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories"));
+        return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories")
+            .hint("name one with --from and another one with --to"));
     };
     refuse_same_place(&[from.clone(), to.clone()])?;
     let which = args.id.as_deref().map(parse_id).transpose()?.map_or(Which::Missing, Which::One);

@@ -53,6 +53,7 @@ mod retention;
 mod retention_mistakes;
 mod several;
 mod several_mistakes;
+mod several_trusted;
 mod several_unusable;
 mod sftp;
 mod system;

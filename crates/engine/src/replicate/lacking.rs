@@ -56,7 +56,10 @@ pub fn lacks(from: &Repository, to: &Repository, cluster: &ClusterName) -> Resul
 
 fn segments(from: &WalHead, to: &WalHead) -> u64 {
     let newest = to.timelines().iter().map(|t| t.timeline).max();
-    from.timelines().iter().map(|span| of_timeline(span, to.timeline(span.timeline), newest > Some(span.timeline))).sum()
+    from.timelines()
+        .iter()
+        .map(|span| of_timeline(span, to.timeline(span.timeline), newest > Some(span.timeline)))
+        .sum()
 }
 
 fn of_timeline(span: &TimelineSpan, known: Option<&TimelineSpan>, is_past: bool) -> u64 {

@@ -5,8 +5,8 @@
 //! and what is copied is sealed anew on the way. Each has its own catalog and head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
 //! deletes stays in the other.
 
-pub(crate) mod objects;
 pub mod lacking;
+pub(crate) mod objects;
 mod reports;
 pub(crate) mod wal;
 

@@ -243,7 +243,13 @@ impl Verify<'_> {
             return;
         }
         let object = format!("{}/{}..{}", wal.place().timeline_dir(timeline), name(first), name(last));
-        self.problem(&object, ProblemKind::Gap, "these segments never got into this repository, later ones did", ids, windows);
+        self.problem(
+            &object,
+            ProblemKind::Gap,
+            "these segments never got into this repository, later ones did",
+            ids,
+            windows,
+        );
     }
 
     /// What is lost with these segments: backups that need them to be consistent, and every target from there
