@@ -16,7 +16,7 @@ use pgark_repo::catalog::CatalogStore;
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::keyring::Unlock;
 use pgark_repo::names::ClusterName;
-use pgark_repo::store::Store;
+use pgark_repo::store::{Ability, Capability, Store};
 use zeroize::Zeroizing;
 
 use crate::args::{ConfirmArgs, GlobalArgs};
@@ -612,8 +612,21 @@ fn open_copy(
             found => drop(found.map_err(|e| engine_failure(e.into()))?),
         }
     }
-    let (copy, _) = of.open_copy(store).map_err(|e| engine_failure(e.into()))?;
-    Ok(Some(copy))
+    let opened = of.open_copy(store.clone()).map_err(|e| engine_failure(e.into()));
+    let explained = |failure| if missing == Missing::Create { explain_lock(&*store, failure) } else { failure };
+    Ok(Some(opened.map_err(explained)?.0))
+}
+
+/// Stores refuse the first object that is to be locked in words of their own, where the bucket has no object lock.
+pub fn explain_lock(store: &dyn Store, failure: Failure) -> Failure {
+    if store.object_lock().is_none() || failure.exit != Exit::Failed {
+        return failure;
+    }
+    let lock = store.probe().into_iter().find(|c| c.name == Capability::LOCK && c.state == Ability::No);
+    let Some(Capability { reason, .. }) = lock else { return failure };
+    let message = format!("'lock' is set for {}, and the bucket has no object lock: {reason}", store.url());
+    Failure::refused("E-LOCK-BUCKET", message)
+        .hint("make a bucket with object lock, or take lock and lock_days out of the repository's settings")
 }
 
 /// As `open_copy`, and an error when there is none, or no answer in time. A thread that is given up ends with the program.
