@@ -29,8 +29,7 @@ fn what_lay_in_the_place_of_a_copy_is_forgotten_and_what_the_first_one_missed_is
     fs::remove_dir_all(&two.b).expect("remove");
     two.site.pgark.run(["init"]).expect_code(0);
     two.backup().expect_code(0);
-    let checked = two.site.pgark.run(["check", "--json"]).expect_code(3);
-    assert_eq!(said(&checked.json(), "completeness", "a").len(), 1, "{checked}");
+    two.site.pgark.run(["check"]).expect_code(0);
 
     // The first is away: the copy is enough, and gets a backup and WAL alone.
     fs::rename(&two.a, &a_parked).expect("park");

@@ -363,6 +363,8 @@ impl Verify<'_> {
             let outcome = self.opened(&object, outcome).map(drop);
             match outcome.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}
+                // No book names it, and it went after it was listed.
+                Err(e) if e.is_not_found() => {}
                 Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),
             }

@@ -7,6 +7,7 @@ use pgark_repo::store::FaultStore;
 use pgark_repo::store::fault::{Fault, Op, When};
 
 use super::*;
+use crate::reencrypt::Directory;
 use crate::stores::{PausingStore, used};
 
 fn all() -> ReplicateOptions {
@@ -24,7 +25,8 @@ fn copied(from: &Repository, to: &Repository) -> Result<(), EngineError> {
 fn a_copy_that_does_not_fit_gives_its_room_back_at_once() {
     let template = Template::new();
     let source = open(&template.store);
-    let inner: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let directory = Directory::new("full");
+    let inner = directory.store();
     let faulty = Arc::new(FaultStore::new(inner.clone(), SEED));
     let store: Arc<dyn Store> = faulty.clone();
     let (to, _) = source.open_copy(store).unwrap();
@@ -58,7 +60,8 @@ fn a_copy_that_does_not_fit_gives_its_room_back_at_once() {
 fn what_a_repository_never_got_is_told_from_what_it_gave_up() {
     let template = Template::new();
     let source = open(&template.store);
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let directory = Directory::new("gave-up");
+    let store = directory.store();
     let (to, _) = source.open_copy(store.clone()).unwrap();
     copied(&source, &to).unwrap();
     let missing = |from: &Repository, to: &Repository| lacks(from, to, &cluster()).unwrap();
