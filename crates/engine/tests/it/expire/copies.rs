@@ -61,9 +61,12 @@ fn what_a_repository_never_got_is_told_from_what_it_gave_up() {
     let template = Template::new();
     let source = open(&template.store);
     let directory = Directory::new("gave-up");
-    let store = directory.store();
-    let (to, _) = source.open_copy(store.clone()).unwrap();
-    copied(&source, &to).unwrap();
+    let there = directory.store();
+    let (copy, _) = source.open_copy(there.clone()).unwrap();
+    copied(&source, &copy).unwrap();
+    // From here on it is dated as the sample is.
+    let store = Template { store: there, trees: Trees::new() }.fresh();
+    let to = open(&store);
     let missing = |from: &Repository, to: &Repository| lacks(from, to, &cluster()).unwrap();
     assert_eq!((missing(&source, &to), missing(&to, &source)), (Lacks::default(), Lacks::default()));
 
@@ -96,10 +99,9 @@ fn what_a_repository_never_got_is_told_from_what_it_gave_up() {
     assert!(said.contains("'pgark replicate --from b --to a'") && said.contains("3 WAL segments"), "{said}");
     assert_eq!(missing(&source, &to), Lacks::default());
     // Brought back on request, it is missed again once it is lost.
-    let options = ReplicateOptions { which: Which::One(backup_id(4)), ..all() };
-    let plan = replicate::plan(&source, Some(&to), &options).unwrap();
-    replicate::run(&source, &to, &options, &plan, &evening()).unwrap();
+    let claim = catalog.claim_copy(&backup_id(4), sample::at(0)).unwrap();
     assert!(!catalog.read().unwrap().has_given_up(&backup_id(4)));
+    claim.abandon(false).unwrap();
 }
 
 #[test]
