@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use pgark_dr::trail::Trail;
 use pgark_engine::ctx::Ctx;
 use pgark_engine::pace::Pace;
+use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -25,7 +26,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::failure::Failure;
 use crate::notices::Notices;
-use crate::output::{ColorChoice, Form};
+use crate::output::{self, ColorChoice, Form};
 use crate::secret::secret_on_command_line;
 use crate::settings::Overrides;
 use crate::settings::units::ByteSize;
@@ -255,6 +256,11 @@ impl GlobalArgs {
     /// Whether a command that was done as asked has nothing to say: its exit code does.
     pub fn says_nothing(&self) -> bool {
         self.quiet && !self.json
+    }
+
+    /// Prints what a command did that was done as asked.
+    pub fn report<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        if self.says_nothing() { Ok(()) } else { output::result(self.form(), document, text) }
     }
 
     pub fn form(&self) -> Form {

@@ -1,8 +1,8 @@
 //! What this host has seen of a repository's keys, beside the key cache: a key ring that was set back to an earlier one,
 //! or exchanged for somebody else's, is noticed although a secret of ours opens it.
 //!
-//! Invariant: only a ring that carries on what was seen replaces it. Without a private directory, or after the file was
-//! removed, what is found first is believed.
+//! Invariant: only a ring that carries on what was seen replaces it, or one that is proven to be that of a repository which
+//! passed here itself. Without a private directory, or after the file was removed, what is found first is believed.
 
 use std::path::{Path, PathBuf};
 
@@ -98,6 +98,16 @@ impl KeyPin {
     /// What was just made here replaces what was seen.
     pub fn renew(&self, repo: &Repository) {
         self.remember(repo.id(), &repo.keys().current().identities());
+    }
+
+    /// A copy that opened with the keys of a repository that was judged itself: whatever lay there before, it is ours now. One
+    /// that is set back behind what was seen is left to `check`.
+    pub fn accept_copy(&self, copy: &Repository) {
+        let masters = copy.keys().current().identities();
+        let verdict = self.seen().map_or(Verdict::Newer, |seen| judge(&seen, copy.id(), &masters));
+        if matches!(verdict, Verdict::Newer | Verdict::Other) {
+            self.remember(copy.id(), &masters);
+        }
     }
 
     /// A file that does not parse was not written by us, and says nothing.

@@ -171,6 +171,13 @@ impl<W: Write + Send> ProgressSink for Lines<W> {
         let line = format!("{}: done, {} in {}", phase.what, human_bytes(done), human_duration(took));
         write_line(&mut state.to, &line);
     }
+
+    fn stop(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(phase) = state.phase.take() else { return };
+        let done = self.done.load(Ordering::Relaxed);
+        write_line(&mut state.to, &format!("{}: stopped after {}", phase.what, human_bytes(done)));
+    }
 }
 
 impl Phase {

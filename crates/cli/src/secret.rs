@@ -105,7 +105,8 @@ impl SecretSource {
             SecretSource::Environment { value, .. } | SecretSource::Inline(value) => value.clone(),
         };
         if secret.expose().is_empty() {
-            return Err(Failure::usage("E-SECRET-EMPTY", format!("the secret from {self} is empty")));
+            return Err(Failure::usage("E-SECRET-EMPTY", format!("the secret from {self} is empty"))
+                .hint("put the secret there, on the first line, or name another place"));
         }
         Ok(Some(secret))
     }
@@ -137,13 +138,15 @@ pub fn secret_on_command_line() -> Failure {
 fn read_file(path: &Path) -> Result<Secret, Failure> {
     let unreadable = |error: std::io::Error| {
         Failure::usage("E-SECRET-FILE", format!("secret file {} cannot be read: {error}", path.display()))
+            .hint("check the name, and that the user who runs this may read it")
     };
     let file = File::open(path).map_err(unreadable)?;
     // The opened file is asked, not the path, so that nobody can exchange it in between.
     let metadata = file.metadata().map_err(unreadable)?;
     let mode = metadata.permissions().mode() & 0o777;
     if metadata.is_dir() {
-        return Err(Failure::usage("E-SECRET-FILE", format!("secret file {} is a directory", path.display())));
+        return Err(Failure::usage("E-SECRET-FILE", format!("secret file {} is a directory", path.display()))
+            .hint("name the file in it"));
     }
     if mode & 0o077 != 0 {
         let message = format!("secret file {} has mode {mode:04o}: others can reach it", path.display());

@@ -139,7 +139,9 @@ fn sftp(url: &RepoUrl, protection: Protection, missing: Missing) -> Result<Arc<d
     let text = url.to_string();
     let host = url.host.as_deref().unwrap_or_default();
     let place = SftpPlace { url: &text, user: url.user.as_deref(), host, port: url.port, path: &url.path };
-    let options = SftpOptions::new(place, &url.options).map_err(|why| Failure::usage("E-REPO-URL", why))?;
+    let options = SftpOptions::new(place, &url.options).map_err(|why| {
+        Failure::usage("E-REPO-URL", why).hint("docs/storage-sftp.md lists the options of such a URL")
+    })?;
     let options = options.append_only(protection.append_only);
     let opened = match missing {
         Missing::Create => SftpStore::create(options),

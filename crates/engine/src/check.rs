@@ -21,6 +21,8 @@ use crate::clock;
 use crate::cluster::{ConnectOptions, Connection, Inspection, create_restore_point, inspect, switch_wal};
 use crate::ctx::Ctx;
 use crate::error::Result;
+use crate::replicate::lacking;
+use crate::rescue;
 use crate::several::Member;
 
 mod goals;
@@ -123,6 +125,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     f.each(members, |member, f| repository(&member.repo, &options.cluster, ctx, f));
     f.each(members, |member, f| space(options.space.get(&member.name), f));
     newest_backup(members, options, &mut f);
+    completeness(members, options, &mut f);
     goals::rehearsed(options, members, ctx, &mut f);
     if let Some(spool) = &options.spool {
         match spool.spooled() {
@@ -175,12 +178,30 @@ fn newest_backup(members: &[Member], options: &CheckOptions, f: &mut Findings) {
             Ok(c) if c.expired.iter().any(|e| e.backup == *newest) => {
                 f.add("newest backup", Verdict::Ok, format!("{newest} has expired here"));
             }
-            Ok(_) => f.add(
-                "newest backup",
-                Verdict::Warning,
-                format!("{newest} is not here: the next backup or 'pgark replicate' brings it"),
-            ),
+            Ok(_) => f.add("newest backup", Verdict::Warning, format!("{newest} is not here")),
             Err(e) => f.add("newest backup", Verdict::NotChecked, e.to_string()),
+        }
+    }
+    f.of = None;
+}
+
+/// Of several repositories, whether each has what the others got.
+fn completeness(members: &[Member], options: &CheckOptions, f: &mut Findings) {
+    if members.len() < 2 {
+        return;
+    }
+    let lacking = lacking::among(members, &options.cluster);
+    for member in members {
+        f.of = Some(member.name.clone());
+        let mut all = lacking.iter().filter(|l| l.to.name == member.name).peekable();
+        if all.peek().is_none() {
+            f.add("completeness", Verdict::Ok, "has what the others have");
+        }
+        for one in all {
+            match &one.found {
+                Ok(lacks) => f.add("completeness", Verdict::Warning, lacks.describe(&one.from.name, &one.to.name)),
+                Err(e) => f.add("completeness", Verdict::NotChecked, format!("compared with {}: {e}", one.from.name)),
+            }
         }
     }
     f.of = None;
@@ -240,6 +261,15 @@ fn repository(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findi
             f.add("removed keys", Verdict::Warning, message);
         }
         Err(e) => f.add("removed keys", Verdict::NotChecked, e.to_string()),
+    }
+    match rescue::is_there(&**repo.store()) {
+        Ok(true) => f.add("rescue", Verdict::Ok, "the extractor lies beside the data"),
+        Ok(false) => f.add(
+            "rescue",
+            Verdict::Warning,
+            "the extractor for the day without pgark is not here: 'pgark init' or 'pgark replicate' puts it here",
+        ),
+        Err(e) => f.add("rescue", Verdict::NotChecked, e.to_string()),
     }
     store::capabilities(repo, cluster, ctx, f);
     for weakness in repo.store().weaknesses() {
@@ -443,7 +473,7 @@ fn gaps(
         [.., (first, last)] => f.add(
             "wal gaps",
             Verdict::Warning,
-            format!("{} to {} never arrived; a backup or 'pgark replicate' may bring them", name(*first), name(*last)),
+            format!("{} to {} never arrived here; a backup may bring them from the server, and 'pgark replicate' from another repository", name(*first), name(*last)),
         ),
     }
 }

@@ -16,6 +16,13 @@ pub trait ProgressSink: Send + Sync {
     /// Something worth a line of its own.
     fn note(&self, line: &str);
     fn end(&self);
+    /// It ended before it was done.
+    fn stop(&self) {
+        self.end();
+    }
+    fn end_as(&self, is_done: bool) {
+        if is_done { self.end() } else { self.stop() }
+    }
 }
 
 pub struct NoProgress;

@@ -151,6 +151,9 @@ fn repo_class(e: &RepoError) -> FailureClass {
     }
 }
 
+/// What the repository calls it.
+const AGE_RECIPIENT: &str = "age recipient";
+
 fn repo_code(e: &RepoError) -> &'static str {
     match e {
         RepoError::Store(e) if e.told().is_some() => e.told().map_or("E-REPO-IO", |told| told.code),
@@ -182,6 +185,7 @@ fn repo_code(e: &RepoError) -> &'static str {
         RepoError::Conflict { .. } => "E-WAL-CONFLICT",
         RepoError::Expired { .. } => "E-WAL-EXPIRED",
         RepoError::NoBackup { .. } => "E-BACKUP-NONE",
+        RepoError::Invalid { what: AGE_RECIPIENT, .. } => "E-KEY-RECIPIENT",
         RepoError::Invalid { .. } => "E-INVALID",
         RepoError::System { .. } => "E-SYSTEM",
     }
@@ -205,6 +209,10 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         },
         RepoError::Corrupt { object, .. } if names::is_of_catalog(object) => {
             "when 'pgark verify --repair' finds no whole copy: 'pgark rebuild-catalog' lists the backups from their records"
+        }
+        RepoError::Corrupt { object, .. } if object.starts_with(names::KEYRING) => {
+            "the key ring lies in keyring/ and again in keyring-mirror/, and is the same in every copy of the repository: put whole \
+             objects of these back by hand; on a bucket that keeps versions, --repo-target-time reads an earlier state. docs/operations.md tells more"
         }
         RepoError::Corrupt { .. } => "'pgark verify' tells which backups and time windows are affected",
         RepoError::NoRepository { url } if url.contains("as_of=") => {
@@ -237,6 +245,9 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
             "two servers may be writing the same timeline: find out which one is right before you go on"
         }
         RepoError::NoBackup { .. } => "'pgark info' lists the backups",
+        RepoError::Invalid { what: AGE_RECIPIENT, .. } => {
+            "an age recipient is a public key, age1 and 58 more characters: 'age-keygen -y FILE' prints the one of an identity"
+        }
         _ => return None,
     })
 }
@@ -283,6 +294,7 @@ fn file_hint(e: &std::io::Error) -> Option<&'static str> {
         std::io::ErrorKind::PermissionDenied => {
             Some("run this as the operating system user that owns the data directory (usually postgres)")
         }
+        std::io::ErrorKind::NotFound => Some("check the path: every directory on the way must be there"),
         std::io::ErrorKind::StorageFull => Some("free space there, then run the command again"),
         _ => None,
     }

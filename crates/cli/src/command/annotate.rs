@@ -25,10 +25,9 @@ pub fn run(args: &AnnotateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let id = parse_id(&args.id)?;
     let mut notes = vec![];
     for note in &args.notes {
-        let (key, value) = note
-            .split_once('=')
-            .filter(|(key, _)| !key.is_empty())
-            .ok_or_else(|| Failure::usage("E-ANNOTATION", format!("'{note}' is not KEY=VALUE")))?;
+        let (key, value) = note.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
+            Failure::usage("E-ANNOTATION", format!("'{note}' is not KEY=VALUE")).hint("KEY= takes a note away")
+        })?;
         notes.push((key.to_owned(), value.to_owned()));
     }
     let context = Context::new(global)?;

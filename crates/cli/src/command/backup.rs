@@ -9,7 +9,7 @@ use pgark_engine::backup::base::Wanted;
 use pgark_engine::backup::recheck::Rechecked;
 use pgark_engine::backup::room::RoomOptions;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
-use pgark_engine::replicate::{ReplicateOptions, Which};
+use pgark_engine::replicate::{ReplicateOptions, Which, lacking};
 use pgark_engine::several;
 use pgark_repo::codec::Compression;
 use pgark_repo::names::BackupId;
@@ -140,7 +140,7 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     let entry = &report.entry;
     let locked = super::locks::extend_all(&opened.members, &options.cluster, &context.ctx);
-    let all_have_it = others.outcomes.iter().all(|o| o.ok) && locked.iter().all(Locked::is_fine);
+    let all_have_it = others.all_have_all() && locked.iter().all(Locked::is_fine);
     let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking)
         .locked(locked.iter().map(Locked::document).collect(), locked.iter().flat_map(Locked::warnings));
     output::result(global.form(), &document, || {
@@ -184,8 +184,14 @@ pub(super) struct Others {
     pub outcomes: Vec<RepoOutcome>,
     /// The failure, when a required one lacks the backup.
     pub required: Option<Failure>,
-    /// Which lack it, and why.
+    /// Which lack it, and why; and what each lacks that another one got.
     pub lacking: Vec<String>,
+}
+
+impl Others {
+    pub fn all_have_all(&self) -> bool {
+        self.lacking.is_empty() && self.outcomes.iter().all(|o| o.ok)
+    }
 }
 
 /// Copies the new backup into the other repositories. Returns how each fared, and the failure when a required one lacks it.
@@ -208,6 +214,16 @@ pub(super) fn into_others(context: &Context, opened: &Opened, id: &BackupId) -> 
             }
         }
         outcomes.push(RepoOutcome { name, ok });
+    }
+    // What they got while another one was away comes into that one by 'replicate' alone.
+    let told = |name: &str| outcomes.iter().any(|o: &RepoOutcome| o.name == name && !o.ok);
+    for one in lacking::among(members, &options.cluster) {
+        let Ok(lacks) = one.found else { continue };
+        if !told(&one.to.name) {
+            let message = format!("repository {} {}", one.to.name, lacks.describe(&one.from.name, &one.to.name));
+            output::warning(&message);
+            lacking.push(message);
+        }
     }
     outcomes.extend(opened.away.iter().map(|(name, _)| RepoOutcome { name: name.clone(), ok: false }));
     Ok(Others { outcomes, required, lacking })
@@ -275,7 +291,9 @@ fn options(args: &BackupArgs, context: &Context, opened: &Opened) -> Result<Back
 pub fn annotations(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let pair = |a: &String| {
         let split = a.split_once('=').filter(|(k, _)| !k.is_empty());
-        let (k, v) = split.ok_or_else(|| Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")))?;
+        let (k, v) = split.ok_or_else(|| {
+            Failure::usage("E-ANNOTATION", format!("'{a}' is not KEY=VALUE")).hint("such as ticket=42")
+        })?;
         Ok((k.to_owned(), v.to_owned()))
     };
     given.iter().map(pair).collect()

@@ -116,7 +116,7 @@ pub fn run(args: &BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         report.warnings.push(notice);
     }
     let locked = super::locks::extend_all(&opened.members, &job.cluster, &context.ctx);
-    let all_have_it = others.outcomes.iter().all(|o| o.ok) && locked.iter().all(Locked::is_fine);
+    let all_have_it = others.all_have_all() && locked.iter().all(Locked::is_fine);
     let document = BackupDocument::files(job.cluster.as_str(), &report, others.outcomes, others.lacking)
         .locked(locked.iter().map(Locked::document).collect(), locked.iter().flat_map(Locked::warnings));
     output::result(global.form(), &document, || {

@@ -34,12 +34,17 @@ pub struct GetArgs {
 pub fn list(args: &ListArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let settings = context.repo_settings()?;
-    let store = context.open_store(&settings, crate::store::Missing::Refuse)?;
     let prefix = args.path.trim_end_matches('/');
+    if !prefix.is_empty() {
+        parse(prefix)?;
+    }
+    let store = context.open_store(&settings, crate::store::Missing::Refuse)?;
     let mut objects = vec![];
     let mut out = std::io::stdout().lock();
     let mut failed = None;
+    let mut count = 0u64;
     let mut visit = |stat: pgark_repo::store::ObjectStat| {
+        count += 1;
         if global.json {
             objects.push(json!({"object": stat.name.as_str(), "size_bytes": stat.size}));
         } else if failed.is_none() {
@@ -54,14 +59,22 @@ pub fn list(args: &ListArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     if global.json {
         output::result(global.form(), &json!({"schema": SCHEMA, "objects": objects}), String::new)?;
     }
+    if count == 0 {
+        output::warning(&format!("nothing lies under '{prefix}' in {}", store.url()));
+    }
     Ok(Exit::Done)
+}
+
+const LISTED: &str = "'pgark repo-ls' lists the names";
+
+fn parse(name: &str) -> Result<ObjectName, Failure> {
+    ObjectName::parse(name).map_err(|e| Failure::usage("E-REPO-NAME", e.to_string()).hint(LISTED))
 }
 
 /// The content on standard output.
 pub fn get(args: &GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
-    let name = ObjectName::parse(&args.object)
-        .map_err(|e| Failure::usage("E-REPO-NAME", e.to_string()).hint("'pgark repo-ls' lists the names"))?;
+    let name = parse(&args.object)?;
     let (_, repo) = context.open_first()?;
     let mut out = std::io::stdout().lock();
     let mut take = |bytes: &[u8]| {
@@ -71,7 +84,10 @@ pub fn get(args: &GetArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         true => browse::stored(&repo, &name, &mut take),
         false => browse::content(&repo, &name, &mut take),
     };
-    done.map_err(|e| engine_failure(e.into()))?;
+    done.map_err(|e| match e.is_not_found() {
+        true => Failure::refused("E-REPO-MISSING", e.to_string()).hint(LISTED),
+        false => engine_failure(e.into()),
+    })?;
     out.flush().map_err(|e| Failure::failed("E-OUTPUT", format!("writing to standard output: {e}")))?;
     Ok(Exit::Done)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use pgark_engine::check::{CheckOptions, Checked, Finding, Goals, SpaceLook, Verdict, check};
+use pgark_engine::several::Member;
 use pgark_repo::store::{Ability, Capability};
 
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
@@ -51,6 +52,7 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         goals: goals(&context)?,
     };
     let Checked { mut findings, capabilities } = check(&options, &opened.members, &context.ctx);
+    findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(&context, member)));
     findings.extend(opened.away.iter().map(|(name, failure)| Finding {
         name: "repository",
         repository: Some(name.clone()),
@@ -85,6 +87,18 @@ pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     })
 }
 
+/// A copy that this host would not open when it is the only one left.
+fn refused_alone(context: &Context, member: &Member) -> Option<Finding> {
+    let failure = context.key_pin(&**member.repo.store())?.check(&member.repo).err()?;
+    let hint = failure.hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+    Some(Finding {
+        name: "key",
+        repository: Some(member.name.clone()),
+        verdict: Verdict::Failed,
+        message: format!("this host would not read it alone: {}: {}{hint}", failure.code, failure.message),
+    })
+}
+
 /// What it finds without changing anything, for who is told of it.
 pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
     let opened = context.open_members(None)?;
@@ -99,7 +113,9 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
         space: looks(context, &opened, COUNT_FOR)?,
         goals: goals(context)?,
     };
-    Ok(check(&options, &opened.members, &context.ctx).findings)
+    let mut findings = check(&options, &opened.members, &context.ctx).findings;
+    findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(context, member)));
+    Ok(findings)
 }
 
 /// It is asked every few minutes.
@@ -117,7 +133,7 @@ fn goals(context: &Context) -> Result<Goals, Failure> {
 /// A repository that cannot be counted is told as such; the other checks go on.
 fn looks(context: &Context, opened: &Opened, count_for: Span) -> Result<BTreeMap<String, SpaceLook>, Failure> {
     let selected = context.settings.selected_repos()?;
-    let look = |m: &pgark_engine::several::Member| {
+    let look = |m: &Member| {
         let settings = selected.iter().find(|s| s.name == m.name)?;
         let measured = crate::space::look(context, settings, &m.repo, count_for.0);
         let measured = measured.map_err(|failure| format!("{}: {}", failure.code, failure.message));

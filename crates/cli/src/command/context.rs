@@ -16,7 +16,7 @@ use pgark_repo::catalog::CatalogStore;
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::keyring::Unlock;
 use pgark_repo::names::ClusterName;
-use pgark_repo::store::Store;
+use pgark_repo::store::{Ability, Capability, Store};
 use zeroize::Zeroizing;
 
 use crate::args::{ConfirmArgs, GlobalArgs};
@@ -115,8 +115,7 @@ impl Context {
     pub fn repo_settings(&self) -> Result<RepoSettings, Failure> {
         let mut all = self.settings.selected_repos()?;
         if all.is_empty() {
-            return Err(Failure::usage("E-REPO-CHOICE", "no repository is configured")
-                .hint("give --repo with a path or URL, or set it in pgark.toml"));
+            return Err(no_repository());
         }
         Ok(all.remove(0))
     }
@@ -199,7 +198,9 @@ impl Context {
                 None => self.open_repository(settings).and_then(|repo| usable_as_first(&repo).map(|()| repo)),
                 // Writing waits for the first one as long as it takes: what it lacks has to be completed later.
                 Some(first) => match first.repo.keys().writes_only() {
-                    None => open_member(&first.repo, settings, &self.access, patience),
+                    None => {
+                        open_member(&first.repo, settings, &self.access, patience).inspect(|copy| self.accept(copy))
+                    }
                     Some(_) => self.open_copy_as_writer(&first.repo, settings, patience),
                 },
             };
@@ -216,9 +217,7 @@ impl Context {
             }
         }
         if opened.members.is_empty() {
-            let none = || Failure::usage("E-REPO-CHOICE", "no repository is configured");
-            let away = opened.away.into_iter().next();
-            return Err(away.map_or_else(none, |(name, failure)| named(failure, &name, count)));
+            return Err(none_of(opened.away.into_iter().map(|(name, failure)| named(failure, &name, count)).collect()));
         }
         for (name, failure) in &opened.away {
             output::warning(&left_out(name, failure));
@@ -370,7 +369,7 @@ impl Context {
                 }
             }
         }
-        Err(passed_over.into_iter().next().unwrap_or_else(no_repository))
+        Err(none_of(passed_over))
     }
 
     /// Before a repository is made there.
@@ -387,9 +386,16 @@ impl Context {
     ) -> Result<Option<Repository>, Failure> {
         let copy = open_copy(of, settings, &self.access, missing)?;
         if let Some(copy) = &copy {
+            self.accept(copy);
             trail_opened(&self.trail, settings, copy);
         }
         Ok(copy)
+    }
+
+    fn accept(&self, copy: &Repository) {
+        if let Some(pin) = self.key_pin(&**copy.store()) {
+            pin.accept_copy(copy);
+        }
     }
 
     /// For a repository that was opened in a way of its own.
@@ -560,7 +566,26 @@ pub fn refuse_same_place(all: &[RepoSettings]) -> Result<(), Failure> {
 }
 
 fn no_repository() -> Failure {
-    Failure::usage("E-REPO-CHOICE", "no repository is configured")
+    Failure::usage("E-REPO-CHOICE", "no repository is configured").hint(CHOOSE_REPO)
+}
+
+const CHOOSE_REPO: &str = "give --repo with a path or URL, or set it in pgark.toml";
+
+/// Why none of several repositories can be used. Each has a reason of its own; where one of them is there at all, nobody is sent
+/// to make another one in the place of what is missing.
+pub fn none_of(failures: Vec<Failure>) -> Failure {
+    let several = failures.len() > 1;
+    let is_there = |f: &&Failure| f.code != "E-REPO-NONE";
+    let mut hints: Vec<String> = failures.iter().filter(is_there).filter_map(|f| f.hint.clone()).collect();
+    hints.dedup();
+    let some_is_there = failures.iter().any(|f| is_there(&f));
+    let rest: String = failures.iter().skip(1).map(|f| format!("; {}: {}", f.code, f.message)).collect();
+    let Some(mut first) = failures.into_iter().next() else { return no_repository() };
+    if several && some_is_there {
+        first.hint = (!hints.is_empty()).then(|| hints.join("; "));
+    }
+    first.message += &rest;
+    first
 }
 
 /// Of several repositories, the one that failed is named.
@@ -587,8 +612,21 @@ fn open_copy(
             found => drop(found.map_err(|e| engine_failure(e.into()))?),
         }
     }
-    let (copy, _) = of.open_copy(store).map_err(|e| engine_failure(e.into()))?;
-    Ok(Some(copy))
+    let opened = of.open_copy(store.clone()).map_err(|e| engine_failure(e.into()));
+    let explained = |failure| if missing == Missing::Create { explain_lock(&*store, failure) } else { failure };
+    Ok(Some(opened.map_err(explained)?.0))
+}
+
+/// Stores refuse the first object that is to be locked in words of their own, where the bucket has no object lock.
+pub fn explain_lock(store: &dyn Store, failure: Failure) -> Failure {
+    if store.object_lock().is_none() || failure.exit != Exit::Failed {
+        return failure;
+    }
+    let lock = store.probe().into_iter().find(|c| c.name == Capability::LOCK && c.state == Ability::No);
+    let Some(Capability { reason, .. }) = lock else { return failure };
+    let message = format!("'lock' is set for {}, and the bucket has no object lock: {reason}", store.url());
+    Failure::refused("E-LOCK-BUCKET", message)
+        .hint("make a bucket with object lock, or take lock and lock_days out of the repository's settings")
 }
 
 /// As `open_copy`, and an error when there is none, or no answer in time. A thread that is given up ends with the program.

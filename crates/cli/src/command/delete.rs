@@ -50,9 +50,7 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     confirm(&args.confirm, &format!("delete {what}"))?;
     delete::run(&repo, &cluster, &plan, &context.ctx).map_err(engine_failure)?;
-    if !global.says_nothing() {
-        output::result(global.form(), &document(true), || format!("deleted {what}\n"))?;
-    }
+    global.report(&document(true), || format!("deleted {what}\n"))?;
     Ok(Exit::Done)
 }
 

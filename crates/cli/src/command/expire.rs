@@ -54,7 +54,7 @@ pub struct ExpireArgs {
     #[arg(long, value_name = "ZONE")]
     time_zone: Option<String>,
     /// How long what has expired stays on the disk for recoveries under way [default: 1d]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     gc_grace: Option<Span>,
     /// The clock of this machine is right and the time has really passed, although other clocks contradict it or nothing
     /// confirms it. Put on record; never for a schedule

@@ -130,7 +130,7 @@ pub fn run(args: ExportArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             sha256: report.sha256,
             warnings: report.warnings,
         });
-        output::result(global.form(), &document, || done)?;
+        global.report(&document, || done)?;
     }
     Ok(if degraded || left_out { Exit::Warnings } else { Exit::Done })
 }
@@ -193,7 +193,7 @@ fn run_system(
     } else {
         document["written"] = serde_json::json!({"files": report.files, "content_bytes": report.bytes,
             "file_bytes": report.size, "sha256": report.sha256, "warnings": report.warnings});
-        output::result(global.form(), &document, || done)?;
+        global.report(&document, || done)?;
     }
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
 }

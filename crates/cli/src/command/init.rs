@@ -7,7 +7,7 @@ use pgark_repo::keyring::NewKeys;
 use serde::Serialize;
 
 use super::Outcome;
-use super::context::{CONNECT_TIMEOUT, Context, engine_failure, refuse_same_place};
+use super::context::{CONNECT_TIMEOUT, Context, engine_failure, explain_lock, refuse_same_place};
 use crate::args::{DryRunArgs, GlobalArgs};
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::key_cache;
@@ -95,7 +95,8 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     make_copy_of_others(&context, &settings, &others)?;
     let store = context.open_store(&settings, Missing::Create)?;
-    let done = register::init(store, &keys, &cluster, &sources, args.adopt, &context.ctx).map_err(engine_failure)?;
+    let done = register::init(store.clone(), &keys, &cluster, &sources, args.adopt, &context.ctx)
+        .map_err(|e| explain_lock(&*store, engine_failure(e)))?;
     context.opened(&settings, &done.repository);
     if let Some(pin) = context.key_pin(&**done.repository.store()) {
         if done.repository_created {

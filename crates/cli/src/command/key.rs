@@ -211,12 +211,20 @@ fn add(args: AddArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failu
         (None, Some(name)) => NewSlot::Command(name),
         (None, None) => NewSlot::Passphrase(bytes_of(&new_passphrase(args.new_passphrase_file, &ring.context)?)),
     };
+    if let NewSlot::Command(name) = &new
+        && !ring.context.one_repo_settings()?.key_commands.contains_key(name)
+    {
+        let message = format!("the key command '{name}' is not configured for this repository");
+        return Err(Failure::usage("E-KEY-COMMAND", message)
+            .hint("give the repository key_commands with this name in pgark.toml"));
+    }
     let mode = mode(args.dry_run);
     let opens = if args.writer { Opens::Writer(ring.context.cluster()?) } else { Opens::Everything };
     let done = keys::add(&ring.store, &ring.unlock, &new, &opens, args.label.as_deref(), mode).map_err(|e| {
         let failure = engine_failure(e);
         // What was given on the command line, not what was found.
-        if failure.code == "E-INVALID" { Failure::usage(failure.code, failure.message) } else { failure }
+        let is_given = matches!(&*failure.code, "E-INVALID" | "E-KEY-RECIPIENT");
+        if is_given { Failure { exit: Exit::Usage, ..failure } } else { failure }
     })?;
     let document = json!({"schema": SCHEMA, "slot": slot_json(&done.slot, done.proven),
         "added": done.added && mode == Mode::Run});
@@ -334,7 +342,7 @@ fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
     let question = format!("make generation {} of the key for {staying} slots; {going} slots go", plan.generation);
     confirm(&args.confirm, &question)?;
     let done = keys::rotate(&ring.store, &options, Mode::Run, ctx).map_err(failed)?;
-    output::result(global.form(), &document(&done, true), || {
+    global.report(&document(&done, true), || {
         format!(
             "new data is sealed under generation {} of the key\n{}what is there stays under the older ones until 'pgark key \
              reencrypt'\n",

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Args)]
 pub struct ReencryptArgs {
     /// How long what was sealed anew stays under the old key too, for readers under way [default: 1d]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     grace: Option<Span>,
     #[command(flatten)]
     dry_run: DryRunArgs,
@@ -34,7 +34,7 @@ pub struct ReencryptArgs {
 #[derive(Debug, Args)]
 pub struct RetireArgs {
     /// How long the newest key must have been in force: commands that began before may use an older one [default: 1d]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     grace: Option<Span>,
     #[command(flatten)]
     dry_run: DryRunArgs,
@@ -60,7 +60,8 @@ pub fn reencrypt(args: &ReencryptArgs, global: &GlobalArgs, context: &Context) -
     );
     confirm(&args.confirm, &question)?;
     let report = run(&repo, &options, &plan, context)?;
-    output::result(global.form(), &report_json(&plan, &report), || report_text(&plan, &report))?;
+    let older_keys = repo.keys().generations().len() > 1;
+    global.report(&report_json(&plan, &report), || report_text(&plan, &report, older_keys))?;
     for (object, why) in &report.failed {
         output::warning(&format!("{object} is not sealed anew: {why}"));
     }
@@ -129,7 +130,7 @@ fn report_json(plan: &ReencryptPlan, report: &ReencryptReport) -> Value {
         "remains": report.remains.iter().map(ToString::to_string).collect::<Vec<_>>()})
 }
 
-fn report_text(plan: &ReencryptPlan, report: &ReencryptReport) -> String {
+fn report_text(plan: &ReencryptPlan, report: &ReencryptReport, older_keys: bool) -> String {
     let line = |what: &str, a: &Amount| format!("{what} {} objects, {}\n", a.objects, human_bytes(a.bytes));
     let mut out = line(&format!("sealed anew under generation {}:", plan.generation), &report.sealed);
     out += &line("older seals removed:", &report.removed);
@@ -139,7 +140,7 @@ fn report_text(plan: &ReencryptPlan, report: &ReencryptReport) -> String {
             out += &format!("  {cluster}: {why}\n");
         }
         out += "repeat this command later to remove them\n";
-    } else if report.failed.is_empty() && report.books_left.is_empty() {
+    } else if older_keys && report.failed.is_empty() && report.books_left.is_empty() {
         out += "'pgark key retire' gives the older keys up\n";
     }
     out
@@ -160,7 +161,7 @@ pub fn retire(
     }
     confirm(&args.confirm, "give up all older keys; nothing that is under one can be read after that")?;
     let done = retire::retire(store, &options, Mode::Run, &context.ctx).map_err(engine_failure)?;
-    output::result(global.form(), &retired_json(&done, true), || retired_text(&done, Mode::Run))?;
+    global.report(&retired_json(&done, true), || retired_text(&done, Mode::Run))?;
     super::key::older_rings(done.older_rings_gone)
 }
 

@@ -39,7 +39,8 @@ pub fn run(_: &LifecycleArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let settings = context.one_repo_settings()?;
     let scheme = settings.url.scheme;
     if matches!(scheme, Scheme::File | Scheme::Sftp) {
-        return Err(Failure::usage("E-CLASS", "only object stores have classes and lifecycle rules"));
+        return Err(Failure::usage("E-CLASS", "only object stores have classes and lifecycle rules")
+            .hint("choose a repository in S3, Azure or Google Cloud Storage with --repo"));
     }
     if settings.space.class_after.is_empty() {
         return Err(Failure::usage("E-CLASS", format!("repository {} has no class_after", settings.name))

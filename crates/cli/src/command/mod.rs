@@ -171,12 +171,35 @@ pub fn run(mut cli: Cli, argv: &[OsString]) -> Result<Outcome, Failure> {
     let trail = attempt::trail_of(&cli.command, argv);
     cli.global.trail = trail.clone();
     let told_of = attempt::told_of(&cli.command, argv);
-    let outcome = dispatch(cli.command, &cli.global);
+    let outcome = refuse_in_the_past(&cli.command, &cli.global).and_then(|()| dispatch(cli.command, &cli.global));
     attempt::ended(&trail, &outcome);
     if let Some(name) = told_of {
         attempt::tell(name, &cli.global, &outcome);
     }
     outcome
+}
+
+/// The past is read, and nothing is written into it.
+fn refuse_in_the_past(command: &Command, global: &GlobalArgs) -> Result<(), Failure> {
+    let writes = matches!(
+        command,
+        Command::Init(_)
+            | Command::Backup(_)
+            | Command::ArchivePush(_)
+            | Command::Expire(_)
+            | Command::Unexpire(_)
+            | Command::Keep(_)
+            | Command::Unkeep(_)
+            | Command::Delete(_)
+            | Command::Annotate(_)
+            | Command::Import(_)
+            | Command::RebuildCatalog(_)
+    );
+    if writes && global.repo_target_time.is_some() {
+        let message = "--repo-target-time is for commands that read: nothing is written into the past of a repository";
+        return Err(Failure::usage("E-REPO-PAST", message).hint("leave --repo-target-time out"));
+    }
+    Ok(())
 }
 
 fn dispatch(command: Command, global: &GlobalArgs) -> Result<Outcome, Failure> {

@@ -8,7 +8,7 @@ use pgark_engine::restore::{AccessVariables, ReadFrom};
 use pgark_engine::several::Member;
 use pgark_engine::sources::{Source, Sources, Trouble, TroubleKind, Unopened};
 
-use super::context::{Context, engine_failure, named};
+use super::context::{Context, engine_failure, named, none_of};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::RepoSettings;
@@ -70,13 +70,14 @@ impl Readers {
         let none_open = self.sources.members().is_empty();
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.sort_by_key(|(n, _)| *n);
-        match failures.first() {
-            Some((n, failure)) if none_open => {
-                let name = self.settings.get(*n).map(|s| s.name.clone()).unwrap_or_default();
-                named(failure.clone(), &name, self.settings.len())
-            }
-            _ => engine_failure(e),
+        if failures.is_empty() || !none_open {
+            return engine_failure(e);
         }
+        let one = |(n, failure): &(usize, Failure)| {
+            let name = self.settings.get(*n).map(|s| s.name.clone()).unwrap_or_default();
+            named(failure.clone(), &name, self.settings.len())
+        };
+        none_of(failures.iter().map(one).collect())
     }
 
     /// For a server that recovers by itself: every repository, also one that is away just now.

@@ -46,7 +46,8 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
         return Err(Failure::usage(
             "E-REPO-CHOICE",
             "replicate takes its repositories from --from and --to, not --repo",
-        ));
+        )
+        .hint("--from names what is read, --to what is completed"));
     }
     let mut both = global.clone();
     both.repo = vec![args.from, args.to];
@@ -54,7 +55,8 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     context.stop_on_signals()?;
     let repos = context.settings.selected_repos()?;
     let [from, to] = repos.as_slice() else {
-        return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories"));
+        return Err(Failure::usage("E-REPO-CHOICE", "replicate needs two repositories")
+            .hint("name one with --from and another one with --to"));
     };
     refuse_same_place(&[from.clone(), to.clone()])?;
     let which = args.id.as_deref().map(parse_id).transpose()?.map_or(Which::Missing, Which::One);
@@ -82,7 +84,10 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let locked = locks::extend_all(&[member], &options.cluster, &context.ctx);
     let got_ring = ring_of(&context, to) != ring_before;
     let shown = || text(&report, got_ring) + &locked.iter().map(Locked::text).collect::<String>();
-    output::result(global.form(), &document(&report, got_ring, &locked), shown)?;
+    if global.says_nothing() {
+        report.failed.iter().for_each(|(what, why)| output::warning(&format!("{what} was not copied: {why}")));
+    }
+    global.report(&document(&report, got_ring, &locked), shown)?;
     let is_fine = report.failed.is_empty() && notices.is_empty() && locked.iter().all(Locked::is_fine);
     Ok(if is_fine { Exit::Done } else { Exit::Warnings })
 }

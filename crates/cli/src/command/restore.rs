@@ -201,7 +201,7 @@ pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     document.duration_ms = Some(duration.as_millis().try_into().unwrap_or(u64::MAX));
     let done = done_text(&options, &plan, report.bytes_restored, duration, started.as_ref());
     document.started = started;
-    output::result(global.form(), &document, || done)?;
+    global.report(&document, || done)?;
     let healed = !notices.is_empty() || !report.troubles.is_empty();
     let degraded = healed || plan.notes.iter().any(|n| n.starts_with("DEGRADED")) || !report.warnings.is_empty();
     Ok(if degraded { Exit::Warnings } else { Exit::Done })

@@ -98,7 +98,7 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     report.warnings.iter().for_each(|w| output::warning(w));
     let took = began.elapsed();
     let done = document(&options, &plan, Some((&report, took)));
-    output::result(global.form(), &done, || done_text(&plan, &report, took))?;
+    global.report(&done, || done_text(&plan, &report, took))?;
     let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
     let clean = report.warnings.is_empty() && notices.is_empty() && !degraded;
     Ok(if clean { Exit::Done } else { Exit::Warnings })
@@ -121,7 +121,7 @@ fn undo(staging: &Path, args: &RestoreArgs, global: &GlobalArgs) -> Result<Outco
         "schema": SCHEMA, "kind": "files", "undone": state, "put_back": names,
         "kept": kept.iter().map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>(),
     });
-    output::result(global.form(), &document, || match &undone {
+    global.report(&document, || match &undone {
         Undone::NotBegun => "the restore had touched nothing; what it had written beside is removed\n".to_owned(),
         Undone::PutBack { names, kept } => {
             let places = kept.iter().map(|path| {

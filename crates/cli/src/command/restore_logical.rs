@@ -117,7 +117,7 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     report.stored.iter().for_each(|id| context.trail().about("report", id));
     report.warnings.iter().for_each(|w| output::warning(w));
     let took = began.elapsed();
-    output::result(global.form(), &document(&plan, Some((&report, took))), || done_text(&plan, &report, took))?;
+    global.report(&document(&plan, Some((&report, took))), || done_text(&plan, &report, took))?;
     let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
     let verdict = report.validation.as_ref().map(|v| v.outcome);
     if verdict == Some(Verdict::Failed) {

@@ -205,7 +205,7 @@ impl Run<'_> {
             "duration_ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "notes": plan.notes,
             "warnings": warnings,
         });
-        let shown = output::result(global.form(), &document, || text);
+        let shown = global.report(&document, || text);
         let outcome = match worst {
             Some(Verdict::Failed) => Exit::ValidationFailed,
             None if warnings.is_empty() && !degraded => Exit::Done,

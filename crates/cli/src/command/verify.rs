@@ -18,6 +18,7 @@ use super::documents::{VerifyDocument, problem_kind};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, human_bytes, timestamp};
+use crate::store::Missing;
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -44,6 +45,9 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     context.stop_on_signals()?;
     let only = args.id.as_deref().map(parse_id).transpose()?;
     let repo = context.open_repository(&context.repo_settings()?)?;
+    if let Some(from) = &args.from {
+        check_from(&context, &repo, from)?;
+    }
     let depth = if args.quick { Depth::Quick } else { Depth::Full };
     let options = VerifyOptions { cluster: context.cluster()?, only, depth, jobs: context.jobs() };
     let mut report = verify::verify(&options, &repo, &context.ctx).map_err(engine_failure)?;
@@ -67,6 +71,16 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         (true, false) => Exit::Warnings,
         (true, true) => Exit::Done,
     })
+}
+
+/// Before anything is read: there is a repository, and another one.
+fn check_from(context: &Context, repo: &Repository, from: &str) -> Result<(), Failure> {
+    let store = context.open_store(&context.settings.repo(from)?, Missing::Refuse)?;
+    if store.url() == repo.store().url() {
+        let message = format!("--from {from} is the repository that is to be repaired");
+        return Err(Failure::usage("E-REPO-CHOICE", message).hint("name another copy of it"));
+    }
+    Repository::ring_bytes(&store).map(drop).map_err(|e| engine_failure(e.into()))
 }
 
 /// How often what a repair uncovers is repaired in turn: records hide manifests, and these hide packs.
@@ -136,6 +150,9 @@ fn repaired(
         }
         let left = done.left.iter().map(|(object, why)| format!("{object} could not be repaired: {why}"));
         repo.store().notices().into_iter().chain(left).for_each(|line| output::warning(&line));
+        if round == 0 && report.problems.iter().any(|p| p.kind == ProblemKind::Gap) {
+            output::warning(&never_got(context, &helpers));
+        }
         report.parity_missing.retain(|name| !done.protected.contains(name));
         report.parity_present += done.protected.len() as u64;
         report.leftovers.retain(|object| !done.repaired.contains(object));
@@ -147,6 +164,15 @@ fn repaired(
         }
     }
     Ok(all)
+}
+
+/// A repair puts back what was here. What never was is for another command.
+fn never_got(context: &Context, helpers: &Helpers) -> String {
+    let own = context.repo_settings().map(|s| s.name).unwrap_or_default();
+    let from = helpers.others.first().map_or("…", |member| &member.name);
+    format!(
+        "segments that never got here are not repaired: 'pgark replicate --from {from} --to {own}' brings what another repository has"
+    )
 }
 
 /// Whether there is more to be repaired than before.

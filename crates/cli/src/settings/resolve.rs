@@ -309,7 +309,7 @@ fn chosen_repos(
         }
         if chosen.iter().any(|r| r.url == repo.url) {
             let message = format!("{origin}: repository {} is named twice", repo.name);
-            return Err(Failure::usage("E-REPO-CHOICE", message));
+            return Err(Failure::usage("E-REPO-CHOICE", message).hint("name each once"));
         }
         chosen.push(repo);
     }
@@ -318,6 +318,8 @@ fn chosen_repos(
     }
     Ok((!chosen.is_empty()).then_some(Sourced { value: chosen, origin }))
 }
+
+const REPO_URLS: &str = "an absolute path, or s3://, az://, gs:// or sftp://: docs/storage.md describes each";
 
 /// From now on the repository is read as it was at this moment.
 fn look_back(repo: &mut RepoSettings, at: Timestamp) -> Result<(), Failure> {
@@ -340,7 +342,7 @@ pub fn repo(configured: &BTreeMap<String, RepoSettings>, text: &str) -> Result<R
         let otherwise = || "a repository that is not configured is named by an absolute path or a URL".to_owned();
         return Err(failure.hint(near.map_or_else(otherwise, |near| format!("did you mean '{near}'?"))));
     }
-    let url: RepoUrl = text.parse().map_err(|why: String| Failure::usage("E-REPO-URL", why))?;
+    let url: RepoUrl = text.parse().map_err(|why: String| Failure::usage("E-REPO-URL", why).hint(REPO_URLS))?;
     // The past of a repository is opened as the repository is.
     let known = configured.values().find(|repo| repo.url.without(AS_OF) == url.without(AS_OF));
     let known = known.map(|repo| RepoSettings { url: url.clone(), ..repo.clone() });

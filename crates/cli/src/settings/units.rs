@@ -26,6 +26,9 @@ const SPAN_UNITS_MS: &[(&str, u64)] = &[
     ("y", 365 * 86_400_000),
 ];
 
+/// What is added to the time of today must still be a time.
+const SPAN_YEARS_MAX: u64 = 1000;
+
 /// The units a span is written back in, largest first.
 const SPAN_UNITS_SHOWN: &[(&str, u128)] =
     &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
@@ -50,6 +53,10 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Span, String> {
         let wrong = || format!("'{text}' is not a duration such as \"30s\", \"1h30m\" or \"7d\"");
         let mut rest = text.trim();
+        if rest.starts_with('-') {
+            return Err(format!("'{text}' is negative, and a duration is not"));
+        }
+        let long = || format!("'{text}' is longer than {SPAN_YEARS_MAX} years");
         if rest.is_empty() {
             return Err(wrong());
         }
@@ -59,8 +66,11 @@ impl FromStr for Span {
             let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
             let (unit, after) = after.split_at_checked(end).ok_or_else(wrong)?;
             let (_, unit_ms) = SPAN_UNITS_MS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
-            total_ms = number.checked_mul(*unit_ms).and_then(|ms| total_ms.checked_add(ms)).ok_or_else(wrong)?;
+            total_ms = number.checked_mul(*unit_ms).and_then(|ms| total_ms.checked_add(ms)).ok_or_else(long)?;
             rest = after.trim_start();
+        }
+        if total_ms > SPAN_YEARS_MAX * 365 * 86_400_000 {
+            return Err(long());
         }
         Ok(Span(Duration::from_millis(total_ms)))
     }

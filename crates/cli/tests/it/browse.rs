@@ -39,7 +39,31 @@ fn objects_are_listed_and_what_they_hold_is_printed() {
     let raw = site.elsewhere.command(["repo-get", "--raw", segment]).output().expect("pgark runs");
     assert!(raw.stdout == std::fs::read(site.elsewhere.repo().join(segment)).expect("the object"));
 
-    assert_eq!(site.elsewhere.run(["repo-get", "clusters/main/none"]).code, Some(20));
+    let none = site.elsewhere.run(["repo-get", "clusters/main/none"]).expect_code(4);
+    assert!(none.stderr.contains("E-REPO-MISSING") && none.stderr.contains("repo-ls"), "{none}");
+    let nothing = site.elsewhere.run(["repo-ls", "nix"]).expect_code(0);
+    assert!(nothing.stderr.contains("nothing lies under 'nix'") && nothing.stdout.is_empty(), "{nothing}");
+    assert_eq!(site.elsewhere.run(["repo-ls", "../.."]).code, Some(2));
+    // What is given wrongly is a mistake of who gives it, and says what to do.
+    let words: &[(&[&str], i32, &str)] = &[
+        (&["import", "/tmp"], 4, "E-IMPORT-FORM"),
+        (&["import", "/nonexistent/dir"], 4, "E-IMPORT-FORM"),
+        (&["key", "add", "--key-command", "nope"], 2, "E-KEY-COMMAND"),
+        (&["key", "add", "--age-recipient", "age1foo"], 2, "E-KEY-RECIPIENT"),
+        (&["key", "renew", "/tmp"], 4, "E-RESTORE-FILE"),
+        (&["expire", "--gc-grace", "-1"], 2, "negative"),
+        (&["key", "retire", "--grace", "-5"], 2, "negative"),
+        (&["expire", "--gc-grace", "999999999999d"], 2, "longer than"),
+        (&["expire", "--repo-target-time", "2026-01-01T00:00:00Z"], 2, "E-REPO-PAST"),
+        (&["annotate", &id, "nonsense"], 2, "E-ANNOTATION"),
+        (&["info", "--passphrase-file", "/nonexistent/p"], 2, "E-SECRET-FILE"),
+        (&["export", &id, "--to", "/nonexistent/d/e.tar"], 1, "E-FILE"),
+        (&["info", "--repo", "nix://x"], 2, "E-REPO-URL"),
+    ];
+    for (words, code, part) in words {
+        let refused = site.elsewhere.run(*words).expect_code(*code);
+        assert!(refused.stderr.contains(part) && refused.stderr.contains("HINT: "), "{refused}");
+    }
     assert_eq!(site.elsewhere.run(["repo-get", "../../etc/passwd"]).code, Some(2));
 }
 

@@ -55,6 +55,7 @@ mod retention_mistakes;
 mod serve;
 mod several;
 mod several_mistakes;
+mod several_trusted;
 mod several_unusable;
 mod sftp;
 mod system;

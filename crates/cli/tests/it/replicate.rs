@@ -189,6 +189,16 @@ fn a_copy_goes_from_a_directory_into_a_bucket_and_back() {
     }
     let from = site.elsewhere.repo().display().to_string();
     replicate(&site, &from, &store.url("copy"), &[]);
+    // The bucket has no object lock, and is asked for it.
+    let text = format!(
+        "[repos.locked]\nurl = '{}'\npassphrase_file = '{}'\nlock = 'compliance'\nlock_days = 7\n",
+        store.url("locked"),
+        site.elsewhere.passphrase_file().display()
+    );
+    let config = site.scratch.file("locked.toml", text.as_bytes(), 0o600).display().to_string();
+    let plain = site.elsewhere.clone().without_env("PGARK_REPO");
+    let refused = plain.run(["--config", &config, "replicate", "--from", &from, "--to", "locked"]).expect_code(4);
+    assert!(refused.stderr.contains("E-LOCK-BUCKET") && refused.stderr.contains("HINT: "), "{refused}");
     std::fs::remove_dir_all(&from).expect("the first repository is destroyed");
     let back = site.scratch.join("back").display().to_string();
     replicate(&site, &store.url("copy"), &back, &[]);

@@ -74,6 +74,9 @@ pub fn plan(options: &ImportOptions, repo: &Repository, ctx: &Ctx) -> Result<Imp
     if running_postmaster(&data).is_some() {
         return Err(not_a_backup(&data, "a server runs on it"));
     }
+    if !data.join("global/pg_control").is_file() {
+        return Err(not_a_backup(&data, "it has no global/pg_control"));
+    }
     let control = source::parse_control(&data, &source::read_control(&data)?)?;
     let list = PgList::read(&data)?;
     let label = small(&data.join("backup_label"))?.ok_or_else(|| not_a_backup(&data, "it has no backup_label"))?;
@@ -273,7 +276,10 @@ fn backup_options(options: &ImportOptions, plan: &ImportPlan) -> BackupOptions {
 /// The data directory, and what an export says of itself.
 fn locate(from: &Path) -> Result<(PathBuf, Option<Facts>)> {
     let from = std::path::absolute(from).map_err(|e| EngineError::file("looking at", from, e))?;
-    let meta = fs::metadata(&from).map_err(|e| EngineError::file("looking at", &from, e))?;
+    let meta = match fs::metadata(&from) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(not_a_backup(&from, "it is not there")),
+        other => other.map_err(|e| EngineError::file("looking at", &from, e))?,
+    };
     if !meta.is_dir() {
         return Err(not_a_backup(&from, "not a directory: unpack it first, with tar"));
     }

@@ -123,7 +123,7 @@ pub(crate) fn give_up(catalog: &CatalogStore, claim: Claim, because: &EngineErro
 
 fn is_full(error: &EngineError) -> bool {
     // Servers tell it in words of their own.
-    if matches!(error, EngineError::Repo(e) if e.is_no_space()) {
+    if error.repo().is_some_and(pgark_repo::RepoError::is_no_space) {
         return true;
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);

@@ -5,6 +5,7 @@
 //! and what is copied is sealed anew on the way. Each has its own catalog and head: a backup is listed in the copy only when all it needs is durable there, its WAL included, and what one of them
 //! deletes stays in the other.
 
+pub mod lacking;
 pub(crate) mod objects;
 mod reports;
 pub(crate) mod wal;
@@ -23,7 +24,7 @@ use pgark_repo::wal::WalArchive;
 use pgark_repo::{RepoError, Repository};
 
 use crate::backup::claim::KeptClaim;
-use crate::backup::job::remove_remains;
+use crate::backup::job::{give_up, remove_remains};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::restore::run::claim_to_read;
@@ -222,6 +223,7 @@ pub fn run(
         }
     }
     reports::copy(from, to, options, &plan.reports, ctx, &mut report)?;
+    crate::rescue::place(&**to.store()).map_err(|e| e.in_repository(&to.store().url()))?;
     report.events = crate::audit::copy(from, to, &options.cluster, ctx)?;
     Ok(report)
 }
@@ -240,7 +242,7 @@ fn mend(
     let total = objects.iter().map(|(_, print)| print.size).sum();
     ctx.progress.begin(&format!("lost objects of {}", entry.id), Some(total));
     let copied = objects::copy_all(from, to, objects, options.jobs, ctx);
-    ctx.progress.end();
+    ctx.progress.end_as(copied.is_ok());
     drop(kept);
     if let Err(e) = pin.release() {
         tracing::warn!(%e, "the claim in the copy ends by itself");
@@ -251,7 +253,8 @@ fn mend(
 /// Damage or absence concerns one backup; a store that does not answer concerns all.
 fn is_about_one(e: &EngineError) -> bool {
     match e.repo() {
-        Some(e) => e.is_damage() || e.is_not_found(),
+        // Its retention may give it up while others are copied.
+        Some(e) => e.is_damage() || e.is_not_found() || matches!(e, RepoError::NoBackup { .. }),
         None => e.code() == "E-REPLICATE-WAL",
     }
 }
@@ -292,10 +295,8 @@ fn backup(
                 Ok(writing.commit_backup(&entry)?)
             }
             Err(e) => {
-                // The next run goes on from what was copied.
-                if let Err(again) = writing.abandon(true) {
-                    tracing::warn!(%again, "the claim in the copy ends by itself");
-                }
+                // The next run goes on from what was copied, unless others need the room, WAL before all.
+                give_up(&target, writing, &e);
                 Err(e)
             }
         }
@@ -331,7 +332,7 @@ fn objects_of(
     let total = wanted.values().map(|f| f.size).sum();
     ctx.progress.begin(&format!("copy of {id}"), Some(total));
     let copied = objects::copy_all(from, to, &wanted.into_iter().collect::<Vec<_>>(), options.jobs, ctx);
-    ctx.progress.end();
+    ctx.progress.end_as(copied.is_ok());
     let (objects, bytes) = copied?;
     let rest = [(names::manifest(cluster, id), print), (names::record(cluster, id), entry.record.clone())];
     for (name, print) in &rest {

@@ -54,6 +54,19 @@ pub fn place(store: &dyn Store) -> Result<()> {
     Ok(())
 }
 
+/// Whether the files are there, of this version or of another one.
+pub fn is_there(store: &dyn Store) -> Result<bool> {
+    if store.stat(&object(&own_dir(), "extract.py")?).is_ok() {
+        return Ok(true);
+    }
+    let mut found = false;
+    store.list(DIR, &mut |stat| {
+        found |= stat.name.as_str().ends_with("/extract.py");
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// Whether an object is one of these, by its name alone.
 pub fn owns(name: &str) -> bool {
     name.split_once('/').is_some_and(|(top, _)| top == DIR)

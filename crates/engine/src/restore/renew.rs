@@ -48,6 +48,13 @@ pub fn run(repo: &Repository, dir: &Path) -> Result<Renewed> {
 
 fn renewed(repo: &Repository, dir: &Path) -> Result<(RestoreFile, Renewed)> {
     let path = dir.join(RESTORE_FILE);
+    if !path.exists() {
+        return Err(EngineError::refused(
+            "E-RESTORE-FILE",
+            format!("{} is no directory that pgark restored: it has no {RESTORE_FILE}", dir.display()),
+            "name the data directory of a server that recovers from this repository",
+        ));
+    }
     let file = RestoreFile::read(&path)?;
     let held = file.key_set()?;
     let now = repo.keys().wal_keys();

@@ -3,6 +3,7 @@
 //! time windows it takes away. Objects that nobody claims are reported too.
 
 mod books;
+mod meanwhile;
 mod parity;
 mod report;
 mod reports;
@@ -48,7 +49,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: Names::default(), parity, unopened, report };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
-    let damaged = match by_books {
+    let mut damaged = match by_books {
         false => v.backups(&backups)?,
         true => v.presence_of_backups(&backups).map(|()| BTreeSet::new())?,
     };
@@ -61,6 +62,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
         v.trail()?;
         v.strangers()?;
     }
+    v.settle_with_the_present(&catalog_store, &mut damaged)?;
     v.report_parity();
     v.report_unopened();
     let mut report = VerifyReport { accounted: v.claimed, ..v.report };
@@ -289,6 +291,10 @@ impl<'a> Verify<'a> {
             Ok(())
         })?;
         let (rescue, found): (Vec<String>, Vec<String>) = found.into_iter().partition(|name| rescue::owns(name));
+        if rescue.is_empty() {
+            let what = "the extractor for the day without pgark is not in rescue/: 'pgark init' or 'pgark replicate' puts it there";
+            self.report.notes.push(what.to_owned());
+        }
         for (object, kind, what) in rescue::check(&**self.repo.store(), &rescue)? {
             self.problem(&object, kind, what, vec![], vec![]);
         }

@@ -243,7 +243,13 @@ impl Verify<'_> {
             return;
         }
         let object = format!("{}/{}..{}", wal.place().timeline_dir(timeline), name(first), name(last));
-        self.problem(&object, ProblemKind::Gap, "these segments were never archived, later ones were", ids, windows);
+        self.problem(
+            &object,
+            ProblemKind::Gap,
+            "these segments never got into this repository, later ones did",
+            ids,
+            windows,
+        );
     }
 
     /// What is lost with these segments: backups that need them to be consistent, and every target from there
@@ -357,6 +363,8 @@ impl Verify<'_> {
             let outcome = self.opened(&object, outcome).map(drop);
             match outcome.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}
+                // No book names it, and it went after it was listed.
+                Err(e) if e.is_not_found() => {}
                 Err(e) if e.is_damage() => self.problem(name, kind_of(&e), e, vec![], vec![]),
                 Err(e) => return Err(e.into()),
             }

@@ -535,16 +535,16 @@ fn a_process_that_opened_the_repository_long_ago_reads_and_writes_on() {
 }
 
 /// A directory that goes away with its owner.
-struct Directory(std::path::PathBuf);
+pub struct Directory(std::path::PathBuf);
 
 impl Directory {
-    fn new(label: &str) -> Self {
+    pub fn new(label: &str) -> Self {
         let path = std::env::temp_dir().join(format!("pgark-reencrypt-{label}-{}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         Directory(path)
     }
 
-    fn store(&self) -> Arc<dyn Store> {
+    pub fn store(&self) -> Arc<dyn Store> {
         Arc::new(LocalStore::create(&self.0).unwrap())
     }
 }

@@ -84,6 +84,7 @@ impl CatalogStore {
             c.interrupted.retain(|id| id != backup);
             c.removing.retain(|id| id != backup);
             c.expired.retain(|e| e.backup != *backup);
+            c.take_back(backup);
             Ok(())
         })
     }
@@ -354,6 +355,7 @@ impl Claim {
         self.change(|c| {
             c.backups.retain(|b| b.id != *self.backup());
             c.expired.retain(|e| e.backup != *self.backup());
+            c.give_up(self.backup());
             c.remove(self.backup());
             Ok(())
         })

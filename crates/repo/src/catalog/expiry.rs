@@ -108,7 +108,10 @@ impl Claim {
             let (going, staying) = std::mem::take(&mut c.expired).into_iter().partition(|e| due(e));
             let going: Vec<ExpiredBackup> = going;
             c.expired = staying;
-            going.iter().for_each(|e| c.remove(&e.backup));
+            for gone in &going {
+                c.give_up(&gone.backup);
+                c.remove(&gone.backup);
+            }
             Ok(())
         })
     }

@@ -48,6 +48,7 @@ impl Catalog {
             removing: vec![],
             interrupted: vec![],
             expired: vec![],
+            gave_up: Some(super::GaveUp::default()),
             wal_expiries: vec![],
             resealed: None,
             clock: None,

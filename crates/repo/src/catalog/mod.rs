@@ -8,6 +8,7 @@
 mod claims;
 pub mod clock;
 mod expiry;
+mod gave_up;
 pub mod holder;
 mod kind;
 mod lost;
@@ -31,6 +32,7 @@ use crate::stream::Fingerprint;
 pub use claims::{CLAIM_RENEW_SECONDS, CLAIM_TTL_SECONDS, Claim, Job, JobKind, Needs, WalNeed};
 pub use clock::{CLOCK_TOLERANCE_SECONDS, ClusterClock, Doubt, Reading, StoreTime, Uptime, Witness};
 pub use expiry::{ExpiredBackup, Expiry, Hold, WalExpiry};
+pub use gave_up::GaveUp;
 pub use holder::Holder;
 pub use kind::{BackupKind, PhysicalBackup, PhysicalFacts};
 pub use lost::LostCatalog;
@@ -52,6 +54,9 @@ pub struct Catalog {
     /// Backups that retention took off the list. Their objects are there until they are due, and then go to `removing`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expired: Vec<ExpiredBackup>,
+    /// Backups that were listed and went for good. Absent in what older versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gave_up: Option<GaveUp>,
     /// Decisions to expire WAL of which something is still to be done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wal_expiries: Vec<WalExpiry>,

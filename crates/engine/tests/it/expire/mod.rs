@@ -21,6 +21,7 @@ use crate::sample::{self, Tree, archive, backup_id, cluster, segment, segment_si
 
 mod beside;
 mod clocks;
+mod copies;
 mod reports;
 mod revive;
 mod run;

@@ -122,6 +122,7 @@ fn catalog(clock: ClusterClock) -> Catalog {
         removing: vec![],
         interrupted: vec![],
         expired: vec![],
+        gave_up: None,
         wal_expiries: vec![],
         last_id: None,
         resealed: None,
