@@ -137,10 +137,7 @@ fn normal_digest(hexadecimal: &[u8], elements: Elements) -> Result<Vec<u8>, Clus
 
 /// Facts that PostgreSQL prints, and may print otherwise in another major version.
 pub fn is_printed(fact: &str) -> bool {
-    matches!(
-        fact,
-        "definition" | "defaults" | "bound" | "version" | "options" | "publishes" | "extension_comment"
-    )
+    matches!(fact, "definition" | "defaults" | "bound" | "version" | "options" | "publishes" | "extension_comment")
 }
 
 /// Facts that truths of version 1 do not have.

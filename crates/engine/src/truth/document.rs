@@ -209,7 +209,10 @@ impl<R: BufRead> TruthReader<R> {
         if !(SCHEMA_MIN..=SCHEMA).contains(&version.pgark_truth) {
             return Err(EngineError::failed(
                 "E-TRUTH-VERSION",
-                format!("the truth is of version {}, this program reads versions {SCHEMA_MIN} to {SCHEMA}", version.pgark_truth),
+                format!(
+                    "the truth is of version {}, this program reads versions {SCHEMA_MIN} to {SCHEMA}",
+                    version.pgark_truth
+                ),
                 "use a newer pgark",
             ));
         }

@@ -100,8 +100,8 @@ impl<'t> Before<'t> {
         let value = match last {
             _ if branch => return names,
             b"," => clause != Clause::From,
-            b"EXISTS" | b"ARRAY" | b"ANY" | b"ALL" | b"SOME" | b"IN" | b"SELECT" | b"WHERE" | b"HAVING" | b"AND" | b"OR"
-            | b"NOT" | b"ON" | b"CASE" | b"WHEN" | b"THEN" | b"ELSE" | b"LIMIT" | b"OFFSET" => true,
+            b"EXISTS" | b"ARRAY" | b"ANY" | b"ALL" | b"SOME" | b"IN" | b"SELECT" | b"WHERE" | b"HAVING" | b"AND"
+            | b"OR" | b"NOT" | b"ON" | b"CASE" | b"WHEN" | b"THEN" | b"ELSE" | b"LIMIT" | b"OFFSET" => true,
             [operator] => b"=<>+-*/~!@#%^&|`?".contains(operator),
             _ => false,
         };
@@ -146,7 +146,8 @@ fn called<'t>(of_type: &[Node<'t>]) -> Option<&'t [u8]> {
     if !name.iter().all(|node| matches!(node, Node::Plain(_)) && is_of_type_name(node)) {
         return None;
     }
-    let words: Vec<&'t [u8]> = name.iter().filter_map(|n| if let Node::Plain(t) = n { Some(*t) } else { None }).collect();
+    let words: Vec<&'t [u8]> =
+        name.iter().filter_map(|n| if let Node::Plain(t) = n { Some(*t) } else { None }).collect();
     Some(match words.as_slice() {
         [b"integer"] => b"int4",
         [b"bigint"] => b"int8",
@@ -232,7 +233,8 @@ mod tests {
             assert_eq!(normal_of(text), text);
         }
         // A view within a value is of that kind again.
-        let text = "(EXISTS ( SELECT 1 FROM ( SELECT 'a'::text AS text) s WHERE (s.text = ( SELECT 'b'::text AS text))))";
+        let text =
+            "(EXISTS ( SELECT 1 FROM ( SELECT 'a'::text AS text) s WHERE (s.text = ( SELECT 'b'::text AS text))))";
         let normal = "(EXISTS ( SELECT 1 FROM ( SELECT 'a'::text AS text) s WHERE (s.text = ( SELECT 'b'::text))))";
         assert_eq!(normal_of(text), normal);
     }

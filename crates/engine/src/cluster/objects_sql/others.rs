@@ -131,21 +131,26 @@ fn publishes(major: Major) -> &'static str {
     }
 }
 
-/// What was granted or revoked on what comes with PostgreSQL or with an extension, since that was made: a dump brings it.
+/// What was granted or revoked on what comes with PostgreSQL or with an extension, since that was made: a dump brings it, but for
+/// `information_schema` and for the languages that are built in.
 fn system_privileges() -> String {
+    let outside = |schema: &str| {
+        format!("{schema} NOT IN (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'information_schema')")
+    };
+    let relation = "CASE o.relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\"";
     let catalogs = [
-        ("pg_class", "relacl", "CASE o.relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\"", "relowner"),
-        ("pg_proc", "proacl", "'f'", "proowner"),
-        ("pg_type", "typacl", "'T'", "typowner"),
-        ("pg_language", "lanacl", "'l'", "lanowner"),
-        ("pg_foreign_data_wrapper", "fdwacl", "'F'", "fdwowner"),
+        ("pg_class", "relacl", relation, "relowner", outside("o.relnamespace")),
+        ("pg_proc", "proacl", "'f'", "proowner", outside("o.pronamespace")),
+        ("pg_type", "typacl", "'T'", "typowner", outside("o.typnamespace")),
+        ("pg_language", "lanacl", "'l'", "lanowner", "o.lanispl".to_owned()),
+        ("pg_foreign_data_wrapper", "fdwacl", "'F'", "fdwowner", "true".to_owned()),
     ];
-    let one = |(catalog, acl, of, owner): (&str, &str, &str, &str)| {
+    let one = |(catalog, acl, of, owner, dumped): (&str, &str, &str, &str, String)| {
         format!(
             "SELECT '{catalog}'::regclass AS classid, o.oid, coalesce(o.{acl}, acldefault({of}, o.{owner})) AS acl, \
              coalesce(i.initprivs, acldefault({of}, o.{owner})) AS initprivs FROM {catalog} AS o \
              LEFT JOIN pg_init_privs AS i ON i.classoid = '{catalog}'::regclass AND i.objoid = o.oid AND i.objsubid = 0 \
-             WHERE o.{acl} IS DISTINCT FROM i.initprivs AND (o.oid < 16384 OR EXISTS (SELECT FROM pg_depend AS e \
+             WHERE o.{acl} IS DISTINCT FROM i.initprivs AND {dumped} AND (o.oid < 16384 OR EXISTS (SELECT FROM pg_depend AS e \
                    WHERE e.classid = '{catalog}'::regclass AND e.objid = o.oid AND e.objsubid = 0 AND e.deptype = 'e'))"
         )
     };

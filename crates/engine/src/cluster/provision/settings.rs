@@ -19,11 +19,7 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 
-pub(super) fn for_database(
-    conn: &Connection,
-    database: &str,
-    setting: &DatabaseSetting,
-) -> Result<(), ClusterError> {
+pub(super) fn for_database(conn: &Connection, database: &str, setting: &DatabaseSetting) -> Result<(), ClusterError> {
     match &setting.role {
         None => set(conn, "ALTER DATABASE %I", &[database], setting),
         Some(role) => set(conn, "ALTER ROLE %I IN DATABASE %I", &[role, database], setting),

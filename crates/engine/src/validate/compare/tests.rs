@@ -252,8 +252,7 @@ fn what_a_dump_cannot_bring_back_is_named_and_not_called_ok_and_a_physical_backu
 #[test]
 fn what_an_older_truth_does_not_tell_is_not_compared_and_never_ok() {
     let old = Header { pgark_truth: 1, ..header(150_018) };
-    let recorded =
-        [table("t", &[("columns", "x")]), object(ObjectKind::Other, &["server", "s"], &[("owner", "o")])];
+    let recorded = [table("t", &[("columns", "x")]), object(ObjectKind::Other, &["server", "s"], &[("owner", "o")])];
     let live = [
         table("t", &[("columns", "x"), ("comment", "c"), ("replica_identity", "full")]),
         object(ObjectKind::Other, &["server", "s"], &[("owner", "o"), ("acl", "+x"), ("details", "d")]),

@@ -39,9 +39,7 @@ pub fn said(fact: &str) -> String {
         "comment" | "extension_comment" => "its comment".to_owned(),
         "comments" => "what comments say".to_owned(),
         "column_comments" => "the comment of a column".to_owned(),
-        "column_details" => {
-            "storage, compression, statistics target or options of a column".to_owned()
-        }
+        "column_details" => "storage, compression, statistics target or options of a column".to_owned(),
         "column_statistics" => "the statistics target of a column".to_owned(),
         "foreign_options" => "its server or options".to_owned(),
         "details" => "what it is made of or its options".to_owned(),
