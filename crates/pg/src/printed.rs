@@ -1,15 +1,19 @@
 //! Expressions as PostgreSQL prints them, in the form that they have after a dump was loaded.
 //!
-//! What `ruleutils.c` prints is not always printed the same way once it was parsed again. Two of its forms change, and each only
+//! What `ruleutils.c` prints is not always printed the same way once it was parsed again. Three of its forms change, and each only
 //! into something that means the same:
 //!
 //! - a cast of an array goes to its elements (`transformTypeCast`, `transformArrayExpr` in `parse_expr.c`):
 //!   `(ARRAY['a'::character varying])::text[]` comes back as `ARRAY[('a'::character varying)::text]`;
 //! - AND in the first place of AND, and OR of OR, are one list (`makeAndExpr`, `makeOrExpr` in `gram.y`): `((a AND b) AND c)`, which
-//!   BETWEEN leaves behind, comes back as `(a AND b AND c)`.
+//!   BETWEEN leaves behind, comes back as `(a AND b AND c)`;
+//! - a constant without a name in a sub-select gets that of its type (`FigureColname` in `parse_target.c`): `EXISTS ( SELECT 'a'::text)`
+//!   comes back as `EXISTS ( SELECT 'a'::text AS text)`. See `names`.
 //!
 //! Invariants: nothing else is changed, not even a space; what is not understood stays as it is. So two texts of which the
 //! normal forms are equal mean the same, and texts that mean the same may still differ.
+
+mod names;
 
 /// Deeper expressions are left as they are.
 const DEPTH_MAX: usize = 500;
@@ -35,7 +39,7 @@ pub enum Elements {
 pub fn normal_form(text: &[u8], elements: Elements) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     match parse(text) {
-        Some(nodes) => write(&normal(nodes, elements), &mut out),
+        Some(nodes) => write(&normal(names::without_derived(&nodes), elements), &mut out),
         None => out.extend_from_slice(text),
     }
     out
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_of_the_two_forms_is_left_to_the_last_byte() {
+    fn what_is_none_of_these_forms_is_left_to_the_last_byte() {
         for text in [
             "",
             "sum(y) OVER ((ORDER BY z ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AND b)",

@@ -145,6 +145,7 @@ fn text(report: &LogicalReport, took: Duration) -> String {
         let passwords = if g.passwords { "with passwords" } else { "without passwords" };
         out += &format!("  globals: {} roles {passwords}, {} tablespaces\n", g.roles, g.tablespaces);
     }
+    report.notes.iter().for_each(|note| out += &format!("  {note}\n"));
     out
 }
 
@@ -155,7 +156,7 @@ fn plan_document(options: &LogicalOptions, plan: &LogicalPlan) -> serde_json::Va
         "missing": backup_files::roots(&plan.missing),
         "databases": plan.databases.iter().map(|d| &d.name).collect::<Vec<_>>(), "globals": plan.globals,
         "compared_with": plan.base.as_ref().map(ToString::to_string), "pg_dump": plan.tools.dump.to_string_lossy(),
-        "pg_dump_version": plan.tools.version.to_string(), "warnings": plan.warnings,
+        "pg_dump_version": plan.tools.version.to_string(), "warnings": plan.warnings, "notes": plan.notes,
     })
 }
 
@@ -174,6 +175,7 @@ fn plan_text(options: &LogicalOptions, plan: &LogicalPlan) -> String {
     for root in &plan.roots {
         out += &format!("  {} {}\n", root.section.as_str(), root.as_path().display());
     }
+    plan.notes.iter().for_each(|note| out += &format!("  {note}\n"));
     out
 }
 

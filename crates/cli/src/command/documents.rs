@@ -168,6 +168,7 @@ impl BackupDocument {
                 "globals": report.globals.as_ref().map(globals), "new_bytes": report.new_bytes,
                 "compared_with": report.base.as_ref().map(ToString::to_string),
                 "pg_dump": report.tools.dump.to_string_lossy(), "pg_dump_version": report.tools.version.to_string(),
+                "notes": report.notes,
             })),
             files: report.files.as_ref().map(super::backup_files::document),
             resumed: None,

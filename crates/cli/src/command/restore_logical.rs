@@ -87,7 +87,8 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     let repo = context.open_first_with_books()?;
     let repo = repo.healing();
     if args.dry_run.dry_run {
-        let plan = restore::plan(&options, &repo, &[]).map_err(engine_failure)?;
+        let mut plan = restore::plan(&options, &repo, &[]).map_err(engine_failure)?;
+        plan.notes.push(not_read(args.id.as_deref()).to_owned());
         output::result(global.form(), &document(&plan, None), || format!("would restore\n{}", describe(&plan)))?;
         return Ok(Exit::Done);
     }
@@ -117,14 +118,30 @@ pub fn run(args: &RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     report.stored.iter().for_each(|id| context.trail().about("report", id));
     report.warnings.iter().for_each(|w| output::warning(w));
     let took = began.elapsed();
-    global.report(&document(&plan, Some((&report, took))), || done_text(&plan, &report, took))?;
     let degraded = plan.notes.iter().any(|n| n.starts_with("DEGRADED"));
     let verdict = report.validation.as_ref().map(|v| v.outcome);
+    let told = document(&plan, Some((&report, took)));
+    let text = || done_text(&plan, &report, took);
+    match verdict {
+        None | Some(Verdict::Ok) => global.report(&told, text)?,
+        // `--quiet` hides no difference.
+        Some(_) => output::result(global.form(), &told, text)?,
+    }
     if verdict == Some(Verdict::Failed) {
         return Ok(Exit::ValidationFailed);
     }
     let clean = report.warnings.is_empty() && notices.is_empty() && !degraded && verdict != Some(Verdict::NotChecked);
     Ok(if clean { Exit::Done } else { Exit::Warnings })
+}
+
+/// What a plan cannot tell.
+pub(super) fn not_read(backup: Option<&str>) -> &'static str {
+    match backup {
+        None | Some("latest") => {
+            "the contents of the backup were not read: if they are damaged, the restore takes the next older one and ends with 3"
+        }
+        Some(_) => "the contents of the backup were not read: if they are damaged, the restore ends with 20",
+    }
 }
 
 pub(super) fn describe(plan: &RestorePlan) -> String {

@@ -208,7 +208,13 @@ pub fn own_program() -> Result<PathBuf, Failure> {
 fn scratch_base(args: &RestoreTableArgs, context: &Context) -> Result<PathBuf, Failure> {
     let configured = context.cluster_settings()?.scratch_dir.clone();
     let base = args.scratch_dir.clone().or(configured).unwrap_or_else(std::env::temp_dir);
-    std::path::absolute(&base).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--scratch-dir: {e}")))
+    let base =
+        std::path::absolute(&base).map_err(|e| Failure::usage("E-TARGET-PATH", format!("--scratch-dir: {e}")))?;
+    match base.is_dir() {
+        true => Ok(base),
+        false => Err(Failure::refused("E-SCRATCH-DIR", format!("{} is no directory", base.display()))
+            .hint("make it, or choose another one with --scratch-dir")),
+    }
 }
 
 fn run_physical(args: &RestoreTableArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {

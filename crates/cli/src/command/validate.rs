@@ -104,6 +104,7 @@ pub fn run(args: ValidateArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     }
     let context = Context::new(global)?;
     context.stop_on_signals()?;
+    refuse_report(&args)?;
     let connect = args.server.apply(context.connect_options()?);
     let repo = args.against.as_ref().map(|_| context.open_first()).transpose()?.map(|(_, repo)| repo.healing());
     let (mut found, mut stored, mut not_stored) = (vec![], vec![], vec![]);
@@ -225,19 +226,40 @@ fn worst(reports: &[Report]) -> Verdict {
     }
 }
 
+/// Before anything is read: it may take hours.
+fn refuse_report(args: &ValidateArgs) -> Result<(), Failure> {
+    let Some(base) = &args.report else { return Ok(()) };
+    let directory = base.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    if !directory.is_dir() {
+        return Err(Failure::refused("E-FILE", format!("{} is no directory", directory.display()))
+            .hint("make it first; nothing was validated"));
+    }
+    let taken =
+        (1..=args.database.len()).flat_map(|place| ENDINGS.map(|ending| report_path(args, base, place, ending)));
+    match taken.into_iter().find(|path| path.symlink_metadata().is_ok()) {
+        None => Ok(()),
+        Some(path) => Err(Failure::refused("E-FILE", format!("{} is there already", path.display()))
+            .hint("choose another name, or move it away; nothing was validated")),
+    }
+}
+
+const ENDINGS: [&str; 3] = ["json", "md", "html"];
+
+/// Names of databases are no names of files.
+fn report_path(args: &ValidateArgs, base: &std::path::Path, place: usize, ending: &str) -> PathBuf {
+    let mut path = base.to_owned().into_os_string();
+    path.push(if args.database.len() > 1 { format!("-{place}.{ending}") } else { format!(".{ending}") });
+    path.into()
+}
+
 fn write_report(args: &ValidateArgs, report: &Report) -> Result<(), Failure> {
     let Some(base) = &args.report else { return Ok(()) };
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Failure::failed("E-INTERNAL", format!("the report cannot be written as JSON: {e}")))?;
-    let several = args.database.len() > 1;
     let place = args.database.iter().position(|name| name.as_bytes() == report.database.0).unwrap_or(0) + 1;
-    for (ending, text) in
-        [("json", json), ("md", validation::to_markdown(report)), ("html", validation::to_html(report))]
-    {
-        let mut path = base.clone().into_os_string();
-        // Names of databases are no names of files.
-        path.push(if several { format!("-{place}.{ending}") } else { format!(".{ending}") });
-        write_new(std::path::Path::new(&path), &text)?;
+    let texts = [json, validation::to_markdown(report), validation::to_html(report)];
+    for (ending, text) in ENDINGS.into_iter().zip(texts) {
+        write_new(&report_path(args, base, place, ending), &text)?;
     }
     Ok(())
 }

@@ -511,7 +511,7 @@ fn dumps_are_rehearsed_in_a_cluster_of_their_own() {
     assert!(strings(&found["not_checked"]).iter().any(|w| w.contains("without a truth")), "{found:#}");
     assert_eq!(stage.site.elsewhere.backup_info(&blind)["evidence"], "stored");
     // Roles and tablespaces are not in a new cluster, and not in the backup.
-    stage.red(CHECK, &["--kind", "logical", "--backup", &lonely], &[("E-RESTORE-FAILED", "does not exist")]);
+    stage.red(CHECK, &["--kind", "logical", "--backup", &lonely], &[("E-ROLE-NONE", "'clerk'")]);
     stage.red("rpo = \"1ms\"\n", &logical(&[]), &[("E-DRILL-RPO", "the newest dump is")]);
     let wrong = CHECK.replace(">= 3000", ">= 30000");
     stage.red(&wrong, &logical(&[]), &[("E-DRILL-CHECK", "orders: the answer is 'f'")]);

@@ -94,8 +94,20 @@ fn noise(n: usize, mut seed: u64) -> Vec<u8> {
 }
 
 /// Names that are left out of every backup of `uploads`.
-pub const NEVER: [&str; 7] =
-    [".env", "2025/.env.production", "2025/id_ed25519", "key.pem", "pipe", "2025/pgpass.conf", "keys.p12"];
+pub const NEVER: [&str; 12] = [
+    ".env",
+    "2025/.env.production",
+    "2025/id_ed25519",
+    "key.pem",
+    "pipe",
+    "2025/pgpass.conf",
+    "keys.p12",
+    ".env~",
+    "2025/id_rsa.bak",
+    ".docker/config.json",
+    "putty.txt",
+    "age.txt",
+];
 
 /// An application of some files. Returns its directory; what it uploads is in `uploads`.
 pub fn app(site: &Site) -> PathBuf {
@@ -111,6 +123,12 @@ pub fn app(site: &Site) -> PathBuf {
     write(up.join("2025/id_ed25519"), b"hunter2", 0o600);
     write(up.join("2025/pgpass.conf"), b"hunter2", 0o600);
     write(up.join("keys.p12"), b"hunter2", 0o600);
+    fs::create_dir_all(up.join(".docker")).expect("directories");
+    for name in [".env~", "2025/id_rsa.bak", ".docker/config.json"] {
+        write(up.join(name), b"hunter2", 0o600);
+    }
+    write(up.join("putty.txt"), b"PuTTY-User-Key-File-3: ssh-rsa\nhunter2\n", 0o600);
+    write(up.join("age.txt"), format!("AGE-SECRET-KEY-1{}\nhunter2\n", "Q".repeat(58)).as_bytes(), 0o600);
     write(up.join("key.pem"), b"-----BEGIN EC PRIVATE KEY-----\nhunter2\n", 0o600);
     write(up.join("cert.pem"), b"-----BEGIN CERTIFICATE-----\nMIIB\n", 0o600);
     write(up.join("slides.key"), b"no key at all", 0o600);
@@ -209,7 +227,7 @@ fn files_come_back_as_they_were_and_secrets_never_go_in() {
     for name in NEVER {
         assert!(told.contains(&format!("{path}/{name}")), "{name}: {told:?}");
     }
-    assert_eq!((told.len(), &first["files"]["left_out_counts"]["secret"]), (7, &Value::from(6)));
+    assert_eq!((told.len(), &first["files"]["left_out_counts"]["secret"]), (12, &Value::from(11)));
     assert_eq!(pgark.json(["info", &id])["contents"]["left_out"], first["files"]["left_out"]);
     let raw: Vec<u8> = objects_under(pgark.repo()).iter().flat_map(|p| fs::read(p).expect("an object")).collect();
     assert!(!raw.windows(7).any(|w| w == b"hunter2"));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgark_testkit::{Damage, Outcome, Pgark, TestCluster, as_postgres, objects_under, quote_identifier, wait_until};
 use serde_json::Value;
 
-use crate::site::Site;
+use crate::site::{Site, strings};
 
 const ODD_NAMES: [&str; 8] = [
     "port=1 dbname=postgres",
@@ -153,6 +153,13 @@ fn a_database_is_replaced_as_a_whole_with_its_owner_settings_and_rights() {
          alter role reader in database app set work_mem = '7MB'; revoke connect on database app from public; \
          grant connect on database app to reader with grant option; comment on database app is 'it''s \"here\"'",
     );
+    // As they were written, not as PostgreSQL shows them.
+    cluster.psql(
+        "alter database app set statement_timeout = 60000; alter database app set datestyle = 'ISO'; \
+         alter database app set application_name = 'ü \\x ''y'; alter database app set temp_tablespaces = ''; \
+         alter database app set session_preload_libraries = ''; alter role reader in database app set search_path = ''; \
+         alter database app set \"my.own\" = 'a, \"b\"'",
+    );
     cluster.psql_db("app", "create table t as select generate_series(1, 1000) i; alter table t owner to keeper");
     let facts = "select pg_get_userbyid(datdba), encoding, datcollate, datconnlimit, (select array_agg(a::text order by a::text) from unnest(datacl) a), datallowconn, \
                  shobj_description(oid, 'pg_database'), (select array_agg((setrole::regrole, setconfig)::text order by 1) \
@@ -225,16 +232,73 @@ fn globals_make_what_is_missing_and_leave_what_is_there() {
     );
     create(cluster, "app");
     cluster.psql("alter database app owner to grp");
+    let place = site.scratch.dir("space");
+    pgark_testkit::give_to_postgres(&place);
+    cluster.psql(&format!("create tablespace roomy owner grp location '{}'", place.display()));
+    cluster.psql(
+        "alter tablespace roomy set (random_page_cost = 1.10, seq_page_cost = 2); comment on tablespace roomy is 'it''s';
+         alter role grp set datestyle = 'German'; alter role grp set work_mem = '8192kB';
+         alter role stays set work_mem = '5MB'",
+    );
+    let parameters = server.major() >= 15;
+    if parameters {
+        cluster.psql(
+            "grant set on parameter log_min_messages to grp with grant option;
+             grant set, alter system on parameter work_mem to grp; grant set on parameter \"my.own\" to public",
+        );
+    }
+    let others = || {
+        let rights = "select array_agg((parname, paracl)::text order by parname) from pg_parameter_acl";
+        let spaces = "select spcname, spcoptions, shobj_description(oid, 'pg_tablespace'), pg_get_userbyid(spcowner) \
+                      from pg_tablespace where spcname = 'roomy'";
+        (cluster.psql(spaces), if parameters { cluster.psql(rights) } else { String::new() })
+    };
+    let others_before = others();
     let roles = "select rolname, rolcanlogin, rolcreatedb, rolconnlimit, rolpassword, rolvaliduntil, \
                  shobj_description(oid, 'pg_authid'), (select setconfig from pg_db_role_setting where setrole = r.oid and \
                  setdatabase = 0), (select array_agg((roleid::regrole, member::regrole, admin_option)::text) from \
                  pg_auth_members where member = r.oid) from pg_authid r where rolname !~ '^pg_' order by 1";
     let before = cluster.psql(roles);
     dump(&site.pgark, &["--database", "app", "--globals"]);
-    cluster.psql("drop database app; drop role \"it's \"\"odd\"\" 🐘\"; drop role grp");
+    cluster.psql("drop database app; drop tablespace roomy; drop owned by grp");
+    if parameters {
+        cluster.psql("revoke set on parameter \"my.own\" from public");
+    }
+    cluster.psql("drop role \"it's \"\"odd\"\" 🐘\"; drop role grp");
     failed(restore(&site.pgark, &["--database", "app", "--in-place", "--yes"]), 4, "E-ROLE-NONE");
     restore(&site.pgark, &["--database", "app", "--in-place", "--yes", "--globals"]).expect_code(0);
     assert_eq!(cluster.psql(roles), before);
+    assert_eq!(others(), others_before);
+    // An owner of something within is missed before anything is loaded.
+    cluster.psql("create role within; create database parted");
+    cluster.psql_db("parted", "create table t (i int); alter table t owner to within");
+    let parted = id_of(&dump(&site.pgark, &["--database", "parted"]));
+    cluster.psql("drop database parted; drop role within");
+    let words = [parted.as_str(), "--database", "parted", "--to-database", "parted"];
+    let told = failed(restore(&site.pgark, &words), 4, "E-ROLE-NONE");
+    assert!(told.stdout.contains("'within'") && told.stdout.contains("--globals"), "{told}");
+    assert_eq!(cluster.psql("select count(*) from pg_database where datname ~ 'parted|pgark'"), "0");
+    // Databases that are left out are told.
+    cluster.psql(
+        "create database closed allow_connections false; create database pgark_replaced_x allow_connections false",
+    );
+    let outcome = site.pgark.run(["backup", "--kind", "logical", "--all-databases", "--json"]).expect_code(3);
+    let document = outcome.json();
+    let (notes, warnings) = (document["logical"]["notes"].to_string(), document["warnings"].to_string());
+    for (said, name) in
+        [(&notes, "template0"), (&notes, "template1"), (&notes, "pgark_replaced_x"), (&warnings, "closed")]
+    {
+        assert!(said.contains(&format!("'{name}'")), "{name}: {document}");
+    }
+    assert_eq!(strings(&document["warnings"]).len(), 1, "{document}");
+    cluster.psql("drop database closed");
+    site.pgark.run(["backup", "--kind", "logical", "--all-databases"]).expect_code(0);
+    cluster.psql("drop database pgark_replaced_x");
+    failed(
+        site.pgark.run(["backup", "--kind", "logical", "--database", "app", "--schema", "nothere"]),
+        4,
+        "E-SELECT-NONE",
+    );
     cluster.psql("alter role stays password 'new'");
     let changed = cluster.psql(roles);
     restore(&site.pgark, &["--globals"]).expect_code(0);
@@ -311,6 +375,10 @@ fn of_each_damage_is_told_and_the_older_backup_serves() {
             let outcome = restore(&site.pgark, &[&newer, "--database", "app", "--to-database", &named]);
             assert!(outcome.failed_cleanly(), "{what}\n{outcome}");
             let to = format!("served_{n}_{m}");
+            if (n, m) == (0, 0) {
+                let plan = restore(&site.pgark, &["--database", "app", "--to-database", &to, "--dry-run"]).json();
+                assert!(plan["notes"].to_string().contains("takes the next older one"), "{plan}");
+            }
             let outcome = restore(&site.pgark, &["--database", "app", "--to-database", &to]).expect_code(3);
             let document = outcome.json();
             assert!(

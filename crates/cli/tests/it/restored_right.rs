@@ -24,6 +24,10 @@ create index part on t (y) where x in ('a', 'b') and y between 1 and 5 and z > 1
 create index of_columns on t (y) where x in (u, w);
 create index never on t (z);
 create view v as select *, x in ('a', 'b') as q, x in (t.u, w) as r from t where x in ('a', 'b') and (y between 1 and 4 and z = 1 or x not in ('c', 'd'));
+create view unnamed as select exists (select null from t u where u.id = t.id), (select 'a') as x, array(select 'b') as l,
+    t.x in (select 'a' union select 'it''s, b') as q, coalesce((select '-1'::int where t.y > 1), 2) as n from t;
+create policy of_selects on t using (exists (select 'a' from parts u where u.y = t.y) or x in (select 'a' union select 'b'));
+create rule of_selects as on update to parts where exists (select null from t) do instead nothing;
 alter table t enable row level security;
 create policy p on t using (x in ('a', 'b') or x in (u, w)) with check (y between 1 and 2 and z > 0);
 create function touched() returns trigger language plpgsql as 'begin return new; end';
@@ -44,10 +48,15 @@ update pg_index set indisvalid = false where indexrelid = 'never'::regclass;
 
 /// Since 14.
 const BODIED: &str = "create function s.bodied(v varchar, v2 varchar) returns bool language sql \
-    return v in ('a', 'b') and v in (v2, v) and length(v) between 1 and 2";
+    return v in ('a', 'b') and v in (v2, v) and length(v) between 1 and 2; \
+    create function s.steps() returns bool language sql begin atomic select exists (select 'x' from s.t where id > 0); end";
 
 /// What is done to the restored database, and what is then found.
-const DIFFERENCES: [(&str, &str); 12] = [
+const DIFFERENCES: [(&str, &str); 13] = [
+    (
+        "alter policy of_selects on s.t using (exists (select 'a' from s.parts u where u.y = t.y) or x in (select 'a' union select 'c'))",
+        "of_selects of s.t: definition differs",
+    ),
     (
         "alter table s.t drop constraint listed, add constraint listed check (x in ('a', 'b', 'd'))",
         "s.t: definition differs",

@@ -40,6 +40,9 @@ pub struct Globals {
     pub roles: Vec<Role>,
     pub memberships: Vec<Membership>,
     pub tablespaces: Vec<TablespaceFacts>,
+    /// Rights on parameters, from 15 on; None where an earlier version of pgark took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Vec<ParameterFacts>>,
     /// As they were, of databases that are not dumped as well.
     pub databases: Vec<DatabaseFacts>,
 }
@@ -87,6 +90,13 @@ pub struct TablespaceFacts {
     pub options: Option<Vec<String>>,
     pub acl: Option<Vec<Grant>>,
     pub comment: Option<String>,
+}
+
+/// `pg_parameter_acl`, without what the first superuser has anyway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterFacts {
+    pub name: String,
+    pub acl: Vec<Grant>,
 }
 
 /// One row per value, each a JSON document made by the server.
@@ -181,6 +191,12 @@ pub fn globals(conn: &Connection) -> Result<Globals, ClusterError> {
          FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1) x",
         acl_of("spcacl")
     );
+    let parameters = format!(
+        "SELECT row_to_json(x)::text AS document FROM (SELECT p.parname AS name, (SELECT json_agg(a.grant_of) \
+             FROM json_array_elements({}) AS a(grant_of) WHERE a.grant_of->>'grantee' IS DISTINCT FROM pg_get_userbyid(10)) AS acl \
+         FROM pg_parameter_acl AS p ORDER BY 1) x WHERE x.acl IS NOT NULL",
+        acl_of("p.paracl")
+    );
     Ok(Globals {
         schema: 1,
         version_num: conn.version_num(),
@@ -188,6 +204,7 @@ pub fn globals(conn: &Connection) -> Result<Globals, ClusterError> {
         roles: documents(conn, &roles)?,
         memberships: documents(conn, &memberships)?,
         tablespaces: documents(conn, &tablespaces)?,
+        parameters: if conn.major() >= Major::V15 { Some(documents(conn, &parameters)?) } else { Some(vec![]) },
         databases: databases(conn)?,
     })
 }

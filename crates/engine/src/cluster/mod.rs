@@ -34,7 +34,10 @@ pub use inspect::{
     create_restore_point, forget_recovery, inspect, promote, recovery_state, switch_wal,
 };
 pub use libpq::{Notice, ResultFormat};
-pub use objects::{DatabaseState, NORMAL, ObjectFacts, ObjectKind, database_state, each_object, is_printed};
+pub use objects::{
+    DatabaseState, NORMAL, ObjectFacts, ObjectKind, database_state, each_object, is_of_version_2, is_printed,
+    is_type_of_version_2,
+};
 pub use options::{ConnectOptions, Handover};
 pub use row::Row;
 pub use snapshot::{SnapshotId, SnapshotSession};

@@ -137,7 +137,34 @@ fn normal_digest(hexadecimal: &[u8], elements: Elements) -> Result<Vec<u8>, Clus
 
 /// Facts that PostgreSQL prints, and may print otherwise in another major version.
 pub fn is_printed(fact: &str) -> bool {
-    matches!(fact, "definition" | "defaults" | "bound" | "version" | "options")
+    matches!(fact, "definition" | "defaults" | "bound" | "version" | "options" | "publishes" | "extension_comment")
+}
+
+/// Facts that truths of version 1 do not have.
+pub fn is_of_version_2(kind: ObjectKind, fact: &str) -> bool {
+    match kind {
+        // Options of foreign data wrappers stood in their state then.
+        ObjectKind::Other => fact != "owner" && fact != "enabled",
+        _ => matches!(
+            fact,
+            "comment"
+                | "comments"
+                | "column_comments"
+                | "extension_comment"
+                | "column_details"
+                | "column_statistics"
+                | "foreign_options"
+                | "replica_identity"
+                | "clustered_on"
+                | "owned_by"
+                | "planner"
+        ),
+    }
+}
+
+/// Whether a truth of version 1 tells of objects of this type; of kind `Other`.
+pub fn is_type_of_version_2(object_type: &[u8]) -> bool {
+    matches!(object_type, b"user mapping" | b"system")
 }
 
 /// For the header of a truth: what hangs on the server and the database as a whole.

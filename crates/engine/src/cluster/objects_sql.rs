@@ -1,6 +1,8 @@
 //! The questions behind `objects`: one statement for each kind. All of it is constant text; each gives `id1` to `id3`, by whose
 //! bytes it is sorted, perhaps a `key`, and facts.
 
+mod others;
+
 use pgark_pg::Major;
 
 use super::objects::{ObjectKind, PRINTED, SCALARS};
@@ -15,12 +17,13 @@ pub(super) fn of(kind: ObjectKind, major: Major) -> String {
         ObjectKind::Schema => schemas(),
         ObjectKind::Extension => {
             "SELECT e.extname::text AS id1, ''::text AS id2, ''::text AS id3, e.extversion AS version, \
-             n.nspname::text AS schema FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace"
+             n.nspname::text AS schema, left(encode(sha256(convert_to(obj_description(e.oid, 'pg_extension'), getdatabaseencoding())), 'hex'), 32) \
+             AS extension_comment FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace"
                 .to_owned()
         }
         ObjectKind::Type => types(),
         ObjectKind::Function => functions(major),
-        ObjectKind::Relation => relations(),
+        ObjectKind::Relation => relations(major),
         ObjectKind::Index => indexes(),
         ObjectKind::Constraint => constraints(),
         ObjectKind::Trigger => triggers(),
@@ -28,7 +31,7 @@ pub(super) fn of(kind: ObjectKind, major: Major) -> String {
         ObjectKind::Policy => policies(),
         ObjectKind::SequenceUse => sequence_uses(),
         ObjectKind::LargeObjects => large_objects(),
-        ObjectKind::Other => others(),
+        ObjectKind::Other => others::others(major),
     };
     format!("SELECT * FROM ({sql}) AS object {SORTED}")
 }
@@ -78,6 +81,20 @@ fn acl(acl: &str, object_type: &str, owner: &str) -> String {
     )
 }
 
+/// Of a text that somebody wrote, no more than whether it is the same.
+fn comment(oid: &str, catalog: &str) -> String {
+    format!("{} AS comment", digest(&format!("obj_description({oid}, '{catalog}')")))
+}
+
+/// Comments of the columns of a relation.
+fn column_comments(relation: &str) -> String {
+    let all = format!(
+        "(SELECT string_agg(quote_literal(a.attname::text) || ' ' || quote_literal(col_description({relation}, a.attnum)), ' ' \
+         ORDER BY a.attnum) FROM pg_attribute AS a WHERE a.attrelid = {relation} AND a.attnum > 0 AND NOT a.attisdropped)"
+    );
+    format!("{} AS column_comments", digest(&all))
+}
+
 fn not_of_extension(catalog: &str, oid: &str) -> String {
     format!(
         "NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = '{catalog}'::regclass AND e.objid = {oid} \
@@ -99,21 +116,23 @@ fn database(major: Major) -> String {
     format!(
         "SELECT ''::text AS id1, ''::text AS id2, ''::text AS id3, {}, {acl} AS acl, \
          pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS collate, d.datctype::text AS ctype, \
-         {provider} AS provider, nullif(d.datconnlimit, -1)::text AS connection_limit, \
+         {provider} AS provider, nullif(d.datconnlimit, -1)::text AS connection_limit, {} AS comment, \
          (SELECT string_agg(coalesce(quote_literal(r.rolname::text), '') || s.setconfig::text, ' ' \
                             ORDER BY r.rolname NULLS FIRST) \
           FROM pg_db_role_setting AS s LEFT JOIN pg_roles AS r ON r.oid = s.setrole WHERE s.setdatabase = d.oid) AS settings \
          FROM pg_database AS d WHERE d.datname = current_database()",
-        owner("d.datdba")
+        owner("d.datdba"),
+        digest("shobj_description(d.oid, 'pg_database')")
     )
 }
 
 fn schemas() -> String {
     format!(
-        "SELECT n.nspname::text AS id1, ''::text AS id2, ''::text AS id3, {}, {} AS acl FROM pg_namespace AS n \
+        "SELECT n.nspname::text AS id1, ''::text AS id2, ''::text AS id3, {}, {} AS acl, {} FROM pg_namespace AS n \
          WHERE {USER_SCHEMA} AND {}",
         owner("n.nspowner"),
         acl("n.nspacl", "n", "n.nspowner"),
+        comment("n.oid", "pg_namespace"),
         not_of_extension("pg_namespace", "n.oid")
     )
 }
@@ -130,7 +149,7 @@ fn types() -> String {
         "SELECT n.nspname::text AS id1, t.typname::text AS id2, ''::text AS id3, {owner}, {acl} AS acl, t.typtype::text AS typtype, \
          CASE t.typtype WHEN 'e' THEN (SELECT {labels} FROM pg_enum AS e WHERE e.enumtypid = t.oid) \
                         WHEN 'c' THEN {columns} WHEN 'r' THEN {range} END AS shape, \
-         {domain}, {scalars} \
+         {domain}, {scalars}, {comment}, {column_comments} \
          FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace \
          WHERE {USER_SCHEMA} AND {mine} AND (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND EXISTS \
                (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c'))",
@@ -144,6 +163,8 @@ fn types() -> String {
             "SELECT string_agg(k.conbin::text, ' ') FROM pg_constraint AS k WHERE k.contypid = t.oid"
         ]),
         mine = not_of_extension("pg_type", "t.oid"),
+        comment = comment("t.oid", "pg_type"),
+        column_comments = column_comments("t.typrelid"),
     )
 }
 
@@ -167,18 +188,20 @@ fn functions(major: Major) -> String {
     let rest = format!("concat_ws(' ', {}, {arguments})", digest(&source("''")));
     format!(
         "SELECT n.nspname::text AS id1, p.proname::text AS id2, pg_get_function_identity_arguments(p.oid) AS id3, {}, {} AS acl, \
-         {} AS source, encode(convert_to({rest}, getdatabaseencoding()), 'hex') AS {PRINTED}source, {body}, {scalars} \
+         {} AS source, encode(convert_to({rest}, getdatabaseencoding()), 'hex') AS {PRINTED}source, {body}, {scalars}, \
+         {}, concat_ws(' ', p.procost, p.prorows, (SELECT quote_literal(s.proname::text) FROM pg_proc AS s WHERE s.oid = p.prosupport)) AS planner \
          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
          WHERE {USER_SCHEMA} AND {} AND NOT EXISTS (SELECT FROM pg_depend AS i WHERE i.classid = 'pg_proc'::regclass \
                AND i.objid = p.oid AND i.deptype = 'i')",
         owner("p.proowner"),
         acl("p.proacl", "f", "p.proowner"),
         digest(&source(arguments)),
+        comment("p.oid", "pg_proc"),
         not_of_extension("pg_proc", "p.oid")
     )
 }
 
-fn relations() -> String {
+fn relations(major: Major) -> String {
     let columns = "(SELECT string_agg(concat_ws(' ', quote_literal(a.attname::text), format_type(a.atttypid, a.atttypmod), \
          a.attnotnull, nullif(a.attidentity, ''), nullif(a.attgenerated, ''), \
          CASE WHEN a.attcollation <> t.typcollation THEN quote_literal(o.collname::text) END), ',' ORDER BY a.attnum) \
@@ -193,6 +216,28 @@ fn relations() -> String {
          ORDER BY a.attnum) FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped)";
     let sequence = "(SELECT concat_ws(' ', format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, \
          s.seqcycle) FROM pg_sequence AS s WHERE s.seqrelid = c.oid)";
+    let compression = if major >= Major::V14 { "nullif(a.attcompression, '')" } else { "NULL" };
+    let column_details = format!(
+        "(SELECT string_agg(d.line, ',' ORDER BY d.attnum) FROM (SELECT a.attnum, concat_ws(' ', quote_literal(a.attname::text), \
+             'statistics ' || nullif(a.attstattarget, -1)::text, \
+             'storage ' || CASE WHEN a.attstorage <> t.typstorage THEN a.attstorage::text END, 'compression ' || {compression}::text, \
+             'options ' || a.attoptions::text, 'foreign ' || a.attfdwoptions::text) AS line, quote_literal(a.attname::text) AS name \
+         FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid \
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS d WHERE d.line <> d.name)"
+    );
+    let index_name = |which: &str| {
+        format!(
+            "(SELECT quote_literal(x.relname::text) FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid \
+             WHERE i.indrelid = c.oid AND i.indisvalid AND {which})"
+        )
+    };
+    let owned_by = "(SELECT format('%L.%L.%L', m.nspname, o.relname, a.attname) FROM pg_depend AS d \
+         JOIN pg_class AS o ON o.oid = d.refobjid JOIN pg_namespace AS m ON m.oid = o.relnamespace \
+         JOIN pg_attribute AS a ON a.attrelid = o.oid AND a.attnum = d.refobjsubid \
+         WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 AND d.refclassid = 'pg_class'::regclass \
+           AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i'))";
+    let foreign = "(SELECT concat_ws(' ', quote_literal(s.srvname::text), f.ftoptions::text) FROM pg_foreign_table AS f \
+         JOIN pg_foreign_server AS s ON s.oid = f.ftserver WHERE f.ftrelid = c.oid)";
     format!(
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, ''::text AS id3, c.oid::bigint AS key, c.relkind::text AS relkind, \
          c.relpersistence::text AS persistence, {owner}, \
@@ -207,7 +252,9 @@ fn relations() -> String {
          concat(CASE WHEN c.relrowsecurity THEN 'on' END, CASE WHEN c.relforcerowsecurity THEN ' forced' END) AS row_security, \
          c.reloptions::text AS options, CASE WHEN c.relkind = 'm' AND NOT c.relispopulated THEN 'no' END AS populated, \
          (SELECT nullif(count(*), 0)::text FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND t.tgisinternal AND t.tgenabled = 'D') \
-         AS internal_triggers_off, CASE WHEN c.relkind = 'S' THEN {sequence} END AS sequence, \
+         AS internal_triggers_off, {comment}, {column_comments}, {column_details} AS column_details, {foreign} AS foreign_options, \
+         CASE c.relreplident WHEN 'n' THEN 'nothing' WHEN 'f' THEN 'full' WHEN 'i' THEN {replica_index} END AS replica_identity, \
+         {clustered_on} AS clustered_on, CASE WHEN c.relkind = 'S' THEN {owned_by} END AS owned_by, CASE WHEN c.relkind = 'S' THEN {sequence} END AS sequence, \
          (SELECT quote_literal(x.extname::text) FROM pg_depend AS e JOIN pg_extension AS x ON x.oid = e.refobjid \
           WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e') AS member_of \
          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
@@ -215,6 +262,12 @@ fn relations() -> String {
         owner = owner("c.relowner"),
         acl_s = acl("c.relacl", "s", "c.relowner"),
         acl_r = acl("c.relacl", "r", "c.relowner"),
+        comment = comment("c.oid", "pg_class"),
+        column_comments = column_comments("c.oid"),
+        column_details = digest(&column_details),
+        foreign = digest(foreign),
+        replica_index = index_name("i.indisreplident"),
+        clustered_on = index_name("i.indisclustered"),
         columns = digest(&format!("coalesce({columns}, '')")),
         defaults = printed("defaults", defaults, "true"),
         view = printed("definition", "pg_get_viewdef(c.oid)", "c.relkind IN ('v', 'm')"),
@@ -235,7 +288,9 @@ fn indexes() -> String {
          format('%L.%L', m.nspname, t.relname) AS on_table, \
          concat_ws(' ', am.amname, CASE WHEN i.indisunique THEN 'unique' END, CASE WHEN i.indisprimary THEN 'primary' END, \
                    CASE WHEN i.indisexclusion THEN 'exclusion' END, {columns}) AS shape, \
-         {definition}, {scalars}, \
+         {definition}, {scalars}, {comment}, \
+         (SELECT string_agg(concat_ws(' ', s.attnum, s.attstattarget), ',' ORDER BY s.attnum) FROM pg_attribute AS s \
+          WHERE s.attrelid = c.oid AND s.attstattarget <> -1) AS column_statistics, \
          CASE WHEN i.indisvalid AND i.indisready AND i.indislive THEN 'yes' ELSE 'no' END AS valid \
          FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          JOIN pg_class AS t ON t.oid = i.indrelid JOIN pg_namespace AS m ON m.oid = t.relnamespace \
@@ -243,6 +298,7 @@ fn indexes() -> String {
          WHERE {USER_SCHEMA} AND c.relpersistence <> 't' AND {mine}",
         definition = printed("definition", "pg_get_indexdef(c.oid)", "true"),
         scalars = of_scalars(&["i.indexprs", "i.indpred"]),
+        comment = comment("c.oid", "pg_class"),
         mine = not_of_extension("pg_class", "t.oid"),
     )
 }
@@ -251,7 +307,7 @@ fn indexes() -> String {
 fn constraints() -> String {
     format!(
         "SELECT n.nspname::text AS id1, coalesce(c.relname, t.typname)::text AS id2, k.conname::text AS id3, k.contype::text AS contype, \
-         {}, {}, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
+         {}, {}, {}, CASE WHEN k.convalidated THEN 'yes' ELSE 'no' END AS validated \
          FROM pg_constraint AS k LEFT JOIN pg_class AS c ON c.oid = k.conrelid LEFT JOIN pg_type AS t ON t.oid = k.contypid \
          JOIN pg_namespace AS n ON n.oid = coalesce(c.relnamespace, t.typnamespace) \
          WHERE {USER_SCHEMA} AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND NOT (k.contype = 'f' AND k.conparentid <> 0) \
@@ -261,6 +317,8 @@ fn constraints() -> String {
             "k.conbin",
             "SELECT concat_ws(' ', i.indexprs, i.indpred) FROM pg_index AS i WHERE i.indexrelid = k.conindid",
         ]),
+        // A dump does not bring those of checks that a table only inherits.
+        comment("CASE WHEN k.conislocal OR k.contype <> 'c' THEN k.oid END", "pg_constraint"),
         not_of_extension("pg_class", "k.conrelid"),
         not_of_extension("pg_type", "k.contypid")
     )
@@ -268,11 +326,12 @@ fn constraints() -> String {
 
 fn triggers() -> String {
     format!(
-        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {}, {} \
+        "SELECT n.nspname::text AS id1, c.relname::text AS id2, t.tgname::text AS id3, t.tgenabled::text AS enabled, {}, {}, {} \
          FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND NOT t.tgisinternal AND {}",
         printed("definition", "pg_get_triggerdef(t.oid)", "true"),
         of_scalars(&["t.tgqual"]),
+        comment("CASE WHEN t.tgparentid = 0 THEN t.oid END", "pg_trigger"),
         not_of_extension("pg_class", "c.oid")
     )
 }
@@ -280,10 +339,11 @@ fn triggers() -> String {
 fn rules() -> String {
     format!(
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, r.rulename::text AS id3, r.ev_enabled::text AS enabled, \
-         {}, {} FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
+         {}, {}, {} FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class \
          JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE {USER_SCHEMA} AND r.rulename <> '_RETURN' AND {}",
         printed("definition", "pg_get_ruledef(r.oid)", "true"),
         of_scalars(&["r.ev_qual", "r.ev_action"]),
+        comment("r.oid", "pg_rewrite"),
         not_of_extension("pg_class", "c.oid")
     )
 }
@@ -294,11 +354,12 @@ fn policies() -> String {
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, p.polname::text AS id3, \
          concat_ws(' ', p.polcmd, p.polpermissive, (SELECT string_agg(CASE r.oid WHEN 0 THEN 'PUBLIC' \
              ELSE quote_literal(pg_get_userbyid(r.oid)::text) END, ',' ORDER BY pg_get_userbyid(r.oid)) \
-             FROM unnest(p.polroles) AS r(oid))) AS shape, {}, {} \
+             FROM unnest(p.polroles) AS r(oid))) AS shape, {}, {}, {} \
          FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND {}",
         printed("definition", conditions, "true"),
         of_scalars(&["p.polqual", "p.polwithcheck"]),
+        comment("p.oid", "pg_policy"),
         not_of_extension("pg_class", "c.oid")
     )
 }
@@ -333,44 +394,8 @@ fn large_objects() -> String {
     let one = format!("concat_ws(' ', m.oid, pg_get_userbyid(m.lomowner), {})", acl("m.lomacl", "L", "m.lomowner"));
     format!(
         "SELECT ''::text AS id1, ''::text AS id2, ''::text AS id3, count(*)::text AS count, \
-         sum(hashtextextended(m.line COLLATE \"C\", 0))::text AS owners \
-         FROM (SELECT {one} AS line FROM pg_largeobject_metadata AS m OFFSET 0) AS m"
-    )
-}
-
-/// What has no facts of its own but existence, owner, and state.
-fn others() -> String {
-    let one = |catalog: &str, owner: &str, state: &str| {
-        format!(
-            "SELECT '{catalog}'::regclass AS classid, oid, {owner}::oid AS owner, {state}::text AS state FROM {catalog}"
-        )
-    };
-    let all = [
-        one("pg_cast", "NULL", "NULL"),
-        one("pg_operator", "oprowner", "NULL"),
-        one("pg_opclass", "opcowner", "NULL"),
-        one("pg_opfamily", "opfowner", "NULL"),
-        one("pg_collation", "collowner", "NULL"),
-        one("pg_conversion", "conowner", "NULL"),
-        one("pg_ts_config", "cfgowner", "NULL"),
-        one("pg_ts_dict", "dictowner", "NULL"),
-        one("pg_ts_parser", "NULL", "NULL"),
-        one("pg_ts_template", "NULL", "NULL"),
-        one("pg_statistic_ext", "stxowner", "NULL"),
-        one("pg_foreign_data_wrapper", "fdwowner", "fdwoptions"),
-        one("pg_foreign_server", "srvowner", "NULL"),
-        one("pg_language", "lanowner", "NULL"),
-        one("pg_event_trigger", "evtowner", "evtenabled"),
-        one("pg_publication", "pubowner", "concat_ws(' ', puballtables, pubinsert, pubupdate, pubdelete)"),
-        one("pg_transform", "NULL", "NULL"),
-        one("pg_am", "NULL", "NULL"),
-        one("pg_default_acl", "defaclrole", "defaclacl"),
-    ]
-    .join(" UNION ALL ");
-    format!(
-        "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled \
-         FROM ({all}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
-         WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = o.classid AND e.objid = o.oid \
-               AND e.deptype = 'e')"
+         sum(hashtextextended(m.line COLLATE \"C\", 0))::text AS owners, \
+         sum(hashtextextended(m.comment COLLATE \"C\", 0))::text AS comments \
+         FROM (SELECT {one} AS line, m.oid || ' ' || obj_description(m.oid, 'pg_largeobject') AS comment FROM pg_largeobject_metadata AS m OFFSET 0) AS m"
     )
 }

@@ -1,14 +1,16 @@
 //! Making databases and roles. Statements of this kind take no parameters, so the server itself puts them together: names and
 //! values travel as parameters of its `format`, which quotes them.
 
+mod settings;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pgark_pg::Major;
-use pgark_repo::record::{DatabaseDump, DatabaseSetting, Grant};
+use pgark_repo::record::{DatabaseDump, Grant};
 
-use super::database::{Globals, Role};
+use super::database::{Globals, ParameterFacts, Role, TablespaceFacts};
 use super::{ClusterError, Connection, Deadline};
 
 /// Copying a template, or removing the files of a database.
@@ -100,7 +102,7 @@ pub fn finish_database(conn: &Connection, name: &str, like: &DatabaseDump) -> Re
         Err(e) => Err(e),
     };
     for setting in &like.settings {
-        note(format!("setting {}", setting.name), set_for_database(conn, name, setting))?;
+        note(format!("setting {}", setting.name), settings::for_database(conn, name, setting))?;
     }
     if let Some(acl) = &like.acl {
         note("rights".into(), run_made(conn, "REVOKE ALL ON DATABASE %I FROM PUBLIC", &[name]))?;
@@ -124,7 +126,7 @@ pub fn finish_database(conn: &Connection, name: &str, like: &DatabaseDump) -> Re
 fn grant_on(conn: &Connection, what: &str, name: &str, grant: &Grant) -> Result<(), ClusterError> {
     // Not taken from the backup as text: only what PostgreSQL calls a right of such an object.
     let privilege = match grant.privilege.as_str() {
-        known @ ("CONNECT" | "CREATE" | "TEMPORARY") => known,
+        known @ ("CONNECT" | "CREATE" | "TEMPORARY" | "SET" | "ALTER SYSTEM") => known,
         other => return Err(ClusterError::Invalid { message: format!("'{}' is no right", other.escape_debug()) }),
     };
     let option = if grant.grantable { " WITH GRANT OPTION" } else { "" };
@@ -132,30 +134,6 @@ fn grant_on(conn: &Connection, what: &str, name: &str, grant: &Grant) -> Result<
         None => run_made(conn, &format!("GRANT {privilege} ON {what} %I TO PUBLIC{option}"), &[name]),
         Some(role) => run_made(conn, &format!("GRANT {privilege} ON {what} %I TO %I{option}"), &[name, role]),
     }
-}
-
-/// Lists are quoted in ways of their own, so the value is set in this session and taken from there.
-fn set_for_database(conn: &Connection, database: &str, setting: &DatabaseSetting) -> Result<(), ClusterError> {
-    with_setting(conn, setting, &|| match &setting.role {
-        None => run_made(conn, "ALTER DATABASE %I SET %I FROM CURRENT", &[database, &setting.name]),
-        Some(role) => {
-            run_made(conn, "ALTER ROLE %I IN DATABASE %I SET %I FROM CURRENT", &[role, database, &setting.name])
-        }
-    })
-}
-
-fn with_setting(
-    conn: &Connection,
-    setting: &DatabaseSetting,
-    run: &dyn Fn() -> Result<(), ClusterError>,
-) -> Result<(), ClusterError> {
-    // In a transaction, so that the session is as it was afterwards.
-    conn.query("BEGIN", &[])?;
-    let outcome =
-        conn.query("SELECT set_config($1::text, $2::text, true)", &[&setting.name, &setting.value]).and_then(|_| run());
-    let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    conn.query(end, &[])?;
-    outcome
 }
 
 /// One database in the place of another.
@@ -292,8 +270,7 @@ pub fn apply_globals(conn: &Connection, globals: &Globals) -> Result<AppliedGlob
     for role in globals.roles.iter().filter(|r| made.contains(&&r.name)) {
         for setting in role.settings.iter().flatten() {
             let what = format!("setting {} of role '{}'", setting.name, role.name.escape_debug());
-            let set = || run_made(conn, "ALTER ROLE %I SET %I FROM CURRENT", &[&role.name, &setting.name]);
-            note(&mut done.failed, &what, with_setting(conn, setting, &set))?;
+            note(&mut done.failed, &what, settings::for_role(conn, &role.name, setting))?;
         }
     }
     for t in &globals.tablespaces {
@@ -304,13 +281,48 @@ pub fn apply_globals(conn: &Connection, globals: &Globals) -> Result<AppliedGlob
         }
         let made = run_made(conn, "CREATE TABLESPACE %I OWNER %I LOCATION %L", &[&t.name, &t.owner, &t.location]);
         if note(&mut done.failed, &what, made)? {
-            for grant in t.acl.iter().flatten() {
-                note(&mut done.failed, &what, grant_on(conn, "TABLESPACE", &t.name, grant))?;
-            }
+            finish_tablespace(conn, t, &mut done.failed)?;
             done.created.push(what);
         }
     }
+    for parameter in globals.parameters.iter().flatten() {
+        grant_parameter(conn, parameter, &made, &mut done.failed)?;
+    }
     Ok(done)
+}
+
+fn finish_tablespace(conn: &Connection, t: &TablespaceFacts, failed: &mut Vec<String>) -> Result<(), ClusterError> {
+    let of = format!("of tablespace '{}'", t.name.escape_debug());
+    for grant in t.acl.iter().flatten() {
+        note(failed, &format!("a right {of}"), grant_on(conn, "TABLESPACE", &t.name, grant))?;
+    }
+    for option in t.options.iter().flatten() {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        let set = run_made(conn, "ALTER TABLESPACE %I SET (%I = %L)", &[&t.name, name, value]);
+        note(failed, &format!("option {name} {of}"), set)?;
+    }
+    if let Some(comment) = &t.comment {
+        note(failed, &format!("comment {of}"), run_made(conn, "COMMENT ON TABLESPACE %I IS %L", &[&t.name, comment]))?;
+    }
+    Ok(())
+}
+
+/// To roles that were made, and to all where nobody has been granted anything on this parameter: what is there stays as it is.
+fn grant_parameter(
+    conn: &Connection,
+    parameter: &ParameterFacts,
+    made: &[&String],
+    failed: &mut Vec<String>,
+) -> Result<(), ClusterError> {
+    let known = conn.major() >= Major::V15
+        && exists(conn, "SELECT 1 FROM pg_parameter_acl WHERE parname = $1::text", &parameter.name)?;
+    let wanted = |grant: &&Grant| !known || grant.grantee.as_ref().is_some_and(|role| made.contains(&role));
+    for grant in parameter.acl.iter().filter(wanted) {
+        let to = grant.grantee.as_deref().unwrap_or("PUBLIC");
+        let what = format!("{} on parameter {} for '{}'", grant.privilege, parameter.name, to.escape_debug());
+        note(failed, &what, grant_on(conn, "PARAMETER", &parameter.name, grant))?;
+    }
+    Ok(())
 }
 
 /// Whether it was done; what the server refuses is noted, and a lost session is an error.

@@ -131,6 +131,22 @@ impl TableSession {
         found.transpose()
     }
 
+    /// What this name has that is no table, in words.
+    pub fn other_kind(&self, table: &TableName) -> Result<Option<&'static str>, ClusterError> {
+        let sql = "SELECT c.relkind::text AS relkind FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+                   WHERE n.nspname = $1 AND c.relname = $2";
+        let rows = self.conn.query(sql, &[&table.schema, &table.name])?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        Ok(match row.text("relkind")? {
+            "v" => Some("a view"),
+            "S" => Some("a sequence"),
+            "f" => Some("a foreign table"),
+            "i" | "I" => Some("an index"),
+            "c" => Some("a composite type"),
+            _ => None,
+        })
+    }
+
     /// Types of columns, as SQL writes them.
     pub fn column_types(&self, oid: u32) -> Result<Vec<String>, ClusterError> {
         let sql = "SELECT DISTINCT format_type(atttypid, NULL) AS name FROM pg_attribute \

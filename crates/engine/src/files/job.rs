@@ -13,7 +13,7 @@ use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::{FilesPart, PartsRecord, Section};
 use rustix::fs::AtFlags;
 
-use super::rules::is_secret_name;
+use super::rules::{is_secret_in, is_secret_name};
 use super::{FilesOptions, FilesWriter, Root, warnings};
 use crate::backup::claim::KeptClaim;
 use crate::backup::job::{BackupJob, new_id};
@@ -80,7 +80,11 @@ pub(crate) fn look_at_roots(options: &FilesOptions) -> Result<(Vec<Root>, Vec<Ro
             Err(_) => {}
         }
     }
-    let is_secret = |root: &&Root| is_secret_name(root.path.rsplit(|b| *b == b'/').next().unwrap_or_default());
+    let is_secret = |root: &&Root| {
+        let mut parts = root.path.rsplit(|b| *b == b'/');
+        let (name, above) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        is_secret_name(name) || is_secret_in(above, name)
+    };
     let (secrets, others): (Vec<&Root>, Vec<&Root>) = roots.iter().partition(is_secret);
     if !secrets.is_empty() && others.iter().all(|root| missing.contains(root)) {
         return Err(only_secrets(secrets.iter().map(|root| root.as_path())));

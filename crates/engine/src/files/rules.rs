@@ -4,9 +4,8 @@
 use super::glob::Pattern;
 use crate::error::{EngineError, Result};
 
-/// Files that hold passwords, keys or tokens, by their names in lower case.
-const SECRET_NAMES: [&str; 15] = [
-    ".env",
+/// Files that hold passwords, keys or tokens, by their names in lower case; copies of them, too.
+const SECRET_NAMES: [&str; 20] = [
     ".envrc",
     ".pgpass",
     "pgpass.conf",
@@ -15,36 +14,78 @@ const SECRET_NAMES: [&str; 15] = [
     ".my.cnf",
     ".git-credentials",
     ".htpasswd",
+    ".npmrc",
+    ".pypirc",
+    ".dockercfg",
+    ".dockerconfigjson",
     "id_rsa",
     "id_dsa",
     "id_ecdsa",
     "id_ecdsa_sk",
     "id_ed25519",
     "id_ed25519_sk",
+    "id_xmss",
+    "identity.agekey",
 ];
 /// Stores of keys, by how their names end.
 const SECRET_ENDS: [&str; 6] = [".p12", ".pfx", ".jks", ".keystore", ".ppk", ".kdbx"];
-/// Begins with `.env.` and holds no secret: what an application brings along to show which variables there are.
-const EXAMPLE: &str = ".env.example";
+/// Names that end so hold no secret: what an application brings along to show which variables there are.
+const EXAMPLES: [&str; 4] = [".example", ".sample", ".template", ".dist"];
+/// Behind a name, in a copy that an editor or a person made.
+const COPIES: [&str; 9] = ["~", ".bak", ".old", ".orig", ".save", ".swp", ".backup", ".copy", "_backup"];
 /// Private keys are files no larger.
 pub const KEY_BYTES_MAX: u64 = 64 * 1024;
 
 /// Whether something of this name is never backed up, be it a file or a directory.
 pub fn is_secret_name(name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
-    let host_key = name.starts_with("ssh_host_") && name.ends_with("_key");
-    name != EXAMPLE
-        && (SECRET_NAMES.contains(&name.as_str())
-            || name.starts_with(".env.")
-            || name.ends_with(".env")
-            || SECRET_ENDS.iter().any(|end| name.ends_with(end))
-            || host_key)
+    let whole = name.as_str();
+    let name = original(whole);
+    is_environment(whole)
+        || is_environment(name)
+        || SECRET_NAMES.contains(&name)
+        || SECRET_ENDS.iter().any(|end| name.ends_with(end))
+        || name.starts_with("ssh_host_") && name.ends_with("_key")
+}
+
+/// As `is_secret_name`, where only the directory makes it a secret.
+pub fn is_secret_in(directory: &[u8], name: &[u8]) -> bool {
+    let lower = |text: &[u8]| String::from_utf8_lossy(text).to_ascii_lowercase();
+    lower(directory) == ".docker" && original(&lower(name)) == "config.json"
+}
+
+/// The name of what this is a copy of.
+fn original(name: &str) -> &str {
+    let hidden = name.strip_prefix(".#").or_else(|| name.strip_prefix('#')).unwrap_or(name);
+    let mut name = hidden.trim_end_matches('#');
+    // Vim: `.NAME.swp`, of a NAME that may begin with a dot itself.
+    if let Some(edited) = name.strip_prefix('.').and_then(|n| n.strip_suffix(".swp")) {
+        name = edited;
+    }
+    while let Some(shorter) = COPIES.iter().find_map(|end| name.strip_suffix(end)).filter(|n| !n.is_empty()) {
+        name = shorter;
+    }
+    name
+}
+
+/// `.env` and what is called after it: `.env.production`, `.env-prod`, `production.env`, `env.local`; not what is an example.
+fn is_environment(name: &str) -> bool {
+    if EXAMPLES.iter().any(|end| name.ends_with(end) || name.ends_with(&end.replace('.', "-"))) {
+        return false;
+    }
+    let after = name.strip_prefix(".env");
+    after.is_some_and(|rest| !rest.starts_with(char::is_alphabetic))
+        || name.ends_with(".env")
+        || matches!(name, "env.local" | "env.production" | "env.prod" | "env.staging" | "env.development")
 }
 
 /// Whether a private key is in it: in PEM (RFC 7468), as OpenSSH writes it, or as OpenPGP does. On lines of its own, also indented or
 /// behind a byte order mark, or within something else, such as a string of JSON, with the key behind it.
 pub fn holds_a_private_key(content: &[u8]) -> bool {
     let mark = |content: &[u8]| {
+        if holds_another_key(content) {
+            return true;
+        }
         let begins = content.windows(BEGIN.len()).enumerate().filter(|(_, w)| *w == BEGIN);
         begins.into_iter().any(|(at, _)| {
             let (before, from) = content.split_at(at);
@@ -60,6 +101,24 @@ pub fn holds_a_private_key(content: &[u8]) -> bool {
     }
 }
 
+/// Keys of age by their prefix, of PuTTY and of SSH2 (RFC 4716 has no private ones, but this is how they are written) by their first line.
+fn holds_another_key(content: &[u8]) -> bool {
+    let age = content.windows(AGE.len()).enumerate().any(|(at, w)| {
+        let rest = content.get(at + AGE.len()..).unwrap_or_default();
+        w.eq_ignore_ascii_case(AGE) && rest.iter().take_while(|b| b.is_ascii_alphanumeric()).count() >= AGE_CHARS_MIN
+    });
+    age || content.split(|b| *b == b'\n').any(|line| {
+        let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii();
+        let putty = line.strip_prefix(PUTTY).is_some_and(|n| n.first().is_some_and(u8::is_ascii_digit));
+        putty || line.starts_with(SSH2) && line.ends_with(b"PRIVATE KEY ----")
+    })
+}
+
+const AGE: &[u8] = b"AGE-SECRET-KEY-";
+/// What makes it a key and not a mention; there are 59.
+const AGE_CHARS_MIN: usize = 40;
+const PUTTY: &[u8] = b"PuTTY-User-Key-File-";
+const SSH2: &[u8] = b"---- BEGIN SSH2 ";
 const BEGIN: &[u8] = b"-----BEGIN ";
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Of what stands between the dashes; the longest one is `ENCRYPTED PRIVATE KEY`.
@@ -147,7 +206,6 @@ mod tests {
             ".ENV",
             ".env.production",
             ".env.local",
-            ".env.example.bak",
             "id_rsa",
             "id_ed25519",
             ".pgpass",
@@ -156,11 +214,38 @@ mod tests {
             "ssh_host_rsa_key",
             ".env.",
             "production.env",
+            ".env~",
+            "#.env#",
+            ".#.env",
+            ".env.swp",
+            "..env.swp",
+            ".env-prod",
+            ".env_backup",
+            ".env.example.bak",
+            ".env2",
+            "production.env.bak",
+            "env.local",
+            ".pgpass~",
+            ".netrc.bak",
+            "id_rsa~",
+            "id_rsa.bak",
+            "id_ed25519.old~",
+            "server.p12.bak",
+            ".npmrc",
+            ".pypirc",
+            ".dockercfg",
         ] {
             assert!(is_secret_name(secret.as_bytes()), "{secret}");
         }
         for fine in [
             ".env.example",
+            ".env.sample",
+            ".env-template",
+            ".env.dist",
+            ".environment.bak",
+            "env.js",
+            "config.json",
+            "~",
             "env",
             "environment",
             "id_rsa.pub",
@@ -174,6 +259,8 @@ mod tests {
             assert!(!is_secret_name(fine.as_bytes()), "{fine}");
         }
         assert!(is_secret_name(b".env.\xff"));
+        assert!(is_secret_in(b".docker", b"config.json") && is_secret_in(b".Docker", b"config.json~"));
+        assert!(!is_secret_in(b"docker", b"config.json") && !is_secret_in(b".docker", b"daemon.json"));
     }
 
     #[test]
@@ -190,6 +277,21 @@ mod tests {
         assert!(!holds_a_private_key(b"the line '-----BEGIN PRIVATE KEY-----' in a text"));
         assert!(!holds_a_private_key(b"it begins with -----BEGIN PRIVATE KEY-----\nand then the key follows"));
         assert!(!holds_a_private_key(b"-----BEGIN "));
+        let age = format!("# created: today\nAGE-SECRET-KEY-1{}\n", "Q".repeat(58));
+        for key in [
+            age.as_str(),
+            "PuTTY-User-Key-File-3: ssh-ed25519\r\nEncryption: none\r\n",
+            "---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nComment: x\n",
+        ] {
+            assert!(holds_a_private_key(key.as_bytes()), "{key}");
+        }
+        for fine in [
+            "an age key begins with AGE-SECRET-KEY-1 and more",
+            "see PuTTY-User-Key-File-3: in a text",
+            "---- BEGIN SSH2 PUBLIC KEY ----\n",
+        ] {
+            assert!(!holds_a_private_key(fine.as_bytes()), "{fine}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::Root;
 use super::attributes::of_open;
 use super::owners::Owners;
 use super::place::{REPLACED, STAGING, UNDONE};
-use super::rules::{Rules, is_secret_name};
+use super::rules::{Rules, is_secret_in, is_secret_name};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::parts::{PART_DIR_MODE, TreeSink};
@@ -134,7 +134,8 @@ impl Scan<'_, '_, '_> {
             self.leave_out(place, LeftOutWhy::Own, None);
             return Ok(());
         }
-        if is_secret_name(name) {
+        let above = place.path.rsplit(|b| *b == b'/').nth(1).unwrap_or_default();
+        if is_secret_name(name) || is_secret_in(above, name) {
             self.leave_out(place, LeftOutWhy::Secret, None);
             return Ok(());
         }

@@ -172,7 +172,19 @@ impl Job<'_> {
                 }
             };
             let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let said = running.finish("E-DUMP-FAILED", &doing)?;
+            let said = running.finish("E-DUMP-FAILED", &doing).map_err(|e| match e.to_string() {
+                // `pg_dump` has no other way to say it.
+                said if said.contains("no matching schemas were found")
+                    || said.contains("no matching tables were found") =>
+                {
+                    EngineError::refused(
+                        "E-SELECT-NONE",
+                        format!("nothing in '{}' has such a name: {said}", of.database.name.escape_debug()),
+                        "names are patterns of pg_dump: quote what has capital letters; nothing was backed up",
+                    )
+                }
+                _ => e,
+            })?;
             read.map_err(|e| EngineError::file("reading the output of", &self.server.tools.dump, e))?;
             if begins_well != Some(true) {
                 return Err(EngineError::failed(

@@ -98,6 +98,7 @@ impl Job<'_> {
             new_bytes,
             tools: self.server.tools.clone(),
             warnings: record.warnings,
+            notes: self.server.notes.clone(),
         })
     }
 }

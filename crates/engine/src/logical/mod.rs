@@ -96,6 +96,8 @@ pub struct LogicalPlan {
     pub roots: Vec<Root>,
     pub missing: Vec<Root>,
     pub warnings: Vec<String>,
+    /// Databases that are left out, where all are wanted, and need no attention.
+    pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -109,6 +111,8 @@ pub struct LogicalReport {
     pub new_bytes: u64,
     pub tools: Tools,
     pub warnings: Vec<String>,
+    /// As in the plan.
+    pub notes: Vec<String>,
 }
 
 /// What the server says before anything is begun.
@@ -119,6 +123,7 @@ struct Server {
     databases: Vec<DatabaseFacts>,
     globals: Option<cluster::Globals>,
     tools: Tools,
+    notes: Vec<String>,
 }
 
 impl Server {
@@ -135,7 +140,12 @@ impl Server {
                 "use another --cluster name, or 'pgark init --adopt' after an upgrade",
             ));
         }
-        let databases = choose(cluster::databases(&conn)?, &options.databases)?;
+        let there = cluster::databases(&conn)?;
+        let notes = match options.databases {
+            Wanted::All => tell_left_out(&there, warnings),
+            Wanted::Named(_) => vec![],
+        };
+        let databases = choose(there, &options.databases)?;
         let globals = if options.globals { Some(cluster::globals(&conn)?) } else { None };
         if globals.as_ref().is_some_and(|g| !g.passwords) {
             warnings.push("passwords of roles are not in the backup: only a superuser can read them".to_owned());
@@ -151,13 +161,40 @@ impl Server {
             ));
         }
         let from_standby = conn.query_one("SELECT pg_is_in_recovery() AS standby", &[])?.flag("standby")?;
-        Ok(Server { system_id, version_num: conn.version_num(), from_standby, databases, globals, tools })
+        Ok(Server { system_id, version_num: conn.version_num(), from_standby, databases, globals, tools, notes })
     }
+}
+
+/// Of all databases. Those that a restore made for a while, or put aside, are its own affair.
+fn why_left_out(database: &DatabaseFacts) -> Option<&'static str> {
+    let remains = ["pgark_restore_", "pgark_replaced_", "pgark_table_"];
+    if remains.iter().any(|begin| database.name.starts_with(begin)) {
+        Some("a restore left it; drop it when nobody needs it")
+    } else if database.is_template {
+        Some("it is a template")
+    } else if !database.allow_connections {
+        Some("it takes no connections")
+    } else {
+        None
+    }
+}
+
+/// Returns what is as expected; the rest are warnings.
+fn tell_left_out(there: &[DatabaseFacts], warnings: &mut Vec<String>) -> Vec<String> {
+    let mut notes = vec![];
+    for database in there {
+        let Some(why) = why_left_out(database) else { continue };
+        let text = format!("database '{}' is not in the backup: {why}", database.name.escape_debug());
+        let expected =
+            matches!(database.name.as_str(), "template0" | "template1") || database.name.starts_with("pgark_");
+        if expected { notes.push(text) } else { warnings.push(text) }
+    }
+    notes
 }
 
 fn choose(there: Vec<DatabaseFacts>, wanted: &Wanted) -> Result<Vec<DatabaseFacts>> {
     let chosen: Vec<DatabaseFacts> = match wanted {
-        Wanted::All => there.into_iter().filter(|d| d.allow_connections && !d.is_template).collect(),
+        Wanted::All => there.into_iter().filter(|d| why_left_out(d).is_none()).collect(),
         Wanted::Named(names) => {
             for name in names {
                 let found = there.iter().find(|d| d.name == *name);
@@ -204,6 +241,7 @@ pub fn plan(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<Lo
         base: parent.map(|p| p.record.id),
         tools: server.tools,
         warnings,
+        notes: server.notes,
     })
 }
 

@@ -26,13 +26,20 @@ pub(super) struct Carry<'a> {
 impl Carry<'_> {
     /// The table as it was then, if the live database can take it.
     pub fn look(&self, there: &TableSession, here: &TableSession) -> Result<Found> {
-        let found = there.find(self.table)?.ok_or_else(|| {
-            EngineError::refused(
-                "E-TABLE-NONE",
-                format!("there was no table {} at that moment", self.table),
-                "choose another moment: 'pgark wal history' tells when tables were dropped",
-            )
-        })?;
+        let Some(found) = there.find(self.table)? else {
+            return Err(match there.other_kind(self.table)? {
+                Some(kind) => EngineError::refused(
+                    "E-TABLE-NONE",
+                    format!("{} was {kind} at that moment, and no table", self.table),
+                    "name the table that holds the rows",
+                ),
+                None => EngineError::refused(
+                    "E-TABLE-NONE",
+                    format!("there was no table {} at that moment", self.table),
+                    "choose another moment: 'pgark wal history' tells when tables were dropped",
+                ),
+            });
+        };
         let unknown = here.unknown_types(&there.column_types(found.oid)?)?;
         if !unknown.is_empty() {
             return Err(EngineError::refused(

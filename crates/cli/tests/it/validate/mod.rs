@@ -200,6 +200,106 @@ fn each_planted_defect_turns_validation_red_for_the_right_reason() {
     source.validate("went on", Some(&truth), &["--amcheck", "off"]).expect_code(0);
 }
 
+/// All of them in one database: the check that is to name each, and its words.
+const FINER: [(&str, &str, &str); 29] = [
+    ("grant usage on foreign server far to public", "privileges", "server far: what is granted"),
+    (
+        "grant usage on foreign data wrapper wrapper to public",
+        "privileges",
+        "foreign-data wrapper wrapper: what is granted",
+    ),
+    (
+        "grant usage on language plpgsql to public",
+        "privileges",
+        "objects of PostgreSQL and of extensions: what is granted",
+    ),
+    ("alter server far owner to \"app owner\"", "owners", "server far: owner"),
+    (
+        "alter text search dictionary app.dictionary owner to \"app owner\"",
+        "owners",
+        "dictionary app.dictionary: owner",
+    ),
+    ("alter publication news add table app.empty", "other objects", "publication news: the list of what is published"),
+    (
+        "alter publication news set (publish_via_partition_root = true)",
+        "other objects",
+        "publication news: what it is made of",
+    ),
+    ("alter table app.parent replica identity nothing", "definitions", "app.parent: replica identity"),
+    ("alter table app.tuned replica identity default", "definitions", "app.tuned: replica identity"),
+    (
+        "alter server far options (set host 'near.example.org')",
+        "other objects",
+        "server far: what it is made of or its options",
+    ),
+    (
+        "alter user mapping for current_user server far options (set password 'other')",
+        "other objects",
+        "mapping options differs",
+    ),
+    (
+        "alter foreign table app.distant options (set table_name 'y')",
+        "definitions",
+        "app.distant: its server or options",
+    ),
+    (
+        "alter foreign data wrapper wrapper options (set debug 'false')",
+        "other objects",
+        "wrapper wrapper: what it is made of",
+    ),
+    ("alter sequence app.tuned_by owned by none", "definitions", "app.tuned_by: the column that it belongs to"),
+    (
+        "alter text search configuration app.words alter mapping for word with app.dictionary",
+        "other objects",
+        "app.words: what it is made of",
+    ),
+    (
+        "alter text search dictionary app.dictionary (accept = false)",
+        "other objects",
+        "app.dictionary: what it is made of",
+    ),
+    (
+        "alter table app.tuned alter a set statistics 78",
+        "definitions",
+        "app.tuned: storage, compression, statistics target",
+    ),
+    ("alter table app.orders alter amount set (n_distinct = 3)", "definitions", "app.orders: storage"),
+    ("alter table app.customers alter name set storage external", "definitions", "app.customers: storage"),
+    ("alter table app.tuned set without cluster", "definitions", "app.tuned: clustered on"),
+    ("alter function app.scored(int) cost 8 rows 10", "definitions", "app.scored(integer): cost, rows"),
+    ("alter statistics app.stats set statistics 5", "other objects", "app.stats: what it is made of"),
+    ("comment on table app.customers is 'another'", "comments", "app.customers: its comment"),
+    ("comment on column app.tuned.a is null", "comments", "app.tuned: the comment of a column"),
+    ("comment on schema app is 'another'", "comments", "schema app: its comment"),
+    ("comment on server far is 'another'; comment on extension hstore is 'x'", "comments", "server far: its comment"),
+    (
+        "comment on constraint \"no \"\"bad\"\" names\" on app.customers is null",
+        "comments",
+        "app.customers: its comment",
+    ),
+    ("comment on large object 70000 is null", "comments", "large objects: what comments say"),
+    ("comment on database finer is 'x'", "comments", "the database: its comment"),
+];
+
+#[test]
+fn what_hangs_on_objects_is_compared_without_their_secrets() {
+    let server = installed_or_skip!();
+    let source = Source::filled(&server, "finer");
+    let truth = source.truth("src", &["--hash"]);
+    assert!(!std::fs::read_to_string(&truth).expect("text").contains("hunter2"));
+    source.dump_and_restore("src", "finer");
+    source.validate("finer", Some(&truth), &["--amcheck", "off"]).expect_code(0);
+    FINER.iter().for_each(|(sql, ..)| drop(source.cluster.psql_db("finer", sql)));
+    let document = source.validate("finer", Some(&truth), &["--amcheck", "off"]).expect_code(21).json();
+    for (sql, name, words) in FINER {
+        let told = strings(&check(&document, name)["details"]);
+        assert!(told.iter().any(|detail| detail.contains(words)), "{sql}: {name}: {told:?}\n{document}");
+    }
+    for name in ["rows", "contents", "tables", "constraints", "row security"] {
+        assert_eq!(check(&document, name)["outcome"], "ok", "{name}: {document}");
+    }
+}
+
 #[test]
 fn what_was_not_checked_is_never_ok() {
     let server = installed_or_skip!();
@@ -268,7 +368,9 @@ fn reports_are_written_for_machines_and_people() {
     assert!(read("html").contains("public.t: 2 rows, were 1") && !read("html").contains("<script>"));
     assert!(read("md").contains("2 rows, were 1"));
     // Neither is ever written over.
-    source.validate("<script>alert(1)</script>", Some(&truth), &["--report", &base_text]).expect_code(1);
+    source.validate("<script>alert(1)</script>", Some(&truth), &["--report", &base_text]).expect_code(4);
+    let nowhere = source.scratch.join("nowhere/r").display().to_string();
+    source.validate("<script>alert(1)</script>", Some(&truth), &["--report", &nowhere]).expect_code(4);
     let again = source.pgark.run(["truth", "--database", "postgres", "--to", &truth.display().to_string()]);
     assert!(again.expect_code(4).stderr.contains("E-TRUTH-EXISTS"));
 }

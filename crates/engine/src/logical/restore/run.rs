@@ -36,6 +36,20 @@ use crate::validate;
 
 /// How long sessions may take to end.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
+/// Entries whose owner is set when they are loaded.
+const OWNED: [&[u8]; 11] = [
+    b"AGGREGATE",
+    b"DOMAIN",
+    b"FOREIGN TABLE",
+    b"FUNCTION",
+    b"MATERIALIZED VIEW",
+    b"PROCEDURE",
+    b"SCHEMA",
+    b"SEQUENCE",
+    b"TABLE",
+    b"TYPE",
+    b"VIEW",
+];
 const GLOBALS_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Restores. `announce` is shown the plan before anything is written, and again when another backup had to be taken.
@@ -242,6 +256,7 @@ impl Restore<'_> {
         report: &mut RestoreReport,
     ) -> Result<()> {
         let chosen = self.chosen(&dump, report)?;
+        self.owners_are_there(plan, &dump, admin)?;
         let schemas = self.lacking_schemas(plan, &dump, report)?;
         if plan.replaces {
             report.safety = self.safety_backup(plan)?;
@@ -407,6 +422,35 @@ impl Restore<'_> {
         let encoding = self.plan.database.as_ref().map_or("", |d| d.dump.encoding.as_str());
         let scope = Scope::of(&toc, Some(&ids), encoding);
         Ok(Some(Chosen { list: ListFile::write(&self.options.scratch, &ids)?, scope }))
+    }
+
+    /// Before anything is loaded: `pg_restore` would end at the first one.
+    fn owners_are_there(&self, plan: &DatabasePlan, dump: &std::fs::File, admin: &Connection) -> Result<()> {
+        let toc = read_toc(dump)?;
+        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
+        let chosen = selection.map(|selection| select(&toc, selection).ids);
+        let is_chosen = |id: &u32| chosen.as_ref().is_none_or(|ids| ids.contains(id));
+        let owned = toc.entries.iter().filter(|e| OWNED.contains(&e.kind.as_slice()) && is_chosen(&e.id));
+        let owners: std::collections::BTreeSet<&[u8]> = owned.map(|e| e.owner.as_slice()).collect();
+        let mut missing = vec![];
+        for owner in owners {
+            // Names in another encoding are for `pg_restore`, which converts them.
+            let Some(owner) = std::str::from_utf8(owner).ok().filter(|o| o.is_ascii() || plan.dump.encoding == "UTF8")
+            else {
+                continue;
+            };
+            if !owner.is_empty() && !provision::role_exists(admin, owner)? {
+                missing.push(format!("'{}'", owner.escape_debug()));
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(EngineError::refused(
+            "E-ROLE-NONE",
+            format!("roles that own something in the dump do not exist here: {}", missing.join(", ")),
+            "restore --globals as well, or create them; nothing was loaded",
+        ))
     }
 
     /// Returns what the program remarked.

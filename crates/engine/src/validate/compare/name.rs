@@ -31,6 +31,7 @@ pub enum Name {
     ConstraintValidity,
     Triggers,
     Policies,
+    Comments,
     Owners,
     Privileges,
     SequenceValues,
@@ -68,6 +69,7 @@ impl Name {
             Self::ConstraintValidity => ("constraints are validated", Catalog),
             Self::Triggers => ("triggers and rules", Catalog),
             Self::Policies => ("row security", Catalog),
+            Self::Comments => ("comments", Catalog),
             Self::Owners => ("owners", Catalog),
             Self::Privileges => ("privileges", Catalog),
             Self::SequenceValues => ("positions of sequences", Sequences),
@@ -103,6 +105,7 @@ pub fn check_of(kind: ObjectKind, fact: &str) -> Name {
     match (kind, fact) {
         (_, "owner") => Name::Owners,
         (_, "acl" | "column_acl") => Name::Privileges,
+        (_, "comment" | "comments" | "column_comments" | "extension_comment") => Name::Comments,
         (ObjectKind::Database, _) => Name::Database,
         (ObjectKind::Extension, _) => Name::Extensions,
         (ObjectKind::LargeObjects, _) => Name::LargeObjects,

@@ -4,7 +4,7 @@ use crate::truth::{End, TruthWriter};
 
 fn header(version: u32) -> Header {
     Header {
-        pgark_truth: 1,
+        pgark_truth: crate::truth::SCHEMA,
         database: "src".into(),
         taken: "2026-08-22T03:15:00Z".parse().expect("a time"),
         server_version_num: version,
@@ -247,4 +247,32 @@ fn what_a_dump_cannot_bring_back_is_named_and_not_called_ok_and_a_physical_backu
     assert_eq!(outcome(&checks, "contents"), Outcome::Failed);
     let checks = one(&generated("1:2:3", "4:5:6"), &generated("7:8:9", "4:5:6"), physical());
     assert_eq!(outcome(&checks, "contents"), Outcome::Failed);
+}
+
+#[test]
+fn what_an_older_truth_does_not_tell_is_not_compared_and_never_ok() {
+    let old = Header { pgark_truth: 1, ..header(150_018) };
+    let recorded = [table("t", &[("columns", "x")]), object(ObjectKind::Other, &["server", "s"], &[("owner", "o")])];
+    let live = [
+        table("t", &[("columns", "x"), ("comment", "c"), ("replica_identity", "full")]),
+        object(ObjectKind::Other, &["server", "s"], &[("owner", "o"), ("acl", "+x"), ("details", "d")]),
+        object(ObjectKind::Other, &["user mapping", "x on server s"], &[("mapping_options", "d")]),
+    ];
+    let checks = compare((old, &recorded), (header(150_018), &live), NOTHING_SPECIAL);
+    assert!(checks.values().all(|check| check.failed == 0), "{checks:?}");
+    for name in ["comments", "definitions", "privileges", "other objects"] {
+        assert_eq!((outcome(&checks, name), checks[name].expected), (Outcome::NotChecked, true), "{name}");
+        assert!(checks[name].reasons[0].contains("earlier version"), "{checks:?}");
+    }
+    let checks = compare((header(150_018), &recorded), (header(150_018), &live), NOTHING_SPECIAL);
+    for name in ["comments", "definitions", "privileges", "other objects"] {
+        assert_eq!(outcome(&checks, name), Outcome::Failed, "{name}");
+    }
+    // Who may not see options cannot tell whether they are the same.
+    let hidden = [object(ObjectKind::Other, &["user mapping", "x on server s"], &[("options_hidden", "yes")])];
+    let seen = [object(ObjectKind::Other, &["user mapping", "x on server s"], &[("mapping_options", "d")])];
+    for (recorded, live) in [(&hidden, &seen), (&seen, &hidden), (&hidden, &hidden)] {
+        let checks = compare((header(150_018), recorded), (header(150_018), live), NOTHING_SPECIAL);
+        assert_eq!((outcome(&checks, "other objects"), checks["other objects"].expected), (Outcome::NotChecked, false));
+    }
 }

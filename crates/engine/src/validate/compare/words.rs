@@ -5,7 +5,22 @@ use crate::truth::{Object, Text};
 
 /// Facts that are stored as digests, which say nothing to people.
 pub fn is_digest(fact: &str) -> bool {
-    matches!(fact, "definition" | "defaults" | "columns" | "source")
+    matches!(
+        fact,
+        "definition"
+            | "defaults"
+            | "columns"
+            | "source"
+            | "comment"
+            | "comments"
+            | "column_comments"
+            | "extension_comment"
+            | "column_details"
+            | "foreign_options"
+            | "details"
+            | "publishes"
+            | "mapping_options"
+    )
 }
 
 pub fn value(fact: &str, object: &Object) -> String {
@@ -21,6 +36,16 @@ pub fn said(fact: &str) -> String {
         "column_acl" => "what is granted on columns".to_owned(),
         "enabled" => "its state".to_owned(),
         "columns" => "the list of columns and their types".to_owned(),
+        "comment" | "extension_comment" => "its comment".to_owned(),
+        "comments" => "what comments say".to_owned(),
+        "column_comments" => "the comment of a column".to_owned(),
+        "column_details" => "storage, compression, statistics target or options of a column".to_owned(),
+        "column_statistics" => "the statistics target of a column".to_owned(),
+        "foreign_options" => "its server or options".to_owned(),
+        "details" => "what it is made of or its options".to_owned(),
+        "publishes" => "the list of what is published".to_owned(),
+        "planner" => "cost, rows or support function".to_owned(),
+        "owned_by" => "the column that it belongs to".to_owned(),
         "shape" => "its form".to_owned(),
         fact => fact.replace('_', " "),
     }

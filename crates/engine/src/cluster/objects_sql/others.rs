@@ -1,0 +1,173 @@
+//! Objects that are told by a name that PostgreSQL makes, by owner, privileges and state, and by a digest of what else they say. Options
+//! may hold secrets, so of them there is never more than that.
+
+use pgark_pg::Major;
+
+use super::{acl, digest, printed};
+
+/// One catalog, and what of its rows is told. Expressions over its columns; NULL where there is nothing.
+struct Catalog<'a> {
+    name: &'a str,
+    owner: &'a str,
+    acl: String,
+    state: &'a str,
+    details: String,
+}
+
+impl<'a> Catalog<'a> {
+    fn new(name: &'a str, owner: &'a str) -> Self {
+        Catalog { name, owner, acl: "NULL".into(), state: "NULL", details: "NULL".into() }
+    }
+
+    fn state(self, state: &'a str) -> Self {
+        Catalog { state, ..self }
+    }
+
+    fn details(self, details: &str) -> Self {
+        Catalog { details: details.to_owned(), ..self }
+    }
+
+    fn acl(self, column: &str, object_type: &str) -> Self {
+        Catalog { acl: acl(column, object_type, self.owner), ..self }
+    }
+
+    fn sql(&self) -> String {
+        let Catalog { name, owner, acl, state, details } = self;
+        format!(
+            "SELECT '{name}'::regclass AS classid, oid, {owner}::oid AS owner, ({acl})::text AS acl, {state}::text AS state, \
+             ({details})::text AS details FROM {name}"
+        )
+    }
+}
+
+pub(super) fn others(major: Major) -> String {
+    let all: Vec<String> = catalogs().iter().map(Catalog::sql).collect();
+    let options = digest("concat_ws(' ', u.umoptions::text)");
+    let may_see = "(SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user)";
+    format!(
+        "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled, \
+                o.acl, {details} AS details, {publishes}, {comment} AS comment, NULL::text AS mapping_options, NULL::text AS options_hidden \
+         FROM ({all}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
+         WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = o.classid AND e.objid = o.oid \
+               AND e.deptype = 'e') \
+         UNION ALL \
+         SELECT 'user mapping', i.identity, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+                CASE WHEN {may_see} THEN {options} END, CASE WHEN NOT {may_see} THEN 'yes' END \
+         FROM pg_user_mappings AS u CROSS JOIN LATERAL pg_identify_object('pg_user_mapping'::regclass, u.umid, 0) AS i \
+         UNION ALL \
+         SELECT 'system', 'objects of PostgreSQL and of extensions', '', NULL, NULL, ({system}), NULL, NULL, NULL, NULL, NULL, NULL",
+        details = digest("o.details"),
+        publishes = printed("publishes", publishes(major), "o.classid = 'pg_publication'::regclass"),
+        comment = digest("obj_description(o.oid, (SELECT k.relname FROM pg_class AS k WHERE k.oid = o.classid))"),
+        all = all.join(" UNION ALL "),
+        system = system_privileges(),
+    )
+}
+
+fn catalogs() -> Vec<Catalog<'static>> {
+    let function = |oid: &str| {
+        format!(
+            "(SELECT quote_literal(n.nspname::text) || '.' || quote_literal(p.proname::text) FROM pg_proc AS p \
+             JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE p.oid = {oid})"
+        )
+    };
+    let wrapper = format!("concat_ws(' ', {}, {}, fdwoptions::text)", function("fdwhandler"), function("fdwvalidator"));
+    let event = format!("concat_ws(' ', evtevent, {}, evttags::text)", function("evtfoid"));
+    vec![
+        Catalog::new("pg_cast", "NULL"),
+        Catalog::new("pg_operator", "oprowner"),
+        Catalog::new("pg_opclass", "opcowner"),
+        Catalog::new("pg_opfamily", "opfowner"),
+        Catalog::new("pg_collation", "collowner"),
+        Catalog::new("pg_conversion", "conowner"),
+        Catalog::new("pg_ts_config", "cfgowner").details(
+            "concat_ws(' ', (SELECT quote_literal(p.prsname::text) FROM pg_ts_parser AS p WHERE p.oid = cfgparser), \
+             (SELECT string_agg(concat_ws(' ', m.maptokentype, quote_literal(n.nspname::text), quote_literal(d.dictname::text)), ',' \
+                                ORDER BY m.maptokentype, m.mapseqno) \
+              FROM pg_ts_config_map AS m JOIN pg_ts_dict AS d ON d.oid = m.mapdict JOIN pg_namespace AS n ON n.oid = d.dictnamespace \
+              WHERE m.mapcfg = pg_ts_config.oid))",
+        ),
+        Catalog::new("pg_ts_dict", "dictowner").details(
+            "concat_ws(' ', (SELECT quote_literal(t.tmplname::text) FROM pg_ts_template AS t WHERE t.oid = dicttemplate), dictinitoption)",
+        ),
+        Catalog::new("pg_ts_parser", "NULL"),
+        Catalog::new("pg_ts_template", "NULL"),
+        Catalog::new("pg_statistic_ext", "stxowner").details("nullif(stxstattarget, -1)"),
+        Catalog::new("pg_foreign_data_wrapper", "fdwowner").acl("fdwacl", "F").details(&wrapper),
+        Catalog::new("pg_foreign_server", "srvowner").acl("srvacl", "S").details(
+            "concat_ws(' ', (SELECT quote_literal(w.fdwname::text) FROM pg_foreign_data_wrapper AS w WHERE w.oid = srvfdw), \
+             quote_literal(srvtype), quote_literal(srvversion), srvoptions::text)",
+        ),
+        Catalog::new("pg_language", "lanowner").acl("lanacl", "l"),
+        Catalog::new("pg_event_trigger", "evtowner").state("evtenabled").details(&event),
+        Catalog::new("pg_publication", "pubowner")
+            .state("concat_ws(' ', puballtables, pubinsert, pubupdate, pubdelete)")
+            .details("concat_ws(' ', pubtruncate, pubviaroot)"),
+        Catalog::new("pg_transform", "NULL"),
+        Catalog::new("pg_am", "NULL"),
+        Catalog::new("pg_default_acl", "defaclrole").state("defaclacl"),
+    ]
+}
+
+/// Tables of a publication, from 15 on with their columns and conditions, and schemas.
+fn publishes(major: Major) -> &'static str {
+    match major {
+        Major::V13 | Major::V14 => {
+            "(SELECT string_agg(quote_literal(n.nspname::text) || '.' || quote_literal(c.relname::text), ' ' \
+                                ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\") \
+              FROM pg_publication_rel AS r JOIN pg_class AS c ON c.oid = r.prrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+              WHERE r.prpubid = o.oid)"
+        }
+        _ => {
+            "concat_ws(' ', (SELECT string_agg(concat_ws(' ', quote_literal(n.nspname::text) || '.' || quote_literal(c.relname::text), \
+                    (SELECT '(' || string_agg(quote_literal(a.attname::text), ',' ORDER BY a.attname COLLATE \"C\") || ')' FROM pg_attribute AS a \
+                     WHERE a.attrelid = c.oid AND a.attnum = ANY (r.prattrs)), pg_get_expr(r.prqual, r.prrelid)), ',' \
+                    ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\") \
+              FROM pg_publication_rel AS r JOIN pg_class AS c ON c.oid = r.prrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+              WHERE r.prpubid = o.oid), \
+             (SELECT string_agg('schema ' || quote_literal(n.nspname::text), ',' ORDER BY n.nspname COLLATE \"C\") \
+              FROM pg_publication_namespace AS s JOIN pg_namespace AS n ON n.oid = s.pnnspid WHERE s.pnpubid = o.oid))"
+        }
+    }
+}
+
+/// What was granted or revoked on what comes with PostgreSQL or with an extension, since that was made: a dump brings it, but for
+/// `information_schema` and for the languages that are built in.
+fn system_privileges() -> String {
+    let outside = |schema: &str| {
+        format!("{schema} NOT IN (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'information_schema')")
+    };
+    let relation = "CASE o.relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\"";
+    let catalogs = [
+        ("pg_class", "relacl", relation, "relowner", outside("o.relnamespace")),
+        ("pg_proc", "proacl", "'f'", "proowner", outside("o.pronamespace")),
+        ("pg_type", "typacl", "'T'", "typowner", outside("o.typnamespace")),
+        ("pg_language", "lanacl", "'l'", "lanowner", "o.lanispl".to_owned()),
+        ("pg_foreign_data_wrapper", "fdwacl", "'F'", "fdwowner", "true".to_owned()),
+    ];
+    let one = |(catalog, acl, of, owner, dumped): (&str, &str, &str, &str, String)| {
+        format!(
+            "SELECT '{catalog}'::regclass AS classid, o.oid, coalesce(o.{acl}, acldefault({of}, o.{owner})) AS acl, \
+             coalesce(i.initprivs, acldefault({of}, o.{owner})) AS initprivs FROM {catalog} AS o \
+             LEFT JOIN pg_init_privs AS i ON i.classoid = '{catalog}'::regclass AND i.objoid = o.oid AND i.objsubid = 0 \
+             WHERE o.{acl} IS DISTINCT FROM i.initprivs AND {dumped} AND (o.oid < 16384 OR EXISTS (SELECT FROM pg_depend AS e \
+                   WHERE e.classid = '{catalog}'::regclass AND e.objid = o.oid AND e.objsubid = 0 AND e.deptype = 'e'))"
+        )
+    };
+    let all: Vec<String> = catalogs.into_iter().map(one).collect();
+    let line = |sign: &str, these: &str, those: &str| {
+        format!(
+            "SELECT '{sign}' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_literal(pg_get_userbyid(a.grantee)::text) END \
+             || '=' || a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END AS line \
+             FROM (SELECT * FROM aclexplode({these}) EXCEPT SELECT * FROM aclexplode({those})) AS a"
+        )
+    };
+    format!(
+        "SELECT string_agg(i.identity || ' ' || d.line, ', ' ORDER BY i.identity COLLATE \"C\", d.line COLLATE \"C\") \
+         FROM ({}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
+         CROSS JOIN LATERAL ({} UNION ALL {}) AS d",
+        all.join(" UNION ALL "),
+        line("+", "o.acl", "o.initprivs"),
+        line("-", "o.initprivs", "o.acl")
+    )
+}
