@@ -12,7 +12,7 @@ majors=no
 servers=no
 check=no
 store=$(dirname "${BASH_SOURCE[0]}")/../target/test-servers
-moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1 aiosmtpd_version=1.4.6
+moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1 aiosmtpd_version=1.4.6 schemathesis_version=4.32.5
 for word in "$@"; do
     case $word in
         --majors) majors=yes ;;
@@ -135,6 +135,10 @@ mail() { # as moto
     rmdir "$2"
     python3 -m venv "$1" && "$1/bin/pip" install --quiet "aiosmtpd==$aiosmtpd_version" || { rm -rf "$1"; return 1; }
 }
+requests() { # as moto
+    rmdir "$2"
+    python3 -m venv "$1" && "$1/bin/pip" install --quiet "schemathesis==$schemathesis_version" || { rm -rf "$1"; return 1; }
+}
 if [ "$servers" = yes ]; then
     mkdir -p "$store"
     store=$(cd "$store" && pwd)
@@ -142,6 +146,7 @@ if [ "$servers" = yes ]; then
     install_server azurite node_modules/.bin/azurite-blob azurite
     install_server s3s bin/s3s-fs s3s
     install_server mail bin/python mail
+    install_server schemathesis bin/st requests
 fi
 
 # pg_dump, pg_restore and the like of the other majors: packages of other releases, unpacked and not installed, started by

@@ -15,10 +15,15 @@ pub fn possible() -> bool {
 
 /// Asks twice, so that a slip of the finger locks nobody out.
 pub fn new_passphrase() -> Result<Secret, Failure> {
-    let first = ask("New passphrase: ")?;
+    new_secret("passphrase")
+}
+
+/// As `new_passphrase`, for a secret of another name.
+pub fn new_secret(what: &str) -> Result<Secret, Failure> {
+    let first = ask(&format!("New {what}: "))?;
     let again = ask("Once more: ")?;
     if first != again {
-        return Err(Failure::usage("E-SECRET-DIFFERS", "the two passphrases differ"));
+        return Err(Failure::usage("E-SECRET-DIFFERS", format!("the two {what}s differ")));
     }
     if first.expose().is_empty() {
         return Err(Failure::new("E-CANCELLED", Exit::Cancelled, "nothing was changed"));

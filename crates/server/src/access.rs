@@ -81,10 +81,33 @@ impl FromStr for Role {
     }
 }
 
-/// Who asks, once the token was found.
+/// What somebody showed to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Means {
+    Token,
+    /// Signed in with a password
+    User,
+    /// Of a client, on the connection
+    Certificate,
+}
+
+impl Means {
+    fn word(self) -> &'static str {
+        match self {
+            Means::Token => "token",
+            Means::User => "user",
+            Means::Certificate => "certificate",
+        }
+    }
+}
+
+/// Who asks, once it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    pub token_id: String,
+    pub means: Means,
+    /// Of a token its id, of a user the name, of a certificate its subject.
+    pub id: String,
     pub name: String,
     pub role: Role,
     /// None: every cluster.
@@ -92,6 +115,16 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Told apart from all others, whatever those are called.
+    pub fn identity(&self) -> String {
+        format!("{}:{}", self.means.word(), self.id)
+    }
+
+    /// For lists and logs.
+    pub fn shown(&self) -> String {
+        format!("{} {}", self.means.word(), self.name)
+    }
+
     pub fn may(&self, right: Right, cluster: Option<&str>) -> bool {
         let in_scope = match (&self.cluster, cluster) {
             (None, _) => true,
@@ -148,6 +181,10 @@ impl TokenRecord {
     pub fn is_valid(&self, now: Timestamp) -> bool {
         self.revoked.is_none() && self.expires.is_none_or(|at| now < at)
     }
+
+    pub fn caller(self) -> Caller {
+        Caller { means: Means::Token, id: self.id, name: self.name, role: self.role, cluster: self.cluster }
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +201,8 @@ mod tests {
         assert_eq!(allowed(Role::AppAdmin), [true, false, false, false]);
         assert_eq!(allowed(Role::Admin), [true; 4]);
         let caller = |cluster: Option<&str>| Caller {
-            token_id: "t".into(),
+            means: Means::Token,
+            id: "t".into(),
             name: "n".into(),
             role: Role::Admin,
             cluster: cluster.map(str::to_owned),

@@ -36,6 +36,8 @@ pub fn turn(state: &State, schedules: &[Scheduled], now: Timestamp) -> Result<us
                     cluster: schedule.cluster.clone(),
                     request: schedule.request.clone(),
                     requested_by: format!("schedule {name}"),
+                    requester: None,
+                    approve_until: None,
                     schedule: Some(name.to_owned()),
                     not_before: now,
                     deadline_s: schedule.plan.deadline().as_secs(),

@@ -1,20 +1,25 @@
 //! The loop: schedules become jobs, jobs run, what is shown is kept fresh; until it is told to end.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::access::Role;
 use crate::http::Serving;
+use crate::http::tls::TlsFiles;
 use crate::jobs::{JobState, Program, Runner, RunnerOptions};
 use crate::refresh::{Refresher, TICK};
 use crate::schedule::{self, Scheduled};
-use crate::state::{Filter, Result, State};
+use crate::state::{Filter, Keep, Result, State};
 
 /// How often schedules are looked at.
 const SCHEDULES_EVERY: SignedDuration = SignedDuration::from_secs(1);
+/// How often the history of jobs is looked through, and whether the database is still there.
+const HISTORY_EVERY: SignedDuration = SignedDuration::from_secs(60);
 /// Newly ended jobs that are looked for at once.
 const ENDED_MAX: usize = 50;
 
@@ -23,6 +28,51 @@ const ENDED_MAX: usize = 50;
 pub struct Config {
     pub clusters: Vec<ClusterConfig>,
     pub schedules: Vec<Scheduled>,
+    pub web: WebConfig,
+    /// Without it answers are given in the clear.
+    pub tls: Option<TlsFiles>,
+    pub keep: Keep,
+}
+
+/// Who may ask, how, and how often.
+#[derive(Clone, Debug)]
+pub struct WebConfig {
+    /// That the server is asked by, beside its addresses.
+    pub names: Vec<String>,
+    /// Whose word for whom they ask is taken.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// Of an address, and of a caller. Read when the server starts.
+    pub requests_per_second: u32,
+    /// What subjects of verified certificates may do.
+    pub certificates: Vec<CertificateRule>,
+    /// What restores or removes waits until somebody else says yes.
+    pub require_second_person: bool,
+    pub approve_within: Duration,
+    /// How long one who has signed in stays so.
+    pub session: Duration,
+}
+
+impl Default for WebConfig {
+    fn default() -> WebConfig {
+        WebConfig {
+            names: vec![],
+            trusted_proxies: vec![],
+            requests_per_second: 200,
+            certificates: vec![],
+            require_second_person: false,
+            approve_within: Duration::from_secs(3600),
+            session: Duration::from_secs(12 * 3600),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct CertificateRule {
+    /// RFC 4514.
+    pub subject: String,
+    pub role: Role,
+    /// None: every cluster.
+    pub cluster: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +108,7 @@ impl Shared {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set(&self, config: Config) {
+    pub(crate) fn set(&self, config: Config) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 }
@@ -95,12 +145,12 @@ pub fn run(
     let mut runner = Runner::take_over(state.clone(), options.program.clone(), runner_options, Timestamp::now())?;
     let mut refresher = Refresher::new(state.clone(), options.program.clone());
     schedule::settle(state, &config.get().schedules)?;
-    let (mut looked, mut drains_until) = (Timestamp::MIN, None);
+    let (mut looked, mut pruned, mut drains_until) = (Timestamp::MIN, Timestamp::MIN, None);
     let mut seen = ended(state)?;
     loop {
         let now = Timestamp::now();
         if signals.reload.swap(false, Ordering::SeqCst) {
-            reloaded(state, config, reload())?;
+            reloaded(state, config, serving, reload())?;
         }
         let told = signals.end.load(Ordering::SeqCst);
         if told > 0 && drains_until.is_none() {
@@ -113,6 +163,11 @@ pub fn run(
         if !draining && now.duration_since(looked).abs() >= SCHEDULES_EVERY {
             looked = now;
             schedule::turn(state, &config.get().schedules, now)?;
+        }
+        if now.duration_since(pruned).abs() >= HISTORY_EVERY {
+            pruned = now;
+            state.is_there()?;
+            state.prune_jobs(config.get().keep, now)?;
         }
         let running = runner.turn(!draining, now)?;
         if drains_until.is_some_and(|until| running == 0 || told > 1 || now >= until) {
@@ -140,8 +195,8 @@ fn ended(state: &State) -> Result<HashMap<String, String>> {
 }
 
 /// Settings with a mistake change nothing.
-fn reloaded(state: &State, config: &Shared, loaded: Result<Config, String>) -> Result<()> {
-    match loaded {
+fn reloaded(state: &State, config: &Shared, serving: &Serving, loaded: Result<Config, String>) -> Result<()> {
+    match loaded.and_then(|loaded| serving.reload(&loaded).map(|()| loaded)) {
         Ok(loaded) => {
             schedule::settle(state, &loaded.schedules)?;
             let (clusters, schedules) = (loaded.clusters.len(), loaded.schedules.len());

@@ -32,7 +32,7 @@ pub use object_server::{BUCKET, ObjectServer, ObjectServerKind, StoredVersion, f
 pub use os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 pub use pgark::{Outcome, Pgark};
 pub use psql::{connection_string, quote_identifier, quote_literal};
-pub use receivers::{Alertmanager, Certificate, Mail, MailServer, Received, Receiver};
+pub use receivers::{Alertmanager, Certificate, Mail, MailServer, Received, Receiver, schemathesis};
 pub use recovered::{Ending, Recovered};
 pub use servers::{Server, majors_asked_for};
 pub use sshd::{Proxy, Sshd, Subsystem};

@@ -129,6 +129,14 @@ fn serve(mut client: &TcpStream, kept: &Mutex<Kept>) -> std::io::Result<()> {
     )
 }
 
+/// Sends requests that an OpenAPI document allows, and others.
+///
+/// # Errors
+/// When it is not installed, with what to do.
+pub fn schemathesis() -> Result<PathBuf, String> {
+    place("schemathesis/bin/st")
+}
+
 fn place(program: &str) -> Result<PathBuf, String> {
     let root = env::var_os("PGARK_TEST_SERVERS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-servers"), PathBuf::from);

@@ -2,6 +2,7 @@
 //! `archive-get`, which run for every segment: what they did stands in the WAL head, what failed in PostgreSQL's log.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use pgark_dr::trail::{Attempt, Ended, Trail};
 
@@ -27,6 +28,15 @@ pub fn trail_of(command: &Command, argv: &[OsString]) -> Trail {
             sudo_user: std::env::var("SUDO_USER").ok().filter(|user| !user.is_empty()),
         }),
         None => Trail::default(),
+    }
+}
+
+/// In a job of the server, for whom it is done.
+pub fn on_behalf(trail: &Trail, job_dir: &Path) {
+    let Some((requested_by, approved_by)) = pgark_server::state::asked_by(job_dir) else { return };
+    trail.about("requested_by", requested_by);
+    if let Some(approved_by) = approved_by {
+        trail.about("approved_by", approved_by);
     }
 }
 
@@ -80,6 +90,7 @@ fn audited(command: &Command, arguments: &[String]) -> Option<(&'static str, Sco
         | Command::ScratchKeeper(_)
         | Command::Serve(_)
         | Command::Token(_)
+        | Command::User(_)
         | Command::Verify(_)
         | Command::Wal(_) => None,
     }

@@ -16,7 +16,7 @@ pub struct ConfigArgs {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Read the configuration and say what is in force
+    /// Read the configuration, with the server's certificates, and say what is wrong, or what is in force
     Check,
     /// Show the effective value of a key, or of all, and where it came from
     Explain {
@@ -25,10 +25,20 @@ enum ConfigCommand {
     },
 }
 
+/// Certificates and keys that the server could not use.
+fn tls(context: &Context) -> Result<(), Failure> {
+    let Some(files) = context.settings.server.tls_files() else { return Ok(()) };
+    match pgark_server::http::tls::load(&files) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(super::serve::tls_failure(&e)),
+    }
+}
+
 pub fn run(args: ConfigArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     match args.command {
         ConfigCommand::Check => {
+            tls(&context)?;
             let report = context.settings.check_report();
             output::result(global.form(), &report, || report.to_text())?;
         }

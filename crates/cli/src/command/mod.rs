@@ -52,6 +52,7 @@ mod target;
 mod token;
 mod truth;
 mod unexpire;
+mod user;
 mod validate;
 mod verify;
 mod wal;
@@ -110,6 +111,8 @@ pub enum Command {
     Job(job::JobArgs),
     /// Tokens: who may ask the server for what
     Token(token::TokenArgs),
+    /// Local users: who may sign in to the server with a password
+    User(user::UserArgs),
     /// When jobs run next
     Schedule(schedule::ScheduleArgs),
     #[command(hide = true)]
@@ -170,6 +173,9 @@ pub enum Command {
 pub fn run(mut cli: Cli, argv: &[OsString]) -> Result<Outcome, Failure> {
     let trail = attempt::trail_of(&cli.command, argv);
     cli.global.trail = trail.clone();
+    if let Some(dir) = &cli.global.job_dir {
+        attempt::on_behalf(&trail, dir);
+    }
     let told_of = attempt::told_of(&cli.command, argv);
     let outcome = refuse_in_the_past(&cli.command, &cli.global).and_then(|()| dispatch(cli.command, &cli.global));
     attempt::ended(&trail, &outcome);
@@ -219,6 +225,7 @@ fn dispatch(command: Command, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Command::Serve(a) => serve::run(&a, global),
         Command::Job(a) => job::run(&a, global),
         Command::Token(a) => token::run(&a, global),
+        Command::User(a) => user::run(&a, global),
         Command::Schedule(a) => schedule::run(&a, global),
         Command::ScratchKeeper(a) => restore_table::keep(&a),
         Command::Verify(a) => verify::run(a, global),

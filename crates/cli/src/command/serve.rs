@@ -1,15 +1,18 @@
 //! `serve`: schedules, jobs, and what is known of the clusters.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use clap::Args;
-use pgark_server::http::Serving;
+use jiff::Timestamp;
+use pgark_server::http::tls::TlsError;
+use pgark_server::http::{Serving, ServingError};
 use pgark_server::jobs::{BackupType, Kind, Program, Request};
 use pgark_server::schedule::Scheduled;
 use pgark_server::serve::{self, ClusterConfig, Config, Options, Shared, Signals, SystemConfig};
+use pgark_server::state::Lost;
 use pgark_server::{State, StateError};
 
 use super::Outcome;
@@ -48,8 +51,12 @@ pub struct StateArgs {
 }
 
 impl StateArgs {
+    fn dir<'a>(&'a self, settings: &'a Settings) -> &'a Path {
+        self.state_dir.as_ref().unwrap_or(&settings.server.state_dir)
+    }
+
     pub fn open(&self, settings: &Settings) -> Result<State, Failure> {
-        State::open(self.state_dir.as_ref().unwrap_or(&settings.server.state_dir)).map_err(state_failure)
+        State::open(self.dir(settings)).map_err(state_failure)
     }
 }
 
@@ -63,9 +70,12 @@ pub fn state_failure(error: StateError) -> Failure {
             "the directory can be removed when no job runs: tokens and the history of jobs are lost, backups are not",
         ),
         StateError::NotFound { what, .. } => Failure::refused(format!("E-{}-UNKNOWN", what.to_uppercase()), message),
-        StateError::Database(_) | StateError::Content(_) | StateError::Random(_) => {
-            Failure::failed("E-SERVER-STATE", message)
-        }
+        StateError::Exists { what, .. } => Failure::refused(format!("E-{}-EXISTS", what.to_uppercase()), message),
+        StateError::Gone(_) => Failure::failed("E-SERVER-STATE", message)
+            .hint("start the server again: it reads again what can be read; tokens and users are made anew"),
+        StateError::Database(_) | StateError::Content(_) => Failure::failed("E-SERVER-STATE", message)
+            .hint("if it is damaged, 'pgark serve' puts it aside when it starts, and says what is lost"),
+        StateError::Random(_) => Failure::failed("E-SERVER-STATE", message),
     }
 }
 
@@ -73,15 +83,20 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let settings = &context.settings;
     let listen = args.listen.unwrap_or(settings.server.listen);
-    if !listen.ip().is_loopback() {
-        return Err(Failure::refused(
-            "E-SERVER-LISTEN",
-            format!("{listen} can be reached from elsewhere, without encryption"),
-        )
-        .hint("listen on 127.0.0.1, and put a proxy with TLS before it"));
+    let is_reached = !listen.ip().is_loopback();
+    if is_reached && settings.server.tls.is_none() {
+        return Err(reached(listen, "without encryption").hint(
+            "give [server.tls] a certificate and a key; or listen on 127.0.0.1, and put a proxy with TLS before it",
+        ));
     }
-    let state = args.state.open(settings)?;
-    let _lock = state.lock().map_err(state_failure)?;
+    let dir = args.state.dir(settings);
+    let _lock = State::lock(dir).map_err(state_failure)?;
+    let (state, lost) = State::open_or_rebuild(dir).map_err(state_failure)?;
+    tell_what_is_lost(&lost);
+    if is_reached && !somebody_may_ask(settings, &state)? {
+        return Err(reached(listen, "and nobody could sign in")
+            .hint("'pgark user add' or 'pgark token create' first, or [[server.tls.clients]]"));
+    }
     let config = Shared::new(config(settings)?);
     let signals = watched_signals()?;
     let options = Options { program: program(global)?, running_max: args.running.into(), drain: args.drain.0 };
@@ -90,15 +105,54 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         let settings = Settings::load(&overrides, &Environment::from_process()).map_err(|f| f.to_string())?;
         self::config(&settings).map_err(|f| f.to_string())
     };
-    let serving = Serving::start(listen, state.clone(), config.clone())
-        .map_err(|e| Failure::failed("E-SERVER-LISTEN", format!("{listen} cannot be listened on: {e}")))?;
-    let document = serde_json::json!({"schema": SCHEMA, "listening": serving.address(), "state_dir": state.dir()});
-    output::result(global.form(), &document, || format!("listening on http://{}\n", serving.address()))?;
+    let serving = Serving::start(listen, state.clone(), config.clone()).map_err(|e| match e {
+        ServingError::Listen(e) => Failure::failed("E-SERVER-LISTEN", format!("{listen} cannot be listened on: {e}")),
+        ServingError::Tls(e) => tls_failure(&e),
+    })?;
+    let scheme = if settings.server.tls.is_some() { "https" } else { "http" };
+    let document = serde_json::json!({"schema": SCHEMA, "listening": serving.address(), "scheme": scheme, "state_dir": state.dir()});
+    output::result(global.form(), &document, || format!("listening on {scheme}://{}\n", serving.address()))?;
     let left = serve::run(&state, &config, &options, &signals, &serving, &mut reload).map_err(state_failure)?;
     if left > 0 {
         output::warning(&format!("{left} jobs run on; the next server takes them over"));
     }
     Ok(Exit::Done)
+}
+
+fn reached(listen: SocketAddr, how: &str) -> Failure {
+    Failure::refused("E-SERVER-LISTEN", format!("{listen} can be reached from elsewhere, {how}"))
+}
+
+fn somebody_may_ask(settings: &Settings, state: &State) -> Result<bool, Failure> {
+    let by_certificate = settings.server.tls.as_ref().is_some_and(|tls| !tls.clients.is_empty());
+    Ok(by_certificate || state.somebody_may_ask(Timestamp::now()).map_err(state_failure)?)
+}
+
+pub fn tls_failure(error: &TlsError) -> Failure {
+    let failure = Failure::usage("E-SERVER-TLS", error.to_string());
+    match error {
+        TlsError::Mode(path) => {
+            Failure { exit: Exit::Refused, ..failure }.hint(format!("chmod 0600 '{}'", path.display()))
+        }
+        _ => failure.hint("certificate, key and client_ca in [server.tls] name files in PEM"),
+    }
+}
+
+/// Plainly, since people have to do something.
+fn tell_what_is_lost(lost: &Lost) {
+    if let Some((aside, why)) = &lost.aside {
+        let aside = aside.display();
+        output::warning(&format!("E-SERVER-STATE the state database was damaged ({why}) and is now {aside}"));
+    }
+    if lost.is_something() {
+        let (jobs, unknown) = (lost.jobs, lost.unknown);
+        let unknown = if unknown > 0 { format!(", {unknown} could not be read") } else { String::new() };
+        output::warning(&format!(
+            "E-SERVER-STATE the state was begun anew: {jobs} jobs were read again from their directories{unknown}; tokens, users and \
+             sessions are lost, make them again with 'pgark token create' and 'pgark user add'; schedules count from now; backups \
+             are untouched"
+        ));
+    }
 }
 
 /// A job gets the settings that the server got, from the same places.
@@ -142,7 +196,8 @@ fn watched_signals() -> Result<Arc<Signals>, Failure> {
 fn config(settings: &Settings) -> Result<Config, Failure> {
     let schedules = settings.schedules.iter().map(scheduled).collect::<Result<_, _>>()?;
     let clusters = settings.clusters.values().map(|c| cluster(c, settings)).collect();
-    Ok(Config { clusters, schedules })
+    let server = &settings.server;
+    Ok(Config { clusters, schedules, web: server.web(), tls: server.tls_files(), keep: server.keep() })
 }
 
 fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {

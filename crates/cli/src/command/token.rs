@@ -91,7 +91,7 @@ pub fn run(args: &TokenArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     Ok(Exit::Done)
 }
 
-fn merge(document: &mut serde_json::Value, record: &TokenRecord) -> Result<(), Failure> {
+pub fn merge(document: &mut serde_json::Value, record: &impl serde::Serialize) -> Result<(), Failure> {
     let record = serde_json::to_value(record).map_err(|e| Failure::failed("E-INTERNAL", e.to_string()))?;
     if let (Some(document), serde_json::Value::Object(record)) = (document.as_object_mut(), record) {
         document.extend(record);

@@ -12,6 +12,7 @@ pub mod repo_url;
 pub mod repoint;
 pub mod schedule;
 pub mod schema;
+pub mod server;
 pub mod space;
 pub mod units;
 
@@ -44,7 +45,8 @@ use nearest::nearest;
 use recover::Recover;
 use repo_url::RepoUrl;
 use schedule::Schedule;
-use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, Server, System};
+use schema::{Check, Drill, Encryption, KeyCommand, Logical, Retention, System};
+use server::Server;
 use space::{PriceSection, SpaceSettings};
 use tree::Location;
 

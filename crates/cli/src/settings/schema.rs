@@ -3,7 +3,6 @@
 //! Invariant: every field is a key a user may write, under the same name; nothing is interpreted here but its type.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -15,6 +14,7 @@ use super::alerts::AlertsSection;
 use super::recover::Recover;
 use super::repo_url::RepoUrl;
 use super::schedule::Schedule;
+use super::server::Server;
 use super::space::{Capacity, FreeSpace, PriceSection};
 use super::units::{ByteSize, Span};
 use crate::secret::{Secret, split_command};
@@ -380,20 +380,6 @@ pub enum DrillKind {
     Physical,
     /// Dumps of databases
     Logical,
-}
-
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Server {
-    pub listen: SocketAddr,
-    pub state_dir: PathBuf,
-}
-
-impl Default for Server {
-    fn default() -> Server {
-        let loopback = std::net::Ipv4Addr::LOCALHOST;
-        Server { listen: (loopback, 7432).into(), state_dir: "/var/lib/pgark-server".into() }
-    }
 }
 
 /// A program and its arguments, written as an array or as one string that is split without a shell.

@@ -201,6 +201,22 @@ fn a_wrong_type_or_value_is_an_error_with_its_place_and_key() {
         ("[repos.main]\nurl = 's3://k:hunter2@b'", ":2:7: key 'url': a password does not belong"),
         ("[repos.main]\nurl = '/r'\npassphrase_command = 'pass | head'", ":3:22: key 'passphrase_command': '|' needs"),
         ("[server]\nlisten = '1.2.3.4'", ":2:10: key 'listen':"),
+        ("[server]\nnames = ['a b']", ":2:10: server.names.0: this is no name"),
+        ("[server]\nrequests_per_second = 0", ":2:23: server.requests_per_second: it is between"),
+        ("[server]\nsession = '1s'", ":2:11: server.session: it is between"),
+        ("[server.tls]\ncertificate = '/c'\nkey = 'k'", ":3:7: server.tls.key: the path must be absolute"),
+        (
+            "[server.tls]\ncertificate = '/c'\nkey = '/k'\nrequire_client_certificate = true",
+            ":4:30: server.tls.require_client_certificate: nothing says who signs them",
+        ),
+        (
+            "[server.tls]\ncertificate = '/c'\nkey = '/k'\n[[server.tls.clients]]\nsubject = 'CN=a'\nrole = 'root'",
+            "'root' is not known here",
+        ),
+        (
+            "[server.tls]\ncertificate = '/c'\nkey = '/k'\nclient_ca = '/a'\n[[server.tls.clients]]\nsubject = 'CN=a'\nrole = 'viewer'\ncluster = 'x'",
+            "server.tls.clients.0.cluster: no such cluster",
+        ),
         ("[[schedules]]\njob='backup'\ncluster='main'\ncron='61 * * * *'\n[clusters.main]", "the minute is between"),
         ("[[schedules]]\njob='backup'\ncluster='mian'\ncron='1 * * * *'\n[clusters.main]", "no such cluster"),
         ("[[schedules]]\njob='expire'\ntype='full'\ncluster='main'\ncron='@daily'", "only a backup has a type"),

@@ -4,7 +4,7 @@
 
 mod space;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgark_repo::store::lock::LOCK_DAYS_MAX;
@@ -47,7 +47,34 @@ pub fn document(document: &Document, tree: &Node) -> Result<(), Failure> {
         self::schedule(document, tree, &index.to_string(), schedule)?;
     }
     absolute(tree, &["local", "state_dir"], document.local.state_dir.as_deref())?;
-    absolute(tree, &["server", "state_dir"], Some(&document.server.state_dir))
+    server(document, tree)
+}
+
+fn server(document: &Document, tree: &Node) -> Result<(), Failure> {
+    let server = &document.server;
+    absolute(tree, &["server", "state_dir"], Some(&server.state_dir))?;
+    if let Some(tls) = &server.tls {
+        for (key, path) in
+            [("certificate", Some(&tls.certificate)), ("key", Some(&tls.key)), ("client_ca", tls.client_ca.as_ref())]
+        {
+            absolute(tree, &["server", "tls", key], path.map(PathBuf::as_path))?;
+        }
+    }
+    server.check().map_err(|wrong| {
+        let path: Vec<&str> = ["server"].into_iter().chain(wrong.path.iter().map(String::as_str)).collect();
+        complaint(tree, &path, "E-CONFIG-VALUE", &wrong.message).hint(wrong.hint)
+    })?;
+    let clients = server.tls.iter().flat_map(|tls| &tls.clients).enumerate();
+    for (index, cluster) in clients.filter_map(|(index, client)| Some((index, client.cluster.as_ref()?))) {
+        if !document.clusters.contains_key(cluster) {
+            let index = index.to_string();
+            let failure =
+                complaint(tree, &["server", "tls", "clients", &index, "cluster"], "E-CONFIG-VALUE", "no such cluster");
+            let near = nearest(cluster, document.clusters.keys().map(String::as_str));
+            return Err(if let Some(near) = near { failure.hint(format!("did you mean '{near}'?")) } else { failure });
+        }
+    }
+    Ok(())
 }
 
 /// Who is told, as it is written.

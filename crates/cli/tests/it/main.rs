@@ -53,6 +53,7 @@ mod restored_right;
 mod retention;
 mod retention_mistakes;
 mod serve;
+mod serve_guard;
 mod several;
 mod several_mistakes;
 mod several_trusted;

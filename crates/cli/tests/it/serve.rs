@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,28 +16,44 @@ use crate::site::{BINARY, Site};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A running server, killed when the test ends.
-struct Serving {
+pub struct Serving {
     child: Child,
     address: String,
 }
 
 impl Serving {
-    fn start(pgark: &Pgark) -> Serving {
+    pub fn start(pgark: &Pgark) -> Serving {
+        Serving::with_log(pgark, Stdio::null())
+    }
+
+    /// What it logs is kept.
+    pub fn logged(pgark: &Pgark, log: &Path) -> Serving {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
+        Serving::with_log(pgark, log.into())
+    }
+
+    fn with_log(pgark: &Pgark, log: Stdio) -> Serving {
         let words = ["serve", "--listen", "127.0.0.1:0", "--json", "-v"];
         let mut command = pgark.command(words);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the server starts");
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the server starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
         let document: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
         Serving { child, address: document["listening"].as_str().expect("an address").to_owned() }
     }
 
-    fn ask(&self, method: &str, path: &str, token: &str, body: &str) -> (u16, Value) {
+    pub fn ask(&self, method: &str, path: &str, token: &str, body: &str) -> (u16, Value) {
         let (status, text) = self.raw(method, path, &format!("Authorization: Bearer {token}\r\n"), body);
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    fn raw(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+        let (status, _, body) = self.heads(method, path, headers, body);
+        (status, body)
+    }
+
+    /// Status, head and body.
+    pub fn heads(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the server listens");
         stream.set_read_timeout(Some(LIMIT)).expect("a limit");
         let length = body.len();
@@ -51,20 +67,20 @@ impl Serving {
         stream.read_to_string(&mut answer).expect("answered");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-        (status, body.to_owned())
+        (status, head.to_owned(), body.to_owned())
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a process");
         rustix::process::kill_process(pid, signal).expect("sent");
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("gone");
     }
 
-    fn drained(mut self) {
+    pub fn drained(mut self) {
         self.signal(rustix::process::Signal::TERM);
         let status = self.child.wait().expect("ended");
         assert_eq!(status.code(), Some(0), "{status}");
@@ -79,7 +95,7 @@ impl Drop for Serving {
     }
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -112,12 +128,12 @@ fn configured(site: &Site, more: &str) -> (Pgark, PathBuf) {
     (pgark.env("PGARK_CONFIG", &config), config)
 }
 
-fn token(pgark: &Pgark, role: &str, more: &[&str]) -> String {
+pub fn token(pgark: &Pgark, role: &str, more: &[&str]) -> String {
     let document = pgark.json([&["token", "create", "--role", role, "--name", role], more].concat());
     document["token"].as_str().expect("a token").to_owned()
 }
 
-fn ended(serving: &Serving, token: &str, id: &str) -> Value {
+pub fn ended(serving: &Serving, token: &str, id: &str) -> Value {
     until("the end of the job", || {
         let (status, job) = serving.ask("GET", &format!("/api/v1/jobs/{id}"), token, "");
         assert_eq!(status, 200, "{job}");
@@ -249,7 +265,7 @@ fn jobs_are_asked_for_run_and_outlive_the_server() {
 }
 
 /// While `gate` is there, WAL does not arrive, and backups wait for it.
-fn hold_archive(site: &Site, gate: &std::path::Path) {
+fn hold_archive(site: &Site, gate: &Path) {
     let command = site.pgark.archive_command();
     if !site.cluster.psql("show archive_command").starts_with("test ! -e") {
         let value = format!("test ! -e {} && {command}", gate.display()).replace('\'', "''");
@@ -260,13 +276,13 @@ fn hold_archive(site: &Site, gate: &std::path::Path) {
     fs::write(gate, "").expect("the gate");
 }
 
-fn let_archive(site: &Site, gate: &std::path::Path) {
+fn let_archive(site: &Site, gate: &Path) {
     fs::remove_file(gate).expect("the gate was closed");
     // The archiver sleeps for a minute after failures, unless there is something new.
     site.cluster.switch_and_archive();
 }
 
-fn files_under(dir: &std::path::Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub fn files_under(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = vec![];
     for entry in fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("an entry").path();

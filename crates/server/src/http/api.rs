@@ -23,9 +23,9 @@ const NAME_CHARS_MAX: usize = 63;
 const KEY_CHARS_MAX: usize = 128;
 const RUNS_SHOWN: usize = 3;
 
-type Made = Result<Answer, Problem>;
+pub type Made = Result<Answer, Problem>;
 
-fn ok(mut document: Value) -> Made {
+pub fn ok(mut document: Value) -> Made {
     if let Some(fields) = document.as_object_mut() {
         fields.insert("schema".into(), SCHEMA.into());
     }
@@ -217,7 +217,7 @@ pub fn jobs(api: &Api, asked: &Asked<'_>) -> Made {
     ok(json!({"jobs": jobs.iter().map(|job| shown(job, false, api)).collect::<Vec<_>>()}))
 }
 
-fn shown(job: &Job, whole: bool, api: &Api) -> Value {
+pub fn shown(job: &Job, whole: bool, api: &Api) -> Value {
     let mut value = serde_json::to_value(job).unwrap_or(Value::Null);
     if job.state == JobState::Running {
         value["progress"] = job.progress(&api.state).into();
@@ -230,7 +230,7 @@ fn shown(job: &Job, whole: bool, api: &Api) -> Value {
 }
 
 /// A job of a cluster that the caller may do this with; of others it is not even said that they are there.
-fn own_job(api: &Api, asked: &Asked<'_>, right: Right) -> Result<Job, Problem> {
+pub fn own_job(api: &Api, asked: &Asked<'_>, right: Right) -> Result<Job, Problem> {
     let caller = asked.caller()?;
     let job = api.state.job(asked.path("job").unwrap_or_default())?;
     match (caller.sees(&job.cluster), caller.may(right, Some(&job.cluster))) {
@@ -261,7 +261,9 @@ pub fn create_job(api: &Api, asked: &Asked<'_>) -> Made {
     let fields = body.as_object_mut().ok_or_else(|| Problem::wrong("the body is no object"))?;
     let confirm = fields.remove("confirm");
     let request: Request = serde_json::from_value(body).map_err(|e| Problem::wrong(e.to_string()))?;
-    let job = new_job(api, asked, cluster, request, confirm == Some(Value::Bool(true)))?;
+    // By its name, so that nobody confirms what they do not look at.
+    let confirmed = confirm.is_some_and(|word| word == cluster);
+    let job = new_job(api, asked, cluster, request, confirmed)?;
     let mut value = shown(&job, false, api);
     value["schema"] = SCHEMA.into();
     Ok(Answer::Json(StatusCode::ACCEPTED, value))
@@ -275,18 +277,25 @@ pub fn new_job(api: &Api, asked: &Asked<'_>, cluster: &str, request: Request, co
     }
     request.words(cluster).map_err(Problem::wrong)?;
     if request.needs_confirmation() && !confirmed {
-        let message = "this replaces or removes something: send it again with \"confirm\": true";
-        return Err(Problem::new(StatusCode::CONFLICT, "E-CONFIRM", message));
+        let message = "this replaces or removes something, and has to be confirmed";
+        return Err(Problem::new(StatusCode::CONFLICT, "E-CONFIRM", message)
+            .hint(format!("send it again with \"confirm\": \"{cluster}\", the name of the cluster")));
     }
     let idempotency = match asked.headers.get("idempotency-key").map(|v| v.to_str()) {
         None => None,
-        Some(Ok(key)) if !key.is_empty() && key.len() <= KEY_CHARS_MAX => Some(format!("{}:{key}", caller.token_id)),
+        Some(Ok(key)) if !key.is_empty() && key.len() <= KEY_CHARS_MAX => Some(format!("{}:{key}", caller.identity())),
         Some(_) => return Err(Problem::wrong("an Idempotency-Key has 1 to 128 characters of ASCII")),
     };
+    let config = api.config.get();
+    let web = &config.web;
+    let needs_approval = web.require_second_person && request.needs_confirmation();
+    let approve_until = asked.now.checked_add(web.approve_within).unwrap_or(asked.now);
     let new = NewJob {
         cluster: cluster.to_owned(),
         request: request.clone(),
-        requested_by: format!("token {}", caller.name),
+        requested_by: caller.shown(),
+        requester: Some(caller.identity()),
+        approve_until: needs_approval.then_some(approve_until),
         schedule: None,
         not_before: asked.now,
         deadline_s: DEADLINE_S,

@@ -10,14 +10,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::api::{new_job, of_cluster, time};
-use super::{Answer, Api, Asked, Problem};
+use super::{Answer, Api, Asked, Problem, Turn};
 use crate::access::Right;
-use crate::jobs::{Job, Kind, Request};
+use crate::jobs::{Job, JobState, Kind, Request};
 use crate::serve::{ClusterConfig, SystemConfig};
 
 /// How long an answer that waits for its job waits.
 const WAITS: Duration = Duration::from_secs(3600);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Answers that wait for their jobs at the same time: others have to be given meanwhile.
+const WAITING_MAX: usize = 8;
 /// No backup for so long is no longer healthy.
 const STALE_H: f64 = 48.0;
 
@@ -107,6 +109,7 @@ pub fn create(api: &Api, asked: &Asked<'_>) -> Made {
 
 pub fn create_sync(api: &Api, asked: &Asked<'_>) -> Made {
     let place = place(api, asked)?;
+    let _turn = Turn::take(&api.waiting, WAITING_MAX)?;
     let job = new_job(api, asked, &place.cluster.name, backup_request(), false)?;
     let result = finished(api, &job)?;
     let name = place.name(id(&result));
@@ -150,6 +153,7 @@ pub fn delete(api: &Api, asked: &Asked<'_>) -> Made {
     let name = asked.path("backup_name").unwrap_or_default();
     let backup = place.backup(api, name)?;
     let request = Request::Delete { backup: id(&backup).to_owned(), repo: None };
+    let _turn = Turn::take(&api.waiting, WAITING_MAX)?;
     let job = new_job(api, asked, &place.cluster.name, request, true)?;
     finished(api, &job)?;
     answer(json!({"message": format!("Backup {name} deleted successfully")}))
@@ -160,6 +164,7 @@ pub fn verify(api: &Api, asked: &Asked<'_>) -> Made {
     let name = asked.path("backup_name").unwrap_or_default();
     let backup = place.backup(api, name)?;
     let request = Request::Verify { backup: Some(id(&backup).to_owned()), quick: false, repo: None };
+    let _turn = Turn::take(&api.waiting, WAITING_MAX)?;
     let job = new_job(api, asked, &place.cluster.name, request, false)?;
     let result = finished(api, &job)?;
     answer(json!({
@@ -206,8 +211,12 @@ pub fn restore(api: &Api, asked: &Asked<'_>) -> Made {
     let backup = place.backup(api, &wanted.backup_name)?;
     let request = Request::RestoreSystem { backup: id(&backup).to_owned(), database, config, files };
     let job = new_job(api, asked, &place.cluster.name, request, true)?;
+    let message = match job.state {
+        JobState::WaitingForApproval => "Restore waits for approval by somebody else",
+        _ => "Restore started in background",
+    };
     answer(json!({
-        "message": "Restore started in background",
+        "message": message,
         "backup_name": wanted.backup_name,
         "backup_date": time(&backup, "started"),
         "status": "processing",
@@ -260,6 +269,11 @@ fn finished(api: &Api, job: &Job) -> Result<Value, Problem> {
         if job.state.is_final() {
             let message = job.message.unwrap_or_else(|| format!("the job is {}", job.state));
             return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "E-JOB-FAILED", message));
+        }
+        if job.state == JobState::WaitingForApproval {
+            let message = format!("job {} waits for approval by somebody else", job.id);
+            return Err(Problem::new(StatusCode::CONFLICT, "E-APPROVAL", message)
+                .hint("POST /api/v1/jobs/JOB/approve, with another token"));
         }
         if begun.elapsed() > WAITS {
             let message = format!("job {} goes on", job.id);

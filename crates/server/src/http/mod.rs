@@ -4,54 +4,96 @@
 //! not there; what needs a token and has none learns nothing.
 
 mod api;
+mod approve;
 mod compat;
+mod gate;
+mod limits;
+mod listen;
 mod metrics;
 mod openapi;
+mod problem;
 mod routes;
+mod signin;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::RawPathParams;
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::access::{Caller, Right};
-use crate::serve::Shared;
-use crate::state::{State, StateError};
+use crate::serve::{Config, Shared};
+use crate::state::State;
+use gate::{HEADER_BYTES_MAX, Origin};
+use limits::Limits;
+use listen::{Peer, Times};
 pub use openapi::document as openapi;
+use problem::Problem;
 use routes::{ROUTES, Route};
+use tls::{Tls, TlsError, TlsFiles};
 
 /// Of a request; there is none that needs more.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// Answers that are made at the same time; more wait.
 const THREADS_MAX: usize = 16;
-/// How long requests that are under way have when the server ends.
-const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// What handlers work with.
 #[derive(Clone)]
 pub struct Api {
     pub state: State,
     pub config: Shared,
-    listen: SocketAddr,
     /// The loop has begun, and has not been told to end.
     ready: Arc<AtomicBool>,
+    limits: Arc<Limits>,
+    /// Answers that wait for a job.
+    waiting: Arc<AtomicUsize>,
+    /// Passwords that are being compared.
+    comparing: Arc<AtomicUsize>,
+}
+
+impl Api {
+    fn new(state: State, config: Shared) -> Api {
+        let limits = Arc::new(Limits::new(config.get().web.requests_per_second));
+        let ready = Arc::new(AtomicBool::new(true));
+        Api { state, config, ready, limits, waiting: Arc::default(), comparing: Arc::default() }
+    }
+}
+
+/// A place among those who do something costly at the same time.
+struct Turn(Arc<AtomicUsize>);
+
+impl Turn {
+    fn take(of: &Arc<AtomicUsize>, max: usize) -> Result<Turn, Problem> {
+        if of.fetch_add(1, Ordering::SeqCst) < max {
+            return Ok(Turn(Arc::clone(of)));
+        }
+        of.fetch_sub(1, Ordering::SeqCst);
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "E-SERVER-BUSY", "too many wait for this already");
+        Err(Problem { retry_after: Some(1), ..problem }.hint("try again in a moment"))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A request that may do what it asks for.
 struct Asked<'a> {
     caller: Option<&'a Caller>,
+    from: Origin,
     path: Vec<(String, String)>,
     query: Vec<(String, String)>,
     headers: &'a HeaderMap,
@@ -62,53 +104,11 @@ struct Asked<'a> {
 enum Answer {
     Json(StatusCode, Value),
     Text(&'static str, String),
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-struct Problem {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
+    /// With what a browser is to keep.
+    Cookie(Value, String),
 }
 
 type Handler = fn(&Api, &Asked<'_>) -> Result<Answer, Problem>;
-
-impl Problem {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into() }
-    }
-
-    fn wrong(message: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "E-REQUEST", message)
-    }
-
-    /// Also what the caller may not know of.
-    fn not_found() -> Problem {
-        Problem::new(StatusCode::NOT_FOUND, "E-NOT-FOUND", "there is nothing here")
-    }
-
-    fn not_allowed() -> Problem {
-        Problem::new(StatusCode::FORBIDDEN, "E-NOT-ALLOWED", "the role of this token does not allow that")
-    }
-}
-
-impl From<StateError> for Problem {
-    fn from(error: StateError) -> Problem {
-        match error {
-            StateError::NotFound { .. } => Problem::not_found(),
-            // What is wrong with our files is for the log, not for who asks.
-            other => {
-                tracing::error!(target: "pgark", error = %other, "a request cannot be answered");
-                Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "E-SERVER-STATE",
-                    "the state of the server cannot be used",
-                )
-            }
-        }
-    }
-}
 
 impl Asked<'_> {
     fn path(&self, name: &str) -> Option<&str> {
@@ -132,14 +132,30 @@ impl Asked<'_> {
 /// A server that answers until it is dropped.
 pub struct Serving {
     runtime: Option<tokio::runtime::Runtime>,
+    accepting: Option<tokio::task::JoinHandle<()>>,
+    stop: tokio::sync::watch::Sender<bool>,
     address: SocketAddr,
     ready: Arc<AtomicBool>,
+    tls: Option<Tls>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServingError {
+    #[error("it cannot be listened on: {0}")]
+    Listen(#[from] std::io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Serving {
     /// # Errors
-    /// When the address cannot be listened on.
-    pub fn start(listen: SocketAddr, state: State, config: Shared) -> std::io::Result<Serving> {
+    /// When the address cannot be listened on, or a certificate or key cannot be used.
+    pub fn start(listen: SocketAddr, state: State, config: Shared) -> Result<Serving, ServingError> {
+        Serving::start_in_time(listen, state, config, Times::default())
+    }
+
+    fn start_in_time(listen: SocketAddr, state: State, config: Shared, times: Times) -> Result<Serving, ServingError> {
+        let tls = config.get().tls.as_ref().map(Tls::new).transpose()?;
         let socket = TcpListener::bind(listen)?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
@@ -149,19 +165,16 @@ impl Serving {
             .thread_name("http")
             .enable_all()
             .build()?;
-        let ready = Arc::new(AtomicBool::new(true));
-        let api = Api { state, config, listen: address, ready: Arc::clone(&ready) };
-        let router = router(api);
-        runtime.spawn(async move {
-            let served = match tokio::net::TcpListener::from_std(socket) {
-                Ok(socket) => axum::serve(socket, router).await,
-                Err(e) => Err(e),
-            };
-            if let Err(error) = served {
-                tracing::error!(target: "pgark", %error, "requests are no longer answered");
-            }
-        });
-        Ok(Serving { runtime: Some(runtime), address, ready })
+        let api = Api::new(state, config);
+        let ready = Arc::clone(&api.ready);
+        let router = router(&api, times);
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let socket = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(socket)?
+        };
+        let accepting = runtime.spawn(listen::accept(socket, router, tls.clone(), stopped, times));
+        Ok(Serving { runtime: Some(runtime), accepting: Some(accepting), stop, address, ready, tls })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -172,17 +185,32 @@ impl Serving {
     pub fn drains(&self) {
         self.ready.store(false, Ordering::SeqCst);
     }
-}
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(ENDS_WITHIN);
+    /// What of new settings is looked at before they are in force: certificates, which are then used for new connections.
+    ///
+    /// # Errors
+    /// What cannot be used; what is in force stays.
+    pub fn reload(&self, config: &Config) -> Result<(), String> {
+        match (&self.tls, &config.tls) {
+            (Some(tls), Some(files)) => tls.reload(files).map_err(|e| e.to_string()),
+            (None, None) => Ok(()),
+            _ => Err("[server.tls] comes or goes with the next start alone".into()),
         }
     }
 }
 
-fn router(api: Api) -> Router {
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.stop.send(true);
+        if let (Some(runtime), Some(accepting)) = (self.runtime.take(), self.accepting.take()) {
+            // It ends by itself, and in time.
+            let _ = runtime.block_on(accepting);
+            runtime.shutdown_timeout(Duration::ZERO);
+        }
+    }
+}
+
+fn router(api: &Api, times: Times) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         let api = api.clone();
@@ -190,12 +218,13 @@ fn router(api: Api) -> Router {
         let handler = move |path: RawPathParams, request: axum::extract::Request| {
             let api = api.clone();
             let path = path.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-            async move { received(api, route, path, request).await }
+            async move { received(api, route, path, request, times.body).await }
         };
         router = router.route(route.path, on(filter, handler));
     }
     router.fallback(async || written(Err(Problem::not_found()))).method_not_allowed_fallback(async || {
-        written(Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "E-METHOD", "this cannot be done with it")))
+        written(Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "E-METHOD", "this cannot be done with it")
+            .hint("/api/v1/openapi.json has what can be done")))
     })
 }
 
@@ -204,28 +233,32 @@ async fn received(
     route: &'static Route,
     path: Vec<(String, String)>,
     request: axum::extract::Request,
+    body_within: Duration,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let read = tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX)).await;
-    let body = match read {
+    let Some(peer) = parts.extensions.get::<Arc<Peer>>().map(Arc::clone) else {
+        return written(Err(Problem::not_found()));
+    };
+    // Before anything is read.
+    let passed = gate::fits(&parts.uri, &parts.headers).and_then(|()| {
+        api.limits.request(gate::origin(&api, &peer, &parts.headers).address).map_err(Problem::too_many)
+    });
+    if let Err(problem) = passed {
+        return written(Err(problem));
+    }
+    let body = match tokio::time::timeout(body_within, to_bytes(body, BODY_BYTES_MAX)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => {
-            return written(Err(Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "E-REQUEST-SIZE",
-                "the request is too large",
-            )));
+            let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "E-REQUEST-SIZE", "the request is too large");
+            return written(Err(problem.hint(format!("a body may have {BODY_BYTES_MAX} bytes"))));
         }
         Err(_) => {
-            return written(Err(Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "E-REQUEST-TIME",
-                "the request is too slow",
-            )));
+            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "E-REQUEST-TIME", "the request is too slow");
+            return written(Err(problem.hint(format!("a body has {} s", body_within.as_secs()))));
         }
     };
     // Handlers ask SQLite and wait for jobs.
-    let made = tokio::task::spawn_blocking(move || answer(&api, route, path, &parts.uri, &parts.headers, &body));
+    let made = tokio::task::spawn_blocking(move || answer(&api, &peer, route, path, &parts.uri, &parts.headers, &body));
     written(made.await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "E-INTERNAL", "the server hit an internal error"))
     }))
@@ -234,17 +267,24 @@ async fn received(
 /// The one way to a handler.
 fn answer(
     api: &Api,
+    peer: &Peer,
     route: &Route,
     path: Vec<(String, String)>,
     uri: &Uri,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Answer, Problem> {
-    addressed_to_us(api, headers)?;
+    let from = gate::origin(api, peer, headers);
+    gate::addressed_to_us(api, peer, &from, headers)?;
+    gate::is_plain(&path)?;
     let now = Timestamp::now();
     let caller = match route.right {
         Right::Anyone => None,
-        _ => Some(caller(api, headers, now)?),
+        _ => {
+            let (caller, by_cookie) = gate::caller(api, peer, &from, headers, now)?;
+            gate::wanted(&caller, by_cookie, &route.method(), headers)?;
+            Some(caller)
+        }
     };
     if let Some(caller) = &caller {
         let cluster = path.iter().find(|(key, _)| key == "cluster").map(|(_, value)| value.as_str());
@@ -268,36 +308,7 @@ fn answer(
         (false, false) => serde_json::from_slice(body).map_err(|_| Problem::wrong("the body is no JSON"))?,
     };
     let query = query(uri)?;
-    (route.handler)(api, &Asked { caller: caller.as_ref(), path, query, headers, body, now })
-}
-
-/// A page of somebody else's that a browser shows can send requests here, by a name that it points to us; with `Host` and `Origin`
-/// it says so.
-fn addressed_to_us(api: &Api, headers: &HeaderMap) -> Result<(), Problem> {
-    let port = api.listen.port();
-    let ours = ["localhost".to_owned(), "127.0.0.1".into(), "[::1]".into(), api.listen.ip().to_string()];
-    let is_ours = |host: &str| ours.iter().any(|name| host == name || host == format!("{name}:{port}"));
-    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    if !text(header::HOST).is_some_and(is_ours) {
-        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "E-HOST", "the request is for another host"));
-    }
-    match text(header::ORIGIN) {
-        Some(origin) if !origin.strip_prefix("http://").is_some_and(is_ours) => {
-            Err(Problem::new(StatusCode::FORBIDDEN, "E-ORIGIN", "the request comes from a page of somebody else"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn caller(api: &Api, headers: &HeaderMap, now: Timestamp) -> Result<Caller, Problem> {
-    let nobody =
-        || Problem::new(StatusCode::UNAUTHORIZED, "E-TOKEN", "a valid token is needed: 'Authorization: Bearer …'");
-    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(nobody)?;
-    let (scheme, token) = given.split_once(' ').ok_or_else(nobody)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(nobody());
-    }
-    api.state.caller(token.trim(), now)?.ok_or_else(nobody)
+    (route.handler)(api, &Asked { caller: caller.as_ref(), from, path, query, headers, body, now })
 }
 
 fn query(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
@@ -306,12 +317,20 @@ fn query(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
 }
 
 fn written(made: Result<Answer, Problem>) -> Response {
+    let mut more = vec![];
     let (status, kind, body) = match made {
         Ok(Answer::Json(status, value)) => (status, "application/json", value.to_string()),
         Ok(Answer::Text(kind, text)) => (StatusCode::OK, kind, text),
+        Ok(Answer::Cookie(value, cookie)) => {
+            more.push((header::SET_COOKIE, cookie));
+            (StatusCode::OK, "application/json", value.to_string())
+        }
         Err(problem) => {
-            let body = json!({"schema": 1, "error": {"code": problem.code, "message": problem.message}});
-            (problem.status, "application/json", body.to_string())
+            more.extend(problem.retry_after.map(|s| (header::RETRY_AFTER, s.to_string())));
+            if problem.status == StatusCode::UNAUTHORIZED {
+                more.push((header::WWW_AUTHENTICATE, "Bearer".into()));
+            }
+            (problem.status, "application/json", problem.document().to_string())
         }
     };
     let mut response = Response::new(Body::from(body));
@@ -325,11 +344,13 @@ fn written(made: Result<Answer, Problem>) -> Response {
         (header::CONTENT_SECURITY_POLICY, "default-src 'self'; frame-ancestors 'none'"),
     ];
     for (name, value) in headers {
-        response.headers_mut().insert(name, axum::http::HeaderValue::from_static(value));
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
-    if status == StatusCode::UNAUTHORIZED {
-        let bearer = axum::http::HeaderValue::from_static("Bearer");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+    // Ours, and always of characters that a header takes.
+    for (name, value) in more {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }

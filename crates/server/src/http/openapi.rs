@@ -2,8 +2,19 @@
 
 use serde_json::{Map, Value, json};
 
+use super::gate::COOKIE;
 use super::routes::{ROUTES, Route};
 use crate::access::{ROLES, Right, Role};
+
+/// What every route may say.
+const LIMITS: [(&str, &str); 6] = [
+    ("408", "The request is too slow"),
+    ("413", "The request is too large"),
+    ("414", "The address is too long"),
+    ("421", "The request is for another host"),
+    ("429", "Too many requests; Retry-After has the seconds"),
+    ("431", "The head of the request is too large"),
+];
 
 pub fn document() -> Value {
     let mut paths = Map::new();
@@ -21,7 +32,11 @@ pub fn document() -> Value {
         },
         "servers": [{"url": "http://127.0.0.1:7432"}],
         "paths": paths,
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}, "schemas": schemas()},
+        "components": {"securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer"},
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+            "certificate": {"type": "mutualTLS"},
+        }, "schemas": schemas()},
     })
 }
 
@@ -61,10 +76,20 @@ fn operation(route: &Route) -> Value {
     );
     responses.insert("400".into(), failure("The request is wrong"));
     responses.insert("404".into(), failure("There is no such thing, or the token does not see it"));
+    responses
+        .insert("403".into(), failure("The role does not allow it, or the request comes from somebody else's page"));
+    for (status, what) in LIMITS {
+        responses.insert(status.into(), failure(what));
+    }
     responses.insert("503".into(), failure("The server cannot answer at the moment"));
     if route.right != Right::Anyone {
-        responses.insert("401".into(), failure("There is no valid token"));
-        responses.insert("403".into(), failure("The role of the token does not allow it"));
+        responses.insert("401".into(), failure("There is no valid token, session or certificate"));
+    }
+    if route.answer == "Session" {
+        responses.insert("401".into(), failure("The name or the password is wrong"));
+    }
+    if route.answer == "Job" && route.body.is_none() || route.answer == "Message" {
+        responses.insert("409".into(), failure("The job is in another state, or waits for approval"));
     }
     if starts_a_job {
         responses.insert("409".into(), failure("It has to be confirmed"));
@@ -76,7 +101,7 @@ fn operation(route: &Route) -> Value {
         "summary": route.summary,
         "parameters": parameters,
         "responses": responses,
-        "security": if route.right == Right::Anyone { json!([]) } else { json!([{"token": []}]) },
+        "security": if route.right == Right::Anyone { json!([]) } else { json!([{"token": []}, {"session": []}, {"certificate": []}]) },
         "x-roles": if route.right == Right::Anyone { json!([]) } else { json!(roles) },
     });
     if let Some(body) = route.body {
@@ -105,16 +130,12 @@ fn schemas() -> Value {
         )
     };
     let roles: Vec<&str> = ROLES.iter().map(|r| r.word()).collect();
-    let token = json!({"schema": {"const": 1}, "id": text(), "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]},
-        "created": time(), "expires": time(), "revoked": time(), "last_used": time()});
-    let mut new_token = token.clone();
-    new_token["token"] = text();
     let system = json!({"backup_name": text(), "timestamp": text(), "datetime": time(), "archive_path": text(),
         "size_mb": {"type": "number"}, "database_size_mb": {"type": "number"}});
     let system_keys = ["backup_name", "timestamp", "datetime", "archive_path", "size_mb", "database_size_mb"];
-    json!({
+    let mut all = json!({
         "Failure": object(&["schema", "error"], json!({"schema": {"const": 1},
-            "error": object(&["code", "message"], json!({"code": text(), "message": text()}))})),
+            "error": object(&["code", "message", "hint"], json!({"code": text(), "message": text(), "hint": {"type": ["string", "null"]}}))})),
         "Source": object(&["refreshed", "failed", "error"], json!({"refreshed": time(), "failed": time(), "error": {"type": ["string", "null"]}})),
         "Health": object(&["schema", "status"], json!({"schema": {"const": 1}, "status": {"const": "ok"}})),
         "Metrics": text(),
@@ -140,19 +161,15 @@ fn schemas() -> Value {
             "repo": text(), "from": text(), "to": text(), "backup": text(), "quick": {"type": "boolean"},
             "target_time": {"type": "string", "format": "date-time"}, "target_lsn": text(), "target_name": text(),
             "database": {"type": "boolean"}, "config": {"type": "boolean"}, "files": {"type": "boolean"}, "reason": text(),
-            "confirm": {"type": "boolean"}})),
+            "confirm": {"type": "string", "description": "the name of the cluster"}})),
         "Job": object(&["id", "cluster", "request", "state"], json!({"schema": {"const": 1}, "id": text(), "cluster": text(),
             "request": {"type": "object"},
-            "state": {"enum": ["queued", "running", "done", "warnings", "failed", "cancelled", "timed_out", "interrupted"]},
-            "requested_by": text(), "created": time(), "started": time(), "finished": time(), "exit_code": number(),
+            "state": {"enum": ["waiting_for_approval", "queued", "running", "done", "warnings", "failed", "cancelled", "timed_out", "interrupted"]},
+            "requested_by": text(), "approve_until": time(), "approved_by": {"type": ["string", "null"]}, "created": time(), "started": time(), "finished": time(), "exit_code": number(),
             "error_code": {"type": ["string", "null"]}, "message": {"type": ["string", "null"]},
             "progress": {"type": ["string", "null"]}, "result": any(), "log": text()})),
         "Jobs": object(&["schema", "jobs"], json!({"schema": {"const": 1}, "jobs": list(named("Job"))})),
         "Schedules": object(&["schema", "schedules"], json!({"schema": {"const": 1}, "schedules": list(json!({"type": "object"}))})),
-        "Tokens": object(&["schema", "tokens"], json!({"schema": {"const": 1}, "tokens": list(named("Token"))})),
-        "Token": object(&["id", "name", "role"], token),
-        "NewToken": object(&["id", "name", "role", "token"], new_token),
-        "TokenRequest": object(&["name", "role"], json!({"name": text(), "role": {"enum": roles}, "cluster": text(), "expires": time()})),
         "Message": object(&["message"], json!({"message": text()})),
         "SystemBackup": object(&system_keys, system),
         "SystemBackups": list(named("SystemBackup")),
@@ -162,5 +179,33 @@ fn schemas() -> Value {
             "backup_enabled": {"type": "boolean"}, "backup_directory": text(), "total_backups": {"type": "integer"},
             "total_size_mb": {"type": "number"}, "retention_days": number(), "max_backups": number(), "most_recent_backup": any(),
             "hours_since_last_backup": {"type": ["number", "null"]}, "remote_backup_enabled": {"type": "boolean"}, "status": text()})),
+    });
+    if let (Some(all), Value::Object(more)) = (all.as_object_mut(), of_people()) {
+        all.extend(more);
+    }
+    all
+}
+
+fn of_people() -> Value {
+    let text = || json!({"type": "string"});
+    let time = || json!({"type": ["string", "null"], "format": "date-time"});
+    let list = |of: Value| json!({"type": "array", "items": of});
+    let named = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let roles: Vec<&str> = ROLES.iter().map(|r| r.word()).collect();
+    let token = json!({"schema": {"const": 1}, "id": text(), "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]},
+        "created": time(), "expires": time(), "revoked": time(), "last_used": time()});
+    let mut new_token = token.clone();
+    new_token["token"] = text();
+    json!({
+        "Tokens": object(&["schema", "tokens"], json!({"schema": {"const": 1}, "tokens": list(named("Token"))})),
+        "Token": object(&["id", "name", "role"], token),
+        "NewToken": object(&["id", "name", "role", "token"], new_token),
+        "TokenRequest": object(&["name", "role"], json!({"name": text(), "role": {"enum": roles}, "cluster": text(), "expires": time()})),
+        "SignIn": object(&["name", "password"], json!({"name": text(), "password": {"type": "string", "format": "password"}})),
+        "Session": object(&["schema", "name", "role", "cluster"], json!({"schema": {"const": 1}, "name": text(), "role": {"enum": roles},
+            "cluster": {"type": ["string", "null"]}})),
+        "Users": object(&["schema", "users"], json!({"schema": {"const": 1}, "users": list(object(&["name", "role"], json!({
+            "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]}, "created": time(), "changed": time(),
+            "last_used": time()})))})),
     })
 }

@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 
-use super::{Handler, api, compat, metrics};
+use super::{Handler, api, approve, compat, metrics, signin};
 use crate::access::Right;
 
 pub struct Route {
@@ -69,7 +69,7 @@ impl Route {
     }
 }
 
-use Right::{Administer, Anyone, Operate, View};
+use Right::{Administer, Anyone, Operate, Recover, View};
 
 pub const ROUTES: &[Route] = &[
     Route::get("/health/live", Anyone, "Health", api::live).says("The server answers"),
@@ -92,7 +92,7 @@ pub const ROUTES: &[Route] = &[
     Route::get("/api/v1/clusters/{cluster}/drills", View, "Drills", api::drills)
         .says("Its rehearsals, the newest first"),
     Route::post("/api/v1/clusters/{cluster}/jobs", Operate, "Job", api::create_job)
-        .says("Start a job; what restores or removes needs 'confirm': true")
+        .says("Start a job; what restores or removes needs the cluster's name in 'confirm'")
         .takes("NewJob"),
     Route::get("/api/v1/jobs", View, "Jobs", api::jobs)
         .says("Jobs, the newest first")
@@ -102,9 +102,17 @@ pub const ROUTES: &[Route] = &[
         .says("One job, what it said and how it ended")
         .finds_cluster(),
     Route::post("/api/v1/jobs/{job}/cancel", Operate, "Job", api::cancel_job).says("End a job").finds_cluster(),
+    Route::post("/api/v1/jobs/{job}/approve", Recover, "Job", approve::approve_job)
+        .says("Say yes to a job that somebody else asked for")
+        .finds_cluster(),
     Route::get("/api/v1/schedules", View, "Schedules", api::schedules)
         .says("Schedules, and when they run next")
         .finds_cluster(),
+    Route::post("/api/v1/session", Anyone, "Session", signin::sign_in)
+        .says("Sign in; the session is a cookie")
+        .takes("SignIn"),
+    Route::delete("/api/v1/session", View, "Health", signin::sign_out).says("Sign out"),
+    Route::get("/api/v1/users", Administer, "Users", signin::users).says("All users, without their passwords"),
     Route::get("/api/v1/tokens", Administer, "Tokens", api::tokens).says("All tokens, without themselves"),
     Route::post("/api/v1/tokens", Administer, "NewToken", api::create_token)
         .says("Make a token, which is told once")

@@ -1,3 +1,8 @@
+mod fuzzed;
+mod people;
+mod wire;
+
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use axum::http::HeaderValue;
@@ -11,7 +16,8 @@ use crate::serve::{ClusterConfig, Config, SystemConfig};
 
 struct Bench {
     api: Api,
-    _scratch: Scratch,
+    peer: Peer,
+    scratch: Scratch,
 }
 
 fn bench(label: &str) -> Bench {
@@ -36,9 +42,10 @@ fn bench(label: &str) -> Bench {
         system,
     };
     let clusters = vec![cluster("a", Some(system)), cluster("b", None)];
-    let config = Shared::new(Config { clusters, schedules: vec![] });
-    let listen = "127.0.0.1:7432".parse().expect("an address");
-    Bench { api: Api { state, config, listen, ready: Arc::new(AtomicBool::new(true)) }, _scratch: scratch }
+    let config = Shared::new(Config { clusters, ..Config::default() });
+    let local = "127.0.0.1:7432".parse().expect("an address");
+    let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), local, is_tls: false, subject: None };
+    Bench { api: Api::new(state, config), peer, scratch }
 }
 
 impl Bench {
@@ -52,6 +59,8 @@ impl Bench {
             cluster: cluster.into(),
             request: Request::Backup { kind: Some(Kind::Physical), backup_type: Some(BackupType::Full), repo: None },
             requested_by: "test".into(),
+            requester: None,
+            approve_until: None,
             schedule: None,
             not_before: Timestamp::now(),
             deadline_s: 60,
@@ -62,12 +71,35 @@ impl Bench {
     }
 
     fn ask(&self, route: &Route, path: &[(&str, &str)], token: Option<&str>, body: &str) -> (u16, Value) {
+        self.ask_from(&self.peer, route, path, token, body)
+    }
+
+    fn ask_from(
+        &self,
+        peer: &Peer,
+        route: &Route,
+        path: &[(&str, &str)],
+        token: Option<&str>,
+        body: &str,
+    ) -> (u16, Value) {
         let token = token.map(|token| ("authorization", format!("Bearer {token}")));
-        self.ask_with(route, path, &token.into_iter().collect::<Vec<_>>(), "", body)
+        self.asked(peer, route, path, &token.into_iter().collect::<Vec<_>>(), "", body)
     }
 
     fn ask_with(
         &self,
+        route: &Route,
+        path: &[(&str, &str)],
+        more: &[(&'static str, String)],
+        query: &str,
+        body: &str,
+    ) -> (u16, Value) {
+        self.asked(&self.peer, route, path, more, query, body)
+    }
+
+    fn asked(
+        &self,
+        peer: &Peer,
         route: &Route,
         path: &[(&str, &str)],
         more: &[(&'static str, String)],
@@ -81,9 +113,13 @@ impl Bench {
         }
         let path = path.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let uri: Uri = format!("/x?{query}").parse().expect("a query");
-        match answer(&self.api, route, path, &uri, &headers, body.as_bytes()) {
+        match answer(&self.api, peer, route, path, &uri, &headers, body.as_bytes()) {
             Ok(Answer::Json(status, value)) => (status.as_u16(), value),
             Ok(Answer::Text(_, text)) => (200, text.into()),
+            Ok(Answer::Cookie(mut value, cookie)) => {
+                value["cookie"] = cookie.into();
+                (200, value)
+            }
             Err(problem) => (problem.status.as_u16(), json!({"code": problem.code, "message": problem.message})),
         }
     }
@@ -106,13 +142,16 @@ fn body(route: &Route) -> &'static str {
 fn every_route_takes_what_the_table_says_and_no_less() {
     let bench = bench("routes");
     let own = bench.job("a");
-    for route in ROUTES.iter().filter(|r| r.right != Right::Anyone) {
+    for (at, route) in ROUTES.iter().filter(|r| r.right != Right::Anyone).enumerate() {
         let path =
             [("cluster", "a"), ("job", own.as_str()), ("token", "none"), ("backup", "none"), ("backup_name", "none")];
         let path: Vec<_> = path.into_iter().filter(|(name, _)| route.path.contains(&format!("{{{name}}}"))).collect();
         let shown = format!("{} {}", route.method(), route.path);
-        for wrong in [None, Some("pgark_nobody"), Some("")] {
-            assert_eq!(bench.ask(route, &path, wrong, body(route)).0, 401, "{shown} {wrong:?}");
+        for (n, wrong) in [None, Some("pgark_nobody"), Some("")].into_iter().enumerate() {
+            // Each from an address of its own, since who guesses is soon not answered.
+            let address = Ipv4Addr::new(192, 0, u8::try_from(n).expect("small"), u8::try_from(at).expect("small"));
+            let peer = Peer { address: address.into(), ..bench.peer.clone() };
+            assert_eq!(bench.ask_from(&peer, route, &path, wrong, body(route)).0, 401, "{shown} {wrong:?}");
         }
         for role in ROLES {
             // Answered when the job is done, which nobody does here.
@@ -122,6 +161,13 @@ fn every_route_takes_what_the_table_says_and_no_less() {
             let (status, value) = bench.ask(route, &path, Some(&bench.token(role, None)), body(route));
             assert_eq!(status == 403, !role.may(route.right), "{shown} as {role}: {status} {value}");
             assert_ne!(status, 401, "{shown} as {role}");
+        }
+        // Nor does any other role of another cluster get further than its own role.
+        for role in ROLES {
+            let stranger = bench.token(role, Some("b"));
+            let (status, value) = bench.ask(route, &path, Some(&stranger), body(route));
+            let has_changed = route.method() != Method::GET && (200..300).contains(&status);
+            assert!(!has_changed || route.path == "/api/v1/session", "{shown} as {role} of b: {status} {value}");
         }
         // A token of another cluster learns not even that this one is there.
         let stranger = bench.token(Role::Admin, Some("b"));
@@ -174,8 +220,8 @@ fn a_job_is_asked_for_once_and_restores_twice() {
     assert_eq!(post(&[bearer(&operator)], restore).0, 403);
     let recovery = [bearer(&bench.token(Role::RecoveryOperator, Some("a")))];
     assert_eq!(post(&recovery, restore).0, 409);
-    assert_eq!(post(&recovery, r#"{"job": "restore", "to": "/new", "confirm": true}"#).0, 202);
-    for wrong in [r#"{"job": "demo"}"#, "[]", "{", r#"{"job": "delete", "backup": "--last", "confirm": true}"#] {
+    assert_eq!(post(&recovery, r#"{"job": "restore", "to": "/new", "confirm": "a"}"#).0, 202);
+    for wrong in [r#"{"job": "demo"}"#, "[]", "{", r#"{"job": "delete", "backup": "--last", "confirm": "a"}"#] {
         assert_eq!(post(&recovery, wrong).0, 400, "{wrong}");
     }
     // One who may not restore does not stop a restore.
@@ -263,6 +309,35 @@ fn what_is_known_of_a_cluster_is_shown_with_its_age() {
         job.request.words("a").expect("words").join(" "),
         "restore 20260102-010203S --kind=system --in-place --yes --config-files --database --cluster=a"
     );
+}
+
+/// Which role may ask for what, on a cluster of its own and on others.
+fn roles_document() -> String {
+    let mut text = String::from(
+        "# Routes and roles\n\nMade of the table that the router is made of; a test compares both (`PGARK_TEST_WRITE=1` writes this anew). What is not here is not there.\n\
+         A token, user or certificate of one cluster has these rights on that cluster alone; of others it gets 404, and 403 for what is about no cluster and changes\n\
+         something. Jobs that restore or remove need `recovery-operator` or `admin`, whatever the route says.\n\n| | route | without | ",
+    );
+    text += &ROLES.map(|role| role.word()).join(" | ");
+    text += &format!(" |\n|{}\n", "---|".repeat(ROLES.len() + 3));
+    for route in ROUTES {
+        let yes = |may: bool| if may { "yes" } else { "" };
+        let of_anyone = yes(route.right == Right::Anyone);
+        let may = ROLES.map(|role| yes(role.may(route.right))).join(" | ");
+        text += &format!("| {} | `{}` | {of_anyone} | {may} |\n", route.method(), route.path);
+    }
+    text
+}
+
+#[test]
+fn the_committed_table_of_roles_is_the_one_that_holds() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/api-roles.md");
+    let holds = roles_document();
+    if std::env::var_os("PGARK_TEST_WRITE").is_some() {
+        std::fs::write(&path, &holds).expect("written");
+    }
+    let committed = std::fs::read_to_string(&path).expect("docs/api-roles.md");
+    assert!(committed == holds, "docs/api-roles.md differs from the routes: PGARK_TEST_WRITE=1 writes it");
 }
 
 /// `PGARK_TEST_WRITE=1` writes it anew.

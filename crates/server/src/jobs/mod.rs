@@ -20,6 +20,8 @@ pub use run::{Program, Runner, RunnerOptions};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
+    /// Somebody else has to say yes
+    WaitingForApproval,
     Queued,
     Running,
     /// It ended with 0
@@ -34,7 +36,8 @@ pub enum JobState {
     Interrupted,
 }
 
-const STATES: [JobState; 8] = [
+const STATES: [JobState; 9] = [
+    JobState::WaitingForApproval,
     JobState::Queued,
     JobState::Running,
     JobState::Done,
@@ -48,6 +51,7 @@ const STATES: [JobState; 8] = [
 impl JobState {
     pub fn word(self) -> &'static str {
         match self {
+            JobState::WaitingForApproval => "waiting_for_approval",
             JobState::Queued => "queued",
             JobState::Running => "running",
             JobState::Done => "done",
@@ -60,7 +64,7 @@ impl JobState {
     }
 
     pub fn is_final(self) -> bool {
-        !matches!(self, JobState::Queued | JobState::Running)
+        !matches!(self, JobState::WaitingForApproval | JobState::Queued | JobState::Running)
     }
 
     pub fn succeeded(self) -> bool {
@@ -87,8 +91,12 @@ impl FromStr for JobState {
 pub struct NewJob {
     pub cluster: String,
     pub request: Request,
-    /// A token's name, or a schedule.
+    /// Whose name, or which schedule.
     pub requested_by: String,
+    /// Who that is, told apart from all others; of a schedule nobody.
+    pub requester: Option<String>,
+    /// Somebody else has to say yes before then.
+    pub approve_until: Option<Timestamp>,
     pub schedule: Option<String>,
     /// Not sooner.
     pub not_before: Timestamp,
@@ -106,6 +114,10 @@ pub struct Job {
     pub request: Request,
     pub state: JobState,
     pub requested_by: String,
+    #[serde(skip)]
+    pub requester: Option<String>,
+    pub approve_until: Option<Timestamp>,
+    pub approved_by: Option<String>,
     pub schedule: Option<String>,
     /// The job whose failure this one makes up for.
     pub retry_of: Option<String>,

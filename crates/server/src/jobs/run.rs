@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::child::{self, Claim};
 use super::{Job, JobState, Lane, Process};
-use crate::state::{Outcome, Result, State};
+use crate::state::{Outcome, Result, State, write_job};
 
 /// After a polite signal; backups that were told to stop remove nothing and are quick.
 const KILLED_AFTER: SignedDuration = SignedDuration::from_secs(120);
@@ -78,6 +78,9 @@ impl Runner {
 
     /// Looks after every job that is not over. Gives how many run.
     pub fn turn(&mut self, may_start: bool, now: Timestamp) -> Result<usize> {
+        for id in self.state.end_unapproved(now)? {
+            tracing::warn!(target: "pgark", job = %id, "nobody approved the job in time");
+        }
         let open = self.state.open_jobs()?;
         let mut busy: HashSet<(String, Lane)> = HashSet::new();
         let mut running = 0;
@@ -157,7 +160,7 @@ impl Runner {
             return Ok(false);
         }
         let job = self.state.job(&job.id)?;
-        let spawned = self.spawn(&job);
+        let spawned = self.spawn(&job, now);
         match spawned {
             Ok(child) => {
                 tracing::info!(target: "pgark", job = %job.id, cluster = %job.cluster, what = job.request.word(), "a job begins");
@@ -174,11 +177,12 @@ impl Runner {
         }
     }
 
-    fn spawn(&self, job: &Job) -> Result<Child, String> {
+    fn spawn(&self, job: &Job, now: Timestamp) -> Result<Child, String> {
         let words = job.request.words(&job.cluster)?;
         let dir = self.state.job_dir(&job.id);
         let io = |e: std::io::Error| format!("{}: {e}", dir.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
+        write_job(&dir, job, now).map_err(io)?;
         let result = new_file(&dir.join(child::RESULT)).map_err(io)?;
         let log = new_file(&dir.join(child::LOG)).map_err(io)?;
         File::open(&dir).and_then(|d| d.sync_all()).map_err(io)?;

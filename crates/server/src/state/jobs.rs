@@ -8,7 +8,8 @@ use super::{Result, State, StateError, new_id, optional_time, text, time};
 use crate::jobs::{Job, JobState, NewJob, Process};
 
 const COLUMNS: &str = "id, request, cluster, state, requested_by, schedule, retry_of, attempt, retries_left, not_before, deadline_s, \
-                       created, started, finished, pid, ticks, boot, cancel_requested, exit_code, error_code, message";
+                       created, started, finished, pid, ticks, boot, cancel_requested, exit_code, error_code, message, requester, \
+                       approve_until, approved_by";
 pub const LIST_MAX: usize = 1000;
 
 /// Which jobs are listed; the newest first.
@@ -85,7 +86,8 @@ impl State {
 
     /// Those that are not over, the oldest first.
     pub fn open_jobs(&self) -> Result<Vec<Job>> {
-        let query = format!("select {COLUMNS} from jobs where state in ('queued', 'running') order by rowid");
+        let open = "'waiting_for_approval', 'queued', 'running'";
+        let query = format!("select {COLUMNS} from jobs where state in ({open}) order by rowid");
         many(&self.connection(), &query, vec![])
     }
 
@@ -125,13 +127,33 @@ impl State {
         Ok(())
     }
 
+    /// The job begins as soon as there is room for it; unchanged when it does not wait for approval, or no longer.
+    pub fn approve_job(&self, id: &str, by: &str, now: Timestamp) -> Result<Job> {
+        let change = "update jobs set state = 'queued', approved_by = ?2
+            where id = ?1 and state = 'waiting_for_approval' and approve_until > ?3";
+        let connection = self.connection();
+        connection.execute(change, params![id, by, text(now)])?;
+        one(&connection, id)
+    }
+
+    /// Jobs that nobody approved in time are over. Gives them.
+    pub fn end_unapproved(&self, now: Timestamp) -> Result<Vec<String>> {
+        let connection = self.connection();
+        let mut change = connection.prepare(
+            "update jobs set state = 'cancelled', finished = ?1, error_code = 'E-APPROVAL', message = 'nobody approved it in time'
+             where state = 'waiting_for_approval' and approve_until <= ?1 returning id",
+        )?;
+        let ids = change.query_map([text(now)], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+
     /// One that waits is cancelled at once; of one that runs it is asked.
     pub fn cancel_job(&self, id: &str, now: Timestamp) -> Result<Job> {
         let mut connection = self.connection();
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let asked = "update jobs set cancel_requested = coalesce(cancel_requested, ?2) where id = ?1 and state in ('queued', 'running')";
+        let asked = "update jobs set cancel_requested = coalesce(cancel_requested, ?2) where id = ?1 and state in ('waiting_for_approval', 'queued', 'running')";
         change.execute(asked, params![id, text(now)])?;
-        let done = "update jobs set state = 'cancelled', finished = ?2 where id = ?1 and state = 'queued'";
+        let done = "update jobs set state = 'cancelled', finished = ?2 where id = ?1 and state in ('waiting_for_approval', 'queued')";
         change.execute(done, params![id, text(now)])?;
         let job = one(&change, id)?;
         change.commit()?;
@@ -154,6 +176,8 @@ impl State {
                     cluster: job.cluster.clone(),
                     request: job.request.clone(),
                     requested_by: job.requested_by.clone(),
+                    requester: job.requester.clone(),
+                    approve_until: None,
                     schedule: job.schedule.clone(),
                     not_before,
                     deadline_s: job.deadline_s,
@@ -180,13 +204,16 @@ fn insert(
 ) -> Result<String> {
     let id = new_id(now)?;
     let request = serde_json::to_string(&new.request).map_err(|e| StateError::Content(e.to_string()))?;
+    let state = if new.approve_until.is_some() { JobState::WaitingForApproval } else { JobState::Queued };
     change.execute(
         "insert into jobs (id, request, cluster, state, requested_by, schedule, retry_of, attempt, retries_left, idempotency,
-         not_before, deadline_s, created) values (?1, ?2, ?3, 'queued', ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+         not_before, deadline_s, created, requester, approve_until)
+         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         params![
             id,
             request,
             new.cluster,
+            state.word(),
             new.requested_by,
             new.schedule,
             retry_of,
@@ -195,7 +222,9 @@ fn insert(
             new.idempotency,
             text(new.not_before),
             i64::try_from(new.deadline_s).unwrap_or(i64::MAX),
-            text(now)
+            text(now),
+            new.requester,
+            new.approve_until.map(text)
         ],
     )?;
     Ok(id)
@@ -232,6 +261,9 @@ fn job(row: &Row<'_>) -> Result<Job> {
         request: serde_json::from_str(&request).map_err(|e| StateError::Content(e.to_string()))?,
         state: state.parse().map_err(StateError::Content)?,
         requested_by: row.get("requested_by")?,
+        requester: row.get("requester")?,
+        approve_until: maybe("approve_until")?,
+        approved_by: row.get("approved_by")?,
         schedule: row.get("schedule")?,
         retry_of: row.get("retry_of")?,
         attempt: row.get("attempt")?,

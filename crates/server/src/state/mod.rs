@@ -1,14 +1,17 @@
-//! What the server remembers: jobs, tokens, how far each schedule was looked at, and a copy of what the repositories say.
+//! What the server remembers: jobs, tokens, users, how far each schedule was looked at, and a copy of what the repositories say.
 //!
 //! One SQLite database in a directory that only its owner reads. A change is on the disk when its function returns. The commands
 //! `job` and `token` use the same database beside a running server, or without one.
 
 mod documents;
 mod jobs;
+mod lost;
+mod prune;
 mod tokens;
+pub mod users;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,11 +21,14 @@ use rusqlite::Connection;
 
 pub use documents::Document;
 pub use jobs::{Filter, Outcome};
+pub(crate) use lost::write_job;
+pub use lost::{Lost, asked_by};
+pub use prune::Keep;
 
 const FILE: &str = "server.sqlite";
 /// How long one process waits for the other's transaction.
 const BUSY: Duration = Duration::from_secs(10);
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 create table jobs (
@@ -44,6 +50,13 @@ create table documents (
 ) strict;
 ";
 
+/// From version 1 to 2.
+const APPROVALS: &str = "
+alter table jobs add column requester text;
+alter table jobs add column approve_until text;
+alter table jobs add column approved_by text;
+";
+
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("the state directory {path} cannot be used: {source}")]
@@ -58,6 +71,10 @@ pub enum StateError {
     Content(String),
     #[error("there is no {what} '{id}'")]
     NotFound { what: &'static str, id: String },
+    #[error("there is a {what} '{id}' already")]
+    Exists { what: &'static str, id: String },
+    #[error("the state database {0} was removed or exchanged while the server ran")]
+    Gone(PathBuf),
     #[error("no random bytes: {0}")]
     Random(#[from] getrandom::Error),
 }
@@ -68,6 +85,7 @@ pub type Result<T, E = StateError> = std::result::Result<T, E>;
 #[derive(Clone)]
 pub struct State {
     dir: PathBuf,
+    inode: u64,
     connection: Arc<Mutex<Connection>>,
 }
 
@@ -81,7 +99,8 @@ impl State {
         make_directory(dir).map_err(failed)?;
         let file = dir.join(FILE);
         // SQLite gives its companions the mode of the database.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&file).map_err(failed)?;
+        let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&file).map_err(failed)?;
+        let inode = opened.metadata().map_err(failed)?.ino();
         let mut connection = Connection::open(&file)?;
         connection.busy_timeout(BUSY)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
@@ -90,39 +109,55 @@ impl State {
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let found: i64 = change.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match found {
-            0 => {
-                change.execute_batch(SCHEMA)?;
-                change.pragma_update(None, "user_version", VERSION)?;
-            }
+            0 => change.execute_batch(&[SCHEMA, APPROVALS].concat())?,
+            1 => change.execute_batch(APPROVALS)?,
             VERSION => {}
             found => return Err(StateError::Version { found }),
         }
+        change.pragma_update(None, "user_version", VERSION)?;
+        change.execute_batch(users::SCHEMA)?;
         change.commit()?;
-        Ok(State { dir: dir.to_owned(), connection: Arc::new(Mutex::new(connection)) })
+        Ok(State { dir: dir.to_owned(), inode, connection: Arc::new(Mutex::new(connection)) })
     }
 
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
+    fn jobs_dir(&self) -> PathBuf {
+        self.dir.join("jobs")
+    }
+
     /// Where what a job writes is kept.
     pub fn job_dir(&self, id: &str) -> PathBuf {
-        self.dir.join("jobs").join(id)
+        self.jobs_dir().join(id)
     }
 
     /// One server per directory, as long as the lock lives.
     ///
     /// # Errors
     /// `InUse` when there is one.
-    pub fn lock(&self) -> Result<File> {
-        let path = self.dir.join("lock");
+    pub fn lock(dir: &Path) -> Result<File> {
+        make_directory(dir).map_err(|source| StateError::Directory { path: dir.to_owned(), source })?;
+        let path = dir.join("lock");
         let failed = |source| StateError::Directory { path: path.clone(), source };
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(StateError::InUse(self.dir.clone())),
+            Err(TryLockError::WouldBlock) => Err(StateError::InUse(dir.to_owned())),
             Err(TryLockError::Error(source)) => Err(StateError::Directory { path, source }),
+        }
+    }
+
+    /// Whether the database is still the file that was opened: somebody may have removed it, and what is written is lost.
+    ///
+    /// # Errors
+    /// `Gone` when it is not.
+    pub fn is_there(&self) -> Result<()> {
+        match std::fs::metadata(self.dir.join(FILE)) {
+            Ok(found) if found.ino() == self.inode => Ok(()),
+            _ => Err(StateError::Gone(self.dir.join(FILE))),
         }
     }
 

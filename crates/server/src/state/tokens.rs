@@ -54,7 +54,7 @@ impl State {
         if found.last_used.is_none_or(|at| now.duration_since(at).as_secs() >= USED_EVERY_S) {
             connection.execute("update tokens set last_used = ?2 where id = ?1", params![found.id, text(now)])?;
         }
-        Ok(Some(Caller { token_id: found.id, name: found.name, role: found.role, cluster: found.cluster }))
+        Ok(Some(found.caller()))
     }
 
     fn token(&self, id: &str) -> Result<TokenRecord> {
