@@ -30,7 +30,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::access::{Caller, Right};
 use crate::serve::{Config, Shared};
@@ -41,7 +41,7 @@ use listen::{Peer, Times};
 pub use openapi::document as openapi;
 use problem::Problem;
 use routes::{ROUTES, Route};
-use tls::{Tls, TlsError, TlsFiles};
+use tls::{Tls, TlsError};
 
 /// Of a request; there is none that needs more.
 const BODY_BYTES_MAX: usize = 64 * 1024;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use axum::http::HeaderValue;
 use pgark_testkit::Scratch;
+use serde_json::json;
 
 use super::routes::{ROUTES, Route};
 use super::*;

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::*;
+use crate::http::tls::TlsFiles;
 use crate::serve::{CertificateRule, WebConfig};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -94,7 +95,7 @@ fn large_and_slow_clients_are_told_so_and_hold_nobody_up() {
         ("GET / HTTP/9.9", 400),
         ("TRACE /health/live HTTP/1.1", 405),
         ("GET /api/v1/../../etc/passwd HTTP/1.1", 404),
-        ("GET /api/v1/jobs/..%2f..%2fserver.sqlite HTTP/1.1", 401),
+        ("GET /api/v1/jobs/..%2f..%2fserver.sqlite HTTP/1.1", 404),
         ("GET //health/live HTTP/1.1", 404),
         ("GET /health/live/ HTTP/1.1", 404),
         ("GET /health/live HTTP/1.1\r\nHost: evil.example", 421),
