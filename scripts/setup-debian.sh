@@ -127,7 +127,9 @@ azurite() {
     mv "$2" "$1"
 }
 s3s() {
-    CARGO_TARGET_DIR=$store/s3s-build cargo install --quiet --locked --features binary --root "$2" "s3s-fs@$s3s_version"
+    # A test's server is to be there soon, not to be fast.
+    CARGO_TARGET_DIR=$store/s3s-build CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked --features binary --root "$2" "s3s-fs@$s3s_version"
     rm -rf "$store/s3s-build"
     mv "$2" "$1"
 }
