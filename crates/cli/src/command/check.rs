@@ -11,7 +11,7 @@ use pgark_repo::store::{Ability, Capability};
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
 use super::{Outcome, space};
 use crate::args::GlobalArgs;
-use crate::failure::{Exit, Failure, SCHEMA};
+use crate::failure::{Exit, Failure, SCHEMA, escape};
 use crate::output;
 use crate::settings::units::Span;
 
@@ -32,6 +32,27 @@ pub struct CheckArgs {
 }
 
 pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let nagios = args.nagios;
+    let done = look_and_tell(args, global);
+    match done {
+        // Whoever runs plug-ins knows four codes, and reads standard output alone.
+        Err(failure) if nagios => unable(&failure),
+        done => done,
+    }
+}
+
+/// Nothing could be checked: for a plug-in unknown where it is called wrongly, else critical.
+fn unable(failure: &Failure) -> Result<Outcome, Failure> {
+    let (exit, state) = match failure.exit {
+        Exit::Usage => (Exit::Warnings, "UNKNOWN"),
+        _ => (Exit::Usage, "CRITICAL"),
+    };
+    let hint = failure.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    output::text(&format!("PGARK {state} - {}: {}{}\n", failure.code, escape(&failure.message), escape(&hint)))?;
+    Ok(exit)
+}
+
+fn look_and_tell(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?.admitting_writers();
     let opened = context.open_members(None)?;
     // Of several, each is a finding.
