@@ -209,8 +209,12 @@ impl Trail {
 }
 
 impl Shared {
+    /// Once, however often it is met: at the beginning and at the end.
     fn warn(&self, what: String) {
-        locked(&self.warnings).push(what);
+        let mut warnings = locked(&self.warnings);
+        if !warnings.contains(&what) {
+            warnings.push(what);
+        }
     }
 
     fn slot(&self, name: &str, url: &str, begun: &Begun) -> Arc<Slot> {
