@@ -190,6 +190,7 @@ fn scheduled(schedule: &Schedule) -> Result<Scheduled, Failure> {
         Job::Check => Request::Check {},
         Job::Replicate => Request::Replicate { from: name(&schedule.from), to: name(&schedule.to) },
         Job::Drill => Request::Drill { kind, backup: None },
+        Job::Alerts => Request::Alerts {},
     };
     Ok(Scheduled { plan, cluster: schedule.cluster.clone(), request, retries: schedule.retries.unwrap_or(0) })
 }

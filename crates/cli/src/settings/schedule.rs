@@ -19,6 +19,8 @@ pub enum Job {
     Check,
     Replicate,
     Drill,
+    /// Looks at everything, tells people what it found and what waits.
+    Alerts,
 }
 
 impl Job {
@@ -30,6 +32,7 @@ impl Job {
             Job::Check => "check",
             Job::Replicate => "replicate",
             Job::Drill => "drill",
+            Job::Alerts => "alerts",
         }
     }
 }
