@@ -1,0 +1,218 @@
+//! What is packed: each file is read by the program that will read it, where that is installed; and the package holds what it should.
+//!
+//! What Debian packages is demanded like everything else. Other linters (hadolint, helm, kubernetes-validate) are used when they are
+//! found, and named when they are not.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use pgark_testkit::{Scratch, run_bounded, skip};
+use serde_json::Value;
+
+use crate::site::BINARY;
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the top directory")
+}
+
+fn installed(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+}
+
+/// Which of these Debian packages is missing.
+fn lacking(names: &[&str]) -> Option<String> {
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !installed(name)).collect();
+    (!missing.is_empty())
+        .then(|| format!("{} is not installed: 'scripts/setup-debian.sh --servers' does that", missing.join(", ")))
+}
+
+/// Runs it in a directory, and gives what it said.
+fn run(dir: &Path, words: &[&str]) -> (bool, String) {
+    let [program, arguments @ ..] = words else { panic!("a program") };
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(dir);
+    let output = run_bounded(command, b"", LIMIT).unwrap_or_else(|e| panic!("{program}: {e}"));
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.is_some_and(|status| status.success()), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn done(dir: &Path, words: &[&str]) -> String {
+    let (well, said) = run(dir, words);
+    assert!(well, "{}\n{said}", words.join(" "));
+    said
+}
+
+fn done_if_installed(dir: &Path, words: &[&str]) {
+    match installed(words[0]) {
+        true => drop(done(dir, words)),
+        false => eprintln!("NOT CHECKED: {} is not installed", words.join(" ")),
+    }
+}
+
+#[test]
+fn the_package_holds_what_runs_and_its_units_are_right() {
+    if let Some(why) = lacking(&["dpkg-deb", "lintian", "systemd-analyze", "strip", "objdump", "python3"]) {
+        skip!("{why}");
+    }
+    let scratch = Scratch::new("deb");
+    let here = scratch.path();
+    let output = here.display().to_string();
+    let said = done(&top(), &["scripts/build-deb", "--binary", BINARY, "--output", &output, "--fast"]);
+    let deb = said.lines().last().expect("its name");
+    let contents = done(here, &["dpkg-deb", "--contents", deb]);
+    for path in [
+        "./usr/bin/pgark",
+        "./etc/pgark/pgark.toml",
+        "./lib/systemd/system/pgark.service",
+        "./lib/systemd/system/pgark-backup@.timer",
+        "./lib/systemd/system/pgark-.service.d/10-hardening.conf",
+        "./usr/share/man/man1/pgark.1.gz",
+        "./usr/share/man/man1/pgark-restore.1.gz",
+        "./usr/share/bash-completion/completions/pgark",
+        "./usr/share/zsh/vendor-completions/_pgark",
+        "./usr/share/fish/vendor_completions.d/pgark.fish",
+        "./usr/share/doc/pgark/copyright",
+        "./usr/share/doc/pgark/third-party.txt.gz",
+        "./usr/share/doc/pgark/examples/prometheus/pgark.rules.yml",
+    ] {
+        assert!(contents.lines().any(|line| line.ends_with(path)), "{path} is not in\n{contents}");
+    }
+    assert!(contents.lines().all(|line| line.contains(" root/root ")), "{contents}");
+    assert_eq!(done(here, &["dpkg-deb", "--info", deb, "conffiles"]), "/etc/pgark/pgark.toml\n");
+    done(here, &["lintian", "--fail-on", "error,warning", "--allow-root", deb]);
+
+    let root = here.join("root");
+    done(here, &["dpkg-deb", "--extract", deb, &root.display().to_string()]);
+    let program = root.join("usr/bin/pgark").display().to_string();
+    assert_eq!(done(here, &[&program, "--version"]), done(here, &[BINARY, "--version"]));
+    let shipped = root.join("etc/pgark/pgark.toml").display().to_string();
+    done(here, &[&program, "config", "check", "--config", &shipped]);
+    for example in fs::read_dir(root.join("usr/share/doc/pgark/examples")).expect("examples") {
+        let path = example.expect("an entry").path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            // Some read variables of the deployment, which are not here; none is written wrongly.
+            let (well, said) = run(here, &[&program, "config", "check", "--config", &path.display().to_string()]);
+            assert!(well || !said.contains("E-CONFIG"), "{}: {said}", path.display());
+        }
+    }
+
+    units(here, &root, &program);
+}
+
+/// systemd reads them as it would on the machine, but for where the program lies.
+fn units(here: &Path, root: &Path, program: &str) {
+    let (from, to) = (root.join("lib/systemd/system"), here.join("units"));
+    fs::create_dir_all(to.join("pgark-.service.d")).expect("made");
+    let mut services = vec![];
+    for entry in fs::read_dir(&from).expect("units").chain(fs::read_dir(from.join("pgark-.service.d")).expect("units"))
+    {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            let name = path.strip_prefix(&from).expect("inside").display().to_string();
+            let text = fs::read_to_string(&path).expect("text").replace("/usr/bin/pgark", program);
+            fs::write(to.join(&name), text).expect("written");
+            // A template is looked at as one of its instances.
+            let instance = name.replace("@.", "@main.");
+            if instance.ends_with(".service") || instance.ends_with(".timer") {
+                if instance != name {
+                    fs::copy(to.join(&name), to.join(&instance)).expect("copied");
+                }
+                services.push(instance);
+            }
+        }
+    }
+    assert_eq!(services.len(), 13, "{services:?}");
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no", "--recursive-errors=one"]).args(services.iter().map(|name| to.join(name)));
+    command.env("SYSTEMD_UNIT_PATH", format!("{}:", to.display())).current_dir(&to);
+    let output = run_bounded(command, b"", LIMIT).expect("systemd-analyze");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("pgark")).collect();
+    assert!(output.status.is_some_and(|s| s.success()) && ours.is_empty(), "{said}");
+    for service in services.iter().filter(|name| name.ends_with(".service")) {
+        let mut command = Command::new("systemd-analyze");
+        // Out of 100; a unit without anything has 96.
+        command.args(["security", "--offline=true", "--threshold=30", "--no-pager"]).arg(to.join(service));
+        command.env("SYSTEMD_UNIT_PATH", format!("{}:", to.display()));
+        let output = run_bounded(command, b"", LIMIT).expect("systemd-analyze");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.is_some_and(|s| s.success()), "{service}\n{said}");
+    }
+}
+
+#[test]
+fn alert_rules_fire_when_they_should_and_name_metrics_that_exist() {
+    if let Some(why) = lacking(&["promtool"]) {
+        skip!("{why}");
+    }
+    let dir = top().join("packaging/prometheus");
+    done(&dir, &["promtool", "check", "rules", "pgark.rules.yml"]);
+    done(&dir, &["promtool", "test", "rules", "pgark.rules.test.yml"]);
+
+    // As they are registered, without the prefix.
+    let mut known = BTreeSet::new();
+    for source in ["metrics.rs", "http/metrics.rs"] {
+        let text = fs::read_to_string(top().join("crates/server/src").join(source)).expect("the source");
+        known.extend(text.split('"').skip(1).step_by(2).map(str::to_owned));
+    }
+    let mut named = BTreeSet::new();
+    for file in ["prometheus/pgark.rules.yml", "prometheus/pgark.rules.test.yml", "grafana/pgark.json"] {
+        let text = fs::read_to_string(top().join("packaging").join(file)).expect("a file");
+        let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        named.extend(text.split(|c| !part(c)).filter_map(|word| word.strip_prefix("pgark_")).map(str::to_owned));
+    }
+    assert!(named.len() > 15, "{named:?}");
+    for name in &named {
+        assert!(known.contains(name.strip_suffix("_total").unwrap_or(name)), "no metric is called pgark_{name}");
+    }
+    let dashboard: Value =
+        serde_json::from_slice(&fs::read(top().join("packaging/grafana/pgark.json")).expect("a file")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let ids: BTreeSet<_> = panels.iter().map(|p| p["id"].as_u64()).collect();
+    assert_eq!((ids.len(), panels.len() > 10), (panels.len(), true));
+}
+
+#[test]
+fn containers_and_charts_are_well_formed() {
+    let packaging = top().join("packaging");
+    done_if_installed(&packaging, &["hadolint", "--failure-threshold", "info", "docker/Dockerfile"]);
+    done_if_installed(&packaging.join("docker"), &["docker-compose", "-f", "compose.yaml", "config", "-q"]);
+    let scratch = Scratch::new("chart");
+    let own = ["docker/pgark.toml"];
+    for file in own {
+        let path = scratch.path().join("pgark.toml");
+        fs::copy(packaging.join(file), &path).expect("copied");
+        done(scratch.path(), &[BINARY, "config", "check", "--config", &path.display().to_string()]);
+    }
+    // The configuration in the values is one.
+    let values = fs::read_to_string(packaging.join("helm/pgark/values.yaml")).expect("values");
+    let inside = values.split("config: |\n").nth(1).expect("a configuration");
+    let lines = inside.lines().take_while(|line| line.is_empty() || line.starts_with("  "));
+    let text: String = lines.map(|line| format!("{}\n", line.trim_start_matches("  "))).collect();
+    let path = scratch.path().join("values.toml");
+    fs::write(&path, text).expect("written");
+    done(scratch.path(), &[BINARY, "config", "check", "--config", &path.display().to_string()]);
+
+    if !installed("helm") {
+        eprintln!("NOT CHECKED: helm is not installed; packaging/helm was rendered by nobody");
+        return;
+    }
+    let chart = packaging.join("helm/pgark").display().to_string();
+    done(scratch.path(), &["helm", "lint", "--strict", &chart]);
+    let server = ["--set", "flavour=server", "--set", "pgdata.existingClaim=d", "--set", "repository.existingClaim=r"];
+    for (name, more) in [("cronjob", &[][..]), ("server", &server[..])] {
+        let words = [&["helm", "template", "x", &chart, "--kube-version", "1.27.0"][..], more].concat();
+        let rendered = done(scratch.path(), &words);
+        for kind in ["ConfigMap", "ServiceAccount", if name == "server" { "Deployment" } else { "CronJob" }] {
+            assert!(rendered.contains(&format!("kind: {kind}\n")), "{name} has no {kind}\n{rendered}");
+        }
+        fs::write(scratch.path().join(name), rendered).expect("written");
+        done_if_installed(scratch.path(), &["kubernetes-validate", "--strict", "-k", "1.27", name]);
+    }
+}
