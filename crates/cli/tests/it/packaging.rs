@@ -5,16 +5,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use pgark_testkit::{Scratch, run_bounded, skip};
+use pgark_testkit::{Pgark, Scratch, run_bounded, skip};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::site::BINARY;
 
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the top directory")
@@ -215,4 +218,46 @@ fn containers_and_charts_are_well_formed() {
         fs::write(scratch.path().join(name), rendered).expect("written");
         done_if_installed(scratch.path(), &["kubernetes-validate", "--strict", "-k", "1.27", name]);
     }
+}
+
+/// What pgark.service relies on: `Type=notify`, `WatchdogSec`, `ExecReload`. There is no repository: the server does not need one.
+#[test]
+fn a_service_manager_hears_of_the_server() {
+    let scratch = Scratch::new("notify");
+    let state = scratch.join("server").display().to_string();
+    let text = format!("[repos.main]\nurl = \"/nowhere\"\n[clusters.main]\n[server]\nstate_dir = \"{state}\"\n");
+    let config = scratch.file("pgark.toml", text.as_bytes(), 0o644);
+    let path = scratch.join("notify");
+    let socket = UnixDatagram::bind(&path).expect("bound");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("mode");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    let pgark = Pgark::new(BINARY, &scratch, &scratch.join("repo")).without_env("PGARK_CLUSTER");
+    let pgark = pgark.env("PGARK_CONFIG", &config).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "500000");
+    let mut command = pgark.command(["serve", "--listen", "127.0.0.1:0"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+    let hear = |wanted: &str| {
+        let begun = Instant::now();
+        let mut buffer = [0; 1024];
+        while begun.elapsed() < Duration::from_secs(60) {
+            let length = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{wanted} did not come: {e}"));
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if message.lines().any(|line| line == wanted) {
+                return message;
+            }
+            // It says that it lives, over and over.
+            assert_eq!(message, "WATCHDOG=1", "before {wanted}");
+        }
+        panic!("{wanted} did not come");
+    };
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a process");
+    assert!(hear("READY=1").contains("STATUS=listening on 127.0.0.1:"));
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    kill_process(pid, Signal::HUP).expect("sent");
+    hear("RELOADING=1");
+    hear("READY=1");
+    kill_process(pid, Signal::TERM).expect("sent");
+    hear("STOPPING=1");
+    let status = child.wait().expect("ended");
+    assert_eq!(status.code(), Some(0));
 }
