@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgark_testkit::{Pgark, Scratch, run_bounded, skip};
@@ -234,7 +234,8 @@ fn a_service_manager_hears_of_the_server() {
     let pgark = Pgark::new(BINARY, &scratch, &scratch.join("repo")).without_env("PGARK_CLUSTER");
     let pgark = pgark.env("PGARK_CONFIG", &config).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "500000");
     let mut command = pgark.command(["serve", "--listen", "127.0.0.1:0"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+    let mut server = Ended(child);
     let hear = |wanted: &str| {
         let begun = Instant::now();
         let mut buffer = [0; 1024];
@@ -249,7 +250,7 @@ fn a_service_manager_hears_of_the_server() {
         }
         panic!("{wanted} did not come");
     };
-    let pid = Pid::from_raw(child.id().cast_signed()).expect("a process");
+    let pid = Pid::from_raw(server.0.id().cast_signed()).expect("a process");
     assert!(hear("READY=1").contains("STATUS=listening on 127.0.0.1:"));
     hear("WATCHDOG=1");
     hear("WATCHDOG=1");
@@ -258,6 +259,17 @@ fn a_service_manager_hears_of_the_server() {
     hear("READY=1");
     kill_process(pid, Signal::TERM).expect("sent");
     hear("STOPPING=1");
-    let status = child.wait().expect("ended");
+    let status = server.0.wait().expect("ended");
     assert_eq!(status.code(), Some(0));
+}
+
+/// A server that is gone when the test ends, however it ends.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // One that was waited for is no longer there.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
