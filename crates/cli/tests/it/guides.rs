@@ -22,13 +22,12 @@ fn docs() -> PathBuf {
 }
 
 struct Block {
-    page: &'static str,
     codes: Vec<i32>,
     wants_s3: bool,
     text: String,
 }
 
-fn blocks(page: &'static str) -> Vec<Block> {
+fn blocks(page: &str) -> Vec<Block> {
     let text = fs::read_to_string(docs().join("guide").join(page)).unwrap_or_else(|e| panic!("{page}: {e}"));
     let mut found = vec![];
     for part in text.split("<!-- run").skip(1) {
@@ -39,7 +38,7 @@ fn blocks(page: &'static str) -> Vec<Block> {
             codes.push(0);
         }
         let text = rest.strip_prefix("\n```sh\n").and_then(|rest| rest.split_once("\n```")).expect("a block of sh").0;
-        found.push(Block { page, codes, wants_s3: words.contains(&"s3"), text: text.to_owned() });
+        found.push(Block { codes, wants_s3: words.contains(&"s3"), text: text.to_owned() });
     }
     assert!(!found.is_empty(), "{page} has no marked block");
     found
