@@ -154,7 +154,7 @@ fn alert_rules_fire_when_they_should_and_name_metrics_that_exist() {
     }
     let dir = top().join("packaging/prometheus");
     done(&dir, &["promtool", "check", "rules", "pgark.rules.yml"]);
-    done(&dir, &["promtool", "test", "rules", "pgark.rules.test.yml"]);
+    done(&dir, &["promtool", "test", "rules", "pgark.rules.test.yml", "pgark.rules.days.test.yml"]);
 
     // As they are registered, without the prefix.
     let mut known = BTreeSet::new();
@@ -163,7 +163,7 @@ fn alert_rules_fire_when_they_should_and_name_metrics_that_exist() {
         known.extend(text.split('"').skip(1).step_by(2).map(str::to_owned));
     }
     let mut named = BTreeSet::new();
-    for file in ["prometheus/pgark.rules.yml", "prometheus/pgark.rules.test.yml", "grafana/pgark.json"] {
+    for file in ["prometheus/pgark.rules.yml", "prometheus/pgark.rules.days.test.yml", "grafana/pgark.json"] {
         let text = fs::read_to_string(top().join("packaging").join(file)).expect("a file");
         let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
         named.extend(text.split(|c| !part(c)).filter_map(|word| word.strip_prefix("pgark_")).map(str::to_owned));
