@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 use pgark_server::http::Serving;
 use pgark_server::jobs::{BackupType, Kind, Program, Request};
+use pgark_server::notify::Manager;
 use pgark_server::schedule::Scheduled;
 use pgark_server::serve::{self, ClusterConfig, Config, Options, Shared, Signals, SystemConfig};
 use pgark_server::{State, StateError};
@@ -94,7 +95,10 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         .map_err(|e| Failure::failed("E-SERVER-LISTEN", format!("{listen} cannot be listened on: {e}")))?;
     let document = serde_json::json!({"schema": SCHEMA, "listening": serving.address(), "state_dir": state.dir()});
     output::result(global.form(), &document, || format!("listening on http://{}\n", serving.address()))?;
-    let left = serve::run(&state, &config, &options, &signals, &serving, &mut reload).map_err(state_failure)?;
+    let mut manager = Manager::from_environment()
+        .map_err(|e| Failure::failed("E-SYSTEM", format!("NOTIFY_SOCKET names no socket: {e}")))?;
+    let left =
+        serve::run(&state, &config, &options, &signals, &serving, &mut manager, &mut reload).map_err(state_failure)?;
     if left > 0 {
         output::warning(&format!("{left} jobs run on; the next server takes them over"));
     }
@@ -102,7 +106,7 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 /// A job gets the settings that the server got, from the same places.
-fn program(global: &GlobalArgs) -> Result<Program, Failure> {
+pub fn program(global: &GlobalArgs) -> Result<Program, Failure> {
     let binary = std::env::current_exe()
         .map_err(|e| Failure::failed("E-SYSTEM", format!("the program does not know where it lies: {e}")))?;
     let mut words = vec![];
@@ -139,7 +143,7 @@ fn watched_signals() -> Result<Arc<Signals>, Failure> {
     Ok(signals)
 }
 
-fn config(settings: &Settings) -> Result<Config, Failure> {
+pub fn config(settings: &Settings) -> Result<Config, Failure> {
     let schedules = settings.schedules.iter().map(scheduled).collect::<Result<_, _>>()?;
     let clusters = settings.clusters.values().map(|c| cluster(c, settings)).collect();
     Ok(Config { clusters, schedules })

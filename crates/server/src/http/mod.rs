@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use crate::access::{Caller, Right};
 use crate::serve::Shared;
 use crate::state::{State, StateError};
+pub(crate) use api::{of_cluster, time};
 pub use openapi::document as openapi;
 use routes::{ROUTES, Route};
 
