@@ -7,7 +7,7 @@ NEXTEST := $(CARGO) nextest run --workspace
 MAJORS ?= 13,14,15,16,17,18
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-majors bench lint release
+.PHONY: help demo test test-majors bench lint release deb reference
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,3 +34,9 @@ lint: ## formatting and clippy; no warning is accepted
 
 release: ## target/release/pgark
 	$(CARGO) build --release --locked --package pgark
+
+deb: release ## target/debian/pgark_VERSION_ARCH.deb, of the release build
+	scripts/build-deb
+
+reference: release ## docs/reference, of the program and its sources
+	scripts/reference --binary target/release/pgark

@@ -64,6 +64,10 @@ if [ "$servers" = yes ]; then
     need ssh openssh-client
     need openssl openssl
     need /usr/bin/prometheus-alertmanager prometheus-alertmanager
+    need promtool prometheus
+    need lintian lintian
+    need systemd-analyze systemd
+    need strip binutils
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
@@ -87,6 +91,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     units=()
     case " ${missing[*]} " in *" openssh-server "*) units+=(ssh.service ssh.socket) ;; esac
     case " ${missing[*]} " in *" prometheus-alertmanager "*) units+=(prometheus-alertmanager.service) ;; esac
+    case " ${missing[*]} " in *" prometheus "*) units+=(prometheus.service) ;; esac
     command -v systemctl >/dev/null || units=()
     if [ ${#units[@]} -gt 0 ]; then as_root systemctl --quiet mask "${units[@]}"; fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
@@ -127,7 +132,9 @@ azurite() {
     mv "$2" "$1"
 }
 s3s() {
-    CARGO_TARGET_DIR=$store/s3s-build cargo install --quiet --locked --features binary --root "$2" "s3s-fs@$s3s_version"
+    # A test's server is to be there soon, not to be fast.
+    CARGO_TARGET_DIR=$store/s3s-build CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked --features binary --root "$2" "s3s-fs@$s3s_version"
     rm -rf "$store/s3s-build"
     mv "$2" "$1"
 }

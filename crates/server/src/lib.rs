@@ -6,7 +6,9 @@
 pub mod access;
 pub mod http;
 pub mod jobs;
-mod refresh;
+pub mod metrics;
+pub mod notify;
+pub mod refresh;
 pub mod schedule;
 pub mod serve;
 pub mod state;

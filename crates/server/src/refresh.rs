@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::jobs::Program;
-use crate::state::{Result, State};
+use crate::state::{Document, Result, State};
 
 /// At the same time: each opens repositories, and some are far away.
 const RUNNING_MAX: usize = 2;
@@ -116,21 +116,37 @@ impl Refresher {
         command.stdout(out).stderr(Stdio::null()).spawn().map_err(|e| e.to_string())
     }
 
-    /// A failure is a document too.
     fn read(&self, kind: usize, cluster: &str) -> Result<Value, String> {
         let path = self.path(kind, cluster);
         let file = std::fs::File::open(&path).map_err(|e| e.to_string())?;
         let mut text = vec![];
         file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut text).map_err(|e| e.to_string())?;
         let _ = std::fs::remove_file(&path);
-        let document: Value = serde_json::from_slice(&text).map_err(|_| "it printed no document".to_owned())?;
-        match document.get("error") {
-            Some(error) => {
-                let part = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-                Err(format!("{} {}", part("code"), part("message")))
-            }
-            None => Ok(document),
+        printed(&text)
+    }
+}
+
+/// A failure is a document too.
+fn printed(text: &[u8]) -> Result<Value, String> {
+    let document: Value = serde_json::from_slice(text).map_err(|_| "it printed no document".to_owned())?;
+    match document.get("error") {
+        Some(error) => {
+            let part = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            Err(format!("{} {}", part("code"), part("message")))
         }
+        None => Ok(document),
+    }
+}
+
+/// What `info` says of the cluster now, for who has no server. Waits for as long as it takes.
+pub fn look(program: &Program, cluster: &str) -> Document {
+    let words = ["info".to_owned(), format!("--cluster={cluster}"), "--quiet".to_owned()];
+    let said = program.command(&words).stderr(Stdio::null()).output().map_err(|e| e.to_string());
+    let found = said.and_then(|output| printed(&output.stdout));
+    let refreshed = Timestamp::now();
+    match found {
+        Ok(document) => Document { document, refreshed, failed: None, error: None },
+        Err(why) => Document { document: Value::Null, refreshed, failed: Some(refreshed), error: Some(why) },
     }
 }
 

@@ -12,6 +12,7 @@ use crate::access::Role;
 use crate::http::Serving;
 use crate::http::tls::TlsFiles;
 use crate::jobs::{JobState, Program, Runner, RunnerOptions};
+use crate::notify::Manager;
 use crate::refresh::{Refresher, TICK};
 use crate::schedule::{self, Scheduled};
 use crate::state::{Filter, Keep, Result, State};
@@ -139,6 +140,7 @@ pub fn run(
     options: &Options,
     signals: &Signals,
     serving: &Serving,
+    manager: &mut Manager,
     reload: &mut dyn FnMut() -> Result<Config, String>,
 ) -> Result<usize> {
     let runner_options = RunnerOptions { running_max: options.running_max };
@@ -147,14 +149,20 @@ pub fn run(
     schedule::settle(state, &config.get().schedules)?;
     let (mut looked, mut pruned, mut drains_until) = (Timestamp::MIN, Timestamp::MIN, None);
     let mut seen = ended(state)?;
+    let listening = format!("listening on {}", serving.address());
+    manager.ready(&listening);
     loop {
         let now = Timestamp::now();
+        manager.alive();
         if signals.reload.swap(false, Ordering::SeqCst) {
+            manager.reloading();
             reloaded(state, config, serving, reload())?;
+            manager.ready(&listening);
         }
         let told = signals.end.load(Ordering::SeqCst);
         if told > 0 && drains_until.is_none() {
             tracing::info!(target: "pgark", "told to end: no job begins, those that run are waited for");
+            manager.stopping("waiting for running jobs");
             drains_until = Some(now.checked_add(options.drain).unwrap_or(now));
             serving.drains();
             refresher.stop();

@@ -98,6 +98,13 @@ impl Application {
         crate::wait_until("the application runs", Duration::from_secs(30), || self.runs().then_some(()));
     }
 
+    /// As it is after a start: with the settings that it has now.
+    pub fn restart(&self) {
+        drop(fs::remove_file(self.dir.join("wanted")));
+        crate::wait_until("the application stops", Duration::from_secs(30), || (!self.runs()).then_some(()));
+        self.start();
+    }
+
     pub fn runs(&self) -> bool {
         self.dir.join("running").exists()
     }

@@ -37,7 +37,7 @@ pub use recovered::{Ending, Recovered};
 pub use servers::{Server, majors_asked_for};
 pub use sshd::{Proxy, Sshd, Subsystem};
 pub use state::{Ask, assert_same_state, assert_sound, state_of};
-pub use strace::{Errno, Fault, IO_SYSCALLS, Point, points_of, strace_works, traced, traced_without};
+pub use strace::{Errno, Fault, IO_SYSCALLS, Point, killed_alone, points_of, strace_works, traced, traced_without};
 pub use tamper::{Damage, Damaged, objects_under};
 pub use tree::{Tree, repository_tree, tree_of};
 

@@ -119,6 +119,16 @@ pub fn traced<S: AsRef<OsStr>>(pgark: &Pgark, point: Point, fault: Fault, argume
     traced_without(pgark, None, Some((point, fault)), arguments)
 }
 
+/// Kills pgark at a point of its first thread; what it starts is left alone.
+pub fn killed_alone<S: AsRef<OsStr>>(pgark: &Pgark, point: Point, arguments: &[S]) -> Outcome {
+    let Point { syscall, when } = point;
+    let mut command = as_postgres("strace");
+    command.args(["-qq", "-e", "signal=none", "-o", "/dev/null", "-e", &format!("trace={syscall}")]);
+    command.args(["-e", &format!("inject={syscall}:signal=SIGKILL:when={when}"), "--"]);
+    command.arg(pgark.binary()).args(arguments).envs(pgark.environment());
+    run_outcome(&format!("killed at {point:?}"), command)
+}
+
 /// Runs pgark where a system call is not supported (EINVAL, always), and perhaps with a fault at another one.
 pub fn traced_without<S: AsRef<OsStr>>(
     pgark: &Pgark,

@@ -82,6 +82,7 @@ fn audited(command: &Command, arguments: &[String]) -> Option<(&'static str, Sco
         | Command::Info(_)
         | Command::Job(_)
         | Command::Man(_)
+        | Command::Metrics(_)
         | Command::RepoLifecycle(_)
         | Command::RepoLs(_)
         | Command::Report(_)

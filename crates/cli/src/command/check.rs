@@ -11,8 +11,9 @@ use pgark_repo::store::{Ability, Capability};
 use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
 use super::{Outcome, space};
 use crate::args::GlobalArgs;
-use crate::failure::{Exit, Failure, SCHEMA};
+use crate::failure::{Exit, Failure, SCHEMA, escape};
 use crate::output;
+use crate::settings::schedule::{Job, Schedule};
 use crate::settings::units::Span;
 
 #[derive(Debug, Args)]
@@ -32,6 +33,27 @@ pub struct CheckArgs {
 }
 
 pub fn run(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
+    let nagios = args.nagios;
+    let done = look_and_tell(args, global);
+    match done {
+        // Whoever runs plug-ins knows four codes, and reads standard output alone.
+        Err(failure) if nagios => unable(&failure),
+        done => done,
+    }
+}
+
+/// Nothing could be checked: for a plug-in unknown where it is called wrongly, else critical.
+fn unable(failure: &Failure) -> Result<Outcome, Failure> {
+    let (exit, state) = match failure.exit {
+        Exit::Usage => (Exit::Warnings, "UNKNOWN"),
+        _ => (Exit::Usage, "CRITICAL"),
+    };
+    let hint = failure.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    output::text(&format!("PGARK {state} - {}: {}{}\n", failure.code, escape(&failure.message), escape(&hint)))?;
+    Ok(exit)
+}
+
+fn look_and_tell(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?.admitting_writers();
     let opened = context.open_members(None)?;
     // Of several, each is a finding.
@@ -118,6 +140,9 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
     Ok(findings)
 }
 
+/// Of a schedule: a year of monthly ones has each length of a month.
+const DRILLS_LOOKED_AT: usize = 13;
+
 /// It is asked every few minutes.
 const COUNT_FOR: Span = Span(Duration::from_secs(10));
 
@@ -126,8 +151,22 @@ const DRILL_EVERY: Duration = Duration::from_secs(31 * 24 * 3600);
 
 fn goals(context: &Context) -> Result<Goals, Failure> {
     let settings = context.cluster_settings()?;
-    let drill_every = settings.drill.as_ref().map(|drill| drill.every.map_or(DRILL_EVERY, |every| every.0));
+    let every = settings.drill.as_ref().and_then(|drill| drill.every).map(|every| every.0);
+    let drill_every =
+        every.or_else(|| scheduled_drills(context, &settings.name)).or(settings.drill.as_ref().map(|_| DRILL_EVERY));
     Ok(Goals { rpo: settings.rpo, rto: settings.rto, drill_every })
+}
+
+/// How long there may be none by the schedules of this cluster, of several by the one that is most often.
+fn scheduled_drills(context: &Context, cluster: &str) -> Option<Duration> {
+    let drills = context.settings.schedules.iter().filter(|s| s.job == Job::Drill && s.cluster == cluster);
+    let longest = |schedule: &Schedule| {
+        let plan = schedule.plan().ok()?;
+        let runs = plan.upcoming(context.ctx.now(), DRILLS_LOOKED_AT);
+        let gaps = runs.windows(2).filter_map(|two| Duration::try_from(two[1].duration_since(two[0])).ok());
+        Some(gaps.max()? + plan.deadline())
+    };
+    drills.filter_map(longest).min()
 }
 
 /// A repository that cannot be counted is told as such; the other checks go on.

@@ -26,11 +26,15 @@ pub struct ManArgs {
     /// Write the pages of all commands there
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Print the reference of all commands as one document in Markdown
+    #[arg(long, conflicts_with = "dir")]
+    markdown: bool,
 }
 
 pub fn man(args: ManArgs) -> Result<Outcome, Failure> {
     let failed = |e: std::io::Error| Failure::failed("E-FILE", format!("writing the manual: {e}"));
     match args.dir {
+        None if args.markdown => output::text(&super::markdown::reference(Cli::command()))?,
         Some(dir) => clap_mangen::generate_to(Cli::command(), dir).map_err(failed)?,
         None => {
             let mut out = vec![];

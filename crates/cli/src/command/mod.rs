@@ -29,6 +29,8 @@ mod key;
 mod key_reencrypt;
 mod lifecycle;
 mod locks;
+mod markdown;
+mod metrics;
 mod misc;
 pub mod readers;
 mod rebuild_catalog;
@@ -125,6 +127,8 @@ pub enum Command {
     Drill(Box<drill::DrillArgs>),
     /// Write down what a database holds at this moment, to compare another one with
     Truth(truth::TruthArgs),
+    /// What Prometheus is told of the clusters, for machines without a server
+    Metrics(metrics::MetricsArgs),
     /// What people are told of trouble, and have still to be told
     Alert(alert::AlertArgs),
     /// Declare a disaster: the recovery time is measured from there
@@ -232,6 +236,7 @@ fn dispatch(command: Command, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Command::Validate(a) => validate::run(*a, global),
         Command::Drill(a) => drill::run(&a, global),
         Command::Truth(a) => truth::run(&a, global),
+        Command::Metrics(a) => metrics::run(&a, global),
         Command::Alert(a) => alert::run(&a, global),
         Command::Incident(a) => incident::run(&a, global),
         Command::Audit(a) => audit::run(&a, global),

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use pgark_server::http::tls::TlsError;
 use pgark_server::http::{Serving, ServingError};
 use pgark_server::jobs::{BackupType, Kind, Program, Request};
+use pgark_server::notify::Manager;
 use pgark_server::schedule::Scheduled;
 use pgark_server::serve::{self, ClusterConfig, Config, Options, Shared, Signals, SystemConfig};
 use pgark_server::state::Lost;
@@ -112,7 +113,10 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let scheme = if settings.server.tls.is_some() { "https" } else { "http" };
     let document = serde_json::json!({"schema": SCHEMA, "listening": serving.address(), "scheme": scheme, "state_dir": state.dir()});
     output::result(global.form(), &document, || format!("listening on {scheme}://{}\n", serving.address()))?;
-    let left = serve::run(&state, &config, &options, &signals, &serving, &mut reload).map_err(state_failure)?;
+    let mut manager = Manager::from_environment()
+        .map_err(|e| Failure::failed("E-SYSTEM", format!("NOTIFY_SOCKET names no socket: {e}")))?;
+    let left =
+        serve::run(&state, &config, &options, &signals, &serving, &mut manager, &mut reload).map_err(state_failure)?;
     if left > 0 {
         output::warning(&format!("{left} jobs run on; the next server takes them over"));
     }
@@ -156,7 +160,7 @@ fn tell_what_is_lost(lost: &Lost) {
 }
 
 /// A job gets the settings that the server got, from the same places.
-fn program(global: &GlobalArgs) -> Result<Program, Failure> {
+pub fn program(global: &GlobalArgs) -> Result<Program, Failure> {
     let binary = std::env::current_exe()
         .map_err(|e| Failure::failed("E-SYSTEM", format!("the program does not know where it lies: {e}")))?;
     let mut words = vec![];
@@ -193,7 +197,7 @@ fn watched_signals() -> Result<Arc<Signals>, Failure> {
     Ok(signals)
 }
 
-fn config(settings: &Settings) -> Result<Config, Failure> {
+pub fn config(settings: &Settings) -> Result<Config, Failure> {
     let schedules = settings.schedules.iter().map(scheduled).collect::<Result<_, _>>()?;
     let clusters = settings.clusters.values().map(|c| cluster(c, settings)).collect();
     let server = &settings.server;
@@ -245,6 +249,7 @@ fn scheduled(schedule: &Schedule) -> Result<Scheduled, Failure> {
         Job::Check => Request::Check {},
         Job::Replicate => Request::Replicate { from: name(&schedule.from), to: name(&schedule.to) },
         Job::Drill => Request::Drill { kind, backup: None },
+        Job::Alerts => Request::Alerts {},
     };
     Ok(Scheduled { plan, cluster: schedule.cluster.clone(), request, retries: schedule.retries.unwrap_or(0) })
 }

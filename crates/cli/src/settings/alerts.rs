@@ -45,7 +45,9 @@ pub struct AlertsSection {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LevelSection {
+    /// How long an alert has been open
     pub after: Span,
+    /// Who is told then
     pub sinks: Vec<String>,
 }
 
@@ -83,6 +85,7 @@ pub enum MailTls {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SinkSection {
+    /// What it is
     pub kind: Kind,
     /// Where it is; of some receivers the address is the secret.
     pub url: Option<Secret>,
@@ -98,19 +101,26 @@ pub struct SinkSection {
     pub secret_command: Option<CommandLine>,
     /// Of the mail server.
     pub host: Option<String>,
+    /// Of the mail server
     pub port: Option<u16>,
+    /// Of the mail server
     pub tls: Option<MailTls>,
+    /// Of the mail server
     pub user: Option<String>,
+    /// Of the mail server
     pub password: Option<Secret>,
     pub password_file: Option<PathBuf>,
     pub password_command: Option<CommandLine>,
+    /// The sender
     pub from: Option<String>,
+    /// The recipients
     #[serde(default)]
     pub to: Vec<String>,
     /// Gets the alert on its standard input.
     pub command: Option<CommandLine>,
     /// Less serious things it does not get.
     pub severity: Option<Least>,
+    /// How long one try may take
     pub timeout: Option<Span>,
     /// Certificates that are believed besides those of the system.
     pub ca_file: Option<PathBuf>,

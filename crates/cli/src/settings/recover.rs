@@ -25,7 +25,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recover {
+    /// What is restored
     pub kind: Kind,
+    /// Which is recovered
     pub database: Option<String>,
     /// Reports, and the journal of the recovery that is under way.
     pub report_dir: Option<PathBuf>,
@@ -49,6 +51,7 @@ pub struct Recover {
     pub smoke: Vec<ProbeSection>,
     /// Gets the report as JSON on its standard input, however it ended.
     pub notify: Option<CommandLine>,
+    /// How long that may take
     pub notify_timeout: Option<Span>,
     /// Who is called, in this order.
     #[serde(default)]
@@ -60,6 +63,7 @@ pub struct Recover {
     pub in_place: bool,
     /// Of the new instance.
     pub port: Option<u16>,
+    /// Where its socket is
     pub socket_dir: Option<PathBuf>,
     /// Under which the application and we reach the new instance; its socket when left out.
     pub address: Option<String>,
@@ -122,9 +126,13 @@ impl From<SafetySetting> for Safety {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contact {
+    /// Who
     pub name: String,
+    /// For what
     pub role: Option<String>,
+    /// Number
     pub phone: Option<String>,
+    /// Address
     pub email: Option<String>,
 }
 
@@ -132,21 +140,31 @@ pub struct Contact {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceControl {
+    /// Stops it
     pub stop: Option<CommandLine>,
+    /// Starts it
     pub start: Option<CommandLine>,
     /// Ends with 0 when it runs, with 1 to 3 when it does not, as init scripts do.
     pub status: Option<CommandLine>,
     /// Run when it does not stop, and `force` allows it.
     pub kill: Option<CommandLine>,
+    /// A unit of systemd
     pub systemd: Option<String>,
+    /// A container
     pub docker: Option<String>,
     /// The service of a Compose project, whose file is `compose_file`.
     pub compose: Option<String>,
+    /// and the Compose file that it belongs to
     pub compose_file: Option<PathBuf>,
+    /// Such as deploy/app
     pub kubernetes: Option<String>,
+    /// In which it is
     pub namespace: Option<String>,
+    /// A service of Windows
     pub windows: Option<String>,
+    /// How long stopping may take
     pub stop_timeout: Option<Span>,
+    /// How long starting may take
     pub start_timeout: Option<Span>,
     /// How long it has to be seen running after it has started.
     pub steady_for: Option<Span>,
@@ -163,7 +181,9 @@ pub struct ServiceControl {
 pub struct ProbeSection {
     /// HOST:PORT that takes connections.
     pub tcp: Option<String>,
+    /// What is asked
     pub url: Option<String>,
+    /// GET when left out
     pub method: Option<String>,
     /// Status codes that are right; 200 to 299 when left out.
     pub status: Vec<u16>,
@@ -173,6 +193,7 @@ pub struct ProbeSection {
     pub contains: Option<String>,
     /// JSON pointers, and the strings, numbers or booleans that are there.
     pub json: BTreeMap<String, Expected>,
+    /// That go along
     pub headers: BTreeMap<String, String>,
     /// Headers whose value is in a file.
     pub header_files: BTreeMap<String, PathBuf>,

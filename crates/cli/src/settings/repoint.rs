@@ -16,6 +16,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RepointSection {
+    /// The file in which it stands
     pub file: Option<PathBuf>,
     /// By the file's name when left out.
     pub format: Option<FormatSetting>,
@@ -23,6 +24,7 @@ pub struct RepointSection {
     pub key: Vec<String>,
     /// configmap/NAME, secret/NAME
     pub kubernetes: Option<String>,
+    /// Of the ConfigMap or Secret
     pub namespace: Option<String>,
     /// Of its data.
     pub entry: Option<String>,
@@ -32,9 +34,11 @@ pub struct RepointSection {
     pub value: Option<String>,
     /// Gets where the database is as JSON on its standard input.
     pub command: Option<CommandLine>,
+    /// Points back
     pub back: Option<CommandLine>,
     /// Ends with 0 when it points to the new database, with 1 when to the old one.
     pub status: Option<CommandLine>,
+    /// How long it may take
     pub timeout: Option<Span>,
 }
 

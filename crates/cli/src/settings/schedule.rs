@@ -19,6 +19,8 @@ pub enum Job {
     Check,
     Replicate,
     Drill,
+    /// Looks at everything, tells people what it found and what waits.
+    Alerts,
 }
 
 impl Job {
@@ -30,6 +32,7 @@ impl Job {
             Job::Check => "check",
             Job::Replicate => "replicate",
             Job::Drill => "drill",
+            Job::Alerts => "alerts",
         }
     }
 }
@@ -37,23 +40,30 @@ impl Job {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
+    /// What is run
     pub job: Job,
+    /// Of which cluster
     pub cluster: String,
     /// By which it is known; made of job, cluster, kind and type when left out.
     pub name: Option<String>,
+    /// Of a backup
     #[serde(rename = "type")]
     pub backup_type: Option<BackupType>,
+    /// Of a backup or drill
     pub kind: Option<Kind>,
     /// The repository it works on; those of the cluster when left out.
     pub repo: Option<String>,
     /// Of `replicate`: names of repositories.
     pub from: Option<String>,
+    /// and to which
     pub to: Option<String>,
     /// Either this,
     pub cron: Option<String>,
     /// or this, at a time of the day.
     pub every: Option<EverySetting>,
+    /// The time of day, with `every`
     pub at: Option<String>,
+    /// Of cron and at; UTC when left out
     pub time_zone: Option<String>,
     /// It starts up to so much later, always by the same span.
     pub jitter: Option<Span>,

@@ -99,10 +99,13 @@ pub struct Local {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepoSection {
+    /// Where it lies
     pub url: RepoUrl,
+    /// Unlocks the repository's key
     pub passphrase: Option<Secret>,
     pub passphrase_file: Option<PathBuf>,
     pub passphrase_command: Option<CommandLine>,
+    /// With what data is sealed
     #[serde(default)]
     pub encryption: Encryption,
     /// Backups and archiving fail when this one of several repositories does.
@@ -124,6 +127,7 @@ pub struct RepoSection {
     pub capacity: Option<Capacity>,
     /// `check` warns when less is free, or when it is full within so many days.
     pub warn_free: Option<FreeSpace>,
+    /// and when it is full within so many days
     pub warn_days: Option<u32>,
     /// What a backup leaves for WAL.
     pub wal_reserve: Option<ByteSize>,
@@ -141,8 +145,11 @@ pub struct RepoSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyCommand {
+    /// Wraps a key
     pub wrap_command: CommandLine,
+    /// Unwraps it again
     pub unwrap_command: CommandLine,
+    /// How long either may take
     pub timeout: Option<Span>,
 }
 
@@ -160,24 +167,35 @@ pub enum Encryption {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
+    /// The data directory, when it is on this machine
     pub pgdata: Option<PathBuf>,
     /// Written directly under the cluster; gathered here before the types are read.
     pub libpq: BTreeMap<String, LibpqValue>,
+    /// Of the connection; rather in a password file of libpq
     pub password: Option<Secret>,
     pub password_file: Option<PathBuf>,
     pub password_command: Option<CommandLine>,
+    /// Of the client certificate's key
     pub sslpassword: Option<Secret>,
     pub sslpassword_file: Option<PathBuf>,
     pub sslpassword_command: Option<CommandLine>,
+    /// Of libpq's OAuth
     pub oauth_client_secret: Option<Secret>,
     pub oauth_client_secret_file: Option<PathBuf>,
     pub oauth_client_secret_command: Option<CommandLine>,
+    /// Names of repositories: the first is read from, all are written to; all that are configured when left out
     pub repos: Vec<String>,
+    /// The loss that is accepted
     pub rpo: Option<Span>,
+    /// How long a recovery may take
     pub rto: Option<Span>,
+    /// Parallel workers; as many as there are cores when left out
     pub jobs: Option<NonZeroU32>,
+    /// At most so much is read or written per second
     pub bandwidth_limit: Option<ByteSize>,
+    /// Where WAL may wait while the repository is away
     pub wal_spool: Option<PathBuf>,
+    /// How much of it
     pub wal_spool_max: Option<ByteSize>,
     pub logical: Option<Logical>,
     pub system: Option<System>,
@@ -194,10 +212,15 @@ pub struct ClusterSection {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logical {
+    /// Which are dumped
     pub databases: Vec<String>,
+    /// All that take connections are dumped
     pub all_databases: bool,
+    /// Roles, tablespaces and settings go along
     pub globals: bool,
+    /// These schemas alone
     pub schemas: Vec<String>,
+    /// These tables alone
     pub tables: Vec<String>,
     /// The directory of `pg_dump` and `pg_restore`; otherwise they are looked for.
     pub pg_bin: Option<PathBuf>,
@@ -227,13 +250,17 @@ pub enum TruthSetting {
 pub struct System {
     /// What names of exports begin with.
     pub prefix: Option<String>,
+    /// The database that belongs to it
     pub database: Option<String>,
     /// Roles, tablespaces and settings go along unless this says no.
     pub globals: Option<bool>,
+    /// Configuration files
     pub config_files: Vec<PathBuf>,
+    /// Directories with files
     pub directories: Vec<PathBuf>,
     /// Patterns; empty: everything.
     pub include: Vec<String>,
+    /// Patterns of what is left out
     pub exclude: Vec<String>,
     /// Directories on which another file system is mounted are left out.
     pub one_file_system: bool,
@@ -246,17 +273,29 @@ pub struct System {
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
     // serde cannot refuse unknown keys in a flattened struct, so the rules are written out in both.
+    /// The newest so many
     pub keep_last: Option<u32>,
+    /// All of so many days
     pub keep_days: Option<u32>,
+    /// The last one of each of so many days that have one
     pub keep_daily: Option<u32>,
+    /// The last one of each of so many weeks, from Monday on
     pub keep_weekly: Option<u32>,
+    /// The last one of each of so many months
     pub keep_monthly: Option<u32>,
+    /// The last one of each of so many years
     pub keep_yearly: Option<u32>,
+    /// All of this time, and what recovery to its first moment begins with
     pub window: Option<Span>,
+    /// WAL for recovery to every moment of this time
     pub wal: Option<Span>,
+    /// The oldest go beyond so many, whatever other rules say
     pub max_backups: Option<u32>,
+    /// So many stay, whatever other rules say
     pub min_backups: Option<u32>,
+    /// How long objects of what has expired stay; a day when left out
     pub gc_grace: Option<Span>,
+    /// In which days begin; UTC when left out
     pub time_zone: Option<String>,
     pub physical: Option<RetentionRules>,
     pub logical: Option<RetentionRules>,
@@ -267,17 +306,29 @@ pub struct Retention {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionRules {
+    /// The newest so many
     pub keep_last: Option<u32>,
+    /// All of so many days
     pub keep_days: Option<u32>,
+    /// The last one of each of so many days that have one
     pub keep_daily: Option<u32>,
+    /// The last one of each of so many weeks, from Monday on
     pub keep_weekly: Option<u32>,
+    /// The last one of each of so many months
     pub keep_monthly: Option<u32>,
+    /// The last one of each of so many years
     pub keep_yearly: Option<u32>,
+    /// All of this time, and what recovery to its first moment begins with
     pub window: Option<Span>,
+    /// WAL for recovery to every moment of this time
     pub wal: Option<Span>,
+    /// The oldest go beyond so many, whatever other rules say
     pub max_backups: Option<u32>,
+    /// So many stay, whatever other rules say
     pub min_backups: Option<u32>,
+    /// How long objects of what has expired stay; a day when left out
     pub gc_grace: Option<Span>,
+    /// In which days begin; UTC when left out
     pub time_zone: Option<String>,
 }
 
@@ -339,9 +390,13 @@ pub enum BackupType {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
+    /// How it is called in reports
     pub name: String,
+    /// Where it is asked; in the only one when left out
     pub database: Option<String>,
+    /// The question
     pub sql: String,
+    /// The answer, as psql prints it
     pub expect: String,
     /// Where names without a schema are looked for; `public` when left out.
     pub schemas: Option<Vec<String>>,
@@ -352,7 +407,9 @@ pub struct Check {
 pub struct Drill {
     /// In which the rehearsed cluster is made.
     pub dir: PathBuf,
+    /// The newest one, or any of the last 31 days
     pub backup: Option<DrillBackup>,
+    /// What is rehearsed
     pub kind: Option<DrillKind>,
     /// `check` warns when the last good rehearsal is older.
     pub every: Option<Span>,

@@ -22,7 +22,9 @@ const SESSION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
+    /// Address and port; others than of the loopback need TLS and somebody who may ask
     pub listen: SocketAddr,
+    /// Jobs, tokens and users; mode 0700, of the user that the server runs as
     pub state_dir: PathBuf,
     /// That it is asked by, beside localhost and its addresses.
     pub names: Vec<String>,
@@ -36,9 +38,11 @@ pub struct Server {
     pub approve_within: Span,
     /// How long one who has signed in stays so.
     pub session: Span,
-    /// The history of jobs: what is within both is kept.
+    /// The history of jobs: what is within both this, in days, and `keep_jobs` is kept
     pub keep_jobs_days: u32,
+    /// So many of them
     pub keep_jobs: u32,
+    /// How it is asked in secret; in the clear when left out
     pub tls: Option<TlsSection>,
 }
 
@@ -46,10 +50,13 @@ pub struct Server {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSection {
+    /// Of the server, with those that lead to its authority
     pub certificate: PathBuf,
+    /// Readable by the user that the server runs as alone
     pub key: PathBuf,
     /// Who signs certificates of clients.
     pub client_ca: Option<PathBuf>,
+    /// Whether nobody is answered without one
     #[serde(default)]
     pub require_client_certificate: bool,
     /// What those that are signed may do.
@@ -62,6 +69,7 @@ pub struct TlsSection {
 pub struct TlsClient {
     /// As `openssl x509 -noout -subject -nameopt RFC2253` prints it.
     pub subject: String,
+    /// What it may do
     pub role: Role,
     /// Every cluster when left out.
     pub cluster: Option<String>,

@@ -36,10 +36,13 @@ pub struct PriceSection {
     /// Per GB that is read, by class.
     #[serde(default)]
     pub retrieval: BTreeMap<String, f64>,
+    /// Per 1000
     #[serde(default)]
     pub write_requests: f64,
+    /// Per 1000
     #[serde(default)]
     pub read_requests: f64,
+    /// Per GB that leaves the cloud
     #[serde(default)]
     pub egress: f64,
 }

@@ -594,6 +594,9 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
     let shown = pgark.run(["report", "show", "latest"]).expect_code(0);
     assert!(shown.stdout.contains("every sample has a patient | ok"), "{shown}");
     assert_eq!((&finding("drill")["verdict"], &finding("rto")["verdict"]), (&"ok".into(), &"ok".into()));
+    // From one first Sunday to the next are 35 days at most, and then comes the deadline of its schedule.
+    let drill = finding("drill");
+    assert!(drill["message"].to_string().contains("one is due every 36 days"), "{drill}");
 
     // The rehearsal of the next month finds what went wrong since, and says so until it is mended.
     site.cluster.psql_db(

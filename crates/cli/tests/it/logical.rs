@@ -157,12 +157,12 @@ fn a_database_is_replaced_as_a_whole_with_its_owner_settings_and_rights() {
     cluster.psql(
         "alter database app set statement_timeout = 60000; alter database app set datestyle = 'ISO'; \
          alter database app set application_name = 'ü \\x ''y'; alter database app set temp_tablespaces = ''; \
-         alter database app set session_preload_libraries = ''; alter role reader in database app set search_path = ''; \
+         alter role reader in database app set search_path = ''; \
          alter database app set \"my.own\" = 'a, \"b\"'",
     );
     cluster.psql_db("app", "create table t as select generate_series(1, 1000) i; alter table t owner to keeper");
     let facts = "select pg_get_userbyid(datdba), encoding, datcollate, datconnlimit, (select array_agg(a::text order by a::text) from unnest(datacl) a), datallowconn, \
-                 shobj_description(oid, 'pg_database'), (select array_agg((setrole::regrole, setconfig)::text order by 1) \
+                 shobj_description(oid, 'pg_database'), (select array_agg((setrole::regrole, setconfig)::text order by setrole) \
                  from pg_db_role_setting where setdatabase = d.oid) from pg_database d where datname = 'app'";
     let before = (cluster.psql(facts), told(cluster, "app"));
     let id = id_of(&dump(&site.pgark, &["--database", "app"]));

@@ -165,8 +165,11 @@ fn a_pharmacy_loses_a_table_a_schema_its_disk_and_its_object_store() {
     );
     assert_eq!(cluster.psql_db("pharmacy", rows), whole);
     store.kill();
-    // With no repository at all nothing can be checked: a code above 3, which is critical too.
-    pgark.run(["check", "--nagios"]).expect_code(10);
+    // With no repository at all nothing can be checked.
+    assert!(nagios(2, "CRITICAL").contains("E-"));
+    let wrong = site.scratch.file("wrong.toml", b"[clusters.main]\nnonsense = 1\n", 0o600);
+    let outcome = pgark.clone().env("PGARK_CONFIG", wrong).run(["check", "--nagios"]).expect_code(3);
+    assert!(outcome.stdout.starts_with("PGARK UNKNOWN - "), "{outcome}");
 }
 
 /// A table at a moment, a table and a schema of last night: beside what is live.

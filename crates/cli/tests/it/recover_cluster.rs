@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use pgark_testkit::{
-    Application, Fault, Mood, Outcome, Pgark, Point, StopMode, as_postgres, strace_works, traced, wait_until,
+    Application, Fault, Mood, Outcome, Pgark, Point, StopMode, as_postgres, killed_alone, strace_works, traced,
+    wait_until,
 };
 use serde_json::Value;
 
@@ -166,6 +167,18 @@ impl Cutover {
             ("postgresql@16-recovered.service", "postgresql@16-main.service"),
         ];
         self.pgark(&[&all, more].concat())
+    }
+
+    /// As before a recovery to a new instance: the old one serves, and the application asks it.
+    fn as_before(&self) {
+        self.tidy_up();
+        fs::write(self.app.settings(), &self.settings).expect("settings");
+        if !self.site.cluster.data_dir().join("postmaster.pid").exists() {
+            let mut start = as_postgres(&self.new.pg_ctl);
+            start.args(["start", "-s", "-w", "-l", "/dev/null", "-D"]).arg(self.site.cluster.data_dir());
+            assert!(start.status().expect("pg_ctl").success());
+        }
+        self.app.restart();
     }
 
     fn jobs(&self) -> String {
@@ -475,4 +488,62 @@ fn killed_in_the_middle_of_a_cluster_it_goes_on_to_its_end() {
     assert_eq!(report["state"], "abandoned", "{report}");
     assert_eq!(cutover.jobs(), (rows + 1).to_string());
     assert!(!cutover.app.runs() && cutover.aside("before").is_empty());
+}
+
+/// Between two of them lies one step, or a part of one; of the first thread alone, so that the servers it starts live on.
+#[test]
+fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
+    if let Err(why) = strace_works() {
+        pgark_testkit::skip!("{why}");
+    }
+    let cutover = cutover_or_skip!("cutover-killed");
+    let pgark = cutover.by_file(&[]);
+    pgark.json(["backup"]);
+    cutover.site.archive_all();
+    let before = cutover.site.cluster.psql("select pg_current_wal_insert_lsn()");
+    let words = ["recover", "--json", "--yes", "--target-timeline", "1", "--target-lsn", &before];
+    let journal = cutover.reports.join("recovery-main.journal");
+    let old = cutover.site.cluster.data_dir().join("PG_VERSION");
+    let strike = |when: u32| {
+        cutover.as_before();
+        let outcome = killed_alone(&pgark, Point { syscall: "fdatasync", when }, &words);
+        assert!(old.exists(), "at {when}");
+        (!outcome.succeeded() && outcome.code != Some(3)).then_some(())
+    };
+    let last = || {
+        let mut all = 1..;
+        all.find(|when| strike(*when).is_none()).expect("an end")
+    };
+    let all: Vec<u32> = if full_sweep() { (1..last()).collect() } else { vec![14, 23, 27, 31] };
+    for when in all {
+        // Gone on with.
+        strike(when).unwrap_or_else(|| panic!("it ended before {when}"));
+        if !journal.exists() {
+            continue;
+        }
+        let outcome = pgark.run(["recover", "--resume", "--yes", "--json"]);
+        let report = outcome.json();
+        assert_eq!((&report["state"], outcome.code), (&"restored".into(), Some(3)), "at {when}: {report}");
+        assert_eq!(cutover.ask_new("select count(*) from jobs"), "500", "at {when}");
+        assert!(cutover.ask_new("show archive_command").contains("archive-push"), "at {when}");
+        let settings = fs::read_to_string(cutover.app.settings()).expect("settings");
+        assert!(settings.contains(&format!("\nDB_PORT={PORT}\n")), "at {when}: {settings}");
+        let calls = cutover.app.calls();
+        let starts = calls.iter().filter(|c| c.contains("--replicas=1")).count();
+        assert!(starts == 1 && calls.iter().filter(|c| *c == "tell").count() <= 1, "at {when}: {calls:?}");
+        assert!(cutover.app.runs() && old.exists() && !old.with_file_name("postmaster.pid").exists(), "at {when}");
+
+        // Given up: the old one serves, nothing points to the new one, and nobody has started the application.
+        strike(when).unwrap_or_else(|| panic!("it ended before {when}"));
+        if !journal.exists() {
+            continue;
+        }
+        let report = pgark.run(["recover", "--abandon", "--yes", "--json"]).expect_code(5).json();
+        assert_eq!(report["state"], "abandoned", "at {when}: {report}");
+        assert_eq!(fs::read_to_string(cutover.app.settings()).expect("settings"), cutover.settings, "at {when}");
+        assert_eq!(cutover.jobs(), "500", "at {when}: {report}");
+        assert!(!cutover.new.data.join("postmaster.pid").exists(), "at {when}: {report}");
+        assert!(!cutover.app.runs(), "at {when}: {report}");
+    }
+    cutover.as_before();
 }

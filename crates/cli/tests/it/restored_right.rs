@@ -26,8 +26,6 @@ create index never on t (z);
 create view v as select *, x in ('a', 'b') as q, x in (t.u, w) as r from t where x in ('a', 'b') and (y between 1 and 4 and z = 1 or x not in ('c', 'd'));
 create view unnamed as select exists (select null from t u where u.id = t.id), (select 'a') as x, array(select 'b') as l,
     t.x in (select 'a' union select 'it''s, b') as q, coalesce((select '-1'::int where t.y > 1), 2) as n from t;
-create policy of_selects on t using (exists (select 'a' from parts u where u.y = t.y) or x in (select 'a' union select 'b'));
-create rule of_selects as on update to parts where exists (select null from t) do instead nothing;
 alter table t enable row level security;
 create policy p on t using (x in ('a', 'b') or x in (u, w)) with check (y between 1 and 2 and z > 0);
 create function touched() returns trigger language plpgsql as 'begin return new; end';
@@ -39,6 +37,8 @@ create table parts (x varchar, y int) partition by list ((x in ('a', 'b')));
 create table parts_1 partition of parts for values in (true);
 insert into t (id, x, y, z, f, d) select i, 'a', 1 + i % 9, 1, 1, 'a' from generate_series(1, 100) i;
 insert into parts values ('a', 1);
+create policy of_selects on t using (exists (select 'a' from parts u where u.y = t.y) or x in (select 'a' union select 'b'));
+create rule of_selects as on update to parts where exists (select null from t) do instead nothing;
 create materialized view stale as select id from t;
 insert into t (id, x, y, z, f, d) values (101, 'b', 2, 3, 2, null);
 create materialized view named as select i from generate_series(1, 10) i where current_database() = 'app';

@@ -27,8 +27,12 @@ fn what_lay_in_the_place_of_a_copy_is_forgotten_and_what_the_first_one_missed_is
     two.site.pgark.clone().env("PGARK_REPO", "b").run(["init"]).expect_code(0);
     two.only("b").run(["info"]).expect_code(0);
     fs::remove_dir_all(&two.b).expect("remove");
-    two.site.pgark.run(["init"]).expect_code(0);
-    two.backup().expect_code(0);
+    let again = two.site.pgark.run(["init"]).expect_code(0);
+    // The trail of the copy that is gone is gone, too: told once by each command, until somebody has looked.
+    assert_eq!(again.stderr.matches("E-AUDIT-CUT").count(), 1, "{again}");
+    two.site.elsewhere.run(["audit", "verify", "--accept", "--yes"]).expect_code(0);
+    let backup = two.backup().expect_code(0);
+    assert!(!backup.stderr.contains("E-AUDIT"), "{backup}");
     two.site.pgark.run(["check"]).expect_code(0);
 
     // The first is away: the copy is enough, and gets a backup and WAL alone.

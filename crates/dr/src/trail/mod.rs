@@ -75,6 +75,8 @@ struct Place {
     trouble: Option<String>,
     /// What the repository has not got and no file holds.
     held: Vec<Event>,
+    /// Its journal is not what this host remembers, which was told: once, at the beginning or at the end.
+    is_cut: bool,
 }
 
 /// How a command ended.
@@ -246,7 +248,14 @@ impl Slot {
 
 impl Place {
     fn new(name: &str, url: &str, begun: &Begun) -> Self {
-        let mut place = Place { url: url.to_owned(), name: name.to_owned(), repo: None, trouble: None, held: vec![] };
+        let mut place = Place {
+            url: url.to_owned(),
+            name: name.to_owned(),
+            repo: None,
+            trouble: None,
+            held: vec![],
+            is_cut: false,
+        };
         place.keep(&begun.event, begun);
         place
     }
@@ -291,7 +300,7 @@ impl Place {
         let mut head = journal.head()?;
         let memory = begun.state_dir.as_deref().map(|dir| memory::Memory::of(dir, repo, &self.url, &name));
         let is_cut = memory.as_ref().and_then(|m| m.contradicts(head.as_ref()));
-        if let Some(what) = &is_cut {
+        if let (Some(what), false) = (&is_cut, std::mem::replace(&mut self.is_cut, is_cut.is_some())) {
             shared.warn(format!(
                 "E-AUDIT-CUT the audit trail in repository {}: {what}; see 'pgark audit verify'",
                 self.name

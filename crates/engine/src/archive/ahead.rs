@@ -5,6 +5,7 @@
 //! pushed. Losing what is remembered costs time and nothing else.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -121,8 +122,8 @@ impl Ahead {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let temp = path.with_extension(format!("{}", std::process::id()));
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
-        serde_json::to_writer(&file, kept)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+        file.write_all(&serde_json::to_vec(kept)?)?;
         fs::rename(&temp, path)
     }
 }

@@ -35,6 +35,7 @@ use serde_json::Value;
 use crate::access::{Caller, Right};
 use crate::serve::{Config, Shared};
 use crate::state::State;
+pub(crate) use api::{of_cluster, time};
 use gate::{HEADER_BYTES_MAX, Origin};
 use limits::Limits;
 use listen::{Peer, Times};

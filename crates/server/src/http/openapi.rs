@@ -156,7 +156,7 @@ fn schemas() -> Value {
         "Reports": listing("reports"),
         "Drills": listing("drills"),
         "NewJob": object(&["job"], json!({
-            "job": {"enum": ["backup", "verify", "expire", "check", "replicate", "drill", "delete", "restore", "restore_system", "recover"]},
+            "job": {"enum": ["backup", "verify", "expire", "check", "alerts", "replicate", "drill", "delete", "restore", "restore_system", "recover"]},
             "kind": {"enum": ["physical", "logical", "files", "system"]}, "type": {"enum": ["full", "incr", "diff"]},
             "repo": text(), "from": text(), "to": text(), "backup": text(), "quick": {"type": "boolean"},
             "target_time": {"type": "string", "format": "date-time"}, "target_lsn": text(), "target_name": text(),

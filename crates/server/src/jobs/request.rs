@@ -37,6 +37,8 @@ pub enum Request {
         repo: Option<String>,
     },
     Check {},
+    /// Raises and ends alerts by what is found, and tells people.
+    Alerts {},
     Replicate {
         from: String,
         to: String,
@@ -103,6 +105,8 @@ pub enum Lane {
     /// Into the repository: backups, what removes some, copies.
     Write,
     Read,
+    /// What is to come every few minutes, however long something is read.
+    Watch,
     Rehearse,
     Restore,
 }
@@ -114,6 +118,7 @@ impl Request {
             Request::Verify { .. } => "verify",
             Request::Expire { .. } => "expire",
             Request::Check {} => "check",
+            Request::Alerts {} => "alerts",
             Request::Replicate { .. } => "replicate",
             Request::Drill { .. } => "drill",
             Request::Delete { .. } => "delete",
@@ -130,6 +135,7 @@ impl Request {
             | Request::Verify { .. }
             | Request::Expire { .. }
             | Request::Check {}
+            | Request::Alerts {}
             | Request::Replicate { .. }
             | Request::Drill { .. } => Right::Operate,
             Request::Delete { .. }
@@ -149,7 +155,8 @@ impl Request {
             Request::Backup { .. } | Request::Expire { .. } | Request::Replicate { .. } | Request::Delete { .. } => {
                 Lane::Write
             }
-            Request::Verify { .. } | Request::Check {} => Lane::Read,
+            Request::Verify { .. } => Lane::Read,
+            Request::Check {} | Request::Alerts {} => Lane::Watch,
             Request::Drill { .. } => Lane::Rehearse,
             Request::Restore { .. } | Request::RestoreSystem { .. } | Request::Recover { .. } => Lane::Restore,
         }
@@ -186,6 +193,7 @@ impl Request {
                 words.repo(repo.as_deref())?;
             }
             Request::Check {} => words.push("check"),
+            Request::Alerts {} => words.0.extend(["alert", "run"].map(str::to_owned)),
             Request::Replicate { from, to } => {
                 words.push("replicate");
                 words.option("--from", Some(name(from)?));
@@ -339,6 +347,7 @@ mod tests {
             (r#"{"job":"backup"}"#, "backup --cluster=main"),
             (r#"{"job":"backup","kind":"logical","type":"full"}"#, "backup --kind=logical --type=full --cluster=main"),
             (r#"{"job":"expire","repo":"second"}"#, "expire --yes --repo=second --cluster=main"),
+            (r#"{"job":"alerts"}"#, "alert run --cluster=main"),
             (r#"{"job":"drill","backup":"random"}"#, "drill --backup=random --cluster=main"),
             (
                 r#"{"job":"restore","to":"/r","target_time":"2026-01-02T03:04:05Z"}"#,

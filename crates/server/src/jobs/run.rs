@@ -37,6 +37,10 @@ impl Program {
     pub fn command(&self, words: &[String]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(words).args(&self.words).arg("--json").stdin(Stdio::null()).process_group(0);
+        // A PostgreSQL that a job starts would tell our service manager that it is ready.
+        for name in crate::notify::VARIABLES {
+            command.env_remove(name);
+        }
         command
     }
 }

@@ -103,7 +103,10 @@ fn a_rich_database_with_odd_names_is_equal_after_dump_and_restore() {
         source.dump_and_restore("src", name);
         let outcome = source.validate(name, Some(&truth), &["--amcheck", "borrowed"]).expect_code(0);
         let document = outcome.json();
-        assert_eq!(named(&document, "ok").len(), checks(&document).len(), "{document}");
+        // The rows of a foreign table lie elsewhere: nobody says that they are right.
+        let foreign = "rows of foreign tables";
+        assert_eq!(named(&document, "not_checked"), BTreeSet::from([foreign.to_owned()]), "{document}");
+        assert_eq!(named(&document, "ok").len() + 1, checks(&document).len(), "{document}");
         assert!(check(&document, "rows")["checked"].as_u64() >= Some(14), "{document}");
         assert!(check(&document, "B-tree indexes agree with their tables (amcheck)")["checked"].as_u64() > Some(100));
     }
