@@ -142,7 +142,7 @@ fn what_is_not_what_its_list_says_is_refused_and_leaves_nothing() {
         ("no label", "E-IMPORT-FORM", &|data| fs::remove_file(data.join("backup_label")).expect("remove")),
         ("a link", "E-IMPORT-FORM", &|data| symlink("/etc/passwd", data.join("base/link")).expect("link")),
         ("no WAL", "E-IMPORT-WAL", &|data| fs::remove_file(segment(data)).expect("remove")),
-        ("no pg_control", "E-FILE", &control),
+        ("no pg_control", "E-IMPORT-FORM", &control),
     ];
     for (n, (what, code, spoil)) in cases.into_iter().enumerate() {
         let into = site.scratch.dir(format!("bad{n}"));

@@ -39,7 +39,7 @@ fn a_key_command_opens_the_repository_and_follows_a_rotation() {
     // By command alone: the slot is not there yet.
     let alone = both.clone().without_env("PGARK_PASSPHRASE_FILE");
     refused(alone.run(["info"]), 12, "E-KEY-WRONG");
-    refused(both.run(["key", "add", "--key-command", "other"]), 1, "E-KEY-COMMAND");
+    refused(both.run(["key", "add", "--key-command", "other"]), 2, "E-KEY-COMMAND");
     let added = both.json(["key", "add", "--key-command", "kms"]);
     assert_eq!((&added["slot"]["command"], &added["slot"]["opened"]), (&"kms".into(), &true.into()));
     assert_eq!(both.json(["key", "add", "--key-command", "kms"])["added"], false);
