@@ -278,6 +278,20 @@ impl Context {
         Ok(others)
     }
 
+    /// Where the cluster's other repositories lie, unopened; and those that cannot be reached.
+    pub fn other_stores(&self, than: &dyn Store) -> (Vec<(String, Arc<dyn Store>)>, Vec<(String, Failure)>) {
+        let (mut others, mut silent) = (vec![], vec![]);
+        for settings in self.settings.repos_of_cluster() {
+            match self.open_store(&settings, Missing::Refuse) {
+                Ok(store) if store.url() == than.url() => {}
+                Ok(store) => others.push((settings.name, store)),
+                Err(failure) if failure.exit == Exit::NoRepository => {}
+                Err(failure) => silent.push((settings.name, failure)),
+            }
+        }
+        (others, silent)
+    }
+
     /// A copy of `repo` with keys of its own, or what `repo` is such a copy of; opened with its own secret.
     fn open_rekeyed_of(
         &self,
