@@ -555,11 +555,19 @@ impl Opener {
         let identity = self.age_identity.read()?;
         let age_identities = match identity.as_ref().map(|s| s.expose_str()) {
             None => None,
-            Some(Some(text)) => Some(Zeroizing::new(text.to_owned())),
+            Some(Some(text)) if holds_identity(text) => Some(Zeroizing::new(text.to_owned())),
+            Some(Some(_)) => {
+                return Err(Failure::usage("E-KEY-IDENTITY", "the age identity file holds no identity")
+                    .hint("a line of it begins with AGE-SECRET-KEY-1, as age-keygen writes it"));
+            }
             Some(None) => return Err(Failure::usage("E-SECRET-TEXT", "the age identity file is not text")),
         };
         Ok(Unlock { passphrase, age_identities, commands: ConfiguredCommands::of(&self.settings.key_commands) })
     }
+}
+
+fn holds_identity(text: &str) -> bool {
+    text.lines().any(|line| line.trim().to_ascii_uppercase().starts_with("AGE-SECRET-KEY-1"))
 }
 
 /// One place under two names is not two copies.
