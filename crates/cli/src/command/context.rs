@@ -167,6 +167,19 @@ impl Context {
         self.open_members_of(self.settings.selected_repos()?, patience, |_| Ok(()))
     }
 
+    /// As `open_members`, where each is looked at: a required one that cannot be used is passed over, too.
+    ///
+    /// # Errors
+    /// When none can be opened.
+    pub fn open_members_to_look(&self) -> Result<Opened, Failure> {
+        let mut all = self.settings.selected_repos()?;
+        let required: Vec<String> = all.iter().filter(|s| s.required).map(|s| s.name.clone()).collect();
+        all.iter_mut().for_each(|settings| settings.required = false);
+        let mut opened = self.open_members_of(all, None, |_| Ok(()))?;
+        opened.members.iter_mut().for_each(|member| member.required = required.contains(&member.name));
+        Ok(opened)
+    }
+
     /// As `open_members`; and the one to read from has the books of the cluster.
     pub fn open_members_with_books(&self, patience: Option<Duration>) -> Result<Opened, Failure> {
         let cluster = self.cluster()?;
@@ -710,8 +723,8 @@ pub fn is_its_own(failure: &Failure) -> bool {
     closed || is_away(failure) || OTHER.contains(&&*failure.code)
 }
 
-/// Of repositories that are of other clusters.
-const OTHER: &[&str] = &["E-CLUSTER-NONE", "E-WAL-SYSTEM"];
+/// Of repositories that are of other clusters, and of those whose books must be thawed.
+const OTHER: &[&str] = &["E-CLUSTER-NONE", "E-WAL-SYSTEM", "E-REPO-ARCHIVED"];
 
 /// What is said of a repository that is passed over.
 pub fn left_out(name: &str, failure: &Failure) -> String {
