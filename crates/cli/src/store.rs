@@ -16,6 +16,7 @@ use crate::command::context::engine_failure;
 use crate::failure::Failure;
 use crate::settings::files::Environment;
 use crate::settings::repo_url::{AS_OF, RepoUrl, Scheme};
+use crate::settings::space::{LATER_CLASS, refused_class};
 use crate::settings::{Protection, RepoSettings};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,6 +91,10 @@ fn open_plain(
         Scheme::Gcs => CloudKind::Gcs,
         Scheme::Sftp => return sftp(url, protection, missing),
     };
+    // The configuration file was looked at; a flag or a variable may name any URL.
+    if let Some(why) = url.option("storage_class").and_then(|class| refused_class(url.scheme, class)) {
+        return Err(Failure::usage("E-REPO-OPTIONS", format!("{url}: {why}")).hint(LATER_CLASS));
+    }
     let options = CloudOptions {
         kind,
         bucket: url.host.clone().unwrap_or_default(),
@@ -142,6 +147,13 @@ fn sftp(url: &RepoUrl, protection: Protection, missing: Missing) -> Result<Arc<d
     let options = SftpOptions::new(place, &url.options).map_err(|why| {
         Failure::usage("E-REPO-URL", why).hint("docs/storage-sftp.md lists the options of such a URL")
     })?;
+    // ssh goes on without it, and what it says in the end is that the server refuses.
+    if let Some(file) = url.option("identity_file")
+        && let Err(e) = std::fs::metadata(file)
+    {
+        return Err(Failure::usage("E-REPO-OPTIONS", format!("{url}: identity_file {}: {e}", file.escape_debug()))
+            .hint("the file of the private key, which the user who runs this can read"));
+    }
     let options = options.append_only(protection.append_only);
     let opened = match missing {
         Missing::Create => SftpStore::create(options),

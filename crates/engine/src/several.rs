@@ -41,7 +41,7 @@ pub fn is_away(e: &EngineError) -> bool {
     }
 }
 
-/// Whether it is this repository's own matter: it is away, damaged, of another key or of another cluster. What others are
+/// Whether it is this repository's own matter: it is away, damaged, frozen, of another key or of another cluster. What others are
 /// given does not depend on it.
 pub fn is_its_own(e: &EngineError) -> bool {
     let of_its_own = |e: &RepoError| {
@@ -53,7 +53,8 @@ pub fn is_its_own(e: &EngineError) -> bool {
                 | RepoError::KeyCommand { .. }
                 | RepoError::NoCluster { .. }
         );
-        closed || e.is_damage()
+        let frozen = matches!(e, RepoError::Store(e) if e.kind() == StoreErrorKind::Archived);
+        closed || frozen || e.is_damage()
     };
     is_away(e) || e.repo().is_some_and(of_its_own) || e.code() == OTHER_CLUSTER
 }

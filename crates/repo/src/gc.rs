@@ -40,8 +40,8 @@ pub fn collect(
     claim: &Claim,
     due: &dyn Fn(Timestamp, Timestamp) -> bool,
 ) -> Result<Collected> {
-    let catalog = CatalogStore::new(repo, cluster);
-    apply_pending(repo, &catalog)?;
+    let catalog = CatalogStore::new(repo, cluster).thrifty();
+    let followed = apply_what_fits(repo, &catalog)?;
     let mut still_ours = guard(claim);
     let mut done = Collected::default();
     if catalog.read()?.expired.iter().any(|e| due(e.since, e.due)) {
@@ -50,6 +50,9 @@ pub fn collect(
     // The second pass sees that nothing is left.
     for _ in 0..2 {
         done.add(&catalog.sweep_while(&mut still_ours)?);
+    }
+    if !followed {
+        apply_pending(repo, &catalog)?;
     }
     let begins = |e: &WalExpiry| !e.removing && due(e.since, e.due);
     if catalog.read()?.wal_expiries.iter().any(begins) {
@@ -83,6 +86,31 @@ pub fn apply_pending(repo: &Repository, catalog: &CatalogStore) -> Result<()> {
         WalArchive::new(repo, catalog.cluster(), e.system_id).expire(e.number, &e.ranges)?;
     }
     Ok(())
+}
+
+/// As `apply_pending`, but a head that has no room is left for later: what backups hold can go before it. Returns whether all
+/// have followed.
+pub fn apply_what_fits(repo: &Repository, catalog: &CatalogStore) -> Result<bool> {
+    match apply_pending(repo, catalog) {
+        Err(e) if e.is_no_space() => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Puts back the second copies of the books that a full disk left out, as far as there is room now.
+pub fn complete_books(repo: &Repository, cluster: &ClusterName) -> Result<()> {
+    let complete = || -> Result<()> {
+        let catalog = CatalogStore::new(repo, cluster);
+        catalog.mend()?;
+        for lineage in &catalog.read()?.lineages {
+            WalArchive::new(repo, cluster, lineage.system_id).head_register().mend(&mut |_| Ok(()))?;
+        }
+        Ok(())
+    };
+    match complete() {
+        Err(e) if e.is_no_space() => Ok(()),
+        other => other,
+    }
 }
 
 /// Room on a disk that is full, without writing anything first: what is off all lists goes. Returns what went.

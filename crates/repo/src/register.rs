@@ -224,13 +224,22 @@ impl Register {
             }
             let Some(value) = value else { return Ok(current) };
             let next = self.successor(current.as_ref(), value)?;
-            let created = match self.create_version(&next) {
-                Err(e) if self.thrifty && e.is_no_space() && self.make_room(next.number - 1) => {
-                    self.create_version(&next)
-                }
-                other => other,
-            };
+            let mut created = self.create_version(&next);
+            let mut squeezed = false;
+            while self.thrifty
+                && created.as_ref().is_err_and(RepoError::is_no_space)
+                && current.as_ref().is_some_and(|version| self.make_room(version))
+            {
+                squeezed = true;
+                created = self.create_version(&next);
+            }
             if created? {
+                if squeezed
+                    && let Some(version) = &current
+                    && let Err(e) = self.complete(version)
+                {
+                    tracing::debug!(%e, "the version before has one copy for now");
+                }
                 return Ok(Some(next));
             }
             std::thread::sleep(Duration::from_millis(u64::from(attempt.min(50))));
@@ -342,9 +351,10 @@ impl Register {
 
     /// On a full disk the versions before the one in force go, which are kept for people alone: otherwise nothing could be
     /// put on record that makes room. (The one in force stays: it will be the one before the newest, whose absence
-    /// would look like a fall back.) Returns whether anything went.
-    fn make_room(&self, in_force: u64) -> bool {
-        let old = |n: &u64| *n < in_force;
+    /// would look like a fall back.) Where there are none, its second copy goes, for as long as the disk is full. Returns
+    /// whether anything went.
+    fn make_room(&self, in_force: &Version) -> bool {
+        let old = |n: &u64| *n < in_force.number;
         let removed = |dir: &String| -> Result<bool> {
             let mut any = false;
             for number in self.numbers(dir)?.into_iter().filter(old) {
@@ -353,7 +363,21 @@ impl Register {
             Ok(any)
         };
         // What fails here shows again in the second attempt.
-        self.dirs().iter().map(|dir| removed(dir).unwrap_or(false)).fold(false, |any, one| any | one)
+        let any = self.dirs().iter().map(|dir| removed(dir).unwrap_or(false)).fold(false, |any, one| any | one);
+        any || self.give_up_second_copy(in_force).unwrap_or(false)
+    }
+
+    /// Only when the first can be read.
+    fn give_up_second_copy(&self, in_force: &Version) -> Result<bool> {
+        let dirs = self.dirs();
+        let [first, second] = dirs.as_slice() else { return Ok(false) };
+        if self.read_copy(&Self::name(first, in_force.number)?, in_force.number)? != *in_force {
+            return Ok(false);
+        }
+        let second = Self::name(second, in_force.number)?;
+        // Some stores do not say that there was nothing to remove.
+        self.store.stat(&second)?;
+        Ok(self.store.discard(&second).is_ok())
     }
 
     /// False when somebody else was faster.

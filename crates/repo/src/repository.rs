@@ -107,7 +107,10 @@ impl Repository {
             }
             let (newest, theirs) = (keys.masters().last().map_or(0, |(g, _)| *g), keyring::peek_generation(bytes)?);
             if theirs > newest && newest > 0 {
-                return Err(self.rotated_alone(&*store, theirs, newest));
+                return Err(match keyring::peek_oldest_generation(bytes)? {
+                    oldest if oldest > newest => self.rotated_and_retired_alone(&*store, theirs, newest),
+                    _ => self.rotated_alone(&*store, theirs, newest),
+                });
             }
             open(bytes)
         };
@@ -137,6 +140,16 @@ impl Repository {
             why: format!(
                 "the key of {there} was rotated alone: it is of generation {theirs}, that of {here} of {ours}. 'pgark replicate \
                  --from {there} --to {here}' brings the newer key ring to {here}"
+            ),
+        }
+    }
+
+    /// As `rotated_alone`; and what opens this one was given up there.
+    fn rotated_and_retired_alone(&self, store: &dyn Store, theirs: u32, ours: u32) -> RepoError {
+        let (here, there) = (self.store.url(), store.url());
+        RepoError::WrongKey {
+            why: format!(
+                "the key of {there} was rotated alone, and the older one given up there: it is of generation {theirs}, that of {here}                  of {ours}. They are copies of each other no more: when {there} has all that is wanted, move {here} away, and 'pgark                  replicate --from {there} --to {here}' makes it anew"
             ),
         }
     }

@@ -118,6 +118,14 @@ impl ObjectServer {
         assert_eq!(status, 200, "{answer}");
     }
 
+    /// Of all objects that begin so, in moto.
+    pub fn keys(&self, prefix: &str) -> Vec<String> {
+        let (status, answer) = self.ask(&format!("GET /{BUCKET}?list-type=2&prefix={prefix}"), "", "");
+        assert_eq!(status, 200, "{answer}");
+        let found = answer.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>"));
+        found.map(|(key, _)| key.to_owned()).collect()
+    }
+
     /// Makes an archived object readable; moto does at once what takes hours elsewhere.
     pub fn thaw(&self, key: &str) {
         let body = "<RestoreRequest><Days>1</Days></RestoreRequest>";

@@ -55,7 +55,7 @@ fn unable(failure: &Failure) -> Result<Outcome, Failure> {
 
 fn look_and_tell(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?.admitting_writers();
-    let opened = context.open_members(None)?;
+    let opened = context.open_members_to_look()?;
     // Of several, each is a finding.
     if let [only] = opened.members.as_slice() {
         let books = pgark_repo::catalog::CatalogStore::new(&only.repo, &context.cluster()?);
@@ -123,7 +123,7 @@ fn refused_alone(context: &Context, member: &Member) -> Option<Finding> {
 
 /// What it finds without changing anything, for who is told of it.
 pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
-    let opened = context.open_members(None)?;
+    let opened = context.open_members_to_look()?;
     let options = CheckOptions {
         spool: super::archive::spool_of(context)?,
         cluster: context.cluster()?,

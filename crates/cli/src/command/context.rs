@@ -167,6 +167,19 @@ impl Context {
         self.open_members_of(self.settings.selected_repos()?, patience, |_| Ok(()))
     }
 
+    /// As `open_members`, where each is looked at: a required one that cannot be used is passed over, too.
+    ///
+    /// # Errors
+    /// When none can be opened.
+    pub fn open_members_to_look(&self) -> Result<Opened, Failure> {
+        let mut all = self.settings.selected_repos()?;
+        let required: Vec<String> = all.iter().filter(|s| s.required).map(|s| s.name.clone()).collect();
+        all.iter_mut().for_each(|settings| settings.required = false);
+        let mut opened = self.open_members_of(all, None, |_| Ok(()))?;
+        opened.members.iter_mut().for_each(|member| member.required = required.contains(&member.name));
+        Ok(opened)
+    }
+
     /// As `open_members`; and the one to read from has the books of the cluster.
     pub fn open_members_with_books(&self, patience: Option<Duration>) -> Result<Opened, Failure> {
         let cluster = self.cluster()?;
@@ -276,6 +289,20 @@ impl Context {
             }
         }
         Ok(others)
+    }
+
+    /// Where the cluster's other repositories lie, unopened; and those that cannot be reached.
+    pub fn other_stores(&self, than: &dyn Store) -> (Vec<(String, Arc<dyn Store>)>, Vec<(String, Failure)>) {
+        let (mut others, mut silent) = (vec![], vec![]);
+        for settings in self.settings.repos_of_cluster() {
+            match self.open_store(&settings, Missing::Refuse) {
+                Ok(store) if store.url() == than.url() => {}
+                Ok(store) => others.push((settings.name, store)),
+                Err(failure) if failure.exit == Exit::NoRepository => {}
+                Err(failure) => silent.push((settings.name, failure)),
+            }
+        }
+        (others, silent)
     }
 
     /// A copy of `repo` with keys of its own, or what `repo` is such a copy of; opened with its own secret.
@@ -541,11 +568,19 @@ impl Opener {
         let identity = self.age_identity.read()?;
         let age_identities = match identity.as_ref().map(|s| s.expose_str()) {
             None => None,
-            Some(Some(text)) => Some(Zeroizing::new(text.to_owned())),
+            Some(Some(text)) if holds_identity(text) => Some(Zeroizing::new(text.to_owned())),
+            Some(Some(_)) => {
+                return Err(Failure::usage("E-KEY-IDENTITY", "the age identity file holds no identity")
+                    .hint("a line of it begins with AGE-SECRET-KEY-1, as age-keygen writes it"));
+            }
             Some(None) => return Err(Failure::usage("E-SECRET-TEXT", "the age identity file is not text")),
         };
         Ok(Unlock { passphrase, age_identities, commands: ConfiguredCommands::of(&self.settings.key_commands) })
     }
+}
+
+fn holds_identity(text: &str) -> bool {
+    text.lines().any(|line| line.trim().to_ascii_uppercase().starts_with("AGE-SECRET-KEY-1"))
 }
 
 /// One place under two names is not two copies.
@@ -688,8 +723,8 @@ pub fn is_its_own(failure: &Failure) -> bool {
     closed || is_away(failure) || OTHER.contains(&&*failure.code)
 }
 
-/// Of repositories that are of other clusters.
-const OTHER: &[&str] = &["E-CLUSTER-NONE", "E-WAL-SYSTEM"];
+/// Of repositories that are of other clusters, and of those whose books must be thawed.
+const OTHER: &[&str] = &["E-CLUSTER-NONE", "E-WAL-SYSTEM", "E-REPO-ARCHIVED"];
 
 /// What is said of a repository that is passed over.
 pub fn left_out(name: &str, failure: &Failure) -> String {

@@ -133,8 +133,7 @@ fn question(plan: &ExpirePlan) -> String {
     let accepts = plan.accepts.as_ref().map_or_else(String::new, |d| {
         format!("take the clock of this machine for right ({}), ", pgark_engine::clock::describe(d))
     });
-    let earlier = plan.earlier.backups_due + plan.earlier.segments_due;
-    let also = if earlier > 0 { ", and remove what expired earlier" } else { "" };
+    let also = if plan.earlier.is_due() { ", and remove what expired earlier" } else { "" };
     format!("{accepts}expire {} backups and {} WAL segments{also}", plan.going().count(), plan.segments_going())
 }
 

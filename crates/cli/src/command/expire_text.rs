@@ -60,6 +60,9 @@ pub fn text(
     let going: u64 = plan.going().map(|f| f.entry.stored_bytes).sum();
     let stay = plan.backups.len() - plan.going().count();
     out += &match report {
+        None if !plan.changes() && plan.earlier.waiting_until.is_some() => {
+            format!("nothing more expires: {stay} backups stay\n")
+        }
         None if !plan.changes() => format!("nothing expires: {stay} backups stay\n"),
         None => format!("{} of {} backups would expire\n", plan.going().count(), plan.backups.len()),
         Some(_) => format!(
@@ -87,13 +90,17 @@ fn removed(plan: &ExpirePlan, report: Option<&ExpireReport>) -> String {
             }
             false => "",
         };
-        return match due {
-            0 => full.to_owned(),
+        let mut out = match due {
+            0 => String::new(),
             _ => format!(
-                "would remove what expired earlier: {} backups, {} WAL segments\n{full}",
+                "would remove what expired earlier: {} backups, {} WAL segments\n",
                 e.backups_due, e.segments_due
             ),
         };
+        if e.unfinished {
+            out += "would finish what an earlier run began\n";
+        }
+        return out + full + &waiting(e.backups_waiting, e.segments_waiting, e.waiting_until);
     };
     let c = &r.collected;
     let mut out = format!("removed {} objects, {}\n", c.objects, human_bytes(c.bytes));
@@ -106,13 +113,18 @@ fn removed(plan: &ExpirePlan, report: Option<&ExpireReport>) -> String {
     if r.was_full {
         out += "the repository was full, so nothing waited for its grace\n";
     }
-    if c.waiting_backups + c.waiting_segments > 0 {
-        out += &format!(
-            "{} backups and {} WAL segments that have expired stay on the disk for their grace (--gc-grace 0s: at once)\n",
-            c.waiting_backups, c.waiting_segments
-        );
+    out + &waiting(c.waiting_backups, c.waiting_segments, None)
+}
+
+fn waiting(backups: u64, segments: u64, until: Option<Timestamp>) -> String {
+    if backups + segments == 0 {
+        return String::new();
     }
-    out
+    let until = until.map_or_else(String::new, |t| format!(", until {}", timestamp(t)));
+    format!(
+        "{backups} backups and {segments} WAL segments that have expired stay on the disk for their grace{until} (--gc-grace 0s: at \
+         once)\n"
+    )
 }
 
 fn wal_text(w: &WalFate, several: bool, would: &str) -> String {
@@ -254,7 +266,8 @@ pub fn document(cluster: &str, plan: &ExpirePlan, report: Option<&ExpireReport>,
         "backups": plan.backups.iter().map(backup_json).collect::<Vec<_>>(),
         "wal": plan.wal.iter().map(wal_json).collect::<Vec<_>>(),
         "earlier": {"backups_due": e.backups_due, "segments_due": e.segments_due,
-            "backups_waiting": e.backups_waiting, "segments_waiting": e.segments_waiting},
+            "backups_waiting": e.backups_waiting, "segments_waiting": e.segments_waiting,
+            "waiting_until": e.waiting_until, "unfinished": e.unfinished},
         "repository_is_full": plan.is_full,
         "removed": report.map(|r| json!({"objects": r.collected.objects, "bytes": r.collected.bytes,
             "backups_waiting": r.collected.waiting_backups, "segments_waiting": r.collected.waiting_segments,

@@ -159,6 +159,14 @@ pub fn retire(
         output::result(global.form(), &retired_json(&plan, false), || retired_text(&plan, Mode::Plan))?;
         return Ok(if plan.proof.old_count() == 0 { Exit::Done } else { Exit::Refused });
     }
+    let (others, silent) = context.other_stores(&**store);
+    retire::refuse_copies_behind(store, &others).map_err(engine_failure)?;
+    for (name, failure) in &silent {
+        output::warning(&format!(
+            "repository {name} cannot be asked for its key ({}: {}): when it is a copy without the newest key, it is cut off",
+            failure.code, failure.message
+        ));
+    }
     confirm(&args.confirm, "give up all older keys; nothing that is under one can be read after that")?;
     let done = retire::retire(store, &options, Mode::Run, &context.ctx).map_err(engine_failure)?;
     global.report(&retired_json(&done, true), || retired_text(&done, Mode::Run))?;

@@ -67,7 +67,12 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
         repos.values_mut().filter(|repo| repo.url.has_option(AS_OF)).try_for_each(|repo| look_back(repo, at))?;
     }
     let jobs = jobs(overrides, environment, configured_jobs, &selected_cluster.value, &tree)?;
-    let pgdata = pgdata(overrides, environment);
+    let mut pgdata = pgdata(overrides, environment);
+    if let (Some(given), Some(cluster)) = (&pgdata, clusters.get(&selected_cluster.value))
+        && is_of_its_server(cluster, given)
+    {
+        pgdata = None;
+    }
     if let (Some(pgdata), Some(cluster)) = (&pgdata, clusters.get_mut(&selected_cluster.value)) {
         warnings.extend(other_pgdata(cluster, pgdata));
         cluster.pgdata = Some(pgdata.value.clone());
@@ -247,6 +252,19 @@ fn pgdata(overrides: &Overrides, environment: &Environment) -> Option<Sourced<Pa
         Some(Sourced { value, origin: Origin::Variable("PGDATA") })
     };
     flag.or_else(variable)
+}
+
+/// A server that was started with a relative directory hands that on to its commands, which run inside of it, where it leads
+/// nowhere.
+fn is_of_its_server(cluster: &ClusterSettings, given: &Sourced<PathBuf>) -> bool {
+    let from_variable = given.origin == Origin::Variable("PGDATA");
+    let here = std::env::current_dir().and_then(std::fs::canonicalize);
+    let configured = cluster.pgdata.as_deref().and_then(|configured| std::fs::canonicalize(configured).ok());
+    from_variable
+        && given.value.is_relative()
+        && !given.value.exists()
+        && configured.is_some()
+        && here.ok() == configured
 }
 
 /// `PGDATA` is often set for another purpose; when it overrules the configuration the user should know.

@@ -167,6 +167,17 @@ pub fn archive_classes(scheme: Scheme) -> &'static [&'static str] {
     }
 }
 
+/// Why nothing can be written in this class: new objects include the catalog and the key ring.
+pub fn refused_class(scheme: Scheme, class: &str) -> Option<String> {
+    let archives = archive_classes(scheme).iter().any(|known| known.eq_ignore_ascii_case(class));
+    archives.then(|| {
+        format!("objects of class {} cannot be read at once: no repository can work there", class.escape_debug())
+    })
+}
+
+/// What there is instead.
+pub const LATER_CLASS: &str = "class_after moves packs later; docs/capacity.md tells which classes there are";
+
 impl From<&PriceSection> for Prices {
     fn from(section: &PriceSection) -> Self {
         Prices {

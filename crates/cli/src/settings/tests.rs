@@ -157,6 +157,16 @@ fn another_name_of_the_same_directory_overrules_nothing() {
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
+/// As a server started with `-D db` hands it to the commands that it runs in there.
+#[test]
+fn a_relative_pgdata_that_leads_nowhere_from_inside_the_directory_overrules_nothing() {
+    let here = std::env::current_dir().expect("a directory");
+    let text = format!("[clusters.main]\npgdata = '{}'", here.display());
+    let settings = load(&text, &Overrides::default(), &[("PGDATA", "no-such-directory/db")]).expect("loads");
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    assert_eq!(settings.clusters["main"].pgdata.as_deref(), Some(&*here));
+}
+
 #[test]
 fn an_unknown_key_is_an_error_with_its_place_and_the_nearest_key() {
     let cases = [
@@ -419,6 +429,10 @@ fn classes_are_those_of_the_store_and_those_that_must_be_thawed_are_asked_for_tw
         (s3("class_after = { '180d' = 'GLACIER' }"), "allow_archive_classes = true"),
         (repo("az://b/p", "class_after = { '180d' = 'Archive' }"), "allow_archive_classes = true"),
         (repo("s3://b/p?storage_class=GLACIER", ""), "cannot be read at once"),
+        (s3("class_after = { '30d' = 'GLACIER_IR', '90d' = 'STANDARD_IA' }"), "only get colder"),
+        (repo("s3://b/p?storage_class=GLACIER_IR", "class_after = { '30d' = 'STANDARD_IA' }"), "only get colder"),
+        (repo("gs://b/p", "class_after = { '30d' = 'COLDLINE', '90d' = 'NEARLINE' }"), "only get colder"),
+        (s3("class_after = { '7d' = 'STANDARD_IA' }"), "30 days at the earliest"),
         (s3("capacity = '2 XB'"), "unlimited"),
         (s3("warn_free = '110%'"), "10%"),
         (s3("prices = 'aws'\n[prices.asw]\ncurrency = 'EUR'\nstorage.STANDARD = 1"), "did you mean 'asw'?"),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pgark_testkit::{ObjectServer, ObjectServerKind, Pgark, Scratch, Server, Target, skip};
+use pgark_testkit::{FaultyHttp, HttpFault, ObjectServer, ObjectServerKind, Pgark, Scratch, Server, Target, skip};
 
 use crate::site::{BINARY, Site};
 
@@ -90,6 +90,43 @@ fn a_wrong_key_is_told_as_such() {
     assert!(outcome.stderr.contains("E-REPO-DENIED"), "{outcome}");
     assert!(outcome.stderr.contains("SignatureDoesNotMatch"), "{outcome}");
     assert!(!outcome.stderr.contains("another-secret"), "{outcome}");
+}
+
+/// Nothing is asked of any store for these.
+#[test]
+fn what_a_url_says_of_a_store_is_looked_at_wherever_the_url_stands() {
+    let scratch = Scratch::new("s3url");
+    let refused = |url: &str| {
+        let pgark = Pgark::new(BINARY, &scratch, Path::new(url));
+        for words in [&["info"][..], &["init", "--dry-run"]] {
+            let outcome = pgark.run(words).expect_code(2);
+            assert!(outcome.stderr.contains("E-REPO-OPTIONS") && !outcome.stderr.contains("E-INTERNAL"), "{outcome}");
+        }
+        pgark.run(["info"]).stderr
+    };
+    for class in ["GLACIER", "DEEP_ARCHIVE", "glacier"] {
+        let said = refused(&format!("s3://b/p?storage_class={class}"));
+        assert!(said.contains("cannot be read at once") && said.contains("HINT: "), "{said}");
+    }
+    refused("az://b/p?account=a&storage_class=Archive");
+    for host in ["127.0.0.1:9000", "127.0.0.1", "[::1]:9000"] {
+        let said = refused(&format!("s3://b/p?endpoint=http://{host}&path_style=false"));
+        assert!(said.contains("IP address"), "{said}");
+    }
+}
+
+#[test]
+fn credentials_that_nobody_gave_are_not_a_refusal_of_the_store() {
+    let proxy = FaultyHttp::before(([127, 0, 0, 1], 1).into());
+    proxy.fail("", "", usize::MAX, HttpFault::Answer(403, "no".into()));
+    let scratch = Scratch::new("s3none");
+    for url in ["s3://b/p?timeout=1", "gs://b/p?timeout=1"] {
+        // Everything that leaves this machine is refused on the way, as behind a firewall.
+        let proxied = format!("{url}&proxy=http://{}", proxy.address());
+        let told = Pgark::new(BINARY, &scratch, Path::new(&proxied)).run(["info"]);
+        assert!(told.stderr.contains("E-REPO-DENIED"), "{told}");
+        assert!(told.stderr.contains("no credentials were found"), "{told}");
+    }
 }
 
 #[test]

@@ -164,6 +164,53 @@ fn what_a_copy_has_lost_comes_back() {
     assert_eq!(site.elsewhere.json(["verify"])["ok"], true);
 }
 
+/// Neither the beginning of a segment that a longer one has replaced is missed in a copy, nor the old WAL of a backup that comes back.
+#[test]
+fn a_backup_that_a_copy_gave_up_comes_back_with_its_wal() {
+    let Some((site, full, incr)) = site_with_two_backups("repl7") else { return };
+    site.cluster.psql("select pg_logical_emit_message(true, 'test', 'the segment exists')");
+    site.cluster.psql("checkpoint");
+    let unfinished = site.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    let path = site.cluster.data_dir().join("pg_wal").join(&unfinished);
+    site.pgark.run(["archive-push", "--alone", &path.display().to_string()]).expect_code(0);
+    site.ledger.write_rows(&site.cluster, 5);
+    site.archive_all();
+    let from = site.elsewhere.repo().to_owned();
+    let replaced = objects_under(&from).into_iter().filter(|p| p.to_string_lossy().ends_with(".r1"));
+    assert_eq!(replaced.count(), 1);
+    let from = from.display().to_string();
+    let to = site.scratch.join("copy").display().to_string();
+    replicate(&site, &from, &to, &[]);
+    let copy = at(&site, &to);
+    assert_eq!(copy.json(["verify"])["ok"], true);
+
+    let expire = |grace| copy.run(["expire", "--yes", "--keep-last", "1", "--gc-grace", grace]).expect_code(0);
+    expire("1d");
+    let plain = site.elsewhere.clone().without_env("PGARK_REPO");
+    let refused = plain.run(["replicate", "--from", &from, "--to", &to, &full]).expect_code(4);
+    assert!(refused.stderr.contains("E-BACKUP-EXPIRED") && refused.stderr.contains("unexpire"), "{refused}");
+    let waits = expire("1d").stdout;
+    assert!(waits.contains("nothing more expires") && waits.contains("1 backups and"), "{waits}");
+    expire("0s");
+    // What is newer comes first, as it does every day.
+    site.ledger.write_rows(&site.cluster, 5);
+    let third = site.pgark.backup("incr");
+    let newest = site.archive_all();
+    let done = replicate(&site, &from, &to, &[]);
+    assert_eq!(done["backups"], serde_json::json!([full, third]), "{done}");
+    assert_eq!(
+        (done["failed"].as_array().map(Vec::len), done["segments"].as_u64() > Some(1)),
+        (Some(0), true),
+        "{done}"
+    );
+    let again = replicate(&site, &from, &to, &[]);
+    assert_eq!((again["objects"].as_u64(), again["segments"].as_u64()), (Some(0), Some(0)), "{again}");
+    assert_eq!(copy.json(["verify"])["ok"], true);
+    let moved = Site { elsewhere: copy.clone(), ..site };
+    moved.assert_restores("r-full", &newest, 1, &[&full]);
+    moved.assert_restores("r-incr", &newest, 1, &[&incr]);
+}
+
 #[test]
 fn a_repository_of_another_key_is_left_alone() {
     let Some((site, ..)) = site_with_two_backups("repl3") else { return };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgark_testkit::{Fault, LoopFs, Pgark, Scratch, Target, points_of, skip, strace_works, traced, wait_until};
 use serde_json::Value;
 
-use crate::site::{Site, sample, strings};
+use crate::site::{BINARY, Site, sample, strings};
 
 /// Backups with some rows before each, and the moment at which each restores to.
 struct Past {
@@ -232,12 +232,32 @@ fn expire_works_on_a_file_system_that_is_full_and_makes_room() {
     assert!(free() > before + 1_000_000, "no room was made: {before} {}", free());
     site.elsewhere.run(["verify"]).expect_code(0);
     site.assert_restores("r", &past.targets[2], 1, &[]);
+
+    // A copy has one version of its head, and nothing older that could make way.
+    let copy = Pgark::new(BINARY, &site.scratch, &disk.path().join("copy"));
+    fs::remove_file(disk.path().join("ballast")).expect("remove");
+    site.pgark.backup("full");
+    let latest = site.archive_all();
+    let plain = site.elsewhere.clone().without_env("PGARK_REPO");
+    let (from, to) = (repo.display().to_string(), copy.repo().display().to_string());
+    plain.run(["replicate", "--from", &from, "--to", &to]).expect_code(0);
+    fs::remove_dir_all(&repo).expect("the first one makes room");
+    disk.fill_leaving(256 << 10);
+    fill_to_the_last_block(disk.path());
+    let before = free();
+    let done = expire(&copy, &["--keep-last", "1"]);
+    assert_eq!(strings(&done["expired"]), past.ids[2..], "{done}");
+    assert!(free() > before + 1_000_000, "no room was made: {before} {}", free());
+    copy.run(["verify"]).expect_code(0);
+    let moved = Site { elsewhere: copy, ..site };
+    moved.assert_restores("r-copy", &latest, 1, &[]);
 }
 
 /// Small files until not even one byte fits.
 fn fill_to_the_last_block(dir: &Path) {
     for n in 0..100_000 {
-        if fs::write(dir.join(format!("small-{n}")), [1; 4096]).is_err() {
+        let file = dir.join(format!("small-{n}"));
+        if !file.exists() && fs::write(file, [1; 4096]).is_err() {
             return;
         }
     }

@@ -225,4 +225,11 @@ fn a_required_repository_that_is_away_fails_everything() {
     let config = two.config.display().to_string();
     let pushed = two.site.elsewhere.run(["archive-push", "--config", &config, &file.display().to_string()]);
     assert_eq!(pushed.code, Some(10), "{pushed}");
+    // What is well is told all the same.
+    let checked = two.site.pgark.run(["check", "--no-switch", "--json"]).expect_code(1).json();
+    let of = |name: &str, verdict: &str| {
+        let all = checked["checks"].as_array().into_iter().flatten();
+        all.filter(|f| f["repository"] == name && f["verdict"] == verdict).count()
+    };
+    assert!(of("a", "ok") > 0 && of("b", "FAILED") == 1 && of("b", "ok") == 0, "{checked}");
 }

@@ -282,6 +282,9 @@ fn a_copy_that_missed_a_rotation_gives_back_what_opens_here() {
     let latest = two.site.archive_all();
     let a = two.only("a");
     a.run(["key", "rotate", "--yes"]).expect_code(0);
+    // Without the newest key, the other one would be cut off.
+    let refused = a.run(["key", "retire", "--grace", "0s", "--yes"]).expect_code(4);
+    assert!(refused.stderr.contains("E-KEY-COPY") && refused.stderr.contains("--to b"), "{refused}");
     two.site.elsewhere.run(["replicate", "--from", "a", "--to", "b"]).expect_code(0);
     a.run(["key", "reencrypt", "--grace", "0s", "--yes"]).expect_code(0);
     a.run(["key", "retire", "--grace", "0s", "--yes"]).expect_code(0);

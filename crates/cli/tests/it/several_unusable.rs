@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use pgark_testkit::objects_under;
+use pgark_testkit::{ObjectServer, ObjectServerKind, objects_under, skip};
 
 use crate::several::Two;
 
@@ -66,6 +66,41 @@ fn a_ruined_catalog_or_head_of_one_repository_does_not_stop_the_other() {
         assert!(all.iter().any(|f| f["repository"] == name && f["verdict"] == "FAILED"), "{checked}");
         assert!(all.iter().any(|f| f["repository"] == whole && f["name"] == "archiving" && f["verdict"] == "ok"));
     }
+}
+
+/// As a rule of the bucket leaves it that does not spare them.
+#[test]
+fn books_that_must_be_thawed_in_one_repository_do_not_stop_the_other() {
+    let store = match ObjectServer::start(ObjectServerKind::Moto) {
+        Ok(store) => store,
+        Err(why) => skip!("{why}"),
+    };
+    let Some(mut two) = Two::new("frozen", false) else { return };
+    let text = fs::read_to_string(&two.config).expect("read");
+    let text = text.replace(&two.b.display().to_string(), &store.url("prod"));
+    fs::write(&two.config, text).expect("write");
+    let mut variables = String::new();
+    for (name, value) in store.environment() {
+        variables += &format!("{name}={value} ");
+        two.site.elsewhere = two.site.elsewhere.env(&name, &value);
+        two.site.pgark = two.site.pgark.env(&name, &value);
+    }
+    let command = two.site.cluster.psql("show archive_command");
+    two.site.cluster.psql(&format!("alter system set archive_command = 'env {variables}{command}'"));
+    two.site.cluster.psql("select pg_reload_conf()");
+    two.site.elsewhere.run(["replicate", "--from", "a", "--to", "b"]).expect_code(0);
+    two.backup().expect_code(0);
+    let books = store.keys("prod/clusters/main/catalog");
+    assert!(books.len() >= 2, "{books:?}");
+    books.iter().for_each(|key| store.archive(key));
+
+    let pushed = push(&two).expect_code(0);
+    assert!(pushed.stderr.contains("repository b") && pushed.stderr.contains("E-REPO-ARCHIVED"), "{pushed}");
+    let latest = two.site.archive_all();
+    let missed = two.backup().expect_code(3);
+    assert_eq!(missed.json()["repos"][1], serde_json::json!({"name": "b", "ok": false}), "{missed}");
+    two.site.elsewhere.run(["info"]).expect_code(0);
+    two.assert_restores_from("a", "r", &latest);
 }
 
 #[test]

@@ -117,6 +117,17 @@ pub struct Earlier {
     pub segments_due: u64,
     pub backups_waiting: u64,
     pub segments_waiting: u64,
+    /// When the grace of the last of those that wait ends.
+    pub waiting_until: Option<Timestamp>,
+    /// A run was cut off: a head does not follow what was decided, or objects of what is off all lists are there.
+    pub unfinished: bool,
+}
+
+impl Earlier {
+    /// Whether there is anything for a run to do.
+    pub fn is_due(&self) -> bool {
+        self.backups_due + self.segments_due > 0 || self.unfinished
+    }
 }
 
 impl ExpirePlan {
@@ -130,10 +141,7 @@ impl ExpirePlan {
 
     /// Whether a run would change anything.
     pub fn changes(&self) -> bool {
-        self.going().next().is_some()
-            || self.segments_going() > 0
-            || self.earlier.backups_due + self.earlier.segments_due > 0
-            || self.accepts.is_some()
+        self.going().next().is_some() || self.segments_going() > 0 || self.earlier.is_due() || self.accepts.is_some()
     }
 }
 
@@ -147,6 +155,11 @@ impl ExpireOptions {
             BackupKind::Physical => Some(&self.policy),
             _ => self.others.iter().find(|(k, _)| *k == kind).map(|(_, policy)| policy),
         }
+    }
+
+    /// The grace that was given; on a full disk there is none.
+    fn hurry_of(&self, is_full: bool) -> Option<Duration> {
+        if is_full { Some(Duration::ZERO) } else { self.hurry }
     }
 }
 
@@ -208,21 +221,25 @@ pub fn plan(options: &ExpireOptions, repo: &Repository, ctx: &Ctx) -> Result<Exp
         });
     }
     let waiting = !catalog.expired.is_empty() || !catalog.wal_expiries.is_empty();
-    let waits_for_time = options.hurry.is_none_or(|h| !h.is_zero());
+    let is_full = is_full(repo)?;
+    let hurry = options.hurry_of(is_full);
+    let waits_for_time = hurry.is_none_or(|h| !h.is_zero());
     if let Some(doubt) = time.doubt.filter(|_| waiting && !time.certain && waits_for_time) {
         notes.push(format!(
             "{}. What expired before is not removed; if the clock is right, give --gc-grace 0s",
             clock::describe(&doubt)
         ));
     }
+    let unfinished = archives.iter().any(|a| a.is_behind) || look.has_remains(&catalog);
+    let earlier = earlier(&catalog, &|since, due| time.is_over(hurry, since, due));
     Ok(ExpirePlan {
         at: verdicts.at,
         backups,
         wal,
-        earlier: earlier(&catalog, &|since, due| time.is_over(options.hurry, since, due)),
+        earlier: Earlier { unfinished, ..earlier },
         notes,
         accepts: time.accepted(&catalog),
-        is_full: is_full(repo)?,
+        is_full,
         seen_fence: catalog.fence,
         seen: catalog.backups,
     })
@@ -384,11 +401,21 @@ fn wal_fates(
 fn earlier(catalog: &Catalog, due: &dyn Fn(Timestamp, Timestamp) -> bool) -> Earlier {
     let mut out = Earlier::default();
     for e in &catalog.expired {
-        *(if due(e.since, e.due) { &mut out.backups_due } else { &mut out.backups_waiting }) += 1;
+        if due(e.since, e.due) {
+            out.backups_due += 1;
+        } else {
+            out.backups_waiting += 1;
+            out.waiting_until = out.waiting_until.max(Some(e.due));
+        }
     }
     for e in &catalog.wal_expiries {
         let count: u64 = e.ranges.iter().map(SegmentRange::count).sum();
-        *(if e.removing || due(e.since, e.due) { &mut out.segments_due } else { &mut out.segments_waiting }) += count;
+        if e.removing || due(e.since, e.due) {
+            out.segments_due += count;
+        } else {
+            out.segments_waiting += count;
+            out.waiting_until = out.waiting_until.max(Some(e.due));
+        }
     }
     out
 }
@@ -410,7 +437,7 @@ pub fn run(options: &ExpireOptions, plan: &ExpirePlan, repo: &Repository, ctx: &
             was_full = true;
             ctx.progress.note("the repository is full: what is off all lists is removed first");
             gc::make_room(repo, &options.cluster)?;
-            catalog.claim_expiry(ctx.now())?
+            catalog.claim_expiry(ctx.now()).map_err(|e| without_room(e.into()))?
         }
         other => other?,
     };
@@ -419,11 +446,27 @@ pub fn run(options: &ExpireOptions, plan: &ExpirePlan, repo: &Repository, ctx: &
     let outcome = under_claim(options, plan, repo, ctx, &claim, was_full);
     drop(kept);
     let released = claim.release();
-    let collected = outcome?;
+    let collected = outcome.map_err(without_room)?;
+    // What was left out, now or by a run that was cut off.
+    if was_full || plan.earlier.unfinished {
+        gc::complete_books(repo, &options.cluster)?;
+    }
     match released {
         // Whoever took over has seen everything.
         Ok(()) | Err(RepoError::Fenced { .. }) => Ok(ExpireReport { collected, was_full }),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// What else could be said of a full disk is "run this command".
+fn without_room(e: EngineError) -> EngineError {
+    match e.repo() {
+        Some(full) if full.is_no_space() => EngineError::failed(
+            "E-REPO-SPACE",
+            format!("{full}, and nothing is left that could make way for it"),
+            "make room for a few kB there, by a file of something else, then run it again: it goes on with what it began",
+        ),
+        _ => e,
     }
 }
 
@@ -443,7 +486,7 @@ fn under_claim(
     was_full: bool,
 ) -> Result<Collected> {
     let catalog = CatalogStore::new(repo, &options.cluster);
-    gc::apply_pending(repo, &catalog)?;
+    gc::apply_what_fits(repo, &catalog)?;
     // In this order, or what somebody else writes between both would be from the future. The claim has just been written,
     // so the store says what time it is, too.
     let mut seen = catalog.read()?;
@@ -463,16 +506,17 @@ fn under_claim(
         let due = Timestamp::from_second(time.now.as_second().saturating_add(seconds)).unwrap_or(Timestamp::MAX);
         let (seen, seen_fence) = (plan.seen.clone(), plan.seen_fence);
         claim.expire(&Expiry { backups, wal, since: time.now, due, seen, seen_fence, reading })?;
-        gc::apply_pending(repo, &catalog)?;
     }
+    // Before anything else is written: it makes room.
+    let hurry = options.hurry_of(was_full);
+    let collected = gc::collect(repo, &options.cluster, claim, &|since, due| time.is_over(hurry, since, due))?;
     if time.certain {
         let newest = plan.seen.iter().map(BackupEntry::time).max();
         let newest = newest.map(|t| t.min(time.now));
         crate::reports::remove_old(repo, &options.cluster, newest, claim)?;
         crate::audit::remove_old(repo, &options.cluster, newest, claim, ctx)?;
     }
-    let hurry = if was_full { Some(Duration::ZERO) } else { options.hurry };
-    Ok(gc::collect(repo, &options.cluster, claim, &|since, due| time.is_over(hurry, since, due))?)
+    Ok(collected)
 }
 
 /// Versions of the books that clients have left which may not remove anything.

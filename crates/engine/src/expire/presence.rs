@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use pgark_repo::catalog::BackupEntry;
+use pgark_repo::catalog::{BackupEntry, Catalog, JobKind};
 use pgark_repo::manifest::{PackUse, packs_of};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::{Record, manifest_reader};
@@ -49,6 +49,18 @@ impl<'a> Look<'a> {
             Ok(())
         })?;
         Ok(Look { repo, cluster, ctx, listed, manifests: BTreeMap::new() })
+    }
+
+    /// Whether objects are there that belong to nothing any more, and nobody is at work who may be removing them.
+    pub fn has_remains(&self, catalog: &Catalog) -> bool {
+        let now = self.ctx.now();
+        if catalog.jobs.iter().any(|j| j.kind != JobKind::Restore && !j.is_dead(now)) {
+            return false;
+        }
+        let of_use = |id: &BackupId, l: &Listed| {
+            l.manifest.is_none() && !l.packs.is_empty() && l.packs.keys().all(|pack| catalog.is_needed(id, *pack))
+        };
+        catalog.removing.iter().any(|id| self.listed.get(id).is_some_and(|l| !of_use(id, l)))
     }
 
     /// What of a backup's objects is not there, if anything. Trouble on the way to it is an error.

@@ -28,6 +28,8 @@ pub struct Archive {
     pub head: WalHead,
     pub timelines: Vec<Timeline>,
     pub is_current: bool,
+    /// Something that the catalog has decided was not applied.
+    pub is_behind: bool,
     pub notes: Vec<String>,
     pub wal: WalArchive,
 }
@@ -48,8 +50,9 @@ impl Archive {
         let mut head = wal.head()?;
         let mut pending: Vec<_> = catalog.wal_expiries.iter().filter(|e| e.system_id == lineage.system_id).collect();
         pending.sort_by_key(|e| e.number);
+        let mut is_behind = false;
         for e in pending {
-            head.expire(e.number, &e.ranges);
+            is_behind |= head.expire(e.number, &e.ranges);
         }
         let physical = catalog.physical();
         let of_lineage: Vec<&PhysicalBackup> = physical.iter().filter(|b| b.system_id == lineage.system_id).collect();
@@ -58,6 +61,7 @@ impl Archive {
             size: lineage.segment_size,
             timelines: vec![],
             is_current: catalog.lineage().is_some_and(|l| l.system_id == lineage.system_id),
+            is_behind,
             notes: vec![],
             head,
             wal: wal.clone(),

@@ -146,6 +146,36 @@ pub fn retire(store: &Arc<dyn Store>, options: &RetireOptions<'_>, mode: Mode, c
     Ok(Retired { proof: again, generations, older_rings_gone })
 }
 
+/// What other repositories are copies of this one, and have not got its newest key? Once the older ones are given up here, no
+/// key ring of this one opens what they hold, and nothing is copied between them any more.
+///
+/// # Errors
+/// `E-KEY-COPY`, refused; and trouble with one of the repositories.
+pub fn refuse_copies_behind(store: &Arc<dyn Store>, others: &[(String, Arc<dyn Store>)]) -> Result<()> {
+    let ours = Repository::ring_bytes(store)?;
+    for (name, other) in others {
+        let theirs = match Repository::ring_bytes(other) {
+            Ok(ring) => ring,
+            Err(RepoError::NoRepository { .. }) => continue,
+            Err(e) => return Err(EngineError::from(e).in_repository(name)),
+        };
+        let is_copy = keyring::peek_repository_id(&theirs)? == keyring::peek_repository_id(&ours)?;
+        let (here, there) = (keyring::peek_generation(&ours)?, keyring::peek_generation(&theirs)?);
+        if is_copy && there < here {
+            return Err(EngineError::refused(
+                "E-KEY-COPY",
+                format!(
+                    "repository {name} is a copy and has generation {there} of the key, this one {here}: it would be cut off"
+                ),
+                format!(
+                    "'pgark replicate --to {name}' from here brings it the newer key ring; then 'pgark key reencrypt' there, too. One                      that is gone for good must be taken out of repos"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn refuse_in_use(proof: &Proof, more: &str) -> Result<()> {
     let Some((first, generation)) = proof.old.first() else { return Ok(()) };
     let count = proof.old_count();

@@ -137,14 +137,23 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
             }
         }
     }
-    if let Which::One(id) = &options.which
-        && source.backup(id).is_none()
-    {
-        return Err(RepoError::NoBackup { cluster: options.cluster.to_string(), id: id.to_string() }.into());
+    if let Which::One(id) = &options.which {
+        if source.backup(id).is_none() {
+            return Err(RepoError::NoBackup { cluster: options.cluster.to_string(), id: id.to_string() }.into());
+        }
+        if let Some((to, expired)) = to.zip(target.as_ref().and_then(|t| t.expired(id))) {
+            return Err(EngineError::refused(
+                "E-BACKUP-EXPIRED",
+                format!("backup {id} expired in {} and is there until {}", to.store().url(), expired.due),
+                format!("'pgark unexpire {id}' brings it back there"),
+            ));
+        }
     }
     let mut wal = vec![];
     for lineage in &source.lineages {
-        wal.push(wal::to_copy(from, to, &options.cluster, lineage)?);
+        let of_lineage = backups.iter().filter(|b| b.system_id == lineage.system_id);
+        let begins = of_lineage.filter_map(|b| Some(b.as_physical()?.segments(lineage.segment_size).0));
+        wal.push(wal::to_copy(from, to, &options.cluster, lineage, begins.min())?);
     }
     let reports = reports::missing(from, to, options)?;
     Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, unreadable, reports })
@@ -254,7 +263,9 @@ fn mend(
 fn is_about_one(e: &EngineError) -> bool {
     match e.repo() {
         // Its retention may give it up while others are copied.
-        Some(e) => e.is_damage() || e.is_not_found() || matches!(e, RepoError::NoBackup { .. }),
+        Some(e) => {
+            e.is_damage() || e.is_not_found() || matches!(e, RepoError::NoBackup { .. } | RepoError::Expired { .. })
+        }
         None => e.code() == "E-REPLICATE-WAL",
     }
 }
@@ -269,6 +280,8 @@ fn backup(
 ) -> Result<()> {
     let (cluster, id) = (&options.cluster, &entry.id);
     let (source, target) = (CatalogStore::new(from, cluster), CatalogStore::new(to, cluster));
+    // Before anything is written that would be of no use.
+    check_wal(from, to, cluster, entry)?;
     // As a restore, so that nobody deletes it meanwhile.
     let wal = entry.as_physical().map(|physical| WalNeed {
         system_id: physical.system_id,

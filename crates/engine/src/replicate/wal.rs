@@ -1,17 +1,19 @@
 //! WAL from one archive to another: every segment is authenticated as a whole before it is written, and the copy's head
 //! names it only when it is durable there.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use pgark_pg::names::WalFileName;
-use pgark_pg::value::{SegmentName, SegmentSize, SystemId, TimelineId};
+use pgark_pg::value::{SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
+use pgark_pg::wal::Changes;
 use pgark_repo::catalog::{CatalogStore, Lineage, PhysicalBackup};
 use pgark_repo::names::ClusterName;
 use pgark_repo::seals::{Anew, seal_into};
 use pgark_repo::store::{ObjectName, StoreError};
-use pgark_repo::wal::{WalArchive, WalHead};
+use pgark_repo::wal::{Pushed, SegmentData, WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
 
 use super::ReplicateReport;
@@ -34,14 +36,19 @@ pub struct WalToCopy {
     pub segment_size: SegmentSize,
     /// Ascending, with the number of the copy that counts.
     pub segments: Vec<(SegmentName, u32)>,
+    /// Of these, those that have expired in the copy: there they get names that were never used.
+    pub again: BTreeSet<SegmentName>,
     pub histories: Vec<TimelineId>,
 }
 
+/// What the copy's own retention gave up stays away, but for what follows `again_from`, where a backup begins that is brought
+/// back.
 pub fn to_copy(
     from: &Repository,
     to: Option<&Repository>,
     cluster: &ClusterName,
     lineage: &Lineage,
+    again_from: Option<SegmentNo>,
 ) -> Result<WalToCopy> {
     let head = WalArchive::new(from, cluster, lineage.system_id).head()?;
     let there = match to {
@@ -52,17 +59,20 @@ pub fn to_copy(
         }
         None => WalHead::default(),
     };
-    let (mut segments, mut histories) = (vec![], vec![]);
+    let (mut segments, mut again, mut histories) = (vec![], BTreeSet::new(), vec![]);
     for span in head.timelines() {
         let known = there.timeline(span.timeline);
         if span.history && !known.is_some_and(|k| k.history) {
             histories.push(span.timeline);
         }
         for number in span.ranges.iter().flat_map(|(first, last)| *first..=*last) {
-            let name = SegmentName { timeline: span.timeline, segment: pgark_pg::value::SegmentNo(number) };
+            let name = SegmentName { timeline: span.timeline, segment: SegmentNo(number) };
             let copy = head.copy_of(&name);
-            // What the copy's own retention gave up stays away.
             if known.is_some_and(|k| k.is_expired(name.segment)) {
+                if again_from.is_some_and(|first| name.segment >= first) {
+                    segments.push((name, copy));
+                    again.insert(name);
+                }
                 continue;
             }
             if !known.is_some_and(|k| k.contains(name.segment)) || there.copy_of(&name) < copy {
@@ -70,7 +80,7 @@ pub fn to_copy(
             }
         }
     }
-    Ok(WalToCopy { system_id: lineage.system_id, segment_size: lineage.segment_size, segments, histories })
+    Ok(WalToCopy { system_id: lineage.system_id, segment_size: lineage.segment_size, segments, again, histories })
 }
 
 pub fn copy(
@@ -93,12 +103,14 @@ pub fn copy(
     ctx.progress.begin("copy of WAL", Some(segments.len() as u64 * size.bytes()));
     for batch in segments.chunks(BATCH) {
         ctx.check_cancelled()?;
-        let copier = Copier { from, to, source: &source, target: &target, size };
+        let head = target.head()?;
+        let large = Mutex::default();
+        let copier = Copier { from, to, source: &source, target: &target, head, again: &part.again, size, large };
         let mut done = vec![];
         for (segment, outcome) in batch.iter().zip(copier.copy_batch(batch, jobs, ctx)) {
             match outcome {
-                Ok(bytes) => {
-                    done.push(*segment);
+                Ok((bytes, copy)) => {
+                    done.push((segment.0, copy));
                     report.segments += 1;
                     report.objects += u64::from(bytes > 0);
                     report.bytes += bytes;
@@ -156,13 +168,18 @@ struct Copier<'a> {
     to: &'a Repository,
     source: &'a WalArchive,
     target: &'a WalArchive,
+    /// Of the target.
+    head: WalHead,
+    again: &'a BTreeSet<SegmentName>,
     size: SegmentSize,
+    /// One at a time is held in memory.
+    large: Mutex<()>,
 }
 
 impl Copier<'_> {
-    fn copy_batch(&self, batch: &[(SegmentName, u32)], jobs: usize, ctx: &Ctx) -> Vec<Result<u64>> {
+    fn copy_batch(&self, batch: &[(SegmentName, u32)], jobs: usize, ctx: &Ctx) -> Vec<Result<(u64, u32)>> {
         let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<Option<Result<u64>>>> = Mutex::new(batch.iter().map(|_| None).collect());
+        let results: Mutex<Vec<Option<Result<(u64, u32)>>>> = Mutex::new(batch.iter().map(|_| None).collect());
         let work = || {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
@@ -182,13 +199,43 @@ impl Copier<'_> {
         results.into_iter().map(|r| r.unwrap_or(Err(EngineError::Cancelled))).collect()
     }
 
-    /// Returns the bytes written; none when the copy has the segment already.
-    fn copy_one(&self, name: &SegmentName, copy: u32) -> Result<u64> {
+    /// Returns the bytes written, none when the copy has the segment already, and the number of the copy there.
+    fn copy_one(&self, name: &SegmentName, copy: u32) -> Result<(u64, u32)> {
+        if self.again.contains(name) {
+            return self.copy_again(name, copy).map_err(|e| e.in_repository(&self.from.store().url()));
+        }
         if self.from.id() != self.to.id() {
-            return self.copy_anew(name, copy);
+            return Ok((self.copy_anew(name, copy)?, copy));
         }
         // What the target says is named already.
-        self.copy_named(name, copy).map_err(|e| e.in_repository(&self.from.store().url()))
+        let bytes = self.copy_named(name, copy).map_err(|e| e.in_repository(&self.from.store().url()))?;
+        Ok((bytes, copy))
+    }
+
+    /// Of a segment that has expired there: whoever removes the old one may be late, so it is sealed under a new name.
+    fn copy_again(&self, name: &SegmentName, copy: u32) -> Result<(u64, u32)> {
+        let object = self.source.place().segment(name, self.size, copy)?;
+        let _alone = (self.size.bytes() > MEMORY_BYTES_MAX).then(|| self.large.lock());
+        let mut reader = self.source.open_object(&object)?;
+        if reader.index.segment_name() != *name {
+            return Err(RepoError::corrupt(&object, OTHER_SEGMENT).into());
+        }
+        let mut bytes = vec![];
+        while let Some(block) = reader.next()? {
+            bytes.extend_from_slice(block);
+        }
+        let not_kept =
+            || Changes { unusable: Some("they were not kept with the segment".into()), ..Changes::default() };
+        let changes = reader.changes()?.unwrap_or_else(not_kept);
+        let mut data = SegmentData::Memory(&bytes);
+        let pushed = self.target.push_segment_after(&self.head, &reader.index, &changes, &mut data);
+        let (pushed, copy) = pushed.map_err(|e| self.in_target(e))?;
+        let stored =
+            || self.to.store().stat(&self.target.place().segment(name, self.size, copy)?).map_err(RepoError::from);
+        match pushed {
+            Pushed::Stored | Pushed::Longer => Ok((stored().map_err(|e| self.in_target(e))?.size, copy)),
+            Pushed::AlreadyThere | Pushed::SameRecords => Ok((0, copy)),
+        }
     }
 
     /// Into a repository with keys of its own.

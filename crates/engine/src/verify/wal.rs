@@ -170,7 +170,8 @@ impl Verify<'_> {
         Ok(index)
     }
 
-    /// The unfinished copies that a longer one replaced: nothing depends on them, but they are ours.
+    /// The unfinished copies that a longer one replaced: nothing depends on them, and a copy of the repository has none, but what
+    /// is there is ours.
     fn replaced_copies(
         &mut self,
         wal: &WalArchive,
@@ -180,6 +181,11 @@ impl Verify<'_> {
     ) -> Result<()> {
         for copy in head.first_copy(name)..head.copy_of(name) {
             let object = wal.place().segment(name, lineage.segment_size, copy)?;
+            match self.repo.store().find(&object) {
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => continue,
+                Err(e) => return Err(RepoError::from(e).into()),
+            }
             self.claimed.insert(&object);
             self.report.objects_checked += 1;
             let read = self.read_through(wal, &object);

@@ -87,15 +87,23 @@ impl Store for PausingStore {
 pub struct SmallStore {
     inner: MemoryStore,
     capacity: AtomicU64,
+    /// Every object takes a multiple of this.
+    block: u64,
 }
 
 impl SmallStore {
     pub fn new(inner: MemoryStore, capacity: u64) -> Self {
-        SmallStore { inner, capacity: AtomicU64::new(capacity) }
+        SmallStore { inner, capacity: AtomicU64::new(capacity), block: 1 }
+    }
+
+    /// As a file system, with so many blocks to spare.
+    pub fn in_blocks(inner: MemoryStore, block: u64, spare: u64) -> Self {
+        let capacity = AtomicU64::new(used_in_blocks(&inner, block) + spare * block);
+        SmallStore { inner, capacity, block }
     }
 
     pub fn used(&self) -> u64 {
-        used(&self.inner)
+        used_in_blocks(&self.inner, self.block)
     }
 
     pub fn shrink_to_what_is_used(&self) {
@@ -104,9 +112,13 @@ impl SmallStore {
 }
 
 pub fn used(store: &dyn Store) -> u64 {
+    used_in_blocks(store, 1)
+}
+
+fn used_in_blocks(store: &dyn Store, block: u64) -> u64 {
     let mut used = 0;
     let mut add = |stat: ObjectStat| {
-        used += stat.size;
+        used += stat.size.next_multiple_of(block);
         Ok(())
     };
     store.list("", &mut add).unwrap();
@@ -115,7 +127,7 @@ pub fn used(store: &dyn Store) -> u64 {
 
 impl Store for SmallStore {
     fn put_new(&self, name: &ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
-        if self.used() + bytes.len() as u64 > self.capacity.load(Ordering::Relaxed) {
+        if self.used() + (bytes.len() as u64).next_multiple_of(self.block) > self.capacity.load(Ordering::Relaxed) {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
             return Err(StoreError::NoSpace { object: name.to_string(), source });
         }

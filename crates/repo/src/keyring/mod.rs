@@ -360,6 +360,12 @@ pub fn peek_generation(bytes: &[u8]) -> Result<u32> {
     Ok(parse(bytes)?.0.generation)
 }
 
+/// As `peek_repository_id`: of the oldest master key that was not given up.
+pub fn peek_oldest_generation(bytes: &[u8]) -> Result<u32> {
+    let body = parse(bytes)?.0;
+    Ok(body.previous.iter().map(|p| p.generation).min().unwrap_or(body.generation))
+}
+
 fn parse(bytes: &[u8]) -> Result<(Body, &[u8], String)> {
     let bad = |what: &str| RepoError::corrupt(KEYRING, what);
     let text = bytes.strip_suffix(b"\n").ok_or_else(|| bad("truncated"))?;

@@ -5,7 +5,9 @@ use crate::failure::Failure;
 use crate::settings::nearest::nearest;
 use crate::settings::repo_url::Scheme;
 use crate::settings::schema::{Document, RepoSection};
-use crate::settings::space::{PriceSection, archive_classes, default_class, immediate_classes};
+use crate::settings::space::{
+    LATER_CLASS, PriceSection, archive_classes, default_class, immediate_classes, refused_class,
+};
 use crate::settings::tree::Node;
 
 const DAY_SECONDS: u64 = 86_400;
@@ -23,15 +25,8 @@ pub fn repo(document: &Document, tree: &Node, name: &str, repo: &RepoSection) ->
             |near| format!("did you mean '{near}'?"),
         )));
     }
-    if let Some(class) = repo.url.option("storage_class") {
-        // New objects include the catalog and the key ring.
-        if archive_classes(scheme).contains(&class) {
-            return Err(wrong(
-                "url",
-                &format!("objects of class {class} cannot be read at once: no repository can work there"),
-            )
-            .hint("class_after moves packs later; docs/capacity.md tells which classes there are"));
-        }
+    if let Some(why) = repo.url.option("storage_class").and_then(|class| refused_class(scheme, class)) {
+        return Err(wrong("url", &why).hint(LATER_CLASS));
     }
     if repo.class_after.is_empty() {
         return Ok(());
@@ -66,7 +61,42 @@ pub fn repo(document: &Document, tree: &Node, name: &str, repo: &RepoSection) ->
             .hint("take a class that is read at once, or say allow_archive_classes = true"));
         }
     }
-    Ok(())
+    in_order(repo).map_err(|message| wrong("class_after", &message))
+}
+
+/// No store moves an object to a warmer class, and S3 moves none to its infrequent ones before this age.
+const INFREQUENT_FROM_DAYS: u64 = 30;
+
+fn in_order(repo: &RepoSection) -> Result<(), String> {
+    let scheme = repo.url.scheme;
+    let rank = |class: &str| warm_to_cold(scheme).position(|c| c == class);
+    let mut rules: Vec<(u64, &str)> =
+        repo.class_after.iter().map(|(age, class)| (age.0.as_secs() / DAY_SECONDS, class.as_str())).collect();
+    rules.extend(repo.url.option("storage_class").map(|written| (0, written)));
+    rules.sort_unstable();
+    for pair in rules.windows(2) {
+        let &[(_, first), (days, next)] = pair else { continue };
+        if rank(next) <= rank(first) {
+            return Err(format!("after {first}, objects cannot go to {next} at {days} days: classes only get colder"));
+        }
+    }
+    let infrequent = |(days, class): &&(u64, &str)| {
+        let has_an_age = *days > 0 && *days < INFREQUENT_FROM_DAYS;
+        has_an_age && scheme == Scheme::S3 && matches!(*class, "STANDARD_IA" | "ONEZONE_IA")
+    };
+    match rules.iter().find(infrequent) {
+        Some((days, class)) => {
+            Err(format!("objects go to {class} at {INFREQUENT_FROM_DAYS} days at the earliest, not at {days}"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn warm_to_cold(scheme: Scheme) -> impl Iterator<Item = &'static str> {
+    // S3 moves from its tiering class into the one zone and not back.
+    let s3: &[&str] = &["STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR"];
+    let immediate = if scheme == Scheme::S3 { s3 } else { immediate_classes(scheme) };
+    immediate.iter().chain(archive_classes(scheme)).copied()
 }
 
 pub fn prices(tree: &Node, name: &str, prices: &PriceSection) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use pgark_engine::expire::policy::Policy;
 use pgark_engine::expire::{self, ExpireOptions, ExpirePlan, Gap};
 use pgark_engine::{Ctx, EngineError};
 use pgark_pg::value::Lsn;
+use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, CatalogStore, Claim, JobKind};
 use pgark_repo::crypto::Algorithm;
@@ -75,6 +76,18 @@ fn committed(repo: &Repository, n: u32, claim: Claim) -> (BackupEntry, Tree) {
     (entry, tree)
 }
 
+/// In one step, as a copy does: then the head has no version but the first.
+fn push_wal(repo: &Repository) {
+    let archive = archive(repo);
+    let pushed = (2..=LAST_SEGMENT).map(|n| {
+        let bytes = sample::wal_segment(&segment(n), n);
+        let index = sample::index_of(&segment(n), &bytes);
+        let (_, copy) = archive.push_segment(&index, &Changes::default(), &mut SegmentData::Memory(&bytes)).unwrap();
+        (segment(n), copy)
+    });
+    archive.acknowledge(&pushed.collect::<Vec<_>>()).unwrap();
+}
+
 fn complete(entry: &mut BackupEntry, n: u32) {
     let start = segment_of(n) << 20;
     let facts = entry.physical.as_mut().unwrap();
@@ -93,7 +106,7 @@ fn fill(store: &Arc<dyn Store>) -> Trees {
         let (entry, tree) = committed(&repo, n, claim);
         trees.insert(entry.id, tree);
     }
-    sample::push_wal(&repo, &(2..=LAST_SEGMENT).collect::<Vec<_>>()).unwrap();
+    push_wal(&repo);
     let bytes = sample::wal_segment(&segment(3), 3);
     archive(&repo).push_partial(&sample::index_of(&segment(3), &bytes), &mut SegmentData::Memory(&bytes)).unwrap();
     archive(&repo).push_side_file(&sample::backup_history_file(), sample::BACKUP_HISTORY).unwrap();

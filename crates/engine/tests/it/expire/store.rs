@@ -108,6 +108,70 @@ fn an_expiry_of_wal_alone_works_on_a_full_disk_however_often() {
     }
 }
 
+/// Objects take whole blocks, and the head has no older version to give up.
+#[test]
+fn an_expiry_works_where_not_one_block_is_free() {
+    let template = Template::new();
+    let everything = Policy { max_backups: Some(100), ..Policy::none() };
+    for (policy, first) in [(everything, segment_of(1)), (last_two(), segment_of(4))] {
+        for spare in 0..6 {
+            let small = Arc::new(SmallStore::in_blocks(template.copy(), 4096, spare));
+            let store: Arc<dyn Store> = small.clone();
+            let before = small.used();
+            let repo = open(&store);
+            let options = options(policy.clone(), Duration::from_secs(86_400));
+            let plan = expire::plan(&options, &repo, &evening()).unwrap();
+            expire::run(&options, &plan, &repo, &evening()).unwrap_or_else(|e| panic!("{spare} spare: {e}"));
+            assert_eq!(archived(&store), [(first, LAST_SEGMENT)], "{spare} spare");
+            assert!(small.used() < before, "{spare} spare");
+            everything_listed_is_whole(&store, &template.trees, "on a full disk");
+            let catalog = CatalogStore::new(&repo, &cluster());
+            let books = [catalog.register_of_books().check(), archive(&repo).head_register().check()];
+            assert!(books.iter().all(|found| found.as_ref().is_ok_and(Vec::is_empty)), "{spare} spare: {books:?}");
+        }
+    }
+}
+
+#[test]
+fn an_expiry_that_a_full_disk_stopped_is_gone_on_with_and_what_waits_is_told() {
+    let template = Template::new();
+    let options = options(last_two(), Duration::from_secs(86_400));
+    let run = |store: Arc<dyn Store>| {
+        let repo = open(&store);
+        let plan = expire::plan(&options, &repo, &evening()).unwrap();
+        expire::run(&options, &plan, &repo, &evening())
+    };
+    let watched = Arc::new(FaultStore::new(template.fresh(), SEED));
+    run(watched.clone()).unwrap();
+    let puts = watched.log().into_iter().filter(|e| e.op == Op::PutNew);
+    let nth = puts.take_while(|e| !e.object.contains("/head/")).count() as u64 + 1;
+
+    let inner = template.fresh();
+    let faulty = Arc::new(FaultStore::new(inner.clone(), SEED));
+    faulty.inject(&[Op::PutNew], When::From(nth), Fault::NoSpace);
+    let stopped = run(faulty).unwrap_err();
+    assert_eq!(stopped.code(), "E-REPO-SPACE");
+    assert!(stopped.hint().is_some_and(|h| h.contains("run it again")), "{stopped:?}");
+    everything_listed_is_whole(&inner, &template.trees, "stopped");
+
+    // There is room again: the head follows, and the objects wait for their grace.
+    let plan = expire::plan(&options, &open(&inner), &evening()).unwrap();
+    assert!(plan.going().next().is_none() && plan.changes() && plan.earlier.unfinished, "{:?}", plan.earlier);
+    run(inner.clone()).unwrap();
+    assert_eq!(archived(&inner), [(segment_of(4), LAST_SEGMENT)]);
+    let plan = expire::plan(&options, &open(&inner), &evening()).unwrap();
+    assert!(!plan.changes() && plan.earlier.backups_waiting == 3, "{:?}", plan.earlier);
+    assert_eq!(plan.earlier.waiting_until, Some(sample::at(i64::from(BACKUPS + 1) * DAY + 3600)));
+
+    // On a disk that has filled up since, they do not.
+    let waiting = Template { store: inner, trees: template.trees };
+    let store: Arc<dyn Store> = Arc::new(SmallStore::in_blocks(waiting.copy(), 4096, 0));
+    let plan = expire::plan(&options, &open(&store), &evening()).unwrap();
+    assert!(plan.changes() && plan.earlier.backups_due == 3 && plan.is_full, "{:?}", plan.earlier);
+    run(store.clone()).unwrap();
+    settled(&store, "on a full disk");
+}
+
 #[test]
 fn without_a_policy_nothing_expires() {
     let template = Template::new();

@@ -25,6 +25,8 @@ const IN_FLIGHT: &[&str] = &["ConditionalRequestConflict", "OperationAborted"];
 const NO_SPACE: &[&str] = &["QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "StorageFull"];
 /// The object lies in a class that is not read at once: S3, and Azure's two.
 const ARCHIVED: &[&str] = &["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"];
+/// Where credentials are asked for when the environment has none: never the store itself.
+const METADATA: &[&str] = &["http://169.254.169.254", "http://169.254.170.2", "http://metadata.google.internal"];
 /// Refusals by credentials that are over or not yet valid.
 const CREDENTIALS: &[&str] = &["ExpiredToken", "TokenRefreshRequired", "InvalidToken", "RequestTimeTooSkewed"];
 
@@ -133,6 +135,13 @@ fn innermost(error: &Error) -> String {
     if text.is_empty() { above } else { text }
 }
 
+fn no_credentials(metadata: &str) -> String {
+    format!(
+        "no credentials were found: no variable names any (AWS_…, AZURE_…, GOOGLE_…: docs/storage.md), and the metadata service of \
+         this machine gave none ({metadata})"
+    )
+}
+
 pub fn store_error(why: Why, operation: &'static str, object: String, of: Of) -> StoreError {
     let (error, status) = match why {
         Why::Timeout(_) => {
@@ -143,6 +152,10 @@ pub fn store_error(why: Why, operation: &'static str, object: String, of: Of) ->
     };
     let text = whole_text(&error);
     let has = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
+    if has(METADATA) {
+        let source = io::Error::other(no_credentials(&message(&error, status)));
+        return StoreError::Denied { object, source };
+    }
     let source = io::Error::other(message(&error, status));
     match error {
         _ if has(NO_BUCKET) => {

@@ -171,6 +171,14 @@ fn certificates(file: &Path) -> io::Result<Vec<Certificate>> {
     if found.is_empty() { Err(io::Error::other("there is no PEM certificate in it")) } else { Ok(found) }
 }
 
+fn is_ip_address(endpoint: &str) -> bool {
+    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    authority.parse::<std::net::IpAddr>().is_ok()
+        || authority.parse::<std::net::SocketAddr>().is_ok()
+        || authority.starts_with('[')
+}
+
 /// One try: `attempt.rs` decides about others.
 fn no_retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(1) }
@@ -193,6 +201,12 @@ fn s3(o: &CloudOptions) -> Result<(AmazonS3, Control), StoreError> {
     let endpoint = o.endpoint(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])?;
     let allow_http = endpoint.as_ref().is_some_and(|(_, plain)| *plain);
     let path_style = o.flag("path_style")?.unwrap_or(endpoint.is_some());
+    if !path_style && endpoint.as_ref().is_some_and(|(address, _)| is_ip_address(address)) {
+        return Err(wrong(
+            o,
+            "an endpoint that is an IP address cannot have the bucket in its name: leave path_style=false out",
+        ));
+    }
     b = b
         .with_bucket_name(&o.bucket)
         .with_virtual_hosted_style_request(!path_style)
