@@ -41,6 +41,11 @@ fn digest(text: &str) -> String {
     format!("left(encode(sha256(convert_to({text}, getdatabaseencoding())), 'hex'), 32)")
 }
 
+/// Options of foreign objects in an order of their own: pg_dump writes them by name, the catalogue keeps them as they were given.
+fn sorted(options: &str) -> String {
+    format!("(SELECT array_agg(x ORDER BY x COLLATE \"C\") FROM unnest({options}) AS x)::text")
+}
+
 /// What PostgreSQL prints, as a digest, and the text itself for its normal form: in hexadecimal, since it may hold what has no
 /// equivalent in the encoding of this session.
 fn printed(fact: &str, text: &str, when: &str) -> String {
@@ -217,11 +222,12 @@ fn relations(major: Major) -> String {
     let sequence = "(SELECT concat_ws(' ', format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, \
          s.seqcycle) FROM pg_sequence AS s WHERE s.seqrelid = c.oid)";
     let compression = if major >= Major::V14 { "nullif(a.attcompression, '')" } else { "NULL" };
+    let column_options = sorted("a.attfdwoptions");
     let column_details = format!(
         "(SELECT string_agg(d.line, ',' ORDER BY d.attnum) FROM (SELECT a.attnum, concat_ws(' ', quote_literal(a.attname::text), \
              'statistics ' || nullif(a.attstattarget, -1)::text, \
              'storage ' || CASE WHEN a.attstorage <> t.typstorage THEN a.attstorage::text END, 'compression ' || {compression}::text, \
-             'options ' || a.attoptions::text, 'foreign ' || a.attfdwoptions::text) AS line, quote_literal(a.attname::text) AS name \
+             'options ' || a.attoptions::text, 'foreign ' || {column_options}) AS line, quote_literal(a.attname::text) AS name \
          FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid \
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS d WHERE d.line <> d.name)"
     );
@@ -236,8 +242,11 @@ fn relations(major: Major) -> String {
          JOIN pg_attribute AS a ON a.attrelid = o.oid AND a.attnum = d.refobjsubid \
          WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 AND d.refclassid = 'pg_class'::regclass \
            AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i'))";
-    let foreign = "(SELECT concat_ws(' ', quote_literal(s.srvname::text), f.ftoptions::text) FROM pg_foreign_table AS f \
-         JOIN pg_foreign_server AS s ON s.oid = f.ftserver WHERE f.ftrelid = c.oid)";
+    let foreign = format!(
+        "(SELECT concat_ws(' ', quote_literal(s.srvname::text), {}) FROM pg_foreign_table AS f \
+         JOIN pg_foreign_server AS s ON s.oid = f.ftserver WHERE f.ftrelid = c.oid)",
+        sorted("f.ftoptions")
+    );
     format!(
         "SELECT n.nspname::text AS id1, c.relname::text AS id2, ''::text AS id3, c.oid::bigint AS key, c.relkind::text AS relkind, \
          c.relpersistence::text AS persistence, {owner}, \
@@ -265,7 +274,7 @@ fn relations(major: Major) -> String {
         comment = comment("c.oid", "pg_class"),
         column_comments = column_comments("c.oid"),
         column_details = digest(&column_details),
-        foreign = digest(foreign),
+        foreign = digest(&foreign),
         replica_index = index_name("i.indisreplident"),
         clustered_on = index_name("i.indisclustered"),
         columns = digest(&format!("coalesce({columns}, '')")),

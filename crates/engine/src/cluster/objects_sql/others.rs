@@ -3,7 +3,7 @@
 
 use pgark_pg::Major;
 
-use super::{acl, digest, printed};
+use super::{acl, digest, printed, sorted};
 
 /// One catalog, and what of its rows is told. Expressions over its columns; NULL where there is nothing.
 struct Catalog<'a> {
@@ -42,7 +42,7 @@ impl<'a> Catalog<'a> {
 
 pub(super) fn others(major: Major) -> String {
     let all: Vec<String> = catalogs().iter().map(Catalog::sql).collect();
-    let options = digest("concat_ws(' ', u.umoptions::text)");
+    let options = digest(&format!("concat_ws(' ', {})", sorted("u.umoptions")));
     let may_see = "(SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user)";
     format!(
         "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled, \
@@ -71,7 +71,13 @@ fn catalogs() -> Vec<Catalog<'static>> {
              JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE p.oid = {oid})"
         )
     };
-    let wrapper = format!("concat_ws(' ', {}, {}, fdwoptions::text)", function("fdwhandler"), function("fdwvalidator"));
+    let wrapper =
+        format!("concat_ws(' ', {}, {}, {})", function("fdwhandler"), function("fdwvalidator"), sorted("fdwoptions"));
+    let server = format!(
+        "concat_ws(' ', (SELECT quote_literal(w.fdwname::text) FROM pg_foreign_data_wrapper AS w WHERE w.oid = srvfdw), \
+         quote_literal(srvtype), quote_literal(srvversion), {})",
+        sorted("srvoptions")
+    );
     let event = format!("concat_ws(' ', evtevent, {}, evttags::text)", function("evtfoid"));
     vec![
         Catalog::new("pg_cast", "NULL"),
@@ -94,10 +100,7 @@ fn catalogs() -> Vec<Catalog<'static>> {
         Catalog::new("pg_ts_template", "NULL"),
         Catalog::new("pg_statistic_ext", "stxowner").details("nullif(stxstattarget, -1)"),
         Catalog::new("pg_foreign_data_wrapper", "fdwowner").acl("fdwacl", "F").details(&wrapper),
-        Catalog::new("pg_foreign_server", "srvowner").acl("srvacl", "S").details(
-            "concat_ws(' ', (SELECT quote_literal(w.fdwname::text) FROM pg_foreign_data_wrapper AS w WHERE w.oid = srvfdw), \
-             quote_literal(srvtype), quote_literal(srvversion), srvoptions::text)",
-        ),
+        Catalog::new("pg_foreign_server", "srvowner").acl("srvacl", "S").details(&server),
         Catalog::new("pg_language", "lanowner").acl("lanacl", "l"),
         Catalog::new("pg_event_trigger", "evtowner").state("evtenabled").details(&event),
         Catalog::new("pg_publication", "pubowner")
