@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_dr::alert::rules::{self, CommandEnd, Evaluated};
 use pgark_dr::alert::{AlertError, Book, Delivered, Raised, Which};
+use pgark_repo::catalog::BackupKind;
 
 use crate::failure::Failure;
 use crate::output;
@@ -17,6 +18,14 @@ use crate::settings::alerts::AlertSettings;
 /// How long the end of a command waits for receivers; what they do not take then goes out with the next command, or with
 /// `alert run`.
 const BUDGET: Duration = Duration::from_secs(20);
+
+/// A command of which people want to know how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ToldOf {
+    pub command: &'static str,
+    /// Of a backup.
+    pub kind: Option<BackupKind>,
+}
 
 /// Known as soon as the settings are.
 #[derive(Debug, Clone, Default)]
@@ -42,11 +51,12 @@ impl Notices {
     }
 
     /// How a command ended of which people want to know.
-    pub fn ended(&self, command: &'static str, exit_code: u8, failure: Option<&Failure>, rto_missed: bool) {
+    pub fn ended(&self, command: ToldOf, exit_code: u8, failure: Option<&Failure>, rto_missed: bool) {
         let configured = self.configured.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(Configured { alerts, state_dir, cluster }) = configured else { return };
         let failure = failure.map(|f| (&*f.code, f.message.as_str()));
-        let end = CommandEnd { command, cluster: &cluster, exit_code, failure, rto_missed };
+        let ToldOf { command, kind } = command;
+        let end = CommandEnd { command, kind, cluster: &cluster, exit_code, failure, rto_missed };
         let book = Book::at(&state_dir);
         let told = record(&book, &alerts, rules::from_command(&end), Timestamp::now())
             .and_then(|anything| if anything { deliver(&book, &alerts, BUDGET) } else { Ok(Delivered::default()) });

@@ -73,6 +73,7 @@ pub struct SpaceLook {
 const CLOCK_SECONDS_MAX: i64 = 60;
 /// So many segments that wait are a backlog.
 const WAITING_MANY: u64 = 10;
+const WAITING_LONG: Duration = Duration::from_secs(60);
 const FULL_SOON: Duration = Duration::from_secs(3600);
 
 /// What a check found.
@@ -221,13 +222,13 @@ fn pressure(options: &CheckOptions, f: &mut Findings) {
         }
     };
     let behind = found.waiting >= WAITING_MANY;
+    // A segment that is just being pushed is no alarm, whatever rate the last moments had.
+    let stands = behind || found.oldest_waits.is_some_and(|waits| waits >= WAITING_LONG);
     let verdict = match found.until_full() {
-        Some(left) if left < FULL_SOON => Verdict::Failed,
+        Some(left) if stands && left < FULL_SOON => Verdict::Failed,
         _ if behind => Verdict::Warning,
         _ => Verdict::Ok,
     };
-    // Little room alone is no alarm as long as nothing waits.
-    let verdict = if found.waiting == 0 { Verdict::Ok } else { verdict };
     f.add("pg_wal", verdict, found.to_string());
 }
 

@@ -18,6 +18,7 @@ pub mod error;
 pub mod expire;
 pub mod export;
 pub mod files;
+pub mod foreign;
 pub mod info;
 pub mod keep;
 pub mod keys;

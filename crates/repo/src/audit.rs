@@ -220,6 +220,16 @@ impl<'a> Journal<'a> {
         Ok(found)
     }
 
+    /// What lies among the records and is none.
+    pub(super) fn strange(&self) -> Result<Vec<ObjectName>> {
+        let mut found = vec![];
+        self.repo.store().list(&names::audit_journal(&self.name), &mut |stat| {
+            found.extend(names::audit_number(&stat.name).is_none().then(|| stat.name.clone()));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     /// The end of the chain. Only names and one object are looked at.
     pub fn head(&self) -> Result<Option<Head>> {
         Ok(self.end()?.map(|(head, _)| head))

@@ -9,6 +9,7 @@ use pgark_dr::trail::{Attempt, Ended, Trail};
 use super::{Command, Outcome};
 use crate::args::GlobalArgs;
 use crate::failure::Failure;
+use crate::notices::ToldOf;
 use crate::output;
 
 /// Whose journal it goes to.
@@ -98,11 +99,12 @@ fn audited(command: &Command, arguments: &[String]) -> Option<(&'static str, Sco
 }
 
 /// Of which people want to know how it ended.
-pub fn told_of(command: &Command, argv: &[OsString]) -> Option<&'static str> {
+pub fn told_of(command: &Command, argv: &[OsString]) -> Option<ToldOf> {
     if argv.iter().take_while(|a| *a != "--").any(|a| a == "--dry-run" || a == "--plan") {
         return None;
     }
-    Some(match command {
+    let kind = if let Command::Backup(args) = command { Some(args.kind()) } else { None };
+    let command = match command {
         Command::Backup(_) => "backup",
         Command::Restore(_) => "restore",
         Command::RestoreTable(_) => "restore-table",
@@ -113,16 +115,17 @@ pub fn told_of(command: &Command, argv: &[OsString]) -> Option<&'static str> {
         Command::Expire(_) => "expire",
         Command::Replicate(_) => "replicate",
         _ => return None,
-    })
+    };
+    Some(ToldOf { command, kind })
 }
 
 /// Tells people, where that is configured.
-pub fn tell(name: &'static str, global: &GlobalArgs, outcome: &Result<Outcome, Failure>) {
+pub fn tell(told_of: ToldOf, global: &GlobalArgs, outcome: &Result<Outcome, Failure>) {
     let (code, failure) = match outcome {
         Ok(exit) => (exit.code(), None),
         Err(failure) => (failure.exit.code(), Some(failure)),
     };
-    global.notices.ended(name, code, failure, global.trail.has_told("rto", "missed"));
+    global.notices.ended(told_of, code, failure, global.trail.has_told("rto", "missed"));
 }
 
 /// Tells the trail how it ended. What goes wrong with that is a warning, and changes no result.

@@ -11,6 +11,7 @@ use pgark_engine::backup::room::RoomOptions;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
 use pgark_engine::replicate::{ReplicateOptions, Which, lacking};
 use pgark_engine::several;
+use pgark_repo::catalog::BackupKind;
 use pgark_repo::codec::Compression;
 use pgark_repo::names::BackupId;
 use pgark_repo::record::Base;
@@ -63,6 +64,12 @@ pub struct BackupArgs {
     pub(super) priority: PriorityArgs,
     #[command(flatten)]
     pub(super) dry_run: DryRunArgs,
+}
+
+impl BackupArgs {
+    pub fn kind(&self) -> BackupKind {
+        self.kind.into()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -87,6 +87,8 @@ pub fn run(args: &IncidentArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     }
 }
 
+const LABEL: &str = "label the alert with the name of [clusters.NAME]";
+
 fn by() -> String {
     let who = trail::who(None);
     format!("{}@{}", who.user, who.host)
@@ -106,13 +108,15 @@ fn open(args: &OpenArgs, global: &GlobalArgs, context: &Context, all: &Incidents
             vec![(cluster, Declaration { declared, by: by(), reason })]
         }
     };
+    // A label is no proof that there is such a cluster.
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        declarations.iter().partition(|(cluster, _)| context.settings.clusters.contains_key(cluster.as_str()));
+    let nowhere = |cluster: &ClusterName| format!("cluster '{cluster}' is not configured here");
+    if let (Some((cluster, _)), true) = (unknown.first(), known.is_empty()) {
+        return Err(Failure::refused("E-INCIDENT-CLUSTER", nowhere(cluster)).hint(LABEL));
+    }
     let mut opened = vec![];
-    for (cluster, declaration) in &declarations {
-        // A label is no proof that there is such a cluster.
-        if !context.settings.clusters.contains_key(cluster.as_str()) {
-            return Err(Failure::refused("E-INCIDENT-CLUSTER", format!("cluster '{cluster}' is not configured here"))
-                .hint("label the alert with the name of [clusters.NAME]"));
-        }
+    for (cluster, declaration) in known {
         let one = all.open(cluster, declaration, now).map_err(engine_failure)?;
         context.trail().about("incident", &one.incident().id);
         if let Opened::New(incident) = &one {
@@ -142,7 +146,11 @@ fn open(args: &OpenArgs, global: &GlobalArgs, context: &Context, all: &Incidents
             false => opened.iter().map(line).collect(),
         }
     })?;
-    Ok(Exit::Done)
+    // What is open counts; that another one is not has to be seen.
+    for (cluster, _) in &unknown {
+        output::warning(&format!("E-INCIDENT-CLUSTER {}, and no incident of it was opened: {LABEL}", nowhere(cluster)));
+    }
+    Ok(if unknown.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
 fn body(path: &std::path::Path) -> Result<Vec<u8>, Failure> {

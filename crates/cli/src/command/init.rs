@@ -204,10 +204,13 @@ fn settings_to_add<'a>(
     }
     let command = words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ") + " \"%p\"";
     let seen = done.inspection.as_ref();
+    let wal_level = seen.and_then(|i| i.wal_level.clone());
+    // Logical WAL holds all that is needed, and who set it needs it.
+    let enough = wal_level.clone().filter(|level| level == "logical").unwrap_or_else(|| "replica".into());
     Ok(vec![
         Setting { name: "archive_mode", value: "on".into(), current: seen.and_then(|i| i.archive_mode.clone()) },
         Setting { name: "archive_command", value: command, current: seen.and_then(|i| i.archive_command.clone()) },
-        Setting { name: "wal_level", value: "replica".into(), current: seen.and_then(|i| i.wal_level.clone()) },
+        Setting { name: "wal_level", value: enough, current: wal_level },
     ])
 }
 

@@ -183,8 +183,8 @@ pub fn run(mut cli: Cli, argv: &[OsString]) -> Result<Outcome, Failure> {
     let told_of = attempt::told_of(&cli.command, argv);
     let outcome = refuse_in_the_past(&cli.command, &cli.global).and_then(|()| dispatch(cli.command, &cli.global));
     attempt::ended(&trail, &outcome);
-    if let Some(name) = told_of {
-        attempt::tell(name, &cli.global, &outcome);
+    if let Some(told_of) = told_of {
+        attempt::tell(told_of, &cli.global, &outcome);
     }
     outcome
 }

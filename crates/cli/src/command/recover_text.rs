@@ -39,7 +39,7 @@ pub fn text(report: &Report, file: Option<&str>, stored: &Option<String>) -> Str
         }
     };
     out += "\n";
-    out += &goal("data lost (RPO)", &report.rpo);
+    out += &goal("data lost (RPO)", &report.rpo.filter(|_| report.took_place()));
     out += &goal("time taken (RTO)", &report.rto);
     if let Some(failure) = &report.failure {
         out += &format!("state {}: step {} failed\n", report.state.as_str(), failure.step);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgark_dr::alert::{Email, Level, Routing, Severity, Sink, SinkKind, Text, Tls};
+use pgark_dr::alert::{Email, Level, Routing, Severity, Sink, SinkKind, Text, Tls, check_address, check_mailbox};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -207,6 +207,11 @@ impl SinkSection {
             }
         };
         self.refuse_others()?;
+        // What another place holds is looked at when it is read.
+        if let Some(url) = self.url.as_ref().and_then(|url| url.expose_str()) {
+            let has_token = self.token.is_some() || self.token_file.is_some() || self.token_command.is_some();
+            check_address(url, has_token)?;
+        }
         let timeout = self.timeout.map_or(TIMEOUT, |t| t.0);
         if timeout.is_zero() || timeout > TIMEOUT_MAX {
             return Err(format!("the timeout is between 1ms and {} s", TIMEOUT_MAX.as_secs()));
@@ -225,6 +230,7 @@ impl SinkSection {
         if self.to.is_empty() {
             return Err("it needs to, a list of addresses".into());
         }
+        std::iter::once(&from).chain(&self.to).try_for_each(|address| check_mailbox(address))?;
         let tls = match self.tls {
             None | Some(MailTls::Starttls) => Tls::StartTls,
             Some(MailTls::Tls) => Tls::Wrapped,

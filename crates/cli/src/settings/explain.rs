@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::nearest::nearest;
-use super::schema::Document;
+use super::schedule::{Job, Schedule};
+use super::schema::{Document, Kind};
 use super::tree::Node;
 use super::{Origin, Settings};
 use crate::failure::{Failure, SCHEMA, escape};
@@ -74,8 +75,23 @@ impl Settings {
             clusters: self.clusters.keys().cloned().collect(),
             repos: self.repos.values().map(repo).collect(),
             schedules: self.schedules.len(),
-            warnings: self.warnings.clone(),
+            warnings: self.warnings.iter().cloned().chain(self.without_pgdata()).collect(),
         }
+    }
+
+    /// Scheduled backups of files that nobody could find.
+    fn without_pgdata(&self) -> Vec<String> {
+        let physical = |s: &&Schedule| s.job == Job::Backup && matches!(s.kind, None | Some(Kind::Physical));
+        let lacks = |s: &&Schedule| self.clusters.get(&s.cluster).is_some_and(|c| c.pgdata.is_none());
+        let say = |s: &Schedule| {
+            format!(
+                "schedule '{}' backs up the files of cluster '{}', and nothing says where they are: set clusters.{}.pgdata",
+                s.name(),
+                s.cluster,
+                s.cluster
+            )
+        };
+        self.schedules.iter().filter(physical).filter(lacks).map(say).collect()
     }
 
     /// Explains a key, or everything under it; `rpo` alone means that of the selected cluster. All keys for `None`.

@@ -167,6 +167,16 @@ fn nobody_takes_it_out_again(site: &Site) {
     assert!(changed(&site.pgark, 20, &[], &cut).contains("the end is cut off"));
     assert!(changed(&site.pgark, 0, &["--accept", "--yes"], &cut).is_empty(), "accepted");
     assert_eq!(problems(&site.pgark, &[], 0), "");
+    // What was put in is none of its records.
+    for strange in [all[2].with_file_name("ffffffffffffffff"), all[2].with_file_name("strange")] {
+        fs::copy(&all[2], &strange).expect("a copy");
+        give_to_postgres(&strange);
+        assert!(problems(&site.pgark, &[], 20).contains("is no record of this journal"));
+        let verified = site.elsewhere.run(["verify", "--json"]).expect_code(20).json();
+        let object = verified["problems"][0]["object"].as_str().unwrap_or_default();
+        assert!(strange.ends_with(object), "{verified}");
+        fs::remove_file(strange).expect("removed");
+    }
     // `verify` looks at it too.
     fs::rename(&all[2], site.scratch.join("record")).expect("moved");
     let verified = site.elsewhere.run(["verify", "--json"]).expect_code(20).json();

@@ -299,7 +299,11 @@ fn wrong_targets(stage: &Stage, second: &str) {
     stage.red("", &["--target-name", "nobody set it"], &[("E-TARGET-UNKNOWN", "nobody set it")]);
     stage.red("", &["--backup", second, "--target-time", "2000-01-01 00:00:00+00"], &[("E-TARGET-BEFORE", second)]);
     stage.red("", &["--kind", "logical"], &[("E-BACKUP-NONE", "there is no logical backup")]);
+    let base = stage.site.cluster.data_dir().join("base").display().to_string();
+    let repo = stage.site.pgark.repo().display().to_string();
     for (flags, code, exit) in [
+        (&["--dir", base.as_str()][..], "E-DRILL-DIR", 4),
+        (&["--dir", repo.as_str()], "E-DRILL-DIR", 4),
         (&["--backup", "20200101-000000F"][..], "E-BACKUP-NONE", 4),
         (&["--backup", "yesterday"], "E-BACKUP-ID", 2),
         (&["--library", "../evil"], "E-LIBRARY", 2),
@@ -552,6 +556,7 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
         ("\"/etc/pgark/passphrase\"", format!("\"{}\"", site.pgark.passphrase_file().display())),
         ("\"/var/run/postgresql\"", format!("\"{}\"", site.cluster.socket_dir().display())),
         ("\"/var/lib/pgark-drill\"", format!("\"{}\"", dir.display())),
+        ("\"/var/lib/postgresql/16/main\"", format!("\"{}\"", site.cluster.data_dir().display())),
         ("port = 5432", format!("port = {}", site.cluster.port())),
     ];
     let text = places.iter().fold(EXAMPLE.to_owned(), |text, (from, to)| {
@@ -559,7 +564,7 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
         text.replace(from, to)
     });
     let config = site.scratch.file("pgark.toml", text.as_bytes(), 0o600);
-    let bare = ["PGARK_REPO", "PGARK_PASSPHRASE_FILE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE"];
+    let bare = ["PGARK_REPO", "PGARK_PASSPHRASE_FILE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA"];
     let pgark =
         bare.iter().fold(site.pgark.clone(), |pgark, name| pgark.without_env(name)).env("PGARK_CONFIG", &config);
     site.cluster.psql("create database bioverse");
@@ -569,6 +574,8 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
          create table samples (id serial primary key, patient int references patients); \
          insert into samples (patient) select i % 100 + 1 from generate_series(1, 500) i",
     );
+    // Whoever wants to write there has to say so; rehearsals and tables that come back are not kept from it.
+    site.cluster.psql("alter database bioverse set default_transaction_read_only = on");
     pgark.run(["config", "check"]).expect_code(0);
     let physical = pgark.backup("full");
     pgark.json(["backup", "--kind", "logical"]);
@@ -591,6 +598,8 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
         "{held}"
     );
     assert_eq!(fs::read_dir(&dir).expect("made").count(), 0);
+    site.archive_all();
+    pgark.run(["restore-table", "patients", "--database", "bioverse", "--json"]).expect_code(0);
     let shown = pgark.run(["report", "show", "latest"]).expect_code(0);
     assert!(shown.stdout.contains("every sample has a patient | ok"), "{shown}");
     assert_eq!((&finding("drill")["verdict"], &finding("rto")["verdict"]), (&"ok".into(), &"ok".into()));

@@ -45,6 +45,7 @@ fn configured(server: &Server, store: &ObjectServer) -> (Site, PathBuf) {
         ("\"/etc/pgark/passphrase\"", format!("\"{}\"", passphrase.display())),
         ("\"/var/run/postgresql\"", format!("\"{}\"", cluster.socket_dir().display())),
         ("\"/var/lib/pgark-drill\"", format!("\"{}\"", drill.display())),
+        ("\"/var/lib/postgresql/16/main\"", format!("\"{}\"", cluster.data_dir().display())),
         ("port = 5432", format!("port = {}", cluster.port())),
     ];
     let text = places.iter().fold(EXAMPLE.to_owned(), |text, (from, to)| {

@@ -399,6 +399,10 @@ fn in_its_own_place_the_old_one_stays_until_the_new_one_was_found_right() {
         "{report}"
     );
     assert!(cutover.jobs() == "500" && cutover.aside("before").len() == 1, "{report}");
+    // It takes writes, and archives nothing: that is told, and how to switch it on.
+    assert!(report["warnings"].to_string().contains("ARCHIVING IS OFF"), "{report}");
+    assert!(report["left"].to_string().contains("ALTER SYSTEM RESET archive_command"), "{report}");
+    assert_eq!(cutover.site.cluster.psql("show archive_command"), "");
     cutover.tidy_up();
     cutover.app.start();
 
@@ -410,6 +414,46 @@ fn in_its_own_place_the_old_one_stays_until_the_new_one_was_found_right() {
     assert_eq!((cutover.jobs().as_str(), outcome_of(&report, "adopt").as_str()), ("501", "done"), "{report}");
     assert!(cutover.site.cluster.psql("show archive_command").contains("archive-push"));
     assert!(cutover.app.runs() && cutover.aside("before").len() == 1);
+
+    // The one that was put aside comes back, and goes on: the archive has a newer timeline, and only who asks knows which one is meant.
+    let timeline = cutover.site.cluster.psql("select timeline_id from pg_control_checkpoint()");
+    let (data, before) = (cutover.site.cluster.data_dir().to_owned(), cutover.aside("before").remove(0));
+    let pg_ctl = |how: &[&str]| {
+        let mut pg_ctl = as_postgres(&cutover.new.pg_ctl);
+        pg_ctl.args(how).args(["-s", "-w", "-l", "/dev/null", "-D"]).arg(&data);
+        assert!(pg_ctl.status().expect("pg_ctl").success(), "{how:?}");
+    };
+    pg_ctl(&["stop", "-m", "fast"]);
+    let tried = cutover.site.scratch.join("tried");
+    fs::rename(&data, &tried).expect("away");
+    fs::rename(before, &data).expect("back");
+    pg_ctl(&["start"]);
+    let own = cutover.site.cluster.psql("select timeline_id from pg_control_checkpoint()");
+    assert!(own.parse::<u32>().ok() < timeline.parse().ok(), "{own} {timeline}");
+    cutover.site.cluster.psql_db("transformation", "insert into jobs values (4000, 'on the old one')");
+    cutover.site.archive_all();
+    let rows = cutover.jobs();
+    let report = recover(&cutover.in_place(&[]), &[]).expect_code(4).json();
+    assert_eq!(
+        (&report["state"], &report["failure"]["code"]),
+        (&"refused".into(), &"E-TARGET-AMBIGUOUS".into()),
+        "{report}"
+    );
+    assert!(report["failure"]["hint"].to_string().contains(&format!("--target-timeline {own}")), "{report}");
+    assert!(cutover.jobs() == rows && cutover.app.runs(), "{report}");
+    // Its own: nothing is lost. That of the archive: what is lost is said, with its age.
+    let report = recover(&cutover.in_place(&[]), &["--target-timeline", &own]).json();
+    assert_eq!(
+        (report["state"].as_str(), report["rpo"]["measured_ms"].as_u64()),
+        (Some("restored"), Some(0)),
+        "{report}"
+    );
+    assert_eq!(cutover.jobs(), rows, "{report}");
+    let report = recover(&cutover.in_place(&[]), &["--target-timeline", &timeline]).expect_code(3).json();
+    assert_eq!(report["state"], "restored", "{report}");
+    assert!(report["warnings"].to_string().contains("is NOT restored"), "{report}");
+    assert!(report["rpo"]["measured_ms"].as_u64() != Some(0), "{report}");
+    assert_eq!(cutover.jobs(), "501", "{report}");
 }
 
 /// The journal is what this program syncs with `fdatasync` in its first thread.

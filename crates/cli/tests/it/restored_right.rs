@@ -180,6 +180,13 @@ fn right_is_right_and_wrong_is_wrong(server: &Server) {
         "create function s.here() returns text immutable language sql as 'select current_database()::text';
          create table s.g (i int, at text generated always as (s.here()) stored); insert into s.g values (1), (2)",
     );
+    // pg_dump writes options by their names, in whatever order they were given.
+    cluster.psql_db(
+        "app",
+        "create foreign data wrapper w options (z '1', a '2'); create server fs foreign data wrapper w options (port '1', host 'x');
+         create user mapping for current_user server fs options (\"user\" 'u', password 'p');
+         create foreign table s.f (i int options (z '1', a '2')) server fs options (z '1', a '2')",
+    );
     let id = dump();
     let document = restore(&["--to-database", "computed"]).expect_code(3).json();
     let report = &document["validation"];

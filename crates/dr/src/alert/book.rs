@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Acknowledged, Alert, Delivery, Finding, Routing, SCHEMA, Said, Severity};
-use crate::trail::files::{make_private, sync, write_durably};
+use crate::trail::files::{give, make_private, sync, write_durably};
 
 /// Alerts that are open, or of which somebody has still to be told.
 const ALERTS_MAX: usize = 1000;
@@ -94,6 +94,7 @@ impl Book {
         let path = self.dir.join(name);
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         let file = file.map_err(Self::failed(&path))?;
+        give(&path).map_err(Self::failed(&path))?;
         // Nobody holds it while talking to the network, so waiting is short.
         let how = if wait { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
         match flock(&file, how) {

@@ -28,6 +28,11 @@ pub(super) fn send(email: &Email, told: &Told<'_>, ca_file: Option<&Path>, withi
     })
 }
 
+/// Whether mail can go there.
+pub fn check_mailbox(address: &str) -> Result<(), String> {
+    mailbox(address).map(drop)
+}
+
 fn mailbox(address: &str) -> Result<Mailbox, String> {
     address.parse().map_err(|e| format!("'{}' is no mail address: {e}", address.escape_debug()))
 }

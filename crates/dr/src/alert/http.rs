@@ -63,6 +63,21 @@ fn parsed(url: &str) -> Result<Url, String> {
     }
 }
 
+/// Whether an address that stands in the settings can be used at all.
+///
+/// # Errors
+/// What is wrong with it, without the address.
+pub fn check_address(url: &str, with_secret: bool) -> Result<(), String> {
+    let url = parsed(url)?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a name or a password stands in the address: give the whole of it in a file, as url_file".into());
+    }
+    if with_secret && url.scheme() == "http" && !is_this_machine(&url) {
+        return Err("a secret is sent over https alone".into());
+    }
+    Ok(())
+}
+
 fn is_this_machine(url: &Url) -> bool {
     super::email::is_this_machine(url.host_str().unwrap_or_default())
 }

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub use book::{AlertError, Book, Raised};
 pub use deliver::{Delivered, Which, ping};
+pub use email::check_mailbox;
+pub use http::check_address;
 pub use sink::{Email, Sink, SinkKind, Text, Tls, Told};
 
 pub const SCHEMA: u32 = 1;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_engine::check;
-use pgark_repo::catalog::BackupEntry;
+use pgark_engine::logical::restore::SAFETY;
+use pgark_repo::catalog::{BackupEntry, BackupKind};
 
 use super::{Finding, Severity};
 
@@ -129,6 +130,28 @@ fn no_backup(facts: &Facts<'_>, limits: &Limits, out: &mut Evaluated) {
         }
     };
     out.say(finding(facts, "no-backup", Severity::Critical, summary), is_trouble);
+    let several = facts.backups.windows(2).any(|pair| matches!(pair, [a, b] if a.kind != b.kind));
+    // Where none is new enough, one alert says so.
+    if several && !is_trouble {
+        no_backup_of_kind(facts, limits, out);
+    }
+}
+
+/// Another kind of backup is no substitute: dumps have no WAL, and files no database.
+fn no_backup_of_kind(facts: &Facts<'_>, limits: &Limits, out: &mut Evaluated) {
+    for kind in BackupKind::ALL {
+        // Those that a restore took before it replaced something come by themselves.
+        let own = facts.backups.iter().filter(|b| b.kind == kind && !b.annotations.contains_key(SAFETY));
+        let Some(at) = own.map(|b| b.finished).max() else { continue };
+        let since = age(facts.now, at);
+        let summary = format!(
+            "no {kind} backup has succeeded for {}, at most {} are allowed; those of other kinds have",
+            span(since),
+            span(limits.no_backup_for)
+        );
+        let rule = format!("no-backup-{kind}");
+        out.say(finding(facts, &rule, Severity::Critical, summary), since > limits.no_backup_for);
+    }
 }
 
 fn recovery_point(facts: &Facts<'_>, limits: &Limits, out: &mut Evaluated) {
@@ -240,6 +263,8 @@ pub fn from_checks(cluster: &str, found: &[check::Finding]) -> Evaluated {
 /// How a command ended.
 pub struct CommandEnd<'a> {
     pub command: &'static str,
+    /// Of a backup: that one of another kind succeeds does not end the trouble of this one.
+    pub kind: Option<BackupKind>,
     pub cluster: &'a str,
     pub exit_code: u8,
     /// Code and message of its failure.
@@ -251,6 +276,9 @@ pub struct CommandEnd<'a> {
 pub fn from_command(end: &CommandEnd<'_>) -> Evaluated {
     let mut out = Evaluated::default();
     let (name, cluster) = (end.command, end.cluster);
+    let kind = end.kind.filter(|kind| *kind != BackupKind::Physical);
+    let of_kind = kind.map(|kind| format!("-{kind}")).unwrap_or_default();
+    let shown = kind.map(|kind| format!(" --kind {kind}")).unwrap_or_default();
     let is_rescue = matches!(name, "restore" | "restore-table" | "recover");
     let (is_trouble, severity) = match (name, end.exit_code) {
         (_, 2 | 5) => return out,
@@ -274,12 +302,13 @@ pub fn from_command(end: &CommandEnd<'_>) -> Evaluated {
     let rule = if is_rescue { "recovery-failed".to_owned() } else { format!("{name}-failed") };
     let mut details = BTreeMap::from([("exit_code".to_owned(), end.exit_code.to_string())]);
     details.extend(end.failure.map(|(code, _)| ("error".to_owned(), code.to_owned())));
+    details.extend(kind.map(|kind| ("kind".to_owned(), kind.to_string())));
     let finding = Finding {
-        key: key(cluster, &format!("command-{name}"), None),
+        key: key(cluster, &format!("command-{name}{of_kind}"), None),
         rule,
         cluster: cluster.to_owned(),
         severity,
-        summary: format!("{name} {outcome}{why}"),
+        summary: format!("{name}{shown} {outcome}{why}"),
         details,
     };
     out.say(finding, is_trouble);

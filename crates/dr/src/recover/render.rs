@@ -70,7 +70,9 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
     ]);
     facts.extend(report.backup.as_ref().map(|id| ("Backup", id.to_string())));
     facts.extend(report.recovery_point.map(|p| ("Recovery point", p.to_string())));
-    facts.push(("Data lost (RPO)", goal(report.rpo, "no recovery point was chosen")));
+    let rpo = report.rpo.filter(|_| report.took_place());
+    let none = if report.took_place() { "no recovery point was chosen" } else { "nothing was restored" };
+    facts.push(("Data lost (RPO)", goal(rpo, none)));
     facts.push(("Time taken (RTO)", goal(report.rto, "the service is not back")));
     facts.extend(report.resumed.iter().map(|r| ("Gone on with", format!("{} by {}", r.at, r.by))));
     facts.push(("Journal", format!("BLAKE3 {}", report.journal_hash)));

@@ -1,5 +1,6 @@
 //! What a recovery did, made of its journal: also after it was cut off and gone on with by somebody else.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,15 +16,19 @@ use pgark_repo::report::{NewReport, Severity, StoredReport};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::application::seen_first;
 use super::machine::{At, Failure, State, done};
-use super::steps::{ADOPT, CHOOSE, NOTIFY, REPORT, RESTORE, VALIDATE};
+use super::steps::{ADOPT, ASIDE, CHOOSE, FENCE, NOTIFY, REPLAY, REPORT, RESTORE, VALIDATE};
 use super::{Goal, Opening, Recovery, WHAT};
 use crate::journal::{Event, Line};
+use crate::service::State as ServiceState;
 
 pub const SCHEMA: u32 = 1;
 const MODE: u32 = 0o640;
 /// Facts of steps: what is there now that somebody has to know of.
 const LEFT: &str = "left";
+/// A fact of `replay`: how archiving is switched on in the recovered cluster, which does not archive until it is adopted.
+pub const HELD: &str = "held";
 /// Reports that are looked through for one that was stored before a crash.
 const LOOKED_THROUGH: usize = 20;
 
@@ -150,6 +155,11 @@ impl Report {
             }
             _ => None,
         }));
+        let mut left = gathered(lines, LEFT);
+        if failure.is_some() {
+            held_back(opening, &found, &mut warnings, &mut left);
+            stays_stopped(&found, lines, &mut left);
+        }
         if rpo.is_some_and(|g| g.missed()) {
             warnings.insert(0, missed("recovery point", rpo, "old"));
         }
@@ -179,7 +189,7 @@ impl Report {
             steps,
             resumed: resumed(lines),
             warnings,
-            left: gathered(lines, LEFT),
+            left,
             validation: of("validation").and_then(|v| serde_json::from_value(v).ok()),
             validations: found_by(VALIDATE, "validations", lines).unwrap_or_default(),
             journal_hash: lines.last().map(|l| l.after.clone()).unwrap_or_default(),
@@ -203,9 +213,19 @@ impl Report {
             None if !self.restored => format!("{of} is being recovered"),
             None => format!("{of} restored{rto}{validation}"),
             Some(f) => {
-                format!("{of} NOT restored ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)
+                // The data is there then, and right.
+                let what = match self.state {
+                    State::NotStarted => "restored, and the service is NOT back",
+                    _ => "NOT restored",
+                };
+                format!("{of} {what} ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)
             }
         }
+    }
+
+    /// Whether the database is what was restored. What was chosen and did not take its place has lost nothing.
+    pub fn took_place(&self) -> bool {
+        matches!(self.state, State::UnderWay | State::Restored | State::NotStarted)
     }
 
     /// The worst that was found.
@@ -276,6 +296,30 @@ fn with(base: &Path, ending: &str) -> PathBuf {
     name.push(".");
     name.push(ending);
     name.into()
+}
+
+/// A recovered cluster that was not adopted archives nothing, and nobody would see it.
+fn held_back(opening: &Opening, found: &BTreeMap<String, Value>, warnings: &mut Vec<String>, left: &mut Vec<String>) {
+    let how = found.get(REPLAY).and_then(|f| f.get(HELD)).and_then(Value::as_str);
+    let Some(how) = how.filter(|_| !found.contains_key(ADOPT)) else { return };
+    let in_place = opening.steps.iter().any(|s| s.name == ASIDE);
+    match (in_place, found.contains_key(ASIDE)) {
+        // What was there before is back.
+        (true, false) => return,
+        (true, true) => warnings.push("ARCHIVING IS OFF: the recovered cluster was not adopted".into()),
+        (false, _) => {}
+    }
+    left.push(how.to_owned());
+}
+
+/// A server that was stopped and is not started again.
+fn stays_stopped(found: &BTreeMap<String, Value>, lines: &[Line], left: &mut Vec<String>) {
+    let fence = found.get(FENCE).filter(|f| f.get("fenced").and_then(Value::as_bool) == Some(true));
+    let ran = seen_first(lines, FENCE).is_some_and(|seen| seen.state == ServiceState::Running);
+    // In its own place, it is the recovered one that runs or does not.
+    if fence.is_some() && ran && !found.contains_key(ASIDE) {
+        left.push("the server that was to be replaced was stopped, and stays stopped: nobody else starts it".into());
+    }
 }
 
 fn missed(what: &str, goal: Option<Goal>, measured: &str) -> String {

@@ -6,6 +6,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use pgark_engine::error::{EngineError, Result};
+use rustix::fs::Access;
+use rustix::process::{getegid, geteuid, getgroups};
 use serde::{Deserialize, Serialize};
 
 use super::{Edit, Format, Stands, edited};
@@ -28,7 +30,8 @@ pub fn plan(file: &Path, format: Format, edits: &[Edit], kept_as: &str) -> Resul
     // A link stays a link.
     let file = fs::canonicalize(file).map_err(|e| EngineError::file("looking for", file, e))?;
     let text = read(&file)?;
-    let edited = edited(format, &text, edits)?;
+    let edited = edited(format, &text, edits).map_err(|e| in_file(&file, e))?;
+    writable(&file)?;
     let kept = beside(&file, kept_as);
     Ok((Repointed { file, kept, before: hash(&text), after: hash(&edited) }, edited))
 }
@@ -61,10 +64,11 @@ pub fn stands(done: &Repointed) -> Result<Stands> {
 
 /// Puts the old file back, unless somebody has changed the new one meanwhile.
 pub fn take_back(done: &Repointed) -> Result<()> {
-    let (now, old) = (read(&done.file)?, read(&done.kept)?);
+    let now = read(&done.file)?;
     if hash(&now) == done.before {
         return Ok(());
     }
+    let old = read(&done.kept)?;
     if hash(&old) != done.before || hash(&now) != done.after {
         return Err(EngineError::refused(
             "E-REPOINT-CHANGED",
@@ -77,6 +81,39 @@ pub fn take_back(done: &Repointed) -> Result<()> {
         ));
     }
     replace(&done.file, &old)
+}
+
+/// Which file a refusal is about.
+fn in_file(file: &Path, e: EngineError) -> EngineError {
+    match e {
+        EngineError::Refused { code, message, hint } => {
+            EngineError::Refused { code, message: format!("{}: {message}", file.display()), hint }
+        }
+        other => other,
+    }
+}
+
+/// Whether it can be exchanged for a file with the same owner.
+fn writable(file: &Path) -> Result<()> {
+    let refused = |why: String, hint: &str| Err(EngineError::refused("E-REPOINT-WRITE", why, hint));
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    if rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        let why = format!("{} cannot be replaced: its directory cannot be written to", file.display());
+        return refused(why, "run this as a user who may, or change the value by a command");
+    }
+    let (model, me) = (fs::metadata(file).map_err(|e| EngineError::file("looking at", file, e))?, geteuid());
+    let groups = getgroups().unwrap_or_default();
+    let of_group = |gid: u32| getegid().as_raw() == gid || groups.iter().any(|g| g.as_raw() == gid);
+    if me.is_root() || model.uid() == me.as_raw() && of_group(model.gid()) {
+        return Ok(());
+    }
+    let why = format!(
+        "{} cannot be replaced: it belongs to user {} and group {}, and a new one could not",
+        file.display(),
+        model.uid(),
+        model.gid()
+    );
+    refused(why, "run this as its owner or as root, or change the value by a command")
 }
 
 fn read(path: &Path) -> Result<String> {

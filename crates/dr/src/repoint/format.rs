@@ -89,7 +89,11 @@ impl Format {
     /// The new value as it has to stand there.
     pub fn literal(self, leaf: &Leaf, new: &str) -> Result<String, String> {
         if leaf.style == Style::Other {
-            return Err("it is written in a way that is not edited: several lines, an anchor or a tag".into());
+            let how = match self {
+                Format::Env | Format::Ini => "a comment behind it, escapes, or quotes in its middle",
+                Format::Toml | Format::Yaml | Format::Json => "several lines, an anchor or a tag",
+            };
+            return Err(format!("it is written in a way that is not edited: {how}"));
         }
         if new.contains(['\n', '\r', '\0']) {
             return Err("the new value has more than one line".into());
@@ -311,6 +315,11 @@ fn yaml(text: &str) -> Result<Vec<Leaf>, String> {
             Event::Scalar(value, style, anchor, tag) => {
                 let place = |index: usize| bytes.get(index).copied().unwrap_or(text.len());
                 let span = place(span.start.index())..place(span.end.index());
+                // The parser counts what is behind the quotes, too: blanks, and a comment.
+                let span = match style {
+                    ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => quoted(text, span),
+                    _ => span,
+                };
                 let style = match style {
                     _ if anchor != 0 || tag.is_some() => Style::Other,
                     ScalarStyle::Plain => Style::Plain,
@@ -329,6 +338,26 @@ fn yaml(text: &str) -> Result<Vec<Leaf>, String> {
         return Err("it holds several documents".into());
     }
     Ok(all)
+}
+
+/// From the first quote to the one that closes it.
+fn quoted(text: &str, span: Range<usize>) -> Range<usize> {
+    let written = text.get(span.clone()).unwrap_or_default();
+    let quote = written.chars().next().unwrap_or_default();
+    let mut is_escaped = false;
+    let mut inside = written.char_indices().skip(1).peekable();
+    while let Some((at, c)) = inside.next() {
+        // Twice within single ones it is one.
+        let is_double = quote == '\'' && c == quote && inside.peek().is_some_and(|(_, next)| *next == quote);
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if quote == '"' => is_escaped = true,
+            _ if is_double => is_escaped = true,
+            c if c == quote => return span.start..span.start + at + c.len_utf8(),
+            _ => {}
+        }
+    }
+    span
 }
 
 /// A key, or a value of the innermost place.

@@ -63,6 +63,7 @@ fn what_is_not_certain_is_refused() {
     assert!(refused(Format::Env, "A=b # c\n", "A", "x").contains("not edited"));
     assert!(refused(Format::Env, "A='b'\\''c'\n", "A", "x").contains("not edited"));
     assert!(refused(Format::Env, "A=b\n", "A", "x\nB=y").contains("one line"));
+    assert!(refused(Format::Env, "A=b # c\n", "A", "x").contains("a comment behind it"));
     assert!(refused(Format::Yaml, "a: &x old\nb: *x\n", "a", "new").contains("not edited"));
     assert!(refused(Format::Yaml, "a: &x old\nb: *x\n", "b", "new").contains("not edited"));
     assert!(refused(Format::Yaml, "a: |\n  old\n", "a", "new").contains("not edited"));
@@ -71,6 +72,25 @@ fn what_is_not_certain_is_refused() {
     assert!(refused(Format::Toml, "a = \"\"\"\nx\"\"\"\n", "a", "y").contains("not edited"));
     assert!(refused(Format::Ini, "[a]\nb = c ; d\n", "a.b", "e").contains("not edited"));
     assert!(refused(Format::Ini, "[a]\nb = c\n  d\n", "a.b", "e").contains("indented"));
+}
+
+#[test]
+fn comments_stay_behind_what_is_quoted_in_yaml() {
+    let with = |value: &str, new: &str, path: &str| {
+        let text = format!("a: {value}   # the 'host'\nb: [\"x\", 'y'] # two\nc:\n  - \"h\" # seq\n");
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        (set(Format::Yaml, &text, &path, new).expect("set").text, text)
+    };
+    for (old, new) in
+        [("\"127.0.0.1\"", "\"db-2\""), ("'5''4'", "'db-2'"), ("\"a\\\"b\"", "\"db-2\""), ("''", "'db-2'")]
+    {
+        let (text, before) = with(old, "db-2", "a");
+        assert_eq!(text, before.replacen(old, new, 1));
+    }
+    let (text, before) = with("\"x\"", "z", "b.1");
+    assert_eq!(text, before.replacen("'y'", "'z'", 1));
+    let (text, before) = with("\"x\"", "z", "c.0");
+    assert_eq!(text, before.replacen("\"h\"", "\"z\"", 1));
 }
 
 #[test]

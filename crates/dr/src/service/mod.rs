@@ -254,7 +254,10 @@ impl Service {
             )
             .trim_end()
             .to_owned(),
-            "stop it by hand and go on, or allow force = true in [clusters.NAME.recover.service]",
+            match self.force {
+                false => "stop it by hand and go on, or allow force = true in [clusters.NAME.recover.service]",
+                true => "stop it by hand and go on; what forces it is kill in [clusters.NAME.recover.service]",
+            },
         )
     }
 

@@ -10,7 +10,7 @@ use pgark_repo::audit::{Event, JournalName};
 use pgark_repo::limits::AUDIT_BYTES_MAX;
 use rustix::fs::{FlockOperation, flock};
 
-use super::files::{make_private, write_durably};
+use super::files::{give, make_private, write_durably};
 
 /// Beyond that many, the oldest stay and nothing comes on top.
 const FILES_MAX: usize = 10_000;
@@ -48,7 +48,9 @@ impl Spool {
 
     /// Held until it is dropped.
     pub fn lock(&self) -> io::Result<File> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.join("lock"))?;
+        let path = self.dir.join("lock");
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        give(&path)?;
         let until = Instant::now() + LOCK_PATIENCE;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -16,6 +16,8 @@ pub struct Pressure {
     /// Finished segments that are not archived.
     pub waiting: u64,
     pub waiting_bytes: u64,
+    /// How long the oldest of them has waited.
+    pub oldest_waits: Option<Duration>,
     /// Of the file system of `pg_wal`.
     pub free_bytes: u64,
     /// At which WAL was finished lately.
@@ -27,8 +29,10 @@ impl Pressure {
     pub fn measure(wal_dir: &Path) -> io::Result<Self> {
         let mut finished = vec![];
         let (mut waiting, mut waiting_bytes) = (0, 0);
+        let mut ready_since: Option<SystemTime> = None;
         for entry in fs::read_dir(wal_dir.join("archive_status"))? {
-            let name = entry?.file_name();
+            let entry = entry?;
+            let name = entry.file_name();
             let Some((segment, state)) = name.to_str().and_then(|n| n.rsplit_once('.')) else { continue };
             if !matches!(WalFileName::parse(segment), Ok(WalFileName::Segment(_))) {
                 continue;
@@ -37,8 +41,15 @@ impl Pressure {
                 Ok(m) => {
                     finished.push((m.modified()?, m.len()));
                     if state == "ready" {
+                        // Since it was finished; its last write may be much older.
+                        let since = match entry.metadata() {
+                            Ok(ready) => ready.modified()?,
+                            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                            Err(e) => return Err(e),
+                        };
                         waiting += 1;
                         waiting_bytes += m.len();
+                        ready_since = Some(ready_since.map_or(since, |oldest| oldest.min(since)));
                     }
                 }
                 // Archived and removed since.
@@ -48,7 +59,9 @@ impl Pressure {
         }
         let stat = rustix::fs::statvfs(wal_dir)?;
         let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
-        Ok(Pressure { waiting, waiting_bytes, free_bytes, bytes_per_second: rate(&mut finished) })
+        // A clock that was set back makes it no age at all.
+        let oldest_waits = ready_since.map(|since| SystemTime::now().duration_since(since).unwrap_or_default());
+        Ok(Pressure { waiting, waiting_bytes, oldest_waits, free_bytes, bytes_per_second: rate(&mut finished) })
     }
 
     /// When the file system is full if nothing is archived from now on. None: that cannot be told.
@@ -97,7 +110,7 @@ mod tests {
         assert_eq!(rate(&mut [at(5, 16)]), None);
         assert_eq!(rate(&mut [at(5, 16), at(5, 16)]), None, "in no time");
         assert_eq!(rate(&mut [at(9, 16), at(5, 16), at(7, 16)]), Some(8.0));
-        let pressure = Pressure { waiting: 3, waiting_bytes: 48, free_bytes: 80, bytes_per_second: Some(8.0) };
+        let pressure = Pressure { waiting: 3, waiting_bytes: 48, oldest_waits: None, free_bytes: 80, bytes_per_second: Some(8.0) };
         assert_eq!(pressure.until_full(), Some(Duration::from_secs(10)));
         assert_eq!(Pressure { bytes_per_second: None, ..pressure }.until_full(), None);
         assert_eq!(Pressure { bytes_per_second: Some(0.0), ..pressure }.until_full(), None);

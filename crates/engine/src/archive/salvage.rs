@@ -21,6 +21,18 @@ pub struct Leftovers {
     pub unfinished: Vec<PathBuf>,
 }
 
+impl Leftovers {
+    /// Of the segments. One that was promoted may not have written it down anywhere else yet.
+    pub fn newest_timeline(&self) -> Option<u32> {
+        let names = self.ready.iter().chain(&self.unfinished).filter_map(|p| p.file_name()?.to_str());
+        let timeline = |name| match WalFileName::parse(name) {
+            Ok(WalFileName::Segment(raw)) => Some(raw.timeline.get()),
+            _ => None,
+        };
+        names.filter_map(timeline).max()
+    }
+}
+
 /// What `pg_wal` of a server that is stopped holds and the archive may lack.
 pub fn leftovers(wal: &Path) -> Result<Leftovers> {
     let mut found = Leftovers::default();
@@ -116,6 +128,7 @@ mod tests {
         let names = |all: &[PathBuf]| all.iter().map(|p| p.file_name().expect("a name").to_owned()).collect::<Vec<_>>();
         assert_eq!(names(&found.ready), ["00000002.history", "000000020000000000000004"]);
         assert_eq!(names(&found.unfinished), ["000000020000000000000005"]);
+        assert_eq!(found.newest_timeline(), Some(2));
         std::fs::remove_dir_all(&dir).expect("removed");
     }
 }

@@ -1,7 +1,7 @@
 //! A session with one server: how it is opened, what it is pinned to, and how questions are asked in it.
 //!
 //! Invariants: whatever role, database or environment set, a `Connection` looks names up in `pg_catalog` only and
-//! has no server-side timeouts; each question is one statement whose values travel as parameters. It does not know
+//! has no server-side timeouts and may write; each question is one statement whose values travel as parameters. It does not know
 //! what the questions mean.
 
 use std::cell::Cell;
@@ -31,7 +31,11 @@ const NEWER_KEYWORDS: [(&str, &str); 6] = [
 /// `pg_temp` last: where it is not named, temporary tables would shadow the catalog.
 const PIN_SESSION: &str = "SET statement_timeout = 0; SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; \
      SET idle_in_transaction_session_timeout = 0; SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; \
-     SET extra_float_digits = 3; SET bytea_output = 'hex'; SET standard_conforming_strings = on";
+     SET extra_float_digits = 3; SET bytea_output = 'hex'; SET standard_conforming_strings = on; \
+     SET default_transaction_read_only = off";
+/// As the session was before it was pinned.
+const BEGAN_READ_ONLY: &str =
+    "SELECT reset_val = 'on' AS read_only FROM pg_settings WHERE name = 'default_transaction_read_only'";
 const PIN_SESSION_14: &str = "SET idle_session_timeout = 0";
 const PIN_SESSION_17: &str = "SET transaction_timeout = 0";
 
@@ -120,6 +124,17 @@ impl Connection {
             handover.keywords.push(("host".into(), host));
         }
         handover
+    }
+
+    /// The same for a program that writes: a default of the database, of the role or of the server does not keep it from that.
+    pub fn handover_to_write(&self) -> Result<Handover, ClusterError> {
+        let mut handover = self.handover();
+        let row = self.query_one(BEGAN_READ_ONLY, &[])?;
+        // Only where it must be: connection poolers refuse options.
+        if row.flag("read_only")? {
+            handover.variables.push(("PGOPTIONS", "-c default_transaction_read_only=off".into()));
+        }
+        Ok(handover)
     }
 
     /// The process id the server announced when the session began; a connection pooler announces one of its own.

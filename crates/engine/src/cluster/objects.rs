@@ -140,6 +140,16 @@ pub fn is_printed(fact: &str) -> bool {
     matches!(fact, "definition" | "defaults" | "bound" | "version" | "options" | "publishes" | "extension_comment")
 }
 
+/// Facts that hold options of foreign objects: truths before version 3 have these in the order in which they were given.
+pub fn has_foreign_options(kind: ObjectKind, relkind_f: bool, object_type: &[u8], fact: &str) -> bool {
+    match fact {
+        "foreign_options" | "mapping_options" => true,
+        "column_details" => relkind_f,
+        "details" => kind == ObjectKind::Other && matches!(object_type, b"server" | b"foreign-data wrapper"),
+        _ => false,
+    }
+}
+
 /// Facts that truths of version 1 do not have.
 pub fn is_of_version_2(kind: ObjectKind, fact: &str) -> bool {
     match kind {

@@ -29,6 +29,7 @@ pub use report::{Objective, Reason, Report, Step, StepKind, Verdict};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, FailureClass, Result};
 use crate::expire::policy;
+use crate::foreign;
 use crate::scratch::server::Isolation;
 use crate::scratch::{self, Scratch};
 use crate::validate::UserCheck;
@@ -92,6 +93,7 @@ fn prepare(options: &DrillOptions, ctx: &Ctx) -> Result<()> {
             "run this as the postgres user",
         ));
     }
+    foreign::refuse(&options.base, "E-DRILL-DIR")?;
     match DirBuilder::new().mode(0o700).create(&options.base) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(EngineError::refused(

@@ -3,15 +3,17 @@
 //!
 //! Invariant: what comes out is compared with the manifest before it is written.
 
+use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use pgark_repo::catalog::{BackupKind, CatalogStore, Claim, Needs};
 use pgark_repo::manifest::{Attributes, Item, ManifestReader};
 use pgark_repo::names::{self, BackupId, ClusterName};
-use pgark_repo::record::{DatabaseDump, PartsRecord, Section, manifest_reader};
+use pgark_repo::record::{DatabaseDump, FilesPart, LeftOut, LeftOutWhy, PartsRecord, Section, manifest_reader};
 use pgark_repo::{RepoError, Repository};
 use serde_json::json;
 
@@ -92,6 +94,17 @@ pub fn run(
         tracing::warn!(%e, "the claim ends by itself");
     }
     outcome
+}
+
+/// Whether something that was named could not be read when it was backed up.
+fn unread_below(part: &FilesPart, section: Section) -> bool {
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let below = |l: &LeftOut| {
+        let path_of = path(&l.path);
+        part.roots.iter().filter(|r| r.section == section).any(|r| path_of.starts_with(path(&r.path)))
+    };
+    let unread = |l: &&LeftOut| matches!(l.why, LeftOutWhy::Unreadable | LeftOutWhy::Missing);
+    part.left_out.iter().filter(unread).any(below)
 }
 
 fn failed(e: std::io::Error) -> EngineError {
@@ -200,13 +213,15 @@ impl Export<'_, '_> {
             roots.map(|r| String::from_utf8_lossy(&r.path).into_owned()).collect()
         };
         let (config, directories) = (roots(Section::Config), roots(Section::Files));
+        let unread = |section: Section| record.files.iter().any(|f| unread_below(f, section));
+        let (no_config, no_files) = (unread(Section::Config), unread(Section::Files));
         let total: u64 = dumps.iter().map(|d| d.1).sum::<u64>() + record.files.as_ref().map_or(0, |f| f.size_bytes);
         let mut document = json!({
             "backup_name": self.plan.name, "timestamp": self.plan.timestamp, "datetime": record.started,
             "database": {"success": !dumps.is_empty(), "file": dumps.first().map(|d| &d.0),
                 "size_mb": mb(dumps.iter().map(|d| d.1).sum())},
-            "configuration": {"success": !config.is_empty(), "files_count": config.len(), "files": config},
-            "files": {"success": !directories.is_empty(), "directories_count": directories.len(),
+            "configuration": {"success": !config.is_empty() && !no_config, "files_count": config.len(), "files": config},
+            "files": {"success": !directories.is_empty() && !no_files, "directories_count": directories.len(),
                 "directories": directories},
             "backup_size_mb": mb(total), "pgark_backup": record.id,
         });

@@ -21,6 +21,7 @@ use super::rules::patterns;
 use super::tree::Written;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::foreign;
 use crate::logical::restore::{SAFETY, is_damage};
 use crate::parts::Source;
 
@@ -96,7 +97,7 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
     }
     if let Destination::Directory(to) = &options.destination {
         check_empty(to)?;
-        check_place(to)?;
+        foreign::refuse(to, "E-FILES-PLACE")?;
     }
     Ok(RestorePlan { roots, notes, record })
 }
@@ -128,38 +129,6 @@ fn check_empty(to: &Path) -> Result<()> {
             Some(_) => refused("is not empty"),
         },
     }
-}
-
-/// What PostgreSQL or a repository keeps is nobody else's: neither expects foreign files, and both may remove them.
-fn check_place(to: &Path) -> Result<()> {
-    let there = to.ancestors().find_map(|dir| std::fs::canonicalize(dir).ok()).unwrap_or_else(|| to.to_owned());
-    for dir in there.ancestors() {
-        let what = match () {
-            () if dir.join("PG_VERSION").exists() && dir.join("global/pg_control").exists() => {
-                "a data directory of PostgreSQL"
-            }
-            () if has_key_ring(dir) => "a repository",
-            () => continue,
-        };
-        return Err(EngineError::refused(
-            "E-FILES-PLACE",
-            format!("{} lies in {}, which is {what}", to.display(), dir.display()),
-            "give a directory elsewhere; nothing was changed",
-        ));
-    }
-    Ok(())
-}
-
-/// A directory that cannot be listed is none that a restore could write into.
-fn has_key_ring(dir: &Path) -> bool {
-    let is_version = |name: &std::ffi::OsStr| {
-        let name = name.as_encoded_bytes();
-        name.len() == 16 && name.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
-    };
-    ["keyring", "keyring-mirror"].iter().any(|ring| {
-        let found = std::fs::read_dir(dir.join(ring));
-        found.is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| is_version(&e.file_name()))))
-    })
 }
 
 fn choose(

@@ -40,32 +40,35 @@ pub const KEY_BYTES_MAX: u64 = 64 * 1024;
 pub fn is_secret_name(name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
     let whole = name.as_str();
-    let name = original(whole);
-    is_environment(whole)
-        || is_environment(name)
-        || SECRET_NAMES.contains(&name)
-        || SECRET_ENDS.iter().any(|end| name.ends_with(end))
-        || name.starts_with("ssh_host_") && name.ends_with("_key")
+    let secret = |name: &str| {
+        is_environment(name)
+            || SECRET_NAMES.contains(&name)
+            || SECRET_ENDS.iter().any(|end| name.ends_with(end))
+            || name.starts_with("ssh_host_") && name.ends_with("_key")
+    };
+    is_environment(whole) || originals(whole).into_iter().any(secret)
 }
 
 /// As `is_secret_name`, where only the directory makes it a secret.
 pub fn is_secret_in(directory: &[u8], name: &[u8]) -> bool {
     let lower = |text: &[u8]| String::from_utf8_lossy(text).to_ascii_lowercase();
-    lower(directory) == ".docker" && original(&lower(name)) == "config.json"
+    lower(directory) == ".docker" && originals(&lower(name)).contains(&"config.json")
 }
 
-/// The name of what this is a copy of.
-fn original(name: &str) -> &str {
+/// The names of what this may be a copy of.
+fn originals(name: &str) -> [&str; 2] {
     let hidden = name.strip_prefix(".#").or_else(|| name.strip_prefix('#')).unwrap_or(name);
-    let mut name = hidden.trim_end_matches('#');
-    // Vim: `.NAME.swp`, of a NAME that may begin with a dot itself.
-    if let Some(edited) = name.strip_prefix('.').and_then(|n| n.strip_suffix(".swp")) {
-        name = edited;
-    }
-    while let Some(shorter) = COPIES.iter().find_map(|end| name.strip_suffix(end)).filter(|n| !n.is_empty()) {
-        name = shorter;
-    }
-    name
+    let name = hidden.trim_end_matches('#');
+    // Vim: `.NAME.swp`, then `.NAME.swo` and so on; of a NAME that begins with a dot `NAME.swp`, or one dot more.
+    let edited = name.rsplit_once('.').filter(|(_, end)| end.len() == 3 && end.starts_with("sw"));
+    let edited = edited.map_or(name, |(edited, _)| edited);
+    let bare = if edited == name { name } else { edited.strip_prefix('.').unwrap_or(edited) };
+    [edited, bare].map(|mut name| {
+        while let Some(shorter) = COPIES.iter().find_map(|end| name.strip_suffix(end)).filter(|n| !n.is_empty()) {
+            name = shorter;
+        }
+        name
+    })
 }
 
 /// `.env` and what is called after it: `.env.production`, `.env-prod`, `production.env`, `env.local`; not what is an example.
@@ -234,6 +237,18 @@ mod tests {
             ".npmrc",
             ".pypirc",
             ".dockercfg",
+            ".pgpass.swp",
+            "..pgpass.swp",
+            ".netrc.swo",
+            ".git-credentials.swp",
+            ".my.cnf.swn",
+            ".htpasswd.swp",
+            ".npmrc.swp",
+            ".pypirc.swp",
+            ".dockercfg.swp",
+            ".envrc.swp",
+            ".id_rsa.swp",
+            ".pgpass~.swp",
         ] {
             assert!(is_secret_name(secret.as_bytes()), "{secret}");
         }
@@ -243,6 +258,7 @@ mod tests {
             ".env-template",
             ".env.dist",
             ".environment.bak",
+            ".notes.swp",
             "env.js",
             "config.json",
             "~",

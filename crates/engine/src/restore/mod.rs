@@ -3,6 +3,7 @@
 //! opens for writing.
 
 mod books;
+pub mod branch;
 mod delta;
 pub mod files;
 pub mod plan;

@@ -9,6 +9,7 @@ use pgark_repo::record::TablespaceLink;
 use super::delta;
 use super::{RestoreOptions, RestorePlan, TablespaceMap};
 use crate::error::{EngineError, Result};
+use crate::foreign;
 
 /// Room for WAL and what PostgreSQL writes while it recovers.
 const SPARE_BYTES: u64 = 64 * 1024 * 1024;
@@ -33,10 +34,12 @@ pub fn check_target(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<
     let over = options.delta && delta::check(&options.to, &plan.record)?;
     if !over {
         check_empty(&options.to, "E-TARGET-NOT-EMPTY")?;
+        not_within_another(&options.to)?;
     }
     let places = place_tablespaces(options, &plan.record.tablespaces)?;
     for place in &places {
         if !(over && delta::is_own_tablespace(&options.to, place)) {
+            not_within_another(&place.location)?;
             check_empty(&place.location, "E-TABLESPACE-NOT-EMPTY")?;
         }
     }
@@ -62,6 +65,10 @@ pub fn check_target(options: &RestoreOptions, plan: &RestorePlan) -> Result<Vec<
 
 fn refused(code: &'static str, path: &Path, what: &str, hint: &str) -> EngineError {
     EngineError::refused(code, format!("{} {what}", path.display()), hint)
+}
+
+fn not_within_another(path: &Path) -> Result<()> {
+    path.parent().map_or(Ok(()), |above| foreign::refuse(above, "E-TARGET-PLACE"))
 }
 
 /// Absent or an empty directory; never a link, never anything else.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::over::Carry;
-use crate::cluster::{Connection, TableName, TableSession};
+use crate::cluster::{Connection, Handover, TableName, TableSession};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::child::{self, Running};
@@ -13,7 +13,8 @@ use crate::logical::restore::read_toc;
 
 pub(super) fn dump(there: &TableSession, carry: &Carry<'_>, source: &TableName, ctx: &Ctx) -> Result<PathBuf> {
     let file = carry.dir.join("table.dump");
-    let mut command = reaching(there.connection(), &carry.tools.dump)?;
+    let conn = there.connection();
+    let mut command = reaching(conn, &conn.handover(), &carry.tools.dump)?;
     command.args([
         "--format=custom",
         "--compress=1",
@@ -42,7 +43,8 @@ pub(super) fn dump(there: &TableSession, carry: &Carry<'_>, source: &TableName, 
 }
 
 pub(super) fn load(here: &TableSession, carry: &Carry<'_>, dump: &Path, owner_kept: bool, ctx: &Ctx) -> Result<()> {
-    let mut command = reaching(here.connection(), &carry.tools.restore)?;
+    let conn = here.connection();
+    let mut command = reaching(conn, &conn.handover_to_write()?, &carry.tools.restore)?;
     command.args(["--single-transaction", "--exit-on-error", "--no-privileges", "--no-tablespaces"]);
     if !owner_kept {
         command.arg("--no-owner");
@@ -52,9 +54,9 @@ pub(super) fn load(here: &TableSession, carry: &Carry<'_>, dump: &Path, owner_ke
 }
 
 /// A program that goes where this session is.
-fn reaching(conn: &Connection, program: &Path) -> Result<Command> {
+fn reaching(conn: &Connection, handover: &Handover, program: &Path) -> Result<Command> {
     let database = conn.effective_options().into_iter().find(|(name, _)| name == "dbname").map(|(_, value)| value);
-    child::command(program, &conn.handover(), &database.unwrap_or_default())
+    child::command(program, handover, &database.unwrap_or_default())
 }
 
 fn run(mut command: Command, dir: &Path, ctx: &Ctx) -> Result<()> {

@@ -13,7 +13,7 @@ use name::{Name, check_of, existence};
 use words::{is_digest, position, said, shown, value};
 
 use super::report::{Check, Tally};
-use crate::cluster::{NORMAL, ObjectKind, is_of_version_2, is_printed, is_type_of_version_2};
+use crate::cluster::{NORMAL, ObjectKind, has_foreign_options, is_of_version_2, is_printed, is_type_of_version_2};
 use crate::error::Result;
 use crate::truth::{Header, Object, Place, Scope, Sink, Text, TruthReader};
 
@@ -157,6 +157,10 @@ impl<R: BufRead> Comparison<R> {
         self.recorded.as_ref().is_some_and(|r| r.header().pgark_truth < 2)
     }
 
+    fn is_before_version_3(&self) -> bool {
+        self.recorded.as_ref().is_some_and(|r| r.header().pgark_truth < 3)
+    }
+
     fn majors_differ(&self) -> bool {
         let recorded = self.recorded.as_ref().map(|r| r.header().major());
         recorded.is_some_and(|major| self.live.as_ref().is_some_and(|live| live.major() != major))
@@ -257,6 +261,15 @@ impl<R: BufRead> Comparison<R> {
         }
         if same {
             return self.tally(check).ok();
+        }
+        let object_type = recorded.name.first().map(|Text(name)| name.as_slice()).unwrap_or_default();
+        let in_order = !has_foreign_options(recorded.kind, recorded.says("relkind", "f"), object_type, fact);
+        if self.is_before_version_3() && !in_order {
+            let reason = format!(
+                "{}: the truth was taken by an earlier version, which kept options in the order in which they were given",
+                shown(live)
+            );
+            return self.tally(check).not_checked(&reason);
         }
         if recorded.kind == ObjectKind::Database && self.expect.settings_left {
             return self.tally(check).not_checked("not all settings and rights of the database could be restored");

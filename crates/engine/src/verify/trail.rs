@@ -20,7 +20,7 @@ impl Verify<'_> {
             self.report.objects_checked += checked.records;
             self.report.bytes_checked += checked.bytes;
             for fault in checked.faults {
-                let object = names::audit_record(&name, fault.number);
+                let object = fault.strange.unwrap_or_else(|| names::audit_record(&name, fault.number));
                 let what = format!("audit trail: {}", fault.what);
                 self.problem(object.as_str(), ProblemKind::Damaged, what, vec![], vec![]);
             }

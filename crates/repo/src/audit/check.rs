@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 
 use super::{Head, Journal, What};
 use crate::error::Result;
+use crate::store::ObjectName;
 
 /// What is wrong with a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Of the record it is about.
     pub number: u64,
+    /// Something that is no record: what.
+    pub strange: Option<ObjectName>,
     pub what: String,
 }
 
@@ -83,13 +86,17 @@ pub fn check(
     for head in known {
         walk.remembered(&head, kept_from);
     }
+    for name in journal.strange()? {
+        let what = format!("{name} is no record of this journal: somebody has put it there");
+        walk.checked.faults.push(Fault { number: 0, strange: Some(name), what });
+    }
     walk.checked.faults.sort_by_key(|fault| fault.number);
     Ok(walk.checked)
 }
 
 impl Walk {
     fn fault(&mut self, number: u64, what: impl Into<String>) {
-        self.checked.faults.push(Fault { number, what: what.into() });
+        self.checked.faults.push(Fault { number, strange: None, what: what.into() });
     }
 
     fn broken(&mut self, number: u64, what: String) {

@@ -53,6 +53,19 @@ fn age_gaps_and_damage_are_told_with_what_is_fine() {
 }
 
 #[test]
+fn a_backup_of_another_kind_is_no_substitute() {
+    let files = |hour| BackupEntry { kind: BackupKind::Files, ..backup(hour, 100, 100, 10) };
+    let found = |backups: &[BackupEntry], hour| rules(backups, hour, 0, Some(at(hour)));
+    assert_eq!(found(&[backup(100, 100, 100, 10), files(130)], 148), (vec![], 6));
+    assert_eq!(found(&[backup(100, 100, 100, 10), files(130)], 149).0, one("no-backup-logical", Severity::Critical));
+    assert_eq!(found(&[backup(100, 100, 100, 10), files(130)], 190).0, one("no-backup", Severity::Critical));
+    // One that a restore took is no habit.
+    let mut safety = backup(100, 100, 100, 10);
+    safety.annotations.insert(SAFETY.into(), "before".into());
+    assert_eq!(found(&[safety, files(148)], 149).0, vec![]);
+}
+
+#[test]
 fn what_is_unlike_what_came_before_is_told() {
     let usual: Vec<BackupEntry> = (0..4).map(|n| backup(n, 1000 + n as u64, 1000, 50)).collect();
     let with = |last: BackupEntry| {
@@ -80,7 +93,14 @@ fn what_is_unlike_what_came_before_is_told() {
 #[test]
 fn the_end_of_a_command_begins_and_ends_an_alert() {
     let end = |command, exit_code, rto_missed| {
-        from_command(&CommandEnd { command, cluster: "main", exit_code, failure: Some(("E-X", "why")), rto_missed })
+        from_command(&CommandEnd {
+            command,
+            kind: None,
+            cluster: "main",
+            exit_code,
+            failure: Some(("E-X", "why")),
+            rto_missed,
+        })
     };
     for quiet in [("backup", 2), ("backup", 5), ("restore", 4)] {
         assert_eq!(end(quiet.0, quiet.1, false), Evaluated::default(), "{quiet:?}");
@@ -99,6 +119,15 @@ fn the_end_of_a_command_begins_and_ends_an_alert() {
         assert!(found.findings[0].summary.contains("E-X why"));
     }
     assert_eq!(end("backup", 3, false).fine, ["main/command-backup"]);
+    let of = |kind, exit_code| {
+        let (command, failure) = ("backup", None);
+        from_command(&CommandEnd { command, kind: Some(kind), cluster: "main", exit_code, failure, rto_missed: false })
+    };
+    assert_eq!(of(BackupKind::Physical, 0).fine, ["main/command-backup"]);
+    assert_eq!(of(BackupKind::Logical, 0).fine, ["main/command-backup-logical"]);
+    let failed = of(BackupKind::Files, 1).findings;
+    assert_eq!((failed[0].key.as_str(), failed[0].rule.as_str()), ("main/command-backup-files", "backup-failed"));
+    assert!(failed[0].summary.starts_with("backup --kind files failed"), "{failed:?}");
     assert_eq!(end("recover", 0, false).fine, ["main/command-recover", "main/rto"]);
     let missed = end("recover", 0, true);
     assert_eq!((missed.findings[0].rule.as_str(), missed.fine.len()), ("rto-missed", 1));

@@ -82,10 +82,7 @@ impl Adopt {
         if let Some(why) = self.not_alone(at) {
             let told = format!("ARCHIVING IS OFF: {why}");
             at.ctx.progress.note(&told);
-            let how = format!(
-                "the recovered cluster archives nothing, and its WAL piles up in {}: when the old one is stopped for good, 'ALTER SYSTEM RESET archive_command', 'ALTER SYSTEM RESET archive_library' and 'SELECT pg_reload_conf()' in it",
-                dir.join("pg_wal").display()
-            );
+            let how = how(dir);
             return Ok(json!({"told": told, "warnings": [told], "left": [how]}));
         }
         conf::release(dir)?;
@@ -148,10 +145,26 @@ impl Adopt {
     }
 }
 
+/// How archiving is switched on by hand.
+fn how(dir: &Path) -> String {
+    format!(
+        "the recovered cluster archives nothing, and its WAL piles up in {}: when the old one is stopped for good, 'ALTER SYSTEM RESET archive_command', 'ALTER SYSTEM RESET archive_library' and 'SELECT pg_reload_conf()' in it",
+        dir.join("pg_wal").display()
+    )
+}
+
+/// The same of a cluster that would archive, and is kept from it until it is adopted.
+pub fn held(dir: &Path, timeline: u32) -> Option<String> {
+    (archiving(dir, Some(history_of(timeline).as_str())) != Archiving::Off).then(|| how(dir))
+}
+
 /// The file that the promotion wrote.
 fn history(at: &At<'_>) -> Option<String> {
-    let timeline: u32 = fact(at, REPLAY, "timeline")?.as_str()?.parse().ok()?;
-    Some(format!("{timeline:08X}.history"))
+    fact(at, REPLAY, "timeline")?.as_str()?.parse().ok().map(history_of)
+}
+
+fn history_of(timeline: u32) -> String {
+    format!("{timeline:08X}.history")
 }
 
 fn archiving(dir: &Path, history: Option<&str>) -> Archiving {

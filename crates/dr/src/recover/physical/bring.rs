@@ -15,8 +15,9 @@ use pgark_engine::restore::{
 use pgark_repo::names::BackupId;
 use serde_json::{Value, json};
 
-use super::{MOMENT, Physical, Place, Private, STOPS_WITHIN, conf, fact, ground, lost, postmaster};
+use super::{MOMENT, Physical, Place, Private, STOPS_WITHIN, adopt, conf, fact, ground, lost, postmaster};
 use crate::recover::machine::{At, Effect, Failure, State, Step};
+use crate::recover::report::HELD;
 use crate::recover::steps::{REPLAY, RESTORE};
 
 /// Recovery ended by itself; it ended, but not where it should.
@@ -212,6 +213,7 @@ impl Step for Replay {
         });
         if let Some(fields) = facts.as_object_mut() {
             fields.insert("timeline".into(), json!(timeline.to_string()));
+            fields.insert(HELD.into(), json!(adopt::held(dir, timeline.get())));
             if let Some(plan) = self.plan.take()
                 && let Err(e) = restoring::record_replay(&self.physical.sources, &self.physical.options.cluster, &plan)
             {

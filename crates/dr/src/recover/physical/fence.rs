@@ -10,6 +10,7 @@ use pgark_engine::archive::push::{Damaged, PushOptions, push_to_all};
 use pgark_engine::archive::salvage::leftovers;
 use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
+use pgark_engine::restore::branch::Position;
 use pgark_engine::several::Member;
 use pgark_repo::codec::Compression;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ground::{places, works_in};
-use super::{MOMENT, Physical, Place, STOPS_WITHIN, before_it_was_right, fact, postmaster, ran};
+use super::{MOMENT, Physical, Place, STOPS_WITHIN, before_it_was_right, branch, fact, postmaster, ran};
 use crate::recover::application::seen_first;
 use crate::recover::machine::{At, Effect, Failure, State, Step};
 use crate::recover::repointing::LEADS_BACK;
@@ -171,6 +172,10 @@ impl Salvage {
                 return Ok(());
             }
         };
+        match branch::stopped_at(data, &left) {
+            Ok(position) => found.server = Some(position),
+            Err(e) => found.failed(format!("on which timeline the replaced server was is not known: {e}")),
+        }
         for path in left.ready.iter().chain(&left.unfinished) {
             ctx.check_cancelled()?;
             match self.push(path, members) {
@@ -188,6 +193,8 @@ struct Found {
     pushed: u64,
     /// The server is stopped, and its WAL was looked through.
     read: bool,
+    /// Where it stood then.
+    server: Option<Position>,
     warnings: Vec<String>,
 }
 
@@ -221,7 +228,7 @@ impl Step for Salvage {
         let complete = found.read && found.warnings.is_empty() && self.0.is_fenced(at);
         let all = if complete { ", which is all there was" } else { "" };
         let told = format!("{} files of WAL that waited here are archived{all}", found.pushed);
-        Ok(json!({"told": told, "complete": complete, "warnings": found.warnings}))
+        Ok(json!({"told": told, "complete": complete, "server": found.server, "warnings": found.warnings}))
     }
 
     fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {

@@ -12,7 +12,7 @@ use pgark_engine::restore::{RestorePlan, run as restoring};
 use pgark_engine::scratch::server::room;
 use serde_json::{Value, json};
 
-use super::{DIR_BYTES_MAX, MOMENT, Physical, Place, postmaster};
+use super::{DIR_BYTES_MAX, MOMENT, Physical, Place, branch, postmaster};
 use crate::recover::application::Until;
 use crate::recover::machine::{At, Effect, State, Step};
 use crate::recover::repointing::Repoint;
@@ -43,6 +43,7 @@ impl Step for Preflight {
             Place::New => restoring::prepare(&physical.options, &physical.sources, &[])?.0,
             Place::Own => physical.plan()?,
         };
+        branch::before(physical, &plan)?;
         let bin = physical.programs(plan.record.version_num)?;
         let mut told = vec![
             format!("backup {} and its WAL reach {}", plan.backup.id, plan.stop.end),

@@ -4,6 +4,7 @@
 //! it archives nothing before the one that it replaces is proved to be stopped.
 
 mod adopt;
+mod branch;
 mod bring;
 mod conf;
 mod fence;
@@ -147,6 +148,7 @@ impl Physical {
     /// What would be restored, and how old it is. Nothing is changed by asking.
     pub fn foreseen(&self) -> Result<(RestorePlan, Timestamp)> {
         let plan = self.plan()?;
+        branch::before(self, &plan)?;
         let point = reach(&plan, &self.options.cluster, &self.sources)?;
         Ok((plan, point))
     }
@@ -164,25 +166,29 @@ impl Physical {
     fn judged(&self, plan: &RestorePlan, at: &At<'_>) -> Result<Value> {
         let opening = &self.recovery.opening;
         let salvaged = at.done.get(SALVAGE).and_then(|f| f.get("complete")).and_then(Value::as_bool) == Some(true);
-        let everything = salvaged && plan.target == Target::Latest;
-        let point = match everything {
-            // It wrote nothing after that.
-            true => opening.declared,
-            false => reach(plan, &self.options.cluster, &self.sources)?,
-        };
         let mut warnings: Vec<String> = plan.notes.iter().filter(|n| n.starts_with("DEGRADED")).cloned().collect();
-        if !everything && point > opening.declared {
+        let left_out = branch::left_out(self, plan, at)?;
+        let everything = salvaged && plan.target == Target::Latest && left_out.is_none();
+        let point = match &left_out {
+            // It wrote nothing after that.
+            None if everything => Some(opening.declared),
+            None => Some(reach(plan, &self.options.cluster, &self.sources)?),
+            Some(left_out) => left_out.point,
+        };
+        warnings.extend(left_out.map(|l| l.why));
+        if !everything && point.is_some_and(|point| point > opening.declared) {
             warnings.push("what is restored is newer than the declaration: it may hold what this is to undo".into());
         }
-        let rpo = Goal::judge(opening.rpo_ms, point, opening.declared);
-        let verdict = match rpo.met {
+        let rpo = point.map(|point| Goal::judge(opening.rpo_ms, point, opening.declared));
+        let verdict = match rpo.and_then(|rpo| rpo.met) {
             Some(true) => " (within the objective)",
             Some(false) => " (the recovery point objective is MISSED)",
             None => "",
         };
-        let old = match everything {
-            true => "all that was written to it".to_owned(),
-            false => format!(
+        let old = match point.zip(rpo) {
+            _ if everything => "all that was written to it".to_owned(),
+            None => "how much is lost with it is not known".to_owned(),
+            Some((point, rpo)) => format!(
                 "what was committed until {}, {} before the incident was declared{verdict}",
                 point.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 span(rpo.measured_ms)

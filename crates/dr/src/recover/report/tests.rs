@@ -114,3 +114,37 @@ fn a_failure_says_what_is_where_and_names_stay_text() {
     let again: Report = serde_json::from_value(serde_json::to_value(&report).expect("JSON")).expect("the same");
     assert_eq!(again, report);
 }
+
+#[test]
+fn a_cluster_that_was_not_adopted_is_said_to_archive_nothing() {
+    let failure = Failure { step: SMOKE.into(), code: "E-PROBE".into(), why: "so".into(), hint: None };
+    let made = |in_place: bool, state: State, more: Vec<(i64, Event)>| {
+        let mut opening = opening();
+        let steps = [(FENCE, true), (ASIDE, in_place), (REPLAY, true), (ADOPT, true)];
+        let steps = steps.into_iter().filter(|(_, is_there)| *is_there);
+        opening.steps.extend(steps.map(|(name, _)| Planned { name: name.into(), what: name.into() }));
+        let ran = json!({"seen": {"state": "running", "detail": "", "identity": null}});
+        let mut all = vec![
+            (1, Event::Begins { step: FENCE.into(), facts: ran }),
+            (2, is_done(FENCE, json!({"fenced": true}))),
+            (3, is_done(CHOOSE, json!({"recovery_point": at(0)}))),
+        ];
+        all.extend(in_place.then(|| (4, is_done(ASIDE, Value::Null))));
+        all.extend([(5, is_done(REPLAY, json!({HELD: "switch it on"}))), (6, failed(SMOKE, "E-PROBE"))]);
+        Report::made(&opening, &lines([all, more].concat()), Some(&failure), state, at(30))
+    };
+    let says = |list: &[String], what: &str| list.iter().any(|line| line.contains(what));
+    let report = made(true, State::NotStarted, vec![]);
+    assert!(says(&report.warnings, "ARCHIVING IS OFF") && says(&report.left, "switch it on"), "{report:?}");
+    assert!(report.summary().contains("restored, and the service is NOT back (not_started)"), "{}", report.summary());
+    assert!(!says(&report.left, "stays stopped") && to_markdown(&report).contains("objective 1h 0m met"));
+    // What was there before is back, and archives.
+    let back = Event::Undone { step: ASIDE.into(), facts: Value::Null };
+    let report = made(true, State::Halted, vec![(7, back)]);
+    assert!(!says(&report.warnings, "ARCHIVING") && !says(&report.left, "switch it on"), "{report:?}");
+    // A new instance that nobody uses; the old one is down.
+    let report = made(false, State::Halted, vec![]);
+    assert!(!says(&report.warnings, "ARCHIVING") && says(&report.left, "switch it on"), "{report:?}");
+    assert!(says(&report.left, "stays stopped"), "{report:?}");
+    assert!(to_markdown(&report).contains("nothing was restored"), "{}", to_markdown(&report));
+}

@@ -224,6 +224,21 @@ struct Chosen {
     scope: Scope,
 }
 
+/// What was not restored before may be why the database could not be.
+fn with_globals(e: EngineError, failed: &[String]) -> EngineError {
+    match e {
+        EngineError::Failed { code, message, hint } if !failed.is_empty() => {
+            let message = format!("{message}; not restored before that: {}", failed.join("; "));
+            EngineError::Failed { code, message, hint }
+        }
+        EngineError::Refused { code, message, hint } if !failed.is_empty() => {
+            let message = format!("{message}; not restored before that: {}", failed.join("; "));
+            EngineError::Refused { code, message, hint }
+        }
+        other => other,
+    }
+}
+
 pub(super) struct Restore<'a> {
     pub options: &'a RestoreOptions,
     repo: &'a Repository,
@@ -242,7 +257,8 @@ impl Restore<'_> {
             report.globals = Some(applied);
         }
         if let (Some(plan), Some(dump)) = (&self.plan.database, fetched.dump) {
-            self.database(plan, dump, fetched.truth, &admin, &mut report)?;
+            let loaded = self.database(plan, dump, fetched.truth, &admin, &mut report);
+            loaded.map_err(|e| with_globals(e, report.globals.as_ref().map_or(&[], |g| g.failed.as_slice())))?;
         }
         Ok(report)
     }
@@ -465,7 +481,7 @@ impl Restore<'_> {
         let shown = plan.to.escape_debug();
         self.ctx.progress.note(&format!("loading '{shown}' as '{}'", plan.loading));
         let to = self.options.connect.to_database(&plan.loading);
-        let handover = Connection::open(&to, self.options.connect_timeout)?.handover();
+        let handover = Connection::open(&to, self.options.connect_timeout)?.handover_to_write()?;
         let mut command = child::command(&self.plan.tools.restore, &handover, &plan.loading)?;
         command.arg("--exit-on-error");
         command.arg(format!("--jobs={}", jobs.max(1)));

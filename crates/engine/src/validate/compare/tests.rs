@@ -268,6 +268,14 @@ fn what_an_older_truth_does_not_tell_is_not_compared_and_never_ok() {
     for name in ["comments", "definitions", "privileges", "other objects"] {
         assert_eq!(outcome(&checks, name), Outcome::Failed, "{name}");
     }
+    // Before version 3, options stood in the order in which they were given.
+    let given = [object(ObjectKind::Other, &["server", "s"], &[("details", "d"), ("owner", "o")])];
+    let sorted = [object(ObjectKind::Other, &["server", "s"], &[("details", "e"), ("owner", "o")])];
+    let of = |version| Header { pgark_truth: version, ..header(150_018) };
+    let checks = compare((of(2), &given), (header(150_018), &sorted), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "other objects"), Outcome::NotChecked);
+    let checks = compare((of(3), &given), (header(150_018), &sorted), NOTHING_SPECIAL);
+    assert_eq!(outcome(&checks, "other objects"), Outcome::Failed);
     // Who may not see options cannot tell whether they are the same.
     let hidden = [object(ObjectKind::Other, &["user mapping", "x on server s"], &[("options_hidden", "yes")])];
     let seen = [object(ObjectKind::Other, &["user mapping", "x on server s"], &[("mapping_options", "d")])];

@@ -28,6 +28,8 @@ pub(super) struct Root {
     fd: OwnedFd,
     path: PathBuf,
     lookup: Lookup,
+    /// Whose everything becomes that root makes here: it belongs to whoever the directory belongs to.
+    owner: Option<(fs::Uid, fs::Gid)>,
     /// Directories whose entry in every parent we have seen fsynced.
     durable_dirs: Mutex<HashMap<String, DirIdentity>>,
     /// Cleared when the file system turns out to have no hard links.
@@ -58,8 +60,9 @@ impl Root {
             Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => Lookup::Parts,
             _ => Lookup::Kernel,
         };
+        let owner = owner_for_root(&fd)?;
         let (durable_dirs, hard_links) = (Mutex::default(), AtomicBool::new(true));
-        Ok(Root { fd, path: path.to_owned(), lookup, durable_dirs, hard_links })
+        Ok(Root { fd, path: path.to_owned(), lookup, owner, durable_dirs, hard_links })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -106,6 +109,7 @@ impl Root {
             if Mode::from_raw_mode(fs::fstat(&file)?.st_mode) != FILE_MODE {
                 mode_set(fs::fchmod(&file, FILE_MODE))?; // the umask has taken away more than we can bear
             }
+            self.give(&file)?;
             Ok((dir, file))
         };
         let vanished = |e: &Sys<_>| matches!(e, Err(Errno::NOENT));
@@ -131,11 +135,21 @@ impl Root {
                 Err(e) => return Err(e),
             }
             let child = open_part(dir.as_fd(), part, DIR_FLAGS)?;
+            self.give(&child)?;
             fsync_dir(&dir)?;
             dir = child;
         }
         self.remember_durable(relative, &dir);
         Ok(dir)
+    }
+
+    /// What root has made is its owner's.
+    fn give(&self, made: &OwnedFd) -> Sys<()> {
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        if fs::fstat(made)?.st_uid != 0 {
+            return Ok(());
+        }
+        mode_set(fs::fchown(made, Some(uid), Some(gid)))
     }
 
     /// Removes directories that became empty, from `relative` up to but not including the root. Some of them may
@@ -224,6 +238,13 @@ fn open_part(dir: std::os::fd::BorrowedFd<'_>, part: &str, flags: OFlags) -> Sys
         },
         other => other,
     }
+}
+
+/// Whom the store belongs to, when we are root and it is not root's.
+fn owner_for_root(dir: &OwnedFd) -> Sys<Option<(fs::Uid, fs::Gid)>> {
+    let stat = fs::fstat(dir)?;
+    let gives = rustix::process::geteuid().is_root() && stat.st_uid != 0;
+    Ok(gives.then(|| (fs::Uid::from_raw(stat.st_uid), fs::Gid::from_raw(stat.st_gid))))
 }
 
 /// It is ours, so a refusal means that the file system keeps no modes; then the mount decides who may read.

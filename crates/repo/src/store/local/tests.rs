@@ -250,3 +250,20 @@ fn errors_of_the_system_are_told_apart() {
     assert_eq!(kind(Errno::NOENT), StoreErrorKind::Io);
     assert_eq!(read_error("test", "x", Errno::NOENT).kind(), StoreErrorKind::NotFound);
 }
+
+#[test]
+fn what_root_writes_belongs_to_the_owner_of_the_store() {
+    const OWNER: u32 = 12_345;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = TestDir::new();
+    std::os::unix::fs::chown(&dir.0, Some(OWNER), Some(OWNER)).unwrap();
+    // Left by one that did not know of it.
+    std::fs::create_dir(dir.0.join("audit")).unwrap();
+    dir.store().put_new(&name("audit/main/0/1"), b"x").unwrap();
+    for part in ["audit", "audit/main", "audit/main/0", "audit/main/0/1"] {
+        let meta = std::fs::symlink_metadata(dir.0.join(part)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (OWNER, OWNER), "{part}");
+    }
+}
