@@ -148,6 +148,10 @@ impl TokenRecord {
     pub fn is_valid(&self, now: Timestamp) -> bool {
         self.revoked.is_none() && self.expires.is_none_or(|at| now < at)
     }
+
+    pub fn caller(self) -> Caller {
+        Caller { token_id: self.id, name: self.name, role: self.role, cluster: self.cluster }
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,12 @@
 //! somebody would type. Its database can be deleted: what it holds of backups is a copy of what the repositories say.
 
 pub mod access;
+pub mod events;
 pub mod http;
 pub mod jobs;
+mod known;
+pub mod lookup;
+mod printing;
 mod refresh;
 pub mod schedule;
 pub mod serve;

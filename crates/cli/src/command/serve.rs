@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 use pgark_server::http::Serving;
 use pgark_server::jobs::{BackupType, Kind, Program, Request};
+use pgark_server::lookup::Lookups;
 use pgark_server::schedule::Scheduled;
 use pgark_server::serve::{self, ClusterConfig, Config, Options, Shared, Signals, SystemConfig};
 use pgark_server::{State, StateError};
@@ -90,7 +91,8 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         let settings = Settings::load(&overrides, &Environment::from_process()).map_err(|f| f.to_string())?;
         self::config(&settings).map_err(|f| f.to_string())
     };
-    let serving = Serving::start(listen, state.clone(), config.clone())
+    let lookups = Lookups::new(Some(options.program.clone()), state.dir().to_owned());
+    let serving = Serving::start(listen, state.clone(), config.clone(), lookups)
         .map_err(|e| Failure::failed("E-SERVER-LISTEN", format!("{listen} cannot be listened on: {e}")))?;
     let document = serde_json::json!({"schema": SCHEMA, "listening": serving.address(), "state_dir": state.dir()});
     output::result(global.form(), &document, || format!("listening on http://{}\n", serving.address()))?;
@@ -164,6 +166,7 @@ fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {
         rpo: cluster.rpo,
         rto: cluster.rto,
         system,
+        is_priced: repos.first().is_some_and(|repo| repo.space.prices.is_some()),
     }
 }
 

@@ -16,13 +16,13 @@ use crate::site::{BINARY, Site};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A running server, killed when the test ends.
-struct Serving {
+pub struct Serving {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Serving {
-    fn start(pgark: &Pgark) -> Serving {
+    pub fn start(pgark: &Pgark) -> Serving {
         let words = ["serve", "--listen", "127.0.0.1:0", "--json", "-v"];
         let mut command = pgark.command(words);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the server starts");
@@ -32,12 +32,12 @@ impl Serving {
         Serving { child, address: document["listening"].as_str().expect("an address").to_owned() }
     }
 
-    fn ask(&self, method: &str, path: &str, token: &str, body: &str) -> (u16, Value) {
+    pub fn ask(&self, method: &str, path: &str, token: &str, body: &str) -> (u16, Value) {
         let (status, text) = self.raw(method, path, &format!("Authorization: Bearer {token}\r\n"), body);
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    fn raw(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the server listens");
         stream.set_read_timeout(Some(LIMIT)).expect("a limit");
         let length = body.len();
@@ -64,7 +64,7 @@ impl Serving {
         self.child.wait().expect("gone");
     }
 
-    fn drained(mut self) {
+    pub fn drained(mut self) {
         self.signal(rustix::process::Signal::TERM);
         let status = self.child.wait().expect("ended");
         assert_eq!(status.code(), Some(0), "{status}");
@@ -79,7 +79,7 @@ impl Drop for Serving {
     }
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -91,7 +91,7 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The site with a configuration file that holds all the environment said.
-fn configured(site: &Site, more: &str) -> (Pgark, PathBuf) {
+pub fn configured(site: &Site, more: &str) -> (Pgark, PathBuf) {
     let state = site.scratch.join("server");
     let cluster = &site.cluster;
     let text = format!(
@@ -112,7 +112,7 @@ fn configured(site: &Site, more: &str) -> (Pgark, PathBuf) {
     (pgark.env("PGARK_CONFIG", &config), config)
 }
 
-fn token(pgark: &Pgark, role: &str, more: &[&str]) -> String {
+pub fn token(pgark: &Pgark, role: &str, more: &[&str]) -> String {
     let document = pgark.json([&["token", "create", "--role", role, "--name", role], more].concat());
     document["token"].as_str().expect("a token").to_owned()
 }

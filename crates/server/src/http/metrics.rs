@@ -15,8 +15,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use super::api::{of_cluster, time};
 use super::{Answer, Api, Asked, Problem};
+use crate::known::{of_cluster, time};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

@@ -1,35 +1,43 @@
 //! HTTP: one table of routes (`routes`), from which the router, the rights and the OpenAPI document are made.
 //!
 //! Invariant: a request reaches a handler only through `answer`, which asks the table what it takes. What is not in the table is
-//! not there; what needs a token and has none learns nothing.
+//! not there; what needs a token and has none learns nothing. Pages are answers of the same handlers, shown to people.
 
 mod api;
 mod compat;
+mod knowledge;
 mod metrics;
 mod openapi;
+mod page;
 mod routes;
+mod session;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::RawPathParams;
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::access::{Caller, Right};
+use crate::events::{Events, Listening};
+use crate::lookup::Lookups;
+use crate::printing::NotPrinted;
 use crate::serve::Shared;
 use crate::state::{State, StateError};
 pub use openapi::document as openapi;
 use routes::{ROUTES, Route};
+use session::{Session, Sessions};
 
 /// Of a request; there is none that needs more.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -44,6 +52,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Api {
     pub state: State,
     pub config: Shared,
+    pub lookups: Lookups,
+    events: Events,
+    sessions: Sessions,
     listen: SocketAddr,
     /// The loop has begun, and has not been told to end.
     ready: Arc<AtomicBool>,
@@ -52,31 +63,46 @@ pub struct Api {
 /// A request that may do what it asks for.
 struct Asked<'a> {
     caller: Option<&'a Caller>,
+    /// Of a browser.
+    session: Option<&'a Session>,
     path: Vec<(String, String)>,
     query: Vec<(String, String)>,
     headers: &'a HeaderMap,
     body: Value,
+    /// Of pages.
+    form: Vec<(String, String)>,
     now: Timestamp,
 }
 
 enum Answer {
     Json(StatusCode, Value),
     Text(&'static str, String),
+    Page { status: StatusCode, html: String, cookies: Vec<String> },
+    Goto { to: String, cookies: Vec<String> },
+    Asset(&'static str, &'static str),
+    Events(Listening),
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
 struct Problem {
     status: StatusCode,
-    code: &'static str,
+    code: Cow<'static, str>,
     message: String,
+    hint: Option<String>,
 }
 
 type Handler = fn(&Api, &Asked<'_>) -> Result<Answer, Problem>;
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into() }
+        Problem { status, code: code.into(), message: message.into(), hint: None }
+    }
+
+    /// What a command said, when it could not do what was asked.
+    fn said(why: NotPrinted) -> Problem {
+        let NotPrinted { code, message, hint } = why;
+        Problem { status: StatusCode::UNPROCESSABLE_ENTITY, code: code.into(), message, hint }
     }
 
     fn wrong(message: impl Into<String>) -> Problem {
@@ -119,9 +145,21 @@ impl Asked<'_> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// A field of a form that was filled in.
+    fn field(&self, name: &str) -> Option<&str> {
+        let field = self.form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        field.filter(|value| !value.is_empty())
+    }
+
     /// Routes without a caller ask for none.
     fn caller(&self) -> Result<&Caller, Problem> {
         self.caller.ok_or_else(Problem::not_found)
+    }
+
+    /// The same caller asks for something else.
+    fn again(&self, query: Vec<(String, String)>) -> Asked<'_> {
+        let Asked { caller, session, headers, now, .. } = *self;
+        Asked { caller, session, path: self.path.clone(), query, headers, body: Value::Null, form: vec![], now }
     }
 
     fn sees(&self, cluster: &str) -> bool {
@@ -134,12 +172,13 @@ pub struct Serving {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
     ready: Arc<AtomicBool>,
+    events: Events,
 }
 
 impl Serving {
     /// # Errors
     /// When the address cannot be listened on.
-    pub fn start(listen: SocketAddr, state: State, config: Shared) -> std::io::Result<Serving> {
+    pub fn start(listen: SocketAddr, state: State, config: Shared, lookups: Lookups) -> std::io::Result<Serving> {
         let socket = TcpListener::bind(listen)?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
@@ -150,7 +189,17 @@ impl Serving {
             .enable_all()
             .build()?;
         let ready = Arc::new(AtomicBool::new(true));
-        let api = Api { state, config, listen: address, ready: Arc::clone(&ready) };
+        let events = Events::default();
+        let sessions = Sessions::default();
+        let api = Api {
+            state,
+            config,
+            lookups,
+            events: events.clone(),
+            sessions,
+            listen: address,
+            ready: Arc::clone(&ready),
+        };
         let router = router(api);
         runtime.spawn(async move {
             let served = match tokio::net::TcpListener::from_std(socket) {
@@ -161,7 +210,12 @@ impl Serving {
                 tracing::error!(target: "pgark", %error, "requests are no longer answered");
             }
         });
-        Ok(Serving { runtime: Some(runtime), address, ready })
+        Ok(Serving { runtime: Some(runtime), address, ready, events })
+    }
+
+    /// Where the loop of the server tells what happens.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -225,7 +279,10 @@ async fn received(
         }
     };
     // Handlers ask SQLite and wait for jobs.
-    let made = tokio::task::spawn_blocking(move || answer(&api, route, path, &parts.uri, &parts.headers, &body));
+    let made = tokio::task::spawn_blocking(move || {
+        let made = answer(&api, route, path, &parts.uri, &parts.headers, &body);
+        if route.page { made.or_else(|problem| Ok(page::problem(&problem, &parts.uri))) } else { made }
+    });
     written(made.await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "E-INTERNAL", "the server hit an internal error"))
     }))
@@ -242,9 +299,9 @@ fn answer(
 ) -> Result<Answer, Problem> {
     addressed_to_us(api, headers)?;
     let now = Timestamp::now();
-    let caller = match route.right {
-        Right::Anyone => None,
-        _ => Some(caller(api, headers, now)?),
+    let (caller, session) = match route.right {
+        Right::Anyone => (None, None),
+        _ => identified(api, route, headers, now)?,
     };
     if let Some(caller) = &caller {
         let cluster = path.iter().find(|(key, _)| key == "cluster").map(|(_, value)| value.as_str());
@@ -263,12 +320,47 @@ fn answer(
             return Err(Problem::not_allowed());
         }
     }
-    let body = match (body.is_empty(), route.method() == Method::GET) {
+    let is_form = route.page && route.method() == Method::POST;
+    let form: Vec<(String, String)> =
+        if is_form { form_urlencoded::parse(body).into_owned().collect() } else { vec![] };
+    if let (true, Some(session)) = (is_form, &session) {
+        let word = form.iter().find(|(key, _)| key == "csrf").map_or("", |(_, value)| value.as_str());
+        if !session.has_word(word) {
+            return Err(forged());
+        }
+    }
+    let body = match (body.is_empty(), is_form || route.method() == Method::GET) {
         (true, _) | (_, true) => Value::Null,
         (false, false) => serde_json::from_slice(body).map_err(|_| Problem::wrong("the body is no JSON"))?,
     };
     let query = query(uri)?;
-    (route.handler)(api, &Asked { caller: caller.as_ref(), path, query, headers, body, now })
+    let (caller, session) = (caller.as_ref(), session.as_ref());
+    (route.handler)(api, &Asked { caller, session, path, query, headers, body, form, now })
+}
+
+fn forged() -> Problem {
+    Problem::new(
+        StatusCode::FORBIDDEN,
+        "E-FORM",
+        "this form was not made by this server, or has expired: load the page again",
+    )
+}
+
+/// By a token, or by the cookie of a session; which is good for reading and for pages, whose forms have a word of their own.
+fn identified(
+    api: &Api,
+    route: &Route,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<(Option<Caller>, Option<Session>), Problem> {
+    let reads = route.method() == Method::GET;
+    if !headers.contains_key(header::AUTHORIZATION)
+        && (reads || route.page)
+        && let Some((caller, session)) = api.sessions.caller(&api.state, headers, now)?
+    {
+        return Ok((Some(caller), Some(session)));
+    }
+    Ok((Some(caller(api, headers, now)?), None))
 }
 
 /// A page of somebody else's that a browser shows can send requests here, by a name that it points to us; with `Host` and `Origin`
@@ -305,31 +397,62 @@ fn query(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
     pairs.map(|q| q.0).map_err(|_| Problem::wrong("the query cannot be read"))
 }
 
+/// Nothing is loaded from elsewhere, nothing in a page is a script or a style of its own.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
 fn written(made: Result<Answer, Problem>) -> Response {
-    let (status, kind, body) = match made {
-        Ok(Answer::Json(status, value)) => (status, "application/json", value.to_string()),
-        Ok(Answer::Text(kind, text)) => (StatusCode::OK, kind, text),
+    let json = "application/json";
+    let (status, kind, body, cookies) = match made {
+        Ok(Answer::Json(status, value)) => (status, json, Body::from(value.to_string()), vec![]),
+        Ok(Answer::Text(kind, text)) => (StatusCode::OK, kind, Body::from(text), vec![]),
+        Ok(Answer::Page { status, html, cookies }) => (status, "text/html; charset=utf-8", Body::from(html), cookies),
+        Ok(Answer::Asset(kind, text)) => (StatusCode::OK, kind, Body::from(text), vec![]),
+        Ok(Answer::Events(listening)) => {
+            let next = |mut listening: Listening| async move {
+                let text = listening.next().await?;
+                Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), listening))
+            };
+            let body = Body::from_stream(futures_util::stream::unfold(listening, next));
+            (StatusCode::OK, "text/event-stream", body, vec![])
+        }
+        Ok(Answer::Goto { to, cookies }) => {
+            let mut response = response(StatusCode::SEE_OTHER, "text/plain", Body::empty(), &cookies);
+            let to = HeaderValue::from_str(&to).unwrap_or(HeaderValue::from_static("/"));
+            response.headers_mut().insert(header::LOCATION, to);
+            return response;
+        }
         Err(problem) => {
-            let body = json!({"schema": 1, "error": {"code": problem.code, "message": problem.message}});
-            (problem.status, "application/json", body.to_string())
+            let mut error = json!({"code": problem.code, "message": problem.message});
+            if let Some(hint) = problem.hint {
+                error["hint"] = hint.into();
+            }
+            (problem.status, json, Body::from(json!({"schema": 1, "error": error}).to_string()), vec![])
         }
     };
-    let mut response = Response::new(Body::from(body));
+    response(status, kind, body, &cookies)
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Body, cookies: &[String]) -> Response {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = [
         (header::CONTENT_TYPE, kind),
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'self'; frame-ancestors 'none'"),
+        // With 'no-referrer' browsers would send the forms of our own pages with 'Origin: null'.
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
     ];
     for (name, value) in headers {
-        response.headers_mut().insert(name, axum::http::HeaderValue::from_static(value));
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    for cookie in cookies.iter().filter_map(|c| HeaderValue::from_str(c).ok()) {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
     }
     if status == StatusCode::UNAUTHORIZED {
-        let bearer = axum::http::HeaderValue::from_static("Bearer");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }

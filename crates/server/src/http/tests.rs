@@ -34,11 +34,14 @@ fn bench(label: &str) -> Bench {
         rpo: Some(Duration::from_secs(3600)),
         rto: Some(Duration::from_secs(4 * 3600)),
         system,
+        is_priced: false,
     };
     let clusters = vec![cluster("a", Some(system)), cluster("b", None)];
     let config = Shared::new(Config { clusters, schedules: vec![] });
     let listen = "127.0.0.1:7432".parse().expect("an address");
-    Bench { api: Api { state, config, listen, ready: Arc::new(AtomicBool::new(true)) }, _scratch: scratch }
+    let lookups = Lookups::new(None, dir);
+    let (events, sessions, ready) = (Events::default(), Sessions::default(), Arc::new(AtomicBool::new(true)));
+    Bench { api: Api { state, config, lookups, events, sessions, listen, ready }, _scratch: scratch }
 }
 
 impl Bench {
@@ -84,6 +87,10 @@ impl Bench {
         match answer(&self.api, route, path, &uri, &headers, body.as_bytes()) {
             Ok(Answer::Json(status, value)) => (status.as_u16(), value),
             Ok(Answer::Text(_, text)) => (200, text.into()),
+            Ok(Answer::Page { status, html, .. }) => (status.as_u16(), html.into()),
+            Ok(Answer::Goto { to, cookies }) => (303, json!({"to": to, "cookies": cookies})),
+            Ok(Answer::Asset(_, text)) => (200, text.into()),
+            Ok(Answer::Events(_)) => (200, Value::Null),
             Err(problem) => (problem.status.as_u16(), json!({"code": problem.code, "message": problem.message})),
         }
     }
@@ -95,6 +102,9 @@ fn route(method: &str, path: &str) -> &'static Route {
 
 /// Something that would be well-formed for every route that could wait for a job without it.
 fn body(route: &Route) -> &'static str {
+    if route.page {
+        return "job=check";
+    }
     match route.body {
         Some("NewJob") => r#"{"job": "check"}"#,
         Some("TokenRequest") => r#"{"name": "n", "role": "viewer"}"#,
@@ -107,8 +117,14 @@ fn every_route_takes_what_the_table_says_and_no_less() {
     let bench = bench("routes");
     let own = bench.job("a");
     for route in ROUTES.iter().filter(|r| r.right != Right::Anyone) {
-        let path =
-            [("cluster", "a"), ("job", own.as_str()), ("token", "none"), ("backup", "none"), ("backup_name", "none")];
+        let path = [
+            ("cluster", "a"),
+            ("job", own.as_str()),
+            ("token", "none"),
+            ("backup", "none"),
+            ("report", "none"),
+            ("backup_name", "none"),
+        ];
         let path: Vec<_> = path.into_iter().filter(|(name, _)| route.path.contains(&format!("{{{name}}}"))).collect();
         let shown = format!("{} {}", route.method(), route.path);
         for wrong in [None, Some("pgark_nobody"), Some("")] {
@@ -277,10 +293,196 @@ fn the_committed_document_is_the_one_that_is_served() {
     assert!(committed == served, "docs/openapi.json differs from the routes: PGARK_TEST_WRITE=1 writes it");
     let document = openapi();
     let schemas = document["components"]["schemas"].as_object().expect("schemas");
-    for route in ROUTES {
+    for route in ROUTES.iter().filter(|r| !r.page) {
         for name in [Some(route.answer), route.body].into_iter().flatten() {
             assert!(schemas.contains_key(name), "{}: {name}", route.path);
         }
         assert!(!route.summary.is_empty(), "{}", route.path);
     }
+}
+
+/// All of it that a page may show, in words that want to be more than words.
+const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u{202e}\u{1b}[31m{{x}}";
+
+fn hostile(bench: &Bench) -> String {
+    let now = Timestamp::now();
+    let at = now.to_string();
+    let backup = json!({"id": HOSTILE, "kind": HOSTILE, "type": HOSTILE, "complete": true, "started": at, "finished": at,
+        "size_bytes": 5, "stored_bytes": 5, "evidence": HOSTILE, "annotations": {HOSTILE: HOSTILE}, "holds": [{"reason": HOSTILE}]});
+    let info = json!({"clusters": [{"name": "a", "pg_version": HOSTILE, "gaps": [], "problems": [HOSTILE],
+        "windows": [{"timeline": 1, "from_time": at, "to_time": at}], "backups": [backup],
+        "drill": {"last": {"verdict": HOSTILE, "time": at, "summary": HOSTILE}, "forecasts": [{"kind": HOSTILE, "expected_ms": 5}]}}],
+        "repository": {"name": HOSTILE, "problem": HOSTILE, "used": {"bytes": 5}, "free": {"why": HOSTILE},
+            "growth": {"method": HOSTILE}, "forecast": {"why": HOSTILE}, "cost": {"currency": HOSTILE, "storage_month": 1.5}}});
+    let state = &bench.api.state;
+    for (kind, cluster, document) in [
+        ("info", "a", info.clone()),
+        ("space", "a", info),
+        ("wal", "a", json!({"timelines": [{"ranges": [{"from_time": at, "to_time": at}]}]})),
+        (
+            "reports",
+            "a",
+            json!({"reports": [{"id": HOSTILE, "what": "drill", "written": at, "summary": HOSTILE, "severity": HOSTILE}]}),
+        ),
+        (
+            "audit",
+            "a",
+            json!({"events": [{"at": at, "cluster": "a", "user": HOSTILE, "host": HOSTILE, "command": HOSTILE,
+            "arguments": [HOSTILE], "end": {"exit_code": 1, "error": HOSTILE}}], "damaged": [HOSTILE]}),
+        ),
+        ("history", "a", json!({"events": [{"kind": "restore_point", "time": at, "name": HOSTILE, "lsn": HOSTILE}]})),
+        (
+            "alerts",
+            "",
+            json!({"alerts": [{"cluster": "a", "opened": at, "severity": HOSTILE, "summary": HOSTILE,
+            "acknowledged": {"by": HOSTILE}}]}),
+        ),
+        ("incidents", "", json!({"incidents": [{"cluster": "a", "declared": at, "by": HOSTILE, "reason": HOSTILE}]})),
+        (
+            "settings",
+            "",
+            json!({"settings": [{"key": "clusters.a.rpo", "value": {HOSTILE: [HOSTILE]}, "origin": HOSTILE}]}),
+        ),
+    ] {
+        state.keep_document(kind, cluster, &document, now).expect("kept");
+    }
+    let job = bench.job("a");
+    let outcome = crate::state::Outcome {
+        state: crate::jobs::JobState::Failed,
+        exit_code: Some(1),
+        error_code: Some(HOSTILE.into()),
+        message: Some(HOSTILE.into()),
+    };
+    state.job_ends(&job, &outcome, None, now).expect("ended");
+    std::fs::create_dir_all(state.job_dir(&job)).expect("made");
+    std::fs::write(state.job_dir(&job).join("log"), HOSTILE).expect("written");
+    std::fs::write(state.job_dir(&job).join("result"), json!({HOSTILE: HOSTILE}).to_string()).expect("written");
+    job
+}
+
+#[test]
+fn pages_hold_no_script_whatever_others_have_written() {
+    let bench = bench("pages");
+    let job = hostile(&bench);
+    let admin = bench.token(Role::Admin, None);
+    let path = [("cluster", "a"), ("job", job.as_str()), ("backup", HOSTILE), ("report", "20260101-000000-00000000")];
+    for route in ROUTES.iter().filter(|r| r.page && r.method() == Method::GET && !r.path.starts_with("/assets")) {
+        let (status, page) = bench.ask(route, &path, Some(&admin), "");
+        let page = page.as_str().unwrap_or_else(|| panic!("{}: {status} {page}", route.path));
+        assert_eq!(status, 200, "{}", route.path);
+        for wrong in
+            ["<script>", "<img src=x", "\u{202e}", "\u{1b}", " style=", "<style", "javascript:", "http://", "https://"]
+        {
+            assert!(!page.contains(wrong), "{} has {wrong}: {page}", route.path);
+        }
+        assert_eq!(page.matches("<script").count(), 1, "{}", route.path);
+        assert_eq!(page.matches("<h1").count(), 1, "{} has one heading", route.path);
+        assert!(page.contains("<main") && page.contains("lang=\"en\""), "{}", route.path);
+        let problem = page::problem(&Problem::wrong(HOSTILE), &Uri::from_static("/x"));
+        let Answer::Page { html, .. } = problem else { panic!("no page") };
+        assert!(!html.contains("<script>"), "{html}");
+    }
+    // They were there to be escaped.
+    let shown = bench.ask(route("GET", "/clusters/{cluster}"), &path, Some(&admin), "").1;
+    assert!(shown.as_str().is_some_and(|page| page.contains("&lt;script&gt;")), "{shown}");
+}
+
+#[test]
+fn headers_forbid_what_pages_do_not_have() {
+    let page = Answer::Page { status: StatusCode::OK, html: String::new(), cookies: vec!["a=b".into()] };
+    let response = written(Ok(page));
+    let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let policy = header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    assert_eq!((header("x-frame-options").as_str(), header("cache-control").as_str()), ("DENY", "no-store"));
+    assert_eq!(header("set-cookie"), "a=b");
+}
+
+#[test]
+fn a_session_reads_and_its_forms_carry_its_word() {
+    let bench = bench("signed");
+    let token = bench.token(Role::Operator, Some("a"));
+    let pair = |cookie: &Value| cookie.as_str().and_then(|c| c.split(';').next()).expect("a cookie").to_owned();
+    let find = |page: &str, name: &str| {
+        let field = page.split(&format!("name=\"{name}\" value=\"")).nth(1).expect("the field");
+        field.split('"').next().expect("its value").to_owned()
+    };
+    // The form that signs in is ours, or nothing comes of it.
+    let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("localhost:7432"))]);
+    let made = answer(&bench.api, route("GET", "/sign-in"), vec![], &Uri::from_static("/sign-in"), &headers, b"");
+    let Ok(Answer::Page { html, cookies, .. }) = made else { panic!("no form") };
+    let form = ("cookie", pair(&json!(cookies[0])));
+    let post = |cookie: &(&'static str, String), token: &str, word: &str| {
+        let body = format!("word={word}&token={token}&next=%2Fjobs");
+        bench.ask_with(route("POST", "/sign-in"), &[], std::slice::from_ref(cookie), "", &body)
+    };
+    assert_eq!(post(&form, &token, "guess").0, 403);
+    assert_eq!(post(&("cookie", "pgark_form=".into()), &token, "").0, 403);
+    assert_eq!(post(&form, "pgark_nobody", &find(&html, "word")).0, 403);
+    let (status, signed) = post(&form, &token, &find(&html, "word"));
+    assert_eq!((status, &signed["to"]), (303, &json!("/jobs")), "{signed}");
+    let cookie = ("cookie", pair(&signed["cookies"][0]));
+    let with = |more: &[(&'static str, String)], method: &str, path: &str, body: &str| {
+        let more = [std::slice::from_ref(&cookie), more].concat();
+        bench.ask_with(route(method, path), &[("cluster", "a")], &more, "", body)
+    };
+    let (status, page) = with(&[], "GET", "/clusters/{cluster}", "");
+    assert_eq!(status, 200, "{page}");
+    let csrf = find(page.as_str().expect("a page"), "csrf");
+    assert_eq!(with(&[], "GET", "/api/v1/clusters", "").0, 200);
+    assert_eq!(with(&[], "POST", "/api/v1/clusters/{cluster}/jobs", r#"{"job": "check"}"#).0, 401, "a cookie alone");
+    for forged in ["job=check", "job=check&csrf=", "job=check&csrf=guess"] {
+        assert_eq!(with(&[], "POST", "/clusters/{cluster}/jobs", forged).0, 403, "{forged}");
+    }
+    let right = format!("job=check&csrf={csrf}");
+    assert_eq!(with(&[("origin", "http://evil.example".into())], "POST", "/clusters/{cluster}/jobs", &right).0, 403);
+    let (status, gone) = with(&[], "POST", "/clusters/{cluster}/jobs", &right);
+    assert!(status == 303 && gone["to"].as_str().is_some_and(|to| to.starts_with("/jobs/")), "{status} {gone}");
+    // The same rights as by the API.
+    let restore = format!("job=restore&to=%2Fnew&confirm=yes&csrf={csrf}");
+    assert_eq!(with(&[], "POST", "/clusters/{cluster}/jobs", &restore).0, 403);
+    assert_eq!(
+        bench.ask_with(route("GET", "/clusters/{cluster}"), &[("cluster", "b")], &[cookie.clone()], "", "").0,
+        404
+    );
+    assert_eq!(with(&[], "POST", "/sign-out", &format!("csrf={csrf}")).0, 303);
+    assert_eq!(with(&[], "GET", "/api/v1/clusters", "").0, 401);
+    // Who is not signed in is sent to the form, and back afterwards.
+    let nobody = Problem::new(StatusCode::UNAUTHORIZED, "E-TOKEN", "x");
+    let sent = page::problem(&nobody, &Uri::from_static("/clusters/a"));
+    assert!(matches!(sent, Answer::Goto { to, .. } if to == "/sign-in?next=%2Fclusters%2Fa"));
+}
+
+#[test]
+fn what_is_of_the_host_is_shown_to_each_as_far_as_it_is_theirs() {
+    let bench = bench("host");
+    let now = Timestamp::now();
+    let of = |cluster: &str| json!({"cluster": cluster, "summary": "s"});
+    let alerts = json!({"alerts": [of("a"), of("b")]});
+    bench.api.state.keep_document("alerts", "", &alerts, now).expect("kept");
+    let setting = |key: &str| json!({"key": key, "value": 1, "origin": "o"});
+    let settings = json!({"settings": [setting("clusters.a.rpo"), setting("clusters.ab.rpo"), setting("repos.x.url")]});
+    bench.api.state.keep_document("settings", "", &settings, now).expect("kept");
+    let event = |cluster: Value| json!({"cluster": cluster, "command": "c"});
+    let audit = json!({"events": [event(json!("a")), event(json!("b")), event(Value::Null)]});
+    bench.api.state.keep_document("audit", "a", &audit, now).expect("kept");
+    for (cluster, counts) in [(None, [2, 3, 3]), (Some("a"), [1, 1, 1])] {
+        let token = bench.token(Role::Viewer, cluster);
+        let count = |path: &str, key: &str| {
+            let value = bench.ask(route("GET", path), &[("cluster", "a")], Some(&token), "").1;
+            value[key].as_array().map_or(0, Vec::len)
+        };
+        let found = [
+            count("/api/v1/alerts", "alerts"),
+            count("/api/v1/settings", "settings"),
+            count("/api/v1/clusters/{cluster}/audit", "events"),
+        ];
+        assert_eq!(found, counts, "{cluster:?}");
+    }
+    // A directory of this host is no business of those who may not write there.
+    let viewer = bench.token(Role::Viewer, None);
+    let plan = route("GET", "/api/v1/clusters/{cluster}/restore-plan");
+    let bearer = [("authorization", format!("Bearer {viewer}"))];
+    let ask = |query: &str| bench.ask_with(plan, &[("cluster", "a")], &bearer, query, "").0;
+    assert_eq!((ask("to=/etc"), ask("target_time=x"), ask("target_lsn=0/1")), (403, 400, 422));
 }

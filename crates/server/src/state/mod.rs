@@ -5,8 +5,10 @@
 
 mod documents;
 mod jobs;
+mod samples;
 mod tokens;
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,9 @@ use rusqlite::Connection;
 
 pub use documents::Document;
 pub use jobs::{Filter, Outcome};
+pub use samples::Sample;
+
+use crate::known::Known;
 
 const FILE: &str = "server.sqlite";
 /// How long one process waits for the other's transaction.
@@ -69,6 +74,8 @@ pub type Result<T, E = StateError> = std::result::Result<T, E>;
 pub struct State {
     dir: PathBuf,
     connection: Arc<Mutex<Connection>>,
+    /// By cluster; made of its document when it is asked for first. Taken before the connection, never after it.
+    known: Arc<Mutex<HashMap<String, Arc<Known>>>>,
 }
 
 impl State {
@@ -97,8 +104,9 @@ impl State {
             VERSION => {}
             found => return Err(StateError::Version { found }),
         }
+        change.execute_batch(samples::SCHEMA)?;
         change.commit()?;
-        Ok(State { dir: dir.to_owned(), connection: Arc::new(Mutex::new(connection)) })
+        Ok(State { dir: dir.to_owned(), connection: Arc::new(Mutex::new(connection)), known: Arc::default() })
     }
 
     pub fn dir(&self) -> &Path {

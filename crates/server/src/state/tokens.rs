@@ -54,7 +54,16 @@ impl State {
         if found.last_used.is_none_or(|at| now.duration_since(at).as_secs() >= USED_EVERY_S) {
             connection.execute("update tokens set last_used = ?2 where id = ?1", params![found.id, text(now)])?;
         }
-        Ok(Some(Caller { token_id: found.id, name: found.name, role: found.role, cluster: found.cluster }))
+        Ok(Some(found.caller()))
+    }
+
+    /// Whose token this is, as long as it is valid: for a session that was begun with it.
+    pub fn caller_of(&self, token_id: &str, now: Timestamp) -> Result<Option<Caller>> {
+        let found = match self.token(token_id) {
+            Err(StateError::NotFound { .. }) => return Ok(None),
+            found => found?,
+        };
+        Ok(found.is_valid(now).then(|| found.caller()))
     }
 
     fn token(&self, id: &str) -> Result<TokenRecord> {
