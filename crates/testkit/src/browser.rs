@@ -87,10 +87,23 @@ impl Browser {
             self.address
         )
         .expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("answered");
-        let (_, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let document: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
+        // The driver leaves the connection open.
+        let mut reader = BufReader::new(stream);
+        let mut length = 0_usize;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("answered");
+            match line.trim_end().split_once(':') {
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse().expect("a length");
+                }
+                None if line.trim_end().is_empty() => break,
+                _ => {}
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("answered");
+        let document: Value = serde_json::from_slice(&body).expect("JSON");
         document["value"].clone()
     }
 

@@ -183,7 +183,7 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
             form.plan method="get" action={ "/clusters/" (segment(name)) "/plan" } {
                 label for="moment" { "Moment (UTC)" }
                 input #moment type="datetime-local" name="time" step="1" required data-moment
-                    value=[time(&cluster, "recoverable_until").map(|at| at.strftime("%Y-%m-%dT%H:%M:%S").to_string())];
+                    value=[newest_moment(&info).map(|at| at.strftime("%Y-%m-%dT%H:%M:%S").to_string())];
                 button.primary type="submit" { "Show the plan" }
             }
         }
@@ -210,6 +210,11 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
         }
     };
     Page { title: name, place: Place::Clusters, body }.shown(asked)
+}
+
+/// The last one that a restore to a time can reach: a backup may end after the last transaction, and time stands still there.
+fn newest_moment(info: &Value) -> Option<jiff::Timestamp> {
+    list(info, "windows").iter().filter_map(|w| time(w, "to_time")).max()
 }
 
 fn can(cluster: &Value) -> Markup {

@@ -52,7 +52,7 @@ pub fn moment(at: Timestamp) -> Markup {
 
 /// The moment, and how long ago that was.
 pub fn since(at: Timestamp, now: Timestamp) -> Markup {
-    html! { (moment(at)) " (" (ago(at, now)) ")" }
+    html! { span.since { (moment(at)) " (" (ago(at, now)) ")" } }
 }
 
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
