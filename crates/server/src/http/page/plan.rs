@@ -87,7 +87,12 @@ fn ready(value: &Value, wanted: &Wanted, asked: &Asked<'_>, cluster: &str) -> Ma
     html! {
         p { (parts::pill(parts::Tone::Good, "This can be done")) " Nothing is changed by looking." }
         dl.facts {
-            div { dt { "Ends at" } dd { @match time(resolved, "time") { Some(at) => (parts::moment(at)), None => "the end of the archive" } } }
+            div { dt { "Ends at" } dd { @match time(resolved, "time") {
+                Some(at) => (parts::moment(at)),
+                // A restore point and a position have no time of their own.
+                None if wanted.query.iter().any(|(key, _)| key.starts_with("target_")) => "the position beside, whose time is not known",
+                None => "the end of the archive",
+            } } }
             div { dt { "Position" } dd { code { (Text(word(resolved, "lsn"))) } @if let Some(n) = number(resolved, "timeline") { ", timeline " (n) } } }
             div { dt { "From backup" } dd { (Text(word(plan, "backup"))) } }
             div { dt { "WAL" } dd { code { (Text(word(wal, "from"))) } " to " code { (Text(word(wal, "to"))) } } }
