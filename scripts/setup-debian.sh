@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs what `make demo` and `make test` need on a Debian machine. Safe to run again: what is there stays.
 #   scripts/setup-debian.sh            for the demo
-#   scripts/setup-debian.sh --servers  also the tests' storage servers: sshd, and object stores under target/test-servers (make test)
+#   scripts/setup-debian.sh --servers  also the tests' storage servers: sshd, object stores under target/test-servers, and a browser
+#                                      (make test)
 #   scripts/setup-debian.sh --majors   also npm, for the servers of the other majors, and their client programs under
 #                                      target/pg-majors (make test-majors)
 #   scripts/setup-debian.sh --check    installs nothing: lists what is missing and ends with 1 if anything is
@@ -13,12 +14,13 @@ servers=no
 check=no
 store=$(dirname "${BASH_SOURCE[0]}")/../target/test-servers
 moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1 aiosmtpd_version=1.4.6 schemathesis_version=4.32.5
+axe_version=4.14.1
 for word in "$@"; do
     case $word in
         --majors) majors=yes ;;
         --servers) servers=yes ;;
         --check) check=yes ;;
-        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "unknown option: $word" >&2; exit 2 ;;
     esac
 done
@@ -68,6 +70,8 @@ if [ "$servers" = yes ]; then
     need lintian lintian
     need systemd-analyze systemd
     need strip binutils
+    need /usr/bin/chromium chromium
+    need /usr/bin/chromedriver chromium-driver
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
@@ -138,6 +142,10 @@ s3s() {
     rm -rf "$store/s3s-build"
     mv "$2" "$1"
 }
+axe() {
+    npm install --prefix "$2" --no-audit --no-fund --loglevel=error "axe-core@$axe_version"
+    mv "$2" "$1"
+}
 mail() { # as moto
     rmdir "$2"
     python3 -m venv "$1" && "$1/bin/pip" install --quiet "aiosmtpd==$aiosmtpd_version" || { rm -rf "$1"; return 1; }
@@ -154,6 +162,7 @@ if [ "$servers" = yes ]; then
     install_server s3s bin/s3s-fs s3s
     install_server mail bin/python mail
     install_server schemathesis bin/st requests
+    install_server axe node_modules/axe-core/axe.min.js axe
 fi
 
 # pg_dump, pg_restore and the like of the other majors: packages of other releases, unpacked and not installed, started by

@@ -93,7 +93,7 @@ pub enum Means {
 }
 
 impl Means {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Means::Token => "token",
             Means::User => "user",

@@ -4,10 +4,14 @@
 //! somebody would type. Its database can be deleted: what it holds of backups is a copy of what the repositories say.
 
 pub mod access;
+pub mod events;
 pub mod http;
 pub mod jobs;
+mod known;
+pub mod lookup;
 pub mod metrics;
 pub mod notify;
+mod printing;
 pub mod refresh;
 pub mod schedule;
 pub mod serve;

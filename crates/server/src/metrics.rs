@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use crate::http::{of_cluster, time};
+use crate::known::{of_cluster, time};
 use crate::serve::ClusterConfig;
 use crate::state::Document;
 

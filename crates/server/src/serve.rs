@@ -83,6 +83,8 @@ pub struct ClusterConfig {
     pub rpo: Option<Duration>,
     pub rto: Option<Duration>,
     pub system: Option<SystemConfig>,
+    /// What its repository costs can be said.
+    pub is_priced: bool,
 }
 
 /// Of a system: what `/api/backups` says of it.
@@ -147,6 +149,7 @@ pub fn run(
     let mut runner = Runner::take_over(state.clone(), options.program.clone(), runner_options, Timestamp::now())?;
     let mut refresher = Refresher::new(state.clone(), options.program.clone());
     schedule::settle(state, &config.get().schedules)?;
+    let events = serving.events();
     let (mut looked, mut pruned, mut drains_until) = (Timestamp::MIN, Timestamp::MIN, None);
     let mut seen = ended(state)?;
     let listening = format!("listening on {}", serving.address());
@@ -188,9 +191,11 @@ pub fn run(
                 refresher.wanted(cluster);
             }
             seen = over;
-            let clusters: Vec<String> = config.get().clusters.iter().map(|c| c.name.clone()).collect();
-            refresher.turn(&clusters, now)?;
+            for changed in refresher.turn(&config.get().clusters, now)? {
+                events.known(&changed);
+            }
         }
+        events.turn(state, now)?;
         std::thread::sleep(TICK);
     }
 }

@@ -6,6 +6,7 @@
 //! never agree with the product by sharing its code.
 
 mod application;
+mod browser;
 mod cluster;
 mod faulty_http;
 mod ledger;
@@ -24,6 +25,7 @@ mod tamper;
 mod tree;
 
 pub use application::{Application, Mood};
+pub use browser::Browser;
 pub use cluster::{ClusterBuilder, StopMode, TestCluster};
 pub use faulty_http::{FaultyHttp, HttpFault};
 pub use ledger::{Expected, Ledger, Pgbench, Row, Target, Writer};

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use pgark_server::http::tls::TlsError;
 use pgark_server::http::{Serving, ServingError};
 use pgark_server::jobs::{BackupType, Kind, Program, Request};
+use pgark_server::lookup::Lookups;
 use pgark_server::notify::Manager;
 use pgark_server::schedule::Scheduled;
 use pgark_server::serve::{self, ClusterConfig, Config, Options, Shared, Signals, SystemConfig};
@@ -106,7 +107,8 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         let settings = Settings::load(&overrides, &Environment::from_process()).map_err(|f| f.to_string())?;
         self::config(&settings).map_err(|f| f.to_string())
     };
-    let serving = Serving::start(listen, state.clone(), config.clone()).map_err(|e| match e {
+    let lookups = Lookups::new(Some(options.program.clone()), state.dir().to_owned());
+    let serving = Serving::start(listen, state.clone(), config.clone(), lookups).map_err(|e| match e {
         ServingError::Listen(e) => Failure::failed("E-SERVER-LISTEN", format!("{listen} cannot be listened on: {e}")),
         ServingError::Tls(e) => tls_failure(&e),
     })?;
@@ -223,6 +225,7 @@ fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {
         rpo: cluster.rpo,
         rto: cluster.rto,
         system,
+        is_priced: repos.first().is_some_and(|repo| repo.space.prices.is_some()),
     }
 }
 

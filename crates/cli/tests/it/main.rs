@@ -16,6 +16,7 @@ mod browse;
 mod capacity;
 mod cli_contract;
 mod crash;
+mod dashboard;
 mod delta;
 mod drill;
 mod export;

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// A running server, killed when the test ends.
 pub struct Serving {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Serving {
@@ -107,7 +107,7 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The site with a configuration file that holds all the environment said.
-fn configured(site: &Site, more: &str) -> (Pgark, PathBuf) {
+pub fn configured(site: &Site, more: &str) -> (Pgark, PathBuf) {
     let state = site.scratch.join("server");
     let cluster = &site.cluster;
     let text = format!(

@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use super::{Answer, Api, Asked, Problem};
 use crate::access::{Right, Role};
 use crate::jobs::{Job, JobState, NewJob, Request};
+use crate::known::{of_cluster, source};
 use crate::serve::ClusterConfig;
-use crate::state::{Document, Filter, StateError};
+use crate::state::{Filter, StateError};
 
 const SCHEMA: u32 = 1;
 /// For jobs that nobody's schedule bounds.
@@ -71,67 +72,37 @@ pub fn cluster(api: &Api, asked: &Asked<'_>) -> Made {
 
 /// Can we recover, to when, how long would it take, proven when.
 fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, StateError> {
-    let info = api.state.document("info", &cluster.name)?;
-    let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(d, &cluster.name));
-    let list = |key: &str| found.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let usable =
-        |b: &&Value| b.get("complete") == Some(&Value::Bool(true)) && b.get("damaged").is_none_or(Value::is_null);
-    let backups: Vec<&Value> = list("backups").iter().filter(usable).collect();
-    let latest = |values: &mut dyn Iterator<Item = Option<Timestamp>>| values.flatten().max();
-    let until = latest(&mut list("windows").iter().map(|w| time(w, "to_time")));
-    let until = until.max(latest(&mut backups.iter().map(|b| time(b, "finished"))));
-    let from = list("windows").iter().filter_map(|w| time(w, "from_time")).min();
-    let from = from.or_else(|| backups.iter().filter_map(|b| time(b, "finished")).min());
-    let last_backup = latest(&mut backups.iter().map(|b| time(b, "finished")));
-    let proven = backups.iter().filter_map(|b| Some((time(b, "drilled")?, b.get("id")?))).max_by_key(|(at, _)| *at);
-    let lost_s = until.map(|at| now.duration_since(at).as_secs().max(0));
+    let known = api.state.known(&cluster.name)?;
+    let (standing, reasons) = known.standing(cluster.rpo, cluster.rto, now);
+    let loss_s = known.loss(now).map(|loss| loss.as_secs());
     let rpo_s = cluster.rpo.map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-    let drill = found.get("drill").unwrap_or(&Value::Null);
-    let forecasts = drill.get("forecasts").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let expected = forecasts.iter().filter_map(|f| f.get("expected_ms")?.as_u64()).max();
     let rto_ms = cluster.rto.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
     Ok(json!({
         "name": cluster.name,
-        "pg_version": found.get("pg_version"),
-        "can_recover": until.is_some(),
-        "recoverable_from": from,
-        "recoverable_until": until,
+        "pg_version": known.pg_version,
+        "standing": standing,
+        "reasons": reasons,
+        "can_recover": known.until.is_some(),
+        "recoverable_from": known.from,
+        "recoverable_until": known.until,
         "rpo_s": rpo_s,
-        "loss_s": lost_s,
-        "meets_rpo": rpo_s.map(|rpo| lost_s.is_some_and(|lost| lost <= rpo)),
+        "loss_s": loss_s,
+        "meets_rpo": rpo_s.map(|rpo| loss_s.is_some_and(|loss| loss <= rpo)),
         "rto_ms": rto_ms,
-        "expected_ms": expected,
-        "meets_rto": rto_ms.and_then(|rto| expected.map(|e| e <= rto)),
-        "proven": proven.map(|(at, id)| json!({"time": at, "backup": id})),
-        "last_drill": drill.get("last"),
-        "last_backup": last_backup,
-        "backups": list("backups").len(),
-        "gaps": list("gaps").len(),
-        "problems": found.get("problems").cloned().unwrap_or_else(|| json!([])),
-        "source": source(info.as_ref()),
+        "expected_ms": known.expected_ms,
+        "meets_rto": rto_ms.and_then(|rto| known.expected_ms.map(|e| e <= rto)),
+        "proven": known.proven.as_ref().map(|(at, id)| json!({"time": at, "backup": id})),
+        "last_drill": known.last_drill,
+        "last_backup": known.last_backup,
+        "backups": known.backups,
+        "gaps": known.gaps,
+        "problems": known.problems,
+        "source": {"refreshed": known.refreshed, "failed": known.failed, "error": known.error},
     }))
 }
 
-/// How old what is shown is, and whether newer could not be had.
-fn source(document: Option<&Document>) -> Value {
-    match document {
-        None => json!({"refreshed": null, "failed": null, "error": null}),
-        Some(d) if d.document.is_null() => json!({"refreshed": null, "failed": d.failed, "error": d.error}),
-        Some(d) => json!({"refreshed": d.refreshed, "failed": d.failed, "error": d.error}),
-    }
-}
-
-pub fn of_cluster<'a>(document: &'a Document, name: &str) -> &'a Value {
-    let all = document.document.get("clusters").and_then(Value::as_array);
-    all.into_iter().flatten().find(|c| c.get("name").is_some_and(|n| n == name)).unwrap_or(&Value::Null)
-}
-
-pub fn time(value: &Value, key: &str) -> Option<Timestamp> {
-    value.get(key)?.as_str()?.parse().ok()
-}
-
 /// Parts of what `info` said of the cluster.
-fn part(api: &Api, asked: &Asked<'_>, keys: &[&str]) -> Result<(Value, Value), Problem> {
+pub fn part(api: &Api, asked: &Asked<'_>, keys: &[&str]) -> Result<(Value, Value), Problem> {
     let name = asked.path("cluster").unwrap_or_default();
     let info = api.state.document("info", name)?;
     let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(d, name));
@@ -166,7 +137,7 @@ pub fn backup(api: &Api, asked: &Asked<'_>) -> Made {
     ok(found.cloned().ok_or_else(Problem::not_found)?)
 }
 
-fn document(api: &Api, asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
+pub fn document(api: &Api, asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
     let name = asked.path("cluster").unwrap_or_default();
     let found = api.state.document(kind, name)?;
     let mut value = found.as_ref().map(|d| d.document.clone()).filter(Value::is_object).unwrap_or_else(|| json!({}));
@@ -196,7 +167,7 @@ pub fn drills(api: &Api, asked: &Asked<'_>) -> Made {
     ok(json!({"cluster": value["cluster"], "source": value["source"], "drills": drills, "drill": found.get("drill")}))
 }
 
-fn limit(asked: &Asked<'_>) -> Result<usize, Problem> {
+pub fn limit(asked: &Asked<'_>) -> Result<usize, Problem> {
     match asked.query("limit").map(str::parse) {
         None => Ok(LIST),
         Some(Ok(n @ 1..=LIST_MAX)) => Ok(n),
@@ -205,9 +176,13 @@ fn limit(asked: &Asked<'_>) -> Result<usize, Problem> {
 }
 
 pub fn jobs(api: &Api, asked: &Asked<'_>) -> Made {
+    jobs_of(api, asked, asked.query("cluster"))
+}
+
+pub fn jobs_of(api: &Api, asked: &Asked<'_>, cluster: Option<&str>) -> Made {
     let caller = asked.caller()?;
     let state = asked.query("state").map(str::parse::<JobState>).transpose().map_err(Problem::wrong)?;
-    let cluster = match (asked.query("cluster"), &caller.cluster) {
+    let cluster = match (cluster, &caller.cluster) {
         (Some(cluster), _) if !caller.sees(cluster) => return Err(Problem::not_found()),
         (Some(cluster), _) => Some(cluster.to_owned()),
         (None, own) => own.clone(),
@@ -256,17 +231,21 @@ pub fn cancel_job(api: &Api, asked: &Asked<'_>) -> Made {
 }
 
 pub fn create_job(api: &Api, asked: &Asked<'_>) -> Made {
+    let job = job_of(api, asked, asked.body.clone())?;
+    let mut value = shown(&job, false, api);
+    value["schema"] = SCHEMA.into();
+    Ok(Answer::Json(StatusCode::ACCEPTED, value))
+}
+
+/// A job of the cluster of the path, as this document says.
+pub fn job_of(api: &Api, asked: &Asked<'_>, mut body: Value) -> Result<Job, Problem> {
     let cluster = asked.path("cluster").unwrap_or_default();
-    let mut body = asked.body.clone();
     let fields = body.as_object_mut().ok_or_else(|| Problem::wrong("the body is no object"))?;
     let confirm = fields.remove("confirm");
     let request: Request = serde_json::from_value(body).map_err(|e| Problem::wrong(e.to_string()))?;
     // By its name, so that nobody confirms what they do not look at.
     let confirmed = confirm.is_some_and(|word| word == cluster);
-    let job = new_job(api, asked, cluster, request, confirmed)?;
-    let mut value = shown(&job, false, api);
-    value["schema"] = SCHEMA.into();
-    Ok(Answer::Json(StatusCode::ACCEPTED, value))
+    new_job(api, asked, cluster, request, confirmed)
 }
 
 /// Written down before it is answered.

@@ -9,10 +9,11 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::api::{new_job, of_cluster, time};
+use super::api::new_job;
 use super::{Answer, Api, Asked, Problem, Turn};
 use crate::access::Right;
 use crate::jobs::{Job, JobState, Kind, Request};
+use crate::known::{of_cluster, time};
 use crate::serve::{ClusterConfig, SystemConfig};
 
 /// How long an answer that waits for its job waits.

@@ -7,14 +7,13 @@ use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use jiff::Timestamp;
 
 use super::listen::Peer;
+use super::session::cookie;
 use super::{Api, Problem};
 use crate::access::{Caller, Means};
 
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 const URI_BYTES_MAX: usize = 4096;
 const PATH_WORD_BYTES_MAX: usize = 128;
-/// Of sessions, and what a browser sends it as.
-pub const COOKIE: &str = "pgark_session";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
@@ -160,12 +159,15 @@ fn nobody() -> Problem {
 }
 
 /// Wrong ones are counted, so that nobody tries many.
-fn guessed(
+///
+/// # Errors
+/// 429, and those of `look`.
+pub fn guessed<T>(
     api: &Api,
     from: &Origin,
     given: Option<&str>,
-    look: impl Fn(&str) -> Result<Option<Caller>, Problem>,
-) -> Result<Option<Caller>, Problem> {
+    look: impl Fn(&str) -> Result<Option<T>, Problem>,
+) -> Result<Option<T>, Problem> {
     api.limits.may_fail(from.address).map_err(Problem::too_many)?;
     let found = given.map(look).transpose()?.flatten();
     if found.is_some() {
@@ -188,11 +190,4 @@ fn of_certificate(api: &Api, subject: &str) -> Option<Caller> {
         role: rule.role,
         cluster: rule.cluster.clone(),
     })
-}
-
-/// The session that a browser sends.
-pub fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
-    let mut pairs = all.flat_map(|v| v.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
 }

@@ -1,18 +1,21 @@
 //! HTTP: one table of routes (`routes`), from which the router, the rights and the OpenAPI document are made.
 //!
 //! Invariant: a request reaches a handler only through `answer`, which asks the table what it takes. What is not in the table is
-//! not there; what needs a token and has none learns nothing.
+//! not there; what needs a token and has none learns nothing. Pages are answers of the same handlers, shown to people.
 
 mod api;
 mod approve;
 mod compat;
 mod gate;
+mod knowledge;
 mod limits;
 mod listen;
 mod metrics;
 mod openapi;
+mod page;
 mod problem;
 mod routes;
+mod session;
 mod signin;
 #[cfg(test)]
 mod tests;
@@ -24,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::RawPathParams;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
@@ -32,16 +35,18 @@ use axum::routing::{MethodFilter, on};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::access::{Caller, Right};
+use crate::access::{Caller, Means, Right};
+use crate::events::{Events, Listening};
+use crate::lookup::Lookups;
 use crate::serve::{Config, Shared};
 use crate::state::State;
-pub(crate) use api::{of_cluster, time};
 use gate::{HEADER_BYTES_MAX, Origin};
 use limits::Limits;
 use listen::{Peer, Times};
 pub use openapi::document as openapi;
 use problem::Problem;
 use routes::{ROUTES, Route};
+use session::Session;
 use tls::{Tls, TlsError};
 
 /// Of a request; there is none that needs more.
@@ -54,6 +59,8 @@ const THREADS_MAX: usize = 16;
 pub struct Api {
     pub state: State,
     pub config: Shared,
+    pub lookups: Lookups,
+    events: Events,
     /// The loop has begun, and has not been told to end.
     ready: Arc<AtomicBool>,
     limits: Arc<Limits>,
@@ -64,10 +71,10 @@ pub struct Api {
 }
 
 impl Api {
-    fn new(state: State, config: Shared) -> Api {
+    fn new(state: State, config: Shared, lookups: Lookups) -> Api {
         let limits = Arc::new(Limits::new(config.get().web.requests_per_second));
-        let ready = Arc::new(AtomicBool::new(true));
-        Api { state, config, ready, limits, waiting: Arc::default(), comparing: Arc::default() }
+        let (events, ready) = (Events::default(), Arc::new(AtomicBool::new(true)));
+        Api { state, config, lookups, events, ready, limits, waiting: Arc::default(), comparing: Arc::default() }
     }
 }
 
@@ -95,10 +102,14 @@ impl Drop for Turn {
 struct Asked<'a> {
     caller: Option<&'a Caller>,
     from: Origin,
+    /// Of a browser.
+    session: Option<&'a Session>,
     path: Vec<(String, String)>,
     query: Vec<(String, String)>,
     headers: &'a HeaderMap,
     body: Value,
+    /// Of pages.
+    form: Vec<(String, String)>,
     now: Timestamp,
 }
 
@@ -107,6 +118,17 @@ enum Answer {
     Text(&'static str, String),
     /// With what a browser is to keep.
     Cookie(Value, String),
+    Page {
+        status: StatusCode,
+        html: String,
+        cookies: Vec<String>,
+    },
+    Goto {
+        to: String,
+        cookies: Vec<String>,
+    },
+    Asset(&'static str, &'static str),
+    Events(Listening),
 }
 
 type Handler = fn(&Api, &Asked<'_>) -> Result<Answer, Problem>;
@@ -120,9 +142,22 @@ impl Asked<'_> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// A field of a form that was filled in.
+    fn field(&self, name: &str) -> Option<&str> {
+        let field = self.form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        field.filter(|value| !value.is_empty())
+    }
+
     /// Routes without a caller ask for none.
     fn caller(&self) -> Result<&Caller, Problem> {
         self.caller.ok_or_else(Problem::not_found)
+    }
+
+    /// The same caller asks for something else.
+    fn again(&self, query: Vec<(String, String)>) -> Asked<'_> {
+        let Asked { caller, session, headers, now, .. } = *self;
+        let (from, path) = (self.from.clone(), self.path.clone());
+        Asked { caller, from, session, path, query, headers, body: Value::Null, form: vec![], now }
     }
 
     fn sees(&self, cluster: &str) -> bool {
@@ -137,6 +172,7 @@ pub struct Serving {
     stop: tokio::sync::watch::Sender<bool>,
     address: SocketAddr,
     ready: Arc<AtomicBool>,
+    events: Events,
     tls: Option<Tls>,
 }
 
@@ -151,11 +187,17 @@ pub enum ServingError {
 impl Serving {
     /// # Errors
     /// When the address cannot be listened on, or a certificate or key cannot be used.
-    pub fn start(listen: SocketAddr, state: State, config: Shared) -> Result<Serving, ServingError> {
-        Serving::start_in_time(listen, state, config, Times::default())
+    pub fn start(listen: SocketAddr, state: State, config: Shared, lookups: Lookups) -> Result<Serving, ServingError> {
+        Serving::start_in_time(listen, state, config, lookups, Times::default())
     }
 
-    fn start_in_time(listen: SocketAddr, state: State, config: Shared, times: Times) -> Result<Serving, ServingError> {
+    fn start_in_time(
+        listen: SocketAddr,
+        state: State,
+        config: Shared,
+        lookups: Lookups,
+        times: Times,
+    ) -> Result<Serving, ServingError> {
         let tls = config.get().tls.as_ref().map(Tls::new).transpose()?;
         let socket = TcpListener::bind(listen)?;
         socket.set_nonblocking(true)?;
@@ -166,8 +208,8 @@ impl Serving {
             .thread_name("http")
             .enable_all()
             .build()?;
-        let api = Api::new(state, config);
-        let ready = Arc::clone(&api.ready);
+        let api = Api::new(state, config, lookups);
+        let (ready, events) = (Arc::clone(&api.ready), api.events.clone());
         let router = router(&api, times);
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let socket = {
@@ -175,7 +217,12 @@ impl Serving {
             tokio::net::TcpListener::from_std(socket)?
         };
         let accepting = runtime.spawn(listen::accept(socket, router, tls.clone(), stopped, times));
-        Ok(Serving { runtime: Some(runtime), accepting: Some(accepting), stop, address, ready, tls })
+        Ok(Serving { runtime: Some(runtime), accepting: Some(accepting), stop, address, ready, events, tls })
+    }
+
+    /// Where the loop of the server tells what happens.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -202,6 +249,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
+        self.events.end();
         let _ = self.stop.send(true);
         if let (Some(runtime), Some(accepting)) = (self.runtime.take(), self.accepting.take()) {
             // It ends by itself, and in time.
@@ -259,7 +307,10 @@ async fn received(
         }
     };
     // Handlers ask SQLite and wait for jobs.
-    let made = tokio::task::spawn_blocking(move || answer(&api, &peer, route, path, &parts.uri, &parts.headers, &body));
+    let made = tokio::task::spawn_blocking(move || {
+        let made = answer(&api, &peer, route, path, &parts.uri, &parts.headers, &body);
+        if route.page { made.or_else(|problem| Ok(page::problem(&problem, &parts.uri))) } else { made }
+    });
     written(made.await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "E-INTERNAL", "the server hit an internal error"))
     }))
@@ -279,12 +330,12 @@ fn answer(
     gate::addressed_to_us(api, peer, &from, headers)?;
     gate::is_plain(&path)?;
     let now = Timestamp::now();
-    let caller = match route.right {
-        Right::Anyone => None,
+    let (caller, by_cookie) = match route.right {
+        Right::Anyone => (None, false),
         _ => {
             let (caller, by_cookie) = gate::caller(api, peer, &from, headers, now)?;
             gate::wanted(&caller, by_cookie, &route.method(), headers)?;
-            Some(caller)
+            (Some(caller), by_cookie)
         }
     };
     if let Some(caller) = &caller {
@@ -304,12 +355,33 @@ fn answer(
             return Err(Problem::not_allowed());
         }
     }
-    let body = match (body.is_empty(), route.method() == Method::GET) {
+    let is_form = route.page && route.method() == Method::POST;
+    let form: Vec<(String, String)> =
+        if is_form { form_urlencoded::parse(body).into_owned().collect() } else { vec![] };
+    let session = if by_cookie { session::cookie(headers).map(Session::of) } else { None };
+    if let (true, Some(caller)) = (is_form, &caller) {
+        let word = form.iter().find(|(key, _)| key == "csrf").map_or("", |(_, value)| value.as_str());
+        // A program that sends a token sends it by no mistake.
+        let is_ours = session.as_ref().map_or(caller.means == Means::Token, |session| session.has_word(word));
+        if !is_ours {
+            return Err(session::forged());
+        }
+    }
+    let body = match (body.is_empty(), is_form || route.method() == Method::GET) {
         (true, _) | (_, true) => Value::Null,
         (false, false) => serde_json::from_slice(body).map_err(|_| Problem::wrong("the body is no JSON"))?,
     };
     let query = query(uri)?;
-    (route.handler)(api, &Asked { caller: caller.as_ref(), from, path, query, headers, body, now })
+    let (caller, session) = (caller.as_ref(), session.as_ref());
+    (route.handler)(api, &Asked { caller, from, session, path, query, headers, body, form, now })
+}
+
+fn streamed(listening: Listening) -> Body {
+    let next = |mut listening: Listening| async move {
+        let text = listening.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), listening))
+    };
+    Body::from_stream(futures_util::stream::unfold(listening, next))
 }
 
 fn query(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
@@ -317,32 +389,49 @@ fn query(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
     pairs.map(|q| q.0).map_err(|_| Problem::wrong("the query cannot be read"))
 }
 
+/// Nothing is loaded from elsewhere, nothing in a page is a script or a style of its own.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
 fn written(made: Result<Answer, Problem>) -> Response {
     let mut more = vec![];
+    let json = "application/json";
     let (status, kind, body) = match made {
-        Ok(Answer::Json(status, value)) => (status, "application/json", value.to_string()),
-        Ok(Answer::Text(kind, text)) => (StatusCode::OK, kind, text),
+        Ok(Answer::Json(status, value)) => (status, json, Body::from(value.to_string())),
+        Ok(Answer::Text(kind, text)) => (StatusCode::OK, kind, Body::from(text)),
+        Ok(Answer::Asset(kind, text)) => (StatusCode::OK, kind, Body::from(text)),
         Ok(Answer::Cookie(value, cookie)) => {
             more.push((header::SET_COOKIE, cookie));
-            (StatusCode::OK, "application/json", value.to_string())
+            (StatusCode::OK, json, Body::from(value.to_string()))
         }
+        Ok(Answer::Page { status, html, cookies }) => {
+            more.extend(cookies.into_iter().map(|cookie| (header::SET_COOKIE, cookie)));
+            (status, "text/html; charset=utf-8", Body::from(html))
+        }
+        Ok(Answer::Goto { to, cookies }) => {
+            more.extend(cookies.into_iter().map(|cookie| (header::SET_COOKIE, cookie)));
+            more.push((header::LOCATION, to));
+            (StatusCode::SEE_OTHER, "text/plain", Body::empty())
+        }
+        Ok(Answer::Events(listening)) => (StatusCode::OK, "text/event-stream", streamed(listening)),
         Err(problem) => {
             more.extend(problem.retry_after.map(|s| (header::RETRY_AFTER, s.to_string())));
             if problem.status == StatusCode::UNAUTHORIZED {
                 more.push((header::WWW_AUTHENTICATE, "Bearer".into()));
             }
-            (problem.status, "application/json", problem.document().to_string())
+            (problem.status, json, Body::from(problem.document().to_string()))
         }
     };
-    let mut response = Response::new(Body::from(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = [
         (header::CONTENT_TYPE, kind),
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'self'; frame-ancestors 'none'"),
+        // With 'no-referrer' browsers would send the forms of our own pages with 'Origin: null'.
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
     ];
     for (name, value) in headers {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -350,7 +439,7 @@ fn written(made: Result<Answer, Problem>) -> Response {
     // Ours, and always of characters that a header takes.
     for (name, value) in more {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(name, value);
+            response.headers_mut().append(name, value);
         }
     }
     response

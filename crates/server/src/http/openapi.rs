@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::gate::COOKIE;
 use super::routes::{ROUTES, Route};
+use super::session::COOKIE;
 use crate::access::{ROLES, Right, Role};
 
 /// What every route may say.
@@ -18,7 +18,7 @@ const LIMITS: [(&str, &str); 6] = [
 
 pub fn document() -> Value {
     let mut paths = Map::new();
-    for route in ROUTES {
+    for route in ROUTES.iter().filter(|r| !r.page) {
         let entry = paths.entry(route.path).or_insert_with(|| json!({}));
         entry[route.method().as_str().to_lowercase()] = operation(route);
     }
@@ -68,7 +68,11 @@ fn operation(route: &Route) -> Value {
         (_, "NewToken") => "201",
         _ => "200",
     };
-    let kind = if route.answer == "Metrics" { "application/openmetrics-text" } else { "application/json" };
+    let kind = match route.answer {
+        "Metrics" => "application/openmetrics-text",
+        "Events" => "text/event-stream",
+        _ => "application/json",
+    };
     let mut responses = Map::new();
     responses.insert(
         status.into(),
@@ -90,6 +94,11 @@ fn operation(route: &Route) -> Value {
     }
     if route.answer == "Job" && route.body.is_none() || route.answer == "Message" {
         responses.insert("409".into(), failure("The job is in another state, or waits for approval"));
+    }
+    if matches!(route.answer, "Report" | "RestorePlan") {
+        let underway = json!({"application/json": {"schema": schema("Underway")}});
+        responses.insert("202".into(), json!({"description": "It is being looked up: ask again", "content": underway}));
+        responses.insert("422".into(), failure("The command that looks it up failed, with this code"));
     }
     if starts_a_job {
         responses.insert("409".into(), failure("It has to be confirmed"));
@@ -133,7 +142,7 @@ fn schemas() -> Value {
     let system = json!({"backup_name": text(), "timestamp": text(), "datetime": time(), "archive_path": text(),
         "size_mb": {"type": "number"}, "database_size_mb": {"type": "number"}});
     let system_keys = ["backup_name", "timestamp", "datetime", "archive_path", "size_mb", "database_size_mb"];
-    let mut all = json!({
+    let mut schemas = json!({
         "Failure": object(&["schema", "error"], json!({"schema": {"const": 1},
             "error": object(&["code", "message", "hint"], json!({"code": text(), "message": text(), "hint": {"type": ["string", "null"]}}))})),
         "Source": object(&["refreshed", "failed", "error"], json!({"refreshed": time(), "failed": time(), "error": {"type": ["string", "null"]}})),
@@ -142,7 +151,8 @@ fn schemas() -> Value {
         "Document": {"type": "object"},
         "Me": object(&["schema", "name", "role", "cluster", "rights"], json!({"schema": {"const": 1}, "name": text(),
             "role": {"enum": roles}, "cluster": {"type": ["string", "null"]}, "rights": list(text())})),
-        "Cluster": object(&["name", "can_recover", "source"], json!({"schema": {"const": 1}, "name": text(), "pg_version": any(),
+        "Cluster": object(&["name", "standing", "can_recover", "source"], json!({"schema": {"const": 1}, "name": text(), "pg_version": any(),
+            "standing": {"enum": ["good", "not_proven", "at_risk", "unknown", "not_recoverable"]}, "reasons": list(text()),
             "can_recover": {"type": "boolean"}, "recoverable_from": time(), "recoverable_until": time(), "rpo_s": number(),
             "loss_s": number(), "meets_rpo": flag(), "rto_ms": number(), "expected_ms": number(), "meets_rto": flag(), "proven": any(),
             "last_drill": any(), "last_backup": time(), "backups": {"type": "integer"}, "gaps": {"type": "integer"},
@@ -180,10 +190,12 @@ fn schemas() -> Value {
             "total_size_mb": {"type": "number"}, "retention_days": number(), "max_backups": number(), "most_recent_backup": any(),
             "hours_since_last_backup": {"type": ["number", "null"]}, "remote_backup_enabled": {"type": "boolean"}, "status": text()})),
     });
-    if let (Some(all), Value::Object(more)) = (all.as_object_mut(), of_people()) {
-        all.extend(more);
+    for more in [of_people(), of_knowledge()] {
+        if let (Some(all), Value::Object(more)) = (schemas.as_object_mut(), more) {
+            all.extend(more);
+        }
     }
-    all
+    schemas
 }
 
 fn of_people() -> Value {
@@ -207,5 +219,47 @@ fn of_people() -> Value {
         "Users": object(&["schema", "users"], json!({"schema": {"const": 1}, "users": list(object(&["name", "role"], json!({
             "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]}, "created": time(), "changed": time(),
             "last_used": time()})))})),
+    })
+}
+
+/// Of what is known beside clusters, backups and jobs.
+fn of_knowledge() -> Value {
+    let text = || json!({"type": "string"});
+    let time = || json!({"type": ["string", "null"], "format": "date-time"});
+    let number = || json!({"type": ["integer", "null"]});
+    let any = || json!({});
+    let list = |of: Value| json!({"type": "array", "items": of});
+    let source = json!({"$ref": "#/components/schemas/Source"});
+    let listing = |key: &str| {
+        object(
+            &["schema", "cluster", "source", key],
+            json!({"schema": {"const": 1}, "cluster": text(), "source": source, key: list(json!({"type": "object"}))}),
+        )
+    };
+    json!({
+        "Report": object(&["schema", "id"], json!({"schema": {"const": 1}, "id": text(), "severity": {"enum": ["info", "warning", "incident"]},
+            "what": text(), "written": time(), "backup": any(), "database": any(), "summary": text(), "report": {"type": "object"}})),
+        "Underway": object(&["schema", "state"], json!({"schema": {"const": 1}, "state": {"const": "underway"}})),
+        "History": listing("events"),
+        "Audit": listing("events"),
+        "Capacity": object(&["schema", "cluster", "source", "repository", "samples"], json!({"schema": {"const": 1},
+            "cluster": text(), "source": source, "repository": any(), "samples": list(object(&["at", "used_bytes"],
+            json!({"at": time(), "used_bytes": {"type": "integer"}, "free_bytes": number(), "month": {"type": ["number", "null"]},
+                "currency": {"type": ["string", "null"]}})))})),
+        "Series": object(&["schema", "cluster", "source", "backups", "days"], json!({"schema": {"const": 1}, "cluster": text(),
+            "source": source, "backups": list(object(&["id", "kind"], json!({"id": text(), "kind": text(), "type": text(),
+                "finished": time(), "size_bytes": number(), "stored_bytes": number(), "duration_ms": number(),
+                "bytes_per_s": number()}))),
+            "days": list(object(&["day", "succeeded", "failed"], json!({"day": text(), "succeeded": {"type": "integer"},
+                "failed": {"type": "integer"}})))})),
+        "RestorePlan": object(&["schema", "cluster", "plan", "command"], json!({"schema": {"const": 1}, "cluster": text(),
+            "plan": {"type": "object"}, "command": list(text())})),
+        "Alerts": object(&["schema", "source", "alerts"], json!({"schema": {"const": 1}, "source": source,
+            "alerts": list(json!({"type": "object"}))})),
+        "Incidents": object(&["schema", "source", "incidents"], json!({"schema": {"const": 1}, "source": source,
+            "incidents": list(json!({"type": "object"}))})),
+        "Settings": object(&["schema", "source", "settings"], json!({"schema": {"const": 1}, "source": source,
+            "settings": list(object(&["key", "origin"], json!({"key": text(), "value": any(), "origin": text()})))})),
+        "Events": text()
     })
 }

@@ -1,15 +1,18 @@
 //! Why there is no answer, as it is told: a status, a code that stays, what is wrong, and what to do.
 
-use axum::http::StatusCode;
-use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::printing::NotPrinted;
 use crate::state::StateError;
 
 #[derive(Debug)]
 pub struct Problem {
     pub status: StatusCode,
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     pub message: String,
     pub hint: Option<String>,
     /// In seconds.
@@ -18,7 +21,7 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), hint: None, retry_after: None }
+        Problem { status, code: code.into(), message: message.into(), hint: None, retry_after: None }
     }
 
     #[must_use]
@@ -29,6 +32,13 @@ impl Problem {
 
     pub fn wrong(message: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, "E-REQUEST", message)
+    }
+
+    /// What a command said, when it could not do what was asked.
+    pub fn said(why: NotPrinted) -> Problem {
+        let NotPrinted { code, message, hint } = why;
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Problem { status, code: code.into(), message, hint, retry_after: None }
     }
 
     /// Also what the caller may not know of.

@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 
-use super::{Handler, api, approve, compat, metrics, signin};
+use super::{Handler, api, approve, compat, knowledge, metrics, page, signin};
 use crate::access::Right;
 
 pub struct Route {
@@ -17,6 +17,8 @@ pub struct Route {
     pub answer: &'static str,
     pub body: Option<&'static str>,
     pub query: &'static [&'static str],
+    /// For people: in no document, shown as HTML, and a session will do.
+    pub page: bool,
     pub handler: Handler,
 }
 
@@ -37,7 +39,18 @@ impl Route {
     }
 
     const fn at(method: Verb, path: &'static str, right: Right, answer: &'static str, handler: Handler) -> Route {
-        Route { method, path, right, finds_cluster: false, summary: "", answer, body: None, query: &[], handler }
+        Route {
+            method,
+            path,
+            right,
+            finds_cluster: false,
+            summary: "",
+            answer,
+            body: None,
+            query: &[],
+            page: false,
+            handler,
+        }
     }
 
     const fn get(path: &'static str, right: Right, answer: &'static str, handler: Handler) -> Route {
@@ -50,6 +63,15 @@ impl Route {
 
     const fn delete(path: &'static str, right: Right, answer: &'static str, handler: Handler) -> Route {
         Route::at(Verb::Delete, path, right, answer, handler)
+    }
+
+    const fn page(path: &'static str, right: Right, handler: Handler) -> Route {
+        Route { page: true, ..Route::get(path, right, "", handler) }
+    }
+
+    /// What a form of a page sends.
+    const fn form(path: &'static str, right: Right, handler: Handler) -> Route {
+        Route { page: true, ..Route::post(path, right, "", handler) }
     }
 
     const fn says(self, summary: &'static str) -> Route {
@@ -91,6 +113,19 @@ pub const ROUTES: &[Route] = &[
         .says("What restores, validations, recoveries and drills found"),
     Route::get("/api/v1/clusters/{cluster}/drills", View, "Drills", api::drills)
         .says("Its rehearsals, the newest first"),
+    Route::get("/api/v1/clusters/{cluster}/reports/{report}", View, "Report", knowledge::report)
+        .says("One report, as the operation wrote it; 202 while it is being read from the repository"),
+    Route::get("/api/v1/clusters/{cluster}/history", View, "History", knowledge::history)
+        .says("What happened in the WAL of the last 7 days: restore points, drops, truncates, many deleted rows"),
+    Route::get("/api/v1/clusters/{cluster}/audit", View, "Audit", knowledge::audit)
+        .says("Who tried what, and what came of it: the newest events of the audit trail"),
+    Route::get("/api/v1/clusters/{cluster}/capacity", View, "Capacity", knowledge::capacity)
+        .says("Used and free room of its first repository, growth, forecast, cost; and how it was over time"),
+    Route::get("/api/v1/clusters/{cluster}/series", View, "Series", knowledge::series)
+        .says("Size, duration and throughput of each backup, and how many failed on each day"),
+    Route::get("/api/v1/clusters/{cluster}/restore-plan", View, "RestorePlan", knowledge::restore_plan)
+        .says("How a restore to a moment would be done; nothing is changed. 202 while it is being worked out")
+        .asks(&["target_time", "target_lsn", "target_name", "backup", "to"]),
     Route::post("/api/v1/clusters/{cluster}/jobs", Operate, "Job", api::create_job)
         .says("Start a job; what restores or removes needs the cluster's name in 'confirm'")
         .takes("NewJob"),
@@ -113,6 +148,18 @@ pub const ROUTES: &[Route] = &[
         .takes("SignIn"),
     Route::delete("/api/v1/session", View, "Health", signin::sign_out).says("Sign out"),
     Route::get("/api/v1/users", Administer, "Users", signin::users).says("All users, without their passwords"),
+    Route::get("/api/v1/alerts", View, "Alerts", knowledge::alerts)
+        .says("What people were told of, and have still to be told")
+        .finds_cluster(),
+    Route::get("/api/v1/incidents", View, "Incidents", knowledge::incidents)
+        .says("Declared disasters, as this host knows them")
+        .finds_cluster(),
+    Route::get("/api/v1/settings", View, "Settings", knowledge::settings)
+        .says("Settings as commands read them, with where each comes from; secrets are not shown")
+        .finds_cluster(),
+    Route::get("/api/v1/events", View, "Events", knowledge::events)
+        .says("Server-sent events: 'job' when a job is not as it was, 'known' when more is known of a cluster, 'reset' when events were missed")
+        .finds_cluster(),
     Route::get("/api/v1/tokens", Administer, "Tokens", api::tokens).says("All tokens, without themselves"),
     Route::post("/api/v1/tokens", Administer, "NewToken", api::create_token)
         .says("Make a token, which is told once")
@@ -151,4 +198,27 @@ pub const ROUTES: &[Route] = &[
         .takes("SystemRestore")
         .asks(&["cluster"])
         .finds_cluster(),
+    Route::page("/", View, page::clusters::all).finds_cluster(),
+    Route::page("/sign-in", Anyone, page::sign::form),
+    Route::form("/sign-in", Anyone, page::sign::sign_in),
+    Route::form("/sign-out", View, page::sign::sign_out).finds_cluster(),
+    Route::page("/clusters/{cluster}", View, page::clusters::one),
+    Route::page("/clusters/{cluster}/plan", View, page::plan::plan),
+    Route::page("/clusters/{cluster}/backups", View, page::backups::all),
+    Route::page("/clusters/{cluster}/backups/{backup}", View, page::backups::one),
+    Route::page("/clusters/{cluster}/charts", View, page::charts::charts),
+    Route::page("/clusters/{cluster}/reports", View, page::reports::all),
+    Route::page("/clusters/{cluster}/reports/{report}", View, page::reports::one),
+    Route::page("/clusters/{cluster}/audit", View, page::watch::audit),
+    Route::form("/clusters/{cluster}/jobs", Operate, page::jobs::create),
+    Route::page("/jobs", View, page::jobs::all).finds_cluster(),
+    Route::page("/jobs/{job}", View, page::jobs::one).finds_cluster(),
+    Route::form("/jobs/{job}/cancel", Operate, page::jobs::cancel).finds_cluster(),
+    Route::form("/jobs/{job}/approve", Recover, page::jobs::approve).finds_cluster(),
+    Route::page("/alerts", View, page::watch::alerts).finds_cluster(),
+    Route::page("/schedules", View, page::watch::schedules).finds_cluster(),
+    Route::page("/settings", View, page::watch::settings).finds_cluster(),
+    Route::page("/assets/app.css", Anyone, page::assets::style),
+    Route::page("/assets/app.js", Anyone, page::assets::script),
+    Route::page("/assets/icon.svg", Anyone, page::assets::icon),
 ];

@@ -1,4 +1,4 @@
-//! Signing in with a name and a password, and out again.
+//! Signing in with a name and a password, or with a token, and out again.
 
 use axum::http::StatusCode;
 use jiff::SignedDuration;
@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::api::{Made, ok};
-use super::gate::{COOKIE, cookie};
+use super::gate::guessed;
+use super::session::{cookie, kept};
 use super::{Answer, Api, Asked, Problem, Turn};
+use crate::access::Caller;
 use crate::state::users::PASSWORD_BYTES_MAX;
 
 /// Each takes 64 MiB and a core for a while.
@@ -21,33 +23,57 @@ struct SignIn {
     password: String,
 }
 
-/// The same answer for a user who is not there and for a password that is not right.
 pub fn sign_in(api: &Api, asked: &Asked<'_>) -> Made {
     // What was sent is not repeated: it may be a password in the wrong place.
     let wrong = |_| Problem::wrong("what is sent is a name and a password, and nothing else");
     let given: SignIn = serde_json::from_value(asked.body.clone()).map_err(wrong)?;
-    if given.name.len() > NAME_BYTES_MAX || given.password.len() > PASSWORD_BYTES_MAX {
+    let (user, cookie) = by_password(api, asked, &given.name, &given.password)?;
+    let document = json!({"schema": 1, "name": user.name, "role": user.role, "cluster": user.cluster});
+    Ok(Answer::Cookie(document, cookie))
+}
+
+/// Who it is, and what the browser is to keep. The same answer for a user who is not there and for a password that is not right.
+pub fn by_password(api: &Api, asked: &Asked<'_>, name: &str, password: &str) -> Result<(Caller, String), Problem> {
+    if name.len() > NAME_BYTES_MAX || password.len() > PASSWORD_BYTES_MAX {
         return Err(nobody());
     }
     let address = asked.from.address;
     api.limits.may_fail(address).map_err(Problem::too_many)?;
-    api.limits.may_sign_in(&given.name, address).map_err(Problem::too_many)?;
-    let lasts = SignedDuration::try_from(api.config.get().web.session).unwrap_or(SignedDuration::ZERO);
+    api.limits.may_sign_in(name, address).map_err(Problem::too_many)?;
+    let lasts = lasts(api);
     let made = {
         let _turn = Turn::take(&api.comparing, COMPARED_MAX)?;
-        api.state.sign_in(&given.name, given.password.as_bytes(), lasts, asked.now)?
+        api.state.sign_in(name, password.as_bytes(), lasts, asked.now)?
     };
-    let name = given.name.escape_debug();
+    let shown = name.escape_debug();
     let Some((session, user)) = made else {
-        tracing::warn!(target: "pgark", %address, user = %name, "a sign-in failed");
+        tracing::warn!(target: "pgark", %address, user = %shown, "a sign-in failed");
         return Err(nobody());
     };
     api.limits.was_right(address);
-    api.limits.signed_in(&given.name, address);
-    tracing::info!(target: "pgark", %address, user = %name, "signed in");
-    let cookie = kept(session.expose(), lasts.as_secs(), asked.from.is_https);
-    let document = json!({"schema": 1, "name": user.name, "role": user.role, "cluster": user.cluster});
-    Ok(Answer::Cookie(document, cookie))
+    api.limits.signed_in(name, address);
+    tracing::info!(target: "pgark", %address, user = %shown, "signed in");
+    Ok((user.caller(), kept(session.expose(), lasts.as_secs(), asked.from.is_https)))
+}
+
+/// As with a password; the session ends with the token.
+pub fn by_token(api: &Api, asked: &Asked<'_>, token: &str) -> Result<(Caller, String), Problem> {
+    let address = asked.from.address;
+    let lasts = lasts(api);
+    let look = |token: &str| Ok(api.state.sign_in_by_token(token, lasts, asked.now)?);
+    let Some((session, caller)) = guessed(api, &asked.from, Some(token), look)? else {
+        tracing::warn!(target: "pgark", %address, "a sign-in with a token failed");
+        let message = "this token is not known, has expired or was revoked";
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, "E-TOKEN", message).hint(
+            "'pgark token list' has those that hold, on the host of the server; 'pgark token create' makes one",
+        ));
+    };
+    tracing::info!(target: "pgark", %address, id = %caller.id, name = %caller.name, "signed in with a token");
+    Ok((caller, kept(session.expose(), lasts.as_secs(), asked.from.is_https)))
+}
+
+fn lasts(api: &Api) -> SignedDuration {
+    SignedDuration::try_from(api.config.get().web.session).unwrap_or(SignedDuration::ZERO)
 }
 
 fn nobody() -> Problem {
@@ -62,12 +88,6 @@ pub fn sign_out(api: &Api, asked: &Asked<'_>) -> Made {
     }
     let document = json!({"schema": 1, "status": "ok"});
     Ok(Answer::Cookie(document, kept("", 0, asked.from.is_https)))
-}
-
-/// Not for scripts, not with requests of other sites, and not in the clear once it was made under TLS.
-fn kept(session: &str, seconds: i64, is_https: bool) -> String {
-    let secure = if is_https { "; Secure" } else { "" };
-    format!("{COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}")
 }
 
 pub fn users(api: &Api, _: &Asked<'_>) -> Made {

@@ -1,10 +1,13 @@
 //! What the repositories say of each cluster, as a command printed it last; and how far schedules were looked at.
 
+use std::sync::{Arc, PoisonError};
+
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 use serde_json::Value;
 
 use super::{Result, State, StateError, optional_time, text, time};
+use crate::known::Known;
 
 /// The answer of a command.
 #[derive(Clone, Debug)]
@@ -30,10 +33,30 @@ impl State {
         Ok(Some(Document { document, refreshed: time(&refreshed)?, failed: optional_time(failed)?, error }))
     }
 
+    /// What `info` said of the cluster, without reading its document each time.
+    pub fn known(&self, cluster: &str) -> Result<Arc<Known>> {
+        // Held until it is in: what is forgotten meanwhile was older than what is put in here.
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(cluster) {
+            return Ok(Arc::clone(known));
+        }
+        let made = Arc::new(Known::of(self.document("info", cluster)?.as_ref(), cluster));
+        all.insert(cluster.to_owned(), Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn forget(&self, kind: &str, cluster: &str) {
+        if kind != "info" {
+            return;
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+    }
+
     pub fn keep_document(&self, kind: &str, cluster: &str, document: &Value, now: Timestamp) -> Result<()> {
         let change = "insert into documents (kind, cluster, document, refreshed) values (?1, ?2, ?3, ?4)
             on conflict do update set document = ?3, refreshed = ?4, failed = null, error = null";
         self.connection().execute(change, params![kind, cluster, document.to_string(), text(now)])?;
+        self.forget(kind, cluster);
         Ok(())
     }
 
@@ -42,6 +65,7 @@ impl State {
         let change = "insert into documents (kind, cluster, document, refreshed, failed, error)
             values (?1, ?2, 'null', ?3, ?3, ?4) on conflict do update set failed = ?3, error = ?4";
         self.connection().execute(change, params![kind, cluster, text(now), why])?;
+        self.forget(kind, cluster);
         Ok(())
     }
 

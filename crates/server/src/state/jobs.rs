@@ -114,6 +114,17 @@ impl State {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// How many backups of the cluster ended in each way, by the day (UTC) they were asked for on.
+    pub fn backup_days(&self, cluster: &str, since: Timestamp) -> Result<Vec<(String, String, i64)>> {
+        let connection = self.connection();
+        let mut query = connection.prepare(
+            "select substr(created, 1, 10), state, count(*) from jobs where cluster = ?1 and created >= ?2
+             and json_extract(request, '$.job') = 'backup' and finished is not null group by 1, 2 order by 1, 2",
+        )?;
+        let rows = query.query_map(params![cluster, text(since)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Before its process is made.
     pub fn job_starts(&self, id: &str, now: Timestamp) -> Result<bool> {
         let change = "update jobs set state = 'running', started = ?2 where id = ?1 and state = 'queued' and cancel_requested is null";

@@ -7,9 +7,12 @@ mod documents;
 mod jobs;
 mod lost;
 mod prune;
+mod samples;
+mod sessions;
 mod tokens;
 pub mod users;
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +27,9 @@ pub use jobs::{Filter, Outcome};
 pub(crate) use lost::write_job;
 pub use lost::{Lost, asked_by};
 pub use prune::Keep;
+pub use samples::Sample;
+
+use crate::known::Known;
 
 const FILE: &str = "server.sqlite";
 /// How long one process waits for the other's transaction.
@@ -87,6 +93,8 @@ pub struct State {
     dir: PathBuf,
     inode: u64,
     connection: Arc<Mutex<Connection>>,
+    /// By cluster; made of its document when it is asked for first. Taken before the connection, never after it.
+    known: Arc<Mutex<HashMap<String, Arc<Known>>>>,
 }
 
 impl State {
@@ -115,9 +123,10 @@ impl State {
             found => return Err(StateError::Version { found }),
         }
         change.pragma_update(None, "user_version", VERSION)?;
-        change.execute_batch(users::SCHEMA)?;
+        change.execute_batch(&[users::SCHEMA, sessions::SCHEMA, samples::SCHEMA].concat())?;
         change.commit()?;
-        Ok(State { dir: dir.to_owned(), inode, connection: Arc::new(Mutex::new(connection)) })
+        let connection = Arc::new(Mutex::new(connection));
+        Ok(State { dir: dir.to_owned(), inode, connection, known: Arc::default() })
     }
 
     pub fn dir(&self) -> &Path {

@@ -57,6 +57,15 @@ impl State {
         Ok(Some(found.caller()))
     }
 
+    /// Whose token this is, as long as it is valid: for a session that was begun with it.
+    pub fn caller_of(&self, token_id: &str, now: Timestamp) -> Result<Option<Caller>> {
+        let found = match self.token(token_id) {
+            Err(StateError::NotFound { .. }) => return Ok(None),
+            found => found?,
+        };
+        Ok(found.is_valid(now).then(|| found.caller()))
+    }
+
     fn token(&self, id: &str) -> Result<TokenRecord> {
         let connection = self.connection();
         let query = format!("select {COLUMNS} from tokens where id = ?1");

@@ -1,7 +1,7 @@
-//! Local users, and the sessions that they have signed in to.
+//! Local users, and signing in with a password.
 //!
-//! Invariant: a password is nowhere; what is kept is argon2id of it, with its own salt and cost. Of a session a hash is kept, as of
-//! a token. Looking up a user who is not there takes as long as one who is.
+//! Invariant: a password is nowhere; what is kept is argon2id of it, with its own salt and cost. Looking up a user who is not there
+//! takes as long as one who is.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -10,16 +10,13 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{Result, State, StateError, optional_time, text, time};
-use crate::access::{Caller, Means, Role, Token, token_hash};
+use super::{Result, State, StateError, optional_time, sessions, text, time};
+use crate::access::{Caller, Means, Role, Token};
 
 pub const SCHEMA: &str = "
 create table if not exists users (
     name text primary key, salt blob not null, hash blob not null, memory_kib integer not null, passes integer not null,
     lanes integer not null, role text not null, cluster text, created text not null, changed text not null, last_used text
-) strict;
-create table if not exists user_sessions (
-    hash blob primary key, user text not null, created text not null, expires text not null, last_used text not null
 ) strict;
 ";
 
@@ -34,12 +31,6 @@ const COST: Cost = Cost { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
 /// What was written by others into our database does not exhaust the machine.
 const MEMORY_KIB_MAX: u32 = 256 * 1024;
 const PASSES_MAX: u32 = 16;
-/// A session that nobody uses ends.
-const IDLE: SignedDuration = SignedDuration::from_hours(2);
-/// When something was used last is kept no finer.
-const USED_EVERY_S: i64 = 60;
-/// The oldest go.
-const SESSIONS_PER_USER_MAX: u32 = 20;
 
 #[derive(Clone, Copy)]
 struct Cost {
@@ -58,6 +49,12 @@ pub struct UserRecord {
     /// The password, last.
     pub changed: Timestamp,
     pub last_used: Option<Timestamp>,
+}
+
+impl UserRecord {
+    pub fn caller(self) -> Caller {
+        Caller { means: Means::User, id: self.name.clone(), name: self.name, role: self.role, cluster: self.cluster }
+    }
 }
 
 type Hash = Zeroizing<[u8; HASH_BYTES]>;
@@ -116,7 +113,7 @@ impl State {
                 "update users set salt = ?2, hash = ?3, memory_kib = ?4, passes = ?5, lanes = ?6, changed = ?7 where name = ?1",
                 params![name, salt, hash.as_slice(), memory_kib, passes, lanes, text(now)],
             )?;
-            change.execute("delete from user_sessions where user = ?1", [name])?;
+            sessions::end_all(&change, name)?;
             change.commit()?;
         }
         self.user(name)
@@ -128,7 +125,7 @@ impl State {
         let mut connection = self.connection();
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         change.execute("delete from users where name = ?1", [name])?;
-        change.execute("delete from user_sessions where user = ?1", [name])?;
+        sessions::end_all(&change, name)?;
         change.commit()?;
         Ok(user)
     }
@@ -170,58 +167,19 @@ impl State {
         if !(is_known && is_equal) {
             return Ok(None);
         }
-        let session = Token::random()?;
         let mut connection = self.connection();
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        change.execute("delete from user_sessions where expires <= ?1", [text(now)])?;
         // One whose password was changed while this was compared is not signed in with the old one.
         let hash: Option<Vec<u8>> =
             change.query_row("select hash from users where name = ?1", [name], |row| row.get(0)).optional()?;
         if hash != Some(expected) {
             return Ok(None);
         }
-        let ends = now.checked_add(lasts).unwrap_or(now);
-        change.execute(
-            "insert into user_sessions (hash, user, created, expires, last_used) values (?1, ?2, ?3, ?4, ?3)",
-            params![token_hash(session.expose()), name, text(now), text(ends)],
-        )?;
-        let oldest = "delete from user_sessions where user = ?1 and hash not in
-            (select hash from user_sessions where user = ?1 order by rowid desc limit ?2)";
-        change.execute(oldest, params![name, SESSIONS_PER_USER_MAX])?;
+        let session = sessions::begin(&change, Means::User, name, lasts, now)?;
         change.execute("update users set last_used = ?2 where name = ?1", params![name, text(now)])?;
         change.commit()?;
         drop(connection);
         Ok(Some((session, self.user(name)?)))
-    }
-
-    /// Who has signed in to this session, as long as it lasts; the rights are those of now.
-    pub fn session_caller(&self, session: &str, now: Timestamp) -> Result<Option<Caller>> {
-        let connection = self.connection();
-        let hash = token_hash(session);
-        let query = "select user, expires, last_used from user_sessions where hash = ?1";
-        let row = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?));
-        let Some((name, expires, used)) = connection.query_row(query, [hash], row).optional()? else { return Ok(None) };
-        let since = now.duration_since(time(&used)?);
-        if now >= time(&expires)? || since > IDLE {
-            connection.execute("delete from user_sessions where hash = ?1", [hash])?;
-            return Ok(None);
-        }
-        if since.as_secs() >= USED_EVERY_S {
-            connection.execute("update user_sessions set last_used = ?2 where hash = ?1", params![hash, text(now)])?;
-        }
-        let user = find(&connection, &name)?;
-        Ok(user.map(|u| Caller {
-            means: Means::User,
-            id: u.name.clone(),
-            name: u.name,
-            role: u.role,
-            cluster: u.cluster,
-        }))
-    }
-
-    pub fn sign_out(&self, session: &str) -> Result<()> {
-        self.connection().execute("delete from user_sessions where hash = ?1", [token_hash(session)])?;
-        Ok(())
     }
 
     /// Whether a token or a user is there that could ask for something.
@@ -232,7 +190,7 @@ impl State {
     }
 }
 
-fn find(connection: &Connection, name: &str) -> Result<Option<UserRecord>> {
+pub(super) fn find(connection: &Connection, name: &str) -> Result<Option<UserRecord>> {
     let mut query = connection.prepare(&format!("select {COLUMNS} from users where name = ?1"))?;
     let mut rows = query.query([name])?;
     rows.next()?.map(record).transpose()

@@ -16,7 +16,7 @@ impl Bench {
         self.ask(route("POST", "/api/v1/session"), &[], None, &body)
     }
 
-    fn with(&self, change: impl FnOnce(&mut Config)) {
+    pub(super) fn with(&self, change: impl FnOnce(&mut Config)) {
         let mut config = (*self.api.config.get()).clone();
         change(&mut config);
         self.api.config.set(config);
@@ -192,7 +192,14 @@ fn no_answer_and_no_file_holds_a_secret() {
         assert!(secrets.iter().all(|secret| !text.contains(secret)), "{what}: {text}");
     };
     for route in ROUTES.iter().filter(|r| !r.path.ends_with("create-sync")) {
-        let path = [("cluster", "a"), ("job", own.as_str()), ("token", "t"), ("backup", "b"), ("backup_name", "b")];
+        let path = [
+            ("cluster", "a"),
+            ("job", own.as_str()),
+            ("token", "t"),
+            ("backup", "b"),
+            ("report", "r"),
+            ("backup_name", "b"),
+        ];
         let path: Vec<_> = path.into_iter().filter(|(name, _)| route.path.contains(&format!("{{{name}}}"))).collect();
         let body = format!(r#"{{"name": "x", "password": "{PASSWORD}", "token": "{token}"}}"#);
         for body in [body.as_str(), "", body.get(1..).unwrap_or_default()] {

@@ -25,7 +25,8 @@ fn quick() -> Times {
 
 fn served(bench: &Bench, times: Times) -> Serving {
     let listen = "127.0.0.1:0".parse().expect("an address");
-    Serving::start_in_time(listen, bench.api.state.clone(), bench.api.config.clone(), times).expect("it listens")
+    let Api { state, config, lookups, .. } = bench.api.clone();
+    Serving::start_in_time(listen, state, config, lookups, times).expect("it listens")
 }
 
 fn connect(serving: &Serving) -> TcpStream {
@@ -152,11 +153,21 @@ fn what_was_asked_is_answered_when_the_server_ends() {
         std::thread::yield_now();
     };
     let idle = connect(&serving);
+    let mut listening = connect(&serving);
+    write!(listening, "GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {admin}\r\n\r\n")
+        .expect("sent");
+    let mut head = [0; 12];
+    listening.read_exact(&mut head).expect("it is heard");
+    assert_eq!(&head, b"HTTP/1.1 200");
     let ending = std::thread::spawn(move || drop(serving));
     bench.api.state.cancel_job(&job.id, Timestamp::now()).expect("cancelled");
     let found = answer_of(waiting);
     assert_eq!((found.0, &found.1["error"]["code"]), (500, &json!("E-JOB-FAILED")), "{}", found.1);
     assert_eq!(answer_of(idle).0, 0);
+    // A stream of events would go on for minutes: it ends with its last line.
+    let mut rest = String::new();
+    listening.read_to_string(&mut rest).expect("it ends");
+    assert!(rest.ends_with("0\r\n\r\n"), "{rest}");
     ending.join().expect("it ended");
 }
 

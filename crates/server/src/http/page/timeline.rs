@@ -1,0 +1,306 @@
+//! The timeline of a cluster: moments that can be recovered, WAL and its gaps, backups, drills, restore points. A picture with
+//! the same said in a table below it; the script makes a click in it a moment in the form.
+
+use jiff::{SignedDuration, Timestamp};
+use maud::{Markup, html};
+use serde_json::Value;
+
+use super::parts::{Text, empty, is, moment, segment, word};
+use super::{kind_of, path};
+use crate::http::Asked;
+use crate::known::{list, time};
+
+const WIDTH: i64 = 1000;
+const LEFT: i64 = 118;
+const RIGHT: i64 = 12;
+const LANE: i64 = 34;
+const TOP: i64 = 8;
+/// More could not be told apart.
+const MARKS_MAX: usize = 400;
+const LANES: [&str; 5] = ["Recoverable", "WAL", "Backups", "Drills", "Events"];
+const SPANS: [(&str, &str, i64); 5] = [
+    ("1h", "1 hour", 1),
+    ("24h", "24 hours", 24),
+    ("7d", "7 days", 168),
+    ("30d", "30 days", 720),
+    ("1y", "1 year", 8784),
+];
+const TICKS_MAX: i64 = 7;
+/// Distances of ticks, in seconds.
+const STEPS: [i64; 16] = [
+    60, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 172_800, 432_000, 864_000, 2_592_000,
+    5_184_000,
+];
+
+/// What is shown of time.
+pub struct Span {
+    name: &'static str,
+    from: Timestamp,
+    to: Timestamp,
+}
+
+impl Span {
+    /// As asked for; otherwise the shortest that has all there is, if that is not more than a month.
+    pub fn of(asked: &Asked<'_>, info: &Value, backups: &Value) -> Span {
+        let begins = list(info, "windows").iter().filter_map(|w| time(w, "from_time"));
+        let begin = begins.chain(list(backups, "backups").iter().filter_map(|b| time(b, "finished"))).min();
+        let age = begin.map_or(0, |at| asked.now.duration_since(at).as_hours());
+        let fits = SPANS.iter().find(|(_, _, hours)| *hours > age).filter(|(_, _, hours)| *hours <= 720);
+        let named = SPANS.iter().find(|(name, ..)| asked.query("span") == Some(*name));
+        let &(name, _, hours) = named.or(fits).unwrap_or(&SPANS[3]);
+        let from = asked.now.saturating_sub(SignedDuration::from_hours(hours)).unwrap_or(Timestamp::MIN);
+        Span { name, from, to: asked.now }
+    }
+
+    fn x(&self, at: Timestamp) -> i64 {
+        let (from, to) = (self.from.as_millisecond(), self.to.as_millisecond());
+        let along = (at.as_millisecond() - from).clamp(0, to - from);
+        LEFT + along * (WIDTH - LEFT - RIGHT) / (to - from).max(1)
+    }
+
+    fn has(&self, at: Timestamp) -> bool {
+        (self.from..=self.to).contains(&at)
+    }
+
+    /// A piece of a lane, if anything of it is shown; wide enough to be seen.
+    fn bar(&self, from: Timestamp, to: Timestamp) -> Option<(i64, i64)> {
+        (to >= self.from && from <= self.to).then(|| {
+            let (from, to) = (self.x(from), self.x(to));
+            (from.min(WIDTH - RIGHT - 3), (to - from).max(3))
+        })
+    }
+
+    fn ticks(&self) -> Vec<Timestamp> {
+        let (from, to) = (self.from.as_second(), self.to.as_second());
+        let step = STEPS.into_iter().find(|step| (to - from) / step <= TICKS_MAX).unwrap_or(5_184_000);
+        let first = from.div_euclid(step) * step + step;
+        (0..=TICKS_MAX)
+            .filter_map(|n| Timestamp::from_second(first + n * step).ok())
+            .filter(|at| self.has(*at))
+            .collect()
+    }
+
+    fn label(&self, at: Timestamp) -> String {
+        let day = self.to.duration_since(self.from) > SignedDuration::from_hours(48);
+        at.strftime(if day { "%b %d" } else { "%H:%M" }).to_string()
+    }
+}
+
+/// Times of what is archived without a break, and of what lies between; by timeline of PostgreSQL.
+fn coverage(wal: &Value) -> (Vec<(Timestamp, Timestamp)>, Vec<(Timestamp, Timestamp)>) {
+    let (mut there, mut missing) = (vec![], vec![]);
+    for timeline in list(wal, "timelines") {
+        let ranges = list(timeline, "ranges").iter();
+        let times: Vec<_> = ranges.filter_map(|r| Some((time(r, "from_time")?, time(r, "to_time")?))).collect();
+        missing.extend(times.windows(2).filter_map(|pair| match pair {
+            [(_, ended), (begins, _)] => Some((*ended, *begins)),
+            _ => None,
+        }));
+        there.extend(times);
+    }
+    (there, missing)
+}
+
+pub fn timeline(
+    span: &Span,
+    info: &Value,
+    backups: &Value,
+    wal: &Value,
+    drills: &Value,
+    history: &Value,
+    asked: &Asked<'_>,
+) -> Markup {
+    let windows: Vec<_> =
+        list(info, "windows").iter().filter_map(|w| Some((time(w, "from_time")?, time(w, "to_time")?))).collect();
+    let (there, missing) = coverage(wal);
+    let backups: Vec<(Timestamp, &Value)> =
+        dated(list(backups, "backups"), "finished", span).filter(|(_, b)| is(b, "complete")).collect();
+    let drills: Vec<(Timestamp, &Value)> = dated(list(drills, "drills"), "written", span).collect();
+    let events: Vec<(Timestamp, &Value)> =
+        dated(list(history, "events"), "time", span).filter(|(_, e)| word(e, "kind") != "gap").collect();
+    let height = TOP + LANE * 5 + 26;
+    let middle = |lane: i64| TOP + LANE * lane + LANE / 2;
+    let said = format!(
+        "{} backups, {} drills, {} events and {} gaps in the WAL from {} to {}. The table below has each of them.",
+        backups.len(),
+        drills.len(),
+        events.len(),
+        missing.len(),
+        span.from.strftime("%Y-%m-%d %H:%M"),
+        span.to.strftime("%Y-%m-%d %H:%M")
+    );
+    html! {
+        nav.spans aria-label="How much time the timeline shows" {
+            ul {
+                @for (name, words, _) in SPANS {
+                    li { a href={ "?span=" (name) "#plan-h" } aria-current=[(name == span.name).then_some("true")] { (words) } }
+                }
+            }
+        }
+        div.scroll tabindex="0" role="region" aria-label="Timeline" {
+            svg.timeline viewBox={ "0 0 " (WIDTH) " " (height) } role="img" aria-labelledby="tl-title tl-desc" data-timeline
+                data-from=(span.from.as_millisecond()) data-to=(span.to.as_millisecond()) data-left=(LEFT) data-right=(WIDTH - RIGHT) {
+                title #tl-title { "Timeline" }
+                desc #tl-desc { (said) }
+                @for (n, name) in (0..).zip(LANES) {
+                    rect.lane x=(LEFT) y=(TOP + LANE * n + 3) width=(WIDTH - LEFT - RIGHT) height=(LANE - 6) {}
+                    text.lane-name x=(LEFT - 10) y=(middle(n) + 4) text-anchor="end" { (name) }
+                }
+                @for at in span.ticks() {
+                    line.tick x1=(span.x(at)) x2=(span.x(at)) y1=(TOP) y2=(TOP + LANE * 5) {}
+                    text.tick-name x=(span.x(at)) y=(height - 8) text-anchor="middle" { (span.label(at)) }
+                }
+                @for (x, width) in windows.iter().filter_map(|(a, b)| span.bar(*a, *b)) {
+                    rect.recoverable x=(x) y=(TOP + 7) width=(width) height=(LANE - 14) rx="3" {}
+                }
+                @for (x, width) in there.iter().filter_map(|(a, b)| span.bar(*a, *b)) {
+                    rect.wal x=(x) y=(TOP + LANE + 7) width=(width) height=(LANE - 14) rx="3" {}
+                }
+                @for (x, width) in missing.iter().filter_map(|(a, b)| span.bar(*a, *b)) {
+                    rect.gap x=(x) y=(TOP + LANE + 5) width=(width) height=(LANE - 10) {}
+                }
+                @for (at, backup) in backups.iter().take(MARKS_MAX) { (backup_mark(span.x(*at), middle(2), backup)) }
+                @for (at, drill) in drills.iter().take(MARKS_MAX) {
+                    @let (x, y) = (span.x(*at), middle(3));
+                    @if word(drill, "severity") == "info" {
+                        path.drill-good d={ "M" (x - 6) " " (y) " l4 5 l8 -10" } {}
+                    } @else {
+                        path.drill-bad d={ "M" (x - 5) " " (y - 5) " l10 10 m0 -10 l-10 10" } {}
+                    }
+                }
+                @for (at, event) in events.iter().take(MARKS_MAX) {
+                    @let (x, y) = (span.x(*at), middle(4));
+                    @if word(event, "kind") == "restore_point" {
+                        path.point d={ "M" (x) " " (y + 9) " v-18 l10 5 l-10 5" } {}
+                    } @else {
+                        path.event d={ "M" (x) " " (y - 7) " l7 12 h-14 z" } {}
+                    }
+                }
+                line.cursor data-cursor x1="0" x2="0" y1=(TOP) y2=(TOP + LANE * 5) visibility="hidden" {}
+            }
+        }
+        p.legend aria-hidden="true" {
+            span.key.k-recoverable { "recoverable" } span.key.k-gap { "WAL missing" } span.key.k-full { "full" }
+            span.key.k-incr { "incremental" } span.key.k-other { "logical, files, system" }
+            span.key.k-point { "restore point" } span.key.k-event { "drop, truncate, many rows" }
+        }
+        details.what {
+            summary { "The same as a table" }
+            (table(&rows(&windows, &missing, &backups, &drills, &events), asked))
+        }
+    }
+}
+
+fn dated<'a>(all: &'a [Value], key: &'static str, span: &'a Span) -> impl Iterator<Item = (Timestamp, &'a Value)> {
+    all.iter().filter_map(move |one| Some((time(one, key)?, one))).filter(|(at, _)| span.has(*at))
+}
+
+fn backup_mark(x: i64, y: i64, backup: &Value) -> Markup {
+    html! {
+        @match (word(backup, "kind"), word(backup, "type")) {
+            ("physical", "full") => circle.backup cx=(x) cy=(y) r="7" {},
+            ("physical", _) => circle.backup.incr cx=(x) cy=(y) r="5" {},
+            _ => rect.backup.other x=(x - 5) y=(y - 5) width="10" height="10" {},
+        }
+    }
+}
+
+/// When, what, more of it, and how to restore to it.
+type Row = (Timestamp, String, String, Option<String>);
+
+fn rows(
+    windows: &[(Timestamp, Timestamp)],
+    missing: &[(Timestamp, Timestamp)],
+    backups: &[(Timestamp, &Value)],
+    drills: &[(Timestamp, &Value)],
+    events: &[(Timestamp, &Value)],
+) -> Vec<Row> {
+    let until = |to: Timestamp| format!("until {}", to.strftime("%Y-%m-%d %H:%M:%S"));
+    let mut rows: Vec<Row> = vec![];
+    rows.extend(windows.iter().map(|(a, b)| (*a, "recoverable from here".into(), until(*b), None)));
+    rows.extend(missing.iter().map(|(a, b)| (*a, "WAL is missing from here".into(), until(*b), None)));
+    rows.extend(
+        backups
+            .iter()
+            .take(MARKS_MAX)
+            .map(|(at, b)| (*at, format!("backup, {}", kind_of(b)), word(b, "id").to_owned(), None)),
+    );
+    rows.extend(
+        drills.iter().take(MARKS_MAX).map(|(at, d)| (*at, "drill".into(), word(d, "summary").to_owned(), None)),
+    );
+    rows.extend(events.iter().take(MARKS_MAX).map(|(at, e)| {
+        let (name, lsn) = (word(e, "name"), word(e, "lsn"));
+        let plan = match word(e, "kind") {
+            "restore_point" => Some(format!("name={}", segment(name))),
+            _ => None,
+        };
+        (
+            *at,
+            word(e, "kind").replace('_', " "),
+            if name.is_empty() { format!("at {lsn}") } else { name.to_owned() },
+            plan,
+        )
+    }));
+    rows.sort_by(|a, b| b.cmp(a));
+    rows
+}
+
+fn table(rows: &[Row], asked: &Asked<'_>) -> Markup {
+    if rows.is_empty() {
+        return empty("Nothing is known of this time.");
+    }
+    let cluster = segment(path(asked, "cluster"));
+    html! {
+        div.scroll tabindex="0" role="region" aria-label="Timeline as a table" {
+            table {
+                caption { "What the timeline shows, the newest first" }
+                thead { tr { th scope="col" { "When" } th scope="col" { "What" } th scope="col" { "More" } th scope="col" { "Restore" } } }
+                tbody {
+                    @for (at, what, more, plan) in rows {
+                        @let own = format!("time={}", segment(&at.strftime("%Y-%m-%dT%H:%M:%S").to_string()));
+                        tr {
+                            td { (moment(*at)) }
+                            td { (Text(what)) }
+                            td { (Text(more)) }
+                            td { a href={ "/clusters/" (cluster) "/plan?" (plan.as_ref().unwrap_or(&own)) } { "Plan" span.hidden { " a restore to this moment" } } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    #[test]
+    fn moments_have_their_place_and_ticks_are_few() {
+        for (name, _, hours) in SPANS {
+            let to = at("2026-03-01T12:34:56Z");
+            let span = Span { name, from: to - SignedDuration::from_hours(hours), to };
+            assert_eq!((span.x(span.from), span.x(span.to)), (LEFT, WIDTH - RIGHT));
+            assert_eq!(span.x(at("2000-01-01T00:00:00Z")), LEFT, "what lies before is at the edge");
+            let ticks = span.ticks();
+            assert!((3..=8).contains(&ticks.len()) && ticks.iter().all(|t| span.has(*t)), "{name}: {ticks:?}");
+        }
+    }
+
+    #[test]
+    fn gaps_lie_between_ranges_of_one_timeline() {
+        let range = |from: &str, to: &str| json!({"from_time": from, "to_time": to});
+        let (a, b) = ("2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z");
+        let (c, d) = ("2026-01-01T02:00:00Z", "2026-01-01T03:00:00Z");
+        let wal = json!({"timelines": [{"ranges": [range(a, b), range(c, d)]}, {"ranges": [range(c, d)]}]});
+        let (there, missing) = coverage(&wal);
+        assert_eq!(there.len(), 3);
+        assert_eq!(missing, [(at(b), at(c))]);
+    }
+}
