@@ -7,9 +7,9 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -284,7 +284,7 @@ impl GlobalArgs {
 /// When the log was already started.
 pub fn start_log(global: &GlobalArgs) -> Result<LogGuard, Failure> {
     let failed = |why: String| Failure::failed("E-INTERNAL", format!("the log cannot be started: {why}"));
-    let (writer, guard) = LossyWriter::start(io::stderr()).map_err(|error| failed(error.to_string()))?;
+    let (writer, guard) = LossyWriter::new(io::stderr());
     let subscriber = subscriber(global.log_format, global.level(), global.color.for_stderr(), writer);
     tracing::subscriber::set_global_default(subscriber).map_err(|error| failed(error.to_string()))?;
     Ok(guard)
@@ -313,27 +313,32 @@ const LINES_WAITING_MAX: usize = 1024;
 /// How long the end of the program waits for a slow stderr.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Hands lines to a thread, so that a stderr nobody reads cannot stop a backup.
+/// Hands lines to a thread, so that a stderr nobody reads cannot stop a backup. The first line starts it: most calls of
+/// `archive_command` have nothing to say.
 #[derive(Clone)]
 struct LossyWriter {
     lines: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
+    /// What the thread does, until it is started.
+    idle: Arc<Mutex<Option<Drain>>>,
 }
 
+type Drain = Box<dyn FnOnce() + Send>;
+
 /// Writes out the log when dropped, as far as stderr takes it.
-#[derive(Debug)]
 pub struct LogGuard {
     stop: SyncSender<Vec<u8>>,
     stopped: Receiver<()>,
+    idle: Arc<Mutex<Option<Drain>>>,
 }
 
 impl LossyWriter {
-    fn start(mut to: impl Write + Send + 'static) -> io::Result<(LossyWriter, LogGuard)> {
+    fn new(mut to: impl Write + Send + 'static) -> (LossyWriter, LogGuard) {
         let (lines, waiting) = mpsc::sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
         let (done, stopped) = mpsc::sync_channel(1);
         let dropped = Arc::new(AtomicU64::new(0));
         let lost = Arc::clone(&dropped);
-        std::thread::Builder::new().name("log".into()).spawn(move || {
+        let drain: Drain = Box::new(move || {
             // An empty line is the end: the subscriber lives as long as the program and never hangs up.
             while let Ok(line) = waiting.recv() {
                 if line.is_empty() {
@@ -345,15 +350,26 @@ impl LossyWriter {
                 let _ = to.write_all(note.as_bytes()).and_then(|()| to.write_all(&line)).and_then(|()| to.flush());
             }
             let _ = done.send(());
-        })?;
-        Ok((LossyWriter { lines: lines.clone(), dropped }, LogGuard { stop: lines, stopped }))
+        });
+        let idle = Arc::new(Mutex::new(Some(drain)));
+        let guard = LogGuard { stop: lines.clone(), stopped, idle: Arc::clone(&idle) };
+        (LossyWriter { lines, dropped, idle }, guard)
+    }
+
+    /// Where no thread can be started, this line and all later ones are dropped.
+    fn start(&self) {
+        let drain = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(drain) = drain {
+            let _ = std::thread::Builder::new().name("log".into()).spawn(drain);
+        }
     }
 }
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
+        let nothing_was_said = self.idle.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         // When the queue is full of lines nobody takes, there is nothing to wait for.
-        if self.stop.try_send(Vec::new()).is_ok() {
+        if !nothing_was_said && self.stop.try_send(Vec::new()).is_ok() {
             let _ = self.stopped.recv_timeout(DRAIN_DEADLINE);
         }
     }
@@ -362,10 +378,11 @@ impl Drop for LogGuard {
 impl Write for LossyWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // An empty line would be taken for the end.
-        if !bytes.is_empty()
-            && let Err(TrySendError::Full(_)) = self.lines.try_send(bytes.to_vec())
-        {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        if !bytes.is_empty() {
+            self.start();
+            if let Err(TrySendError::Full(_)) = self.lines.try_send(bytes.to_vec()) {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
         }
         Ok(bytes.len())
     }
@@ -387,7 +404,6 @@ impl<'a> MakeWriter<'a> for LossyWriter {
 mod tests {
     use super::*;
     use clap::Parser;
-    use std::sync::Mutex;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -477,7 +493,7 @@ mod tests {
 
     fn logged(format: LogFormat, level: LevelFilter) -> String {
         let shared = Shared::default();
-        let (writer, guard) = LossyWriter::start(shared.clone()).expect("a thread");
+        let (writer, guard) = LossyWriter::new(shared.clone());
         let subscriber = subscriber(format, level, false, writer);
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!(target: "pgark", "bad name \u{1b}[31mx");
@@ -518,7 +534,7 @@ mod tests {
         }
         let (release, stuck) = mpsc::channel();
         let (begun, has_begun) = mpsc::channel();
-        let (mut writer, guard) = LossyWriter::start(Stuck(stuck, begun)).expect("a thread");
+        let (mut writer, guard) = LossyWriter::new(Stuck(stuck, begun));
         writer.write_all(b"first\n").expect("never fails");
         // From here on the thread is stuck, and takes no line from the queue.
         has_begun.recv().expect("the first line is written");

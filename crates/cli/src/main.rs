@@ -22,7 +22,6 @@ use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
-use clap::Parser;
 use pgark_server::jobs::child;
 
 use crate::command::{Cli, Outcome};
@@ -53,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn run(argv: &[OsString], job: &mut Option<child::Running>) -> Result<Outcome, Failure> {
-    let cli = match Cli::try_parse_from(args::spelled_out(argv)) {
+    let cli = match Cli::read(&args::spelled_out(argv)) {
         Ok(cli) => cli,
         Err(e) => {
             output::text(&Failure::from_clap(&e, argv)?)?;

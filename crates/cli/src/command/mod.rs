@@ -79,6 +79,38 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What PostgreSQL calls for every segment, each time as a process of its own: without the arguments of all other commands, which
+/// cost more time than anything else before the first segment is read.
+#[derive(Parser)]
+#[command(name = "pgark", version, propagate_version = true)]
+struct WalCli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: WalCommand,
+}
+
+#[derive(Subcommand)]
+enum WalCommand {
+    ArchivePush(archive::PushArgs),
+    ArchiveGet(archive::GetArgs),
+}
+
+impl Cli {
+    pub fn read(argv: &[OsString]) -> Result<Cli, clap::Error> {
+        let is_wal = argv.iter().any(|word| word == "archive-push" || word == "archive-get");
+        // What is wrong, and help, is told by the whole.
+        if is_wal && let Ok(WalCli { global, command }) = WalCli::try_parse_from(argv) {
+            let command = match command {
+                WalCommand::ArchivePush(args) => Command::ArchivePush(args),
+                WalCommand::ArchiveGet(args) => Command::ArchiveGet(args),
+            };
+            return Ok(Cli { global, command });
+        }
+        Cli::try_parse_from(argv)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show it: a throw-away cluster, a backup, a disaster, recovery to just before it, and the proof

@@ -608,6 +608,7 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
     assert!(drill["message"].to_string().contains("one is due every 36 days"), "{drill}");
 
     // The rehearsal of the next month finds what went wrong since, and says so until it is mended.
+    site.cluster.psql("alter database bioverse reset default_transaction_read_only");
     site.cluster.psql_db(
         "bioverse",
         "alter table samples drop constraint samples_patient_fkey; delete from patients where id = 5",

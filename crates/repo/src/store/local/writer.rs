@@ -20,7 +20,11 @@ use crate::store::{ObjectName, ObjectWriter, StoreError};
 /// What marks a file as unfinished; object names cannot start with a dot.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
 
-/// What is gathered before it is written. Objects of at least this size are written past the page cache.
+/// What is gathered before it is written, as long as the object may be a small one: fresh memory costs more than a call.
+const SMALL_BUFFER_BYTES: usize = 128 * 1024;
+/// What of an object goes through the page cache; the rest is written past it.
+const CACHED_BYTES: u64 = 2 * 1024 * 1024;
+/// What is gathered of the rest.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
 pub(super) struct LocalWriter {
@@ -72,7 +76,7 @@ impl LocalWriter {
             temp,
             name: name.clone(),
             written: 0,
-            buffer: AlignedBuffer::new(BUFFER_BYTES),
+            buffer: AlignedBuffer::new(SMALL_BUFFER_BYTES),
             buffered: 0,
             direct: Direct::Untried,
             state: State::Open,
@@ -224,19 +228,20 @@ impl ObjectWriter for LocalWriter {
         self.written += bytes.len() as u64;
         self.settled = false;
         while !bytes.is_empty() {
-            let n = bytes.len().min(BUFFER_BYTES - self.buffered);
+            let n = bytes.len().min(self.buffer.capacity() - self.buffered);
             self.buffer.bytes_mut()[self.buffered..self.buffered + n].copy_from_slice(&bytes[..n]);
             self.buffered += n;
             bytes = &bytes[n..];
-            if self.buffered == BUFFER_BYTES {
+            if self.buffered == self.buffer.capacity() {
                 // Until it has succeeded: whatever fails, bytes are missing.
                 self.state = State::Spoiled;
-                if self.direct == Direct::Untried {
+                self.write_buffered(0..self.buffered)?;
+                self.buffered = 0;
+                if self.direct == Direct::Untried && self.written - bytes.len() as u64 >= CACHED_BYTES {
                     let on = set_direct(&self.file, true).map_err(self.failed("write"))?;
                     self.direct = if on { Direct::On } else { Direct::Off };
+                    self.buffer = AlignedBuffer::new(BUFFER_BYTES);
                 }
-                self.write_buffered(0..BUFFER_BYTES)?;
-                self.buffered = 0;
                 self.state = State::Open;
             }
         }
