@@ -545,17 +545,13 @@ fn dumps_are_rehearsed_in_a_cluster_of_their_own() {
 
 const EXAMPLE: &str = include_str!("../../../../examples/three-tier.toml");
 
-/// `examples/three-tier.toml` and its monthly rehearsal, which needs no flag.
-#[test]
-fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
-    let server = installed_or_skip!();
-    let site = Site::small(&server, "three");
-    let dir = site.scratch.join("drill");
+/// `examples/three-tier.toml` with the places of this test, its text, and a database like that of its checks.
+pub fn three_tiers(site: &Site) -> (Pgark, String) {
     let places = [
         ("\"/var/lib/pgark\"", format!("\"{}\"", site.pgark.repo().display())),
         ("\"/etc/pgark/passphrase\"", format!("\"{}\"", site.pgark.passphrase_file().display())),
         ("\"/var/run/postgresql\"", format!("\"{}\"", site.cluster.socket_dir().display())),
-        ("\"/var/lib/pgark-drill\"", format!("\"{}\"", dir.display())),
+        ("\"/var/lib/pgark-drill\"", format!("\"{}\"", site.scratch.join("drill").display())),
         ("\"/var/lib/postgresql/16/main\"", format!("\"{}\"", site.cluster.data_dir().display())),
         ("port = 5432", format!("port = {}", site.cluster.port())),
     ];
@@ -574,6 +570,16 @@ fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
          create table samples (id serial primary key, patient int references patients); \
          insert into samples (patient) select i % 100 + 1 from generate_series(1, 500) i",
     );
+    (pgark, text)
+}
+
+/// Its monthly rehearsal, which needs no flag.
+#[test]
+fn the_three_tiers_are_rehearsed_as_their_configuration_says() {
+    let server = installed_or_skip!();
+    let site = Site::small(&server, "three");
+    let dir = site.scratch.join("drill");
+    let (pgark, text) = three_tiers(&site);
     // Whoever wants to write there has to say so; rehearsals and tables that come back are not kept from it.
     site.cluster.psql("alter database bioverse set default_transaction_read_only = on");
     pgark.run(["config", "check"]).expect_code(0);

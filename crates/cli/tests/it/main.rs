@@ -56,6 +56,7 @@ mod restored_right;
 mod retention;
 mod retention_mistakes;
 mod serve;
+mod serve_examples;
 mod serve_guard;
 mod several;
 mod several_mistakes;

@@ -18,13 +18,13 @@ const EXAMPLE: &str = include_str!("../../../../examples/pharmacy.toml");
 /// Nowhere in the repositories.
 const MARK: &str = "amoxicillin 500 mg, 3 x daily";
 
-const DATABASE: &str = "create schema stock; create table stock.products (id int primary key, name text not null); \
+pub const DATABASE: &str = "create schema stock; create table stock.products (id int primary key, name text not null); \
     insert into stock.products select i, 'product ' || i from generate_series(1, 300) i; \
     create table prescriptions (id bigint generated always as identity primary key, product int references stock.products, text text); \
     create index on prescriptions (product); alter table prescriptions owner to pharmacist; \
     insert into prescriptions (product, text) select 1 + i % 300, 'amoxicillin 500 mg, 3 x daily' from generate_series(1, 2000) i";
 
-fn configured(server: &Server, store: &ObjectServer) -> (Site, PathBuf) {
+pub fn configured(server: &Server, store: &ObjectServer) -> (Site, PathBuf) {
     let scratch = Scratch::new("pharmacy");
     let (onsite, drill) = (scratch.join("nas"), scratch.join("drill"));
     let passphrase = scratch.file("passphrase", b"correct horse battery staple\n", 0o600);

@@ -17,14 +17,14 @@ const EXAMPLE: &str = include_str!("../../../../examples/imaging.toml");
 
 const SECONDS: Duration = Duration::from_secs(60);
 
-struct Imaging {
-    app: Application,
-    site: Site,
+pub struct Imaging {
+    pub app: Application,
+    pub site: Site,
     reports: PathBuf,
 }
 
 impl Imaging {
-    fn new(label: &str) -> Option<Imaging> {
+    pub fn new(label: &str) -> Option<Imaging> {
         let server = pgark_testkit::Server::installed().ok()?;
         let site = Site::small(&server, label);
         site.cluster.psql("create database imaging");
@@ -45,7 +45,7 @@ impl Imaging {
     }
 
     /// The example with the places of this test, and these replacements.
-    fn pgark(&self, more: &[(&str, &str)]) -> Pgark {
+    pub fn pgark(&self, more: &[(&str, &str)]) -> Pgark {
         let (site, program) = (&self.site, self.app.program().display().to_string());
         let address = format!("127.0.0.1:{}", self.app.port());
         let places = [
@@ -73,7 +73,7 @@ impl Imaging {
         pgark.json(["backup", "--kind", "logical"])["id"].as_str().expect("an id").to_owned()
     }
 
-    fn psql(&self, sql: &str) -> String {
+    pub fn psql(&self, sql: &str) -> String {
         self.site.cluster.psql_db("imaging", sql)
     }
 

@@ -69,17 +69,17 @@ impl Drop for Instance {
     }
 }
 
-struct Cutover {
-    app: Application,
+pub struct Cutover {
+    pub app: Application,
     new: Instance,
-    site: Site,
+    pub site: Site,
     reports: PathBuf,
     bin: PathBuf,
     settings: String,
 }
 
 impl Cutover {
-    fn new(label: &str) -> Option<Cutover> {
+    pub fn new(label: &str) -> Option<Cutover> {
         let server = pgark_testkit::Server::installed().ok()?;
         let site = Site::small(&server, label);
         site.cluster.psql("create database transformation");
@@ -108,7 +108,7 @@ impl Cutover {
     }
 
     /// The example with the places of this test, and these replacements.
-    fn pgark(&self, more: &[(&str, &str)]) -> Pgark {
+    pub fn pgark(&self, more: &[(&str, &str)]) -> Pgark {
         let site = &self.site;
         let socket_dir = site.cluster.socket_dir().display().to_string();
         let places = [
@@ -205,7 +205,7 @@ impl Cutover {
         pgark_testkit::connection_string(self.site.cluster.socket_dir(), PORT, "transformation")
     }
 
-    fn ask_new(&self, sql: &str) -> String {
+    pub fn ask_new(&self, sql: &str) -> String {
         let mut psql = as_postgres("/usr/lib/postgresql/15/bin/psql");
         let output = psql.args(["-XAtq", "-c", sql, "-d", &self.address_of_new()]).output().expect("psql");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

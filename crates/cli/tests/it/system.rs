@@ -19,7 +19,7 @@ fn failed(outcome: Outcome, code: i32, name: &str) {
 const EXAMPLE: &str = include_str!("../../../../examples/fullsystem.toml");
 
 /// The example with the places of this test, and nothing from the environment.
-fn configured(site: &Site, app: &Path) -> Pgark {
+pub fn configured(site: &Site, app: &Path) -> Pgark {
     let places = [
         ("\"/var/lib/pgark\"", format!("\"{}\"", site.pgark.repo().display())),
         ("\"/etc/pgark/passphrase\"", format!("\"{}\"", site.pgark.passphrase_file().display())),
