@@ -242,8 +242,11 @@ pub fn from_alertmanager(
         let name = alert.labels.get("alertname").map_or("an alert", String::as_str);
         let said = alert.annotations.get("summary").or_else(|| alert.annotations.get("description"));
         let reason = said.map_or(name.to_owned(), |said| format!("{name}: {said}"));
-        // A clock that runs ahead elsewhere declares it now.
-        let at = alert.starts_at.min(now);
+        // A clock that runs ahead elsewhere declares it now, and so does a sender that wrote no time: year 1, or 1970.
+        let at = match alert.starts_at > Timestamp::UNIX_EPOCH {
+            true => alert.starts_at.min(now),
+            false => now,
+        };
         match all.iter_mut().find(|(c, _)| *c == cluster) {
             Some((_, known)) => {
                 known.declared = known.declared.min(Some(at));

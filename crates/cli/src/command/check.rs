@@ -74,7 +74,13 @@ fn look_and_tell(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failur
         space: looks(&context, &opened, args.count_for)?,
         goals: goals(&context)?,
     };
-    let Checked { findings, capabilities } = check_all(&context, &opened, &options);
+    let Checked { mut findings, capabilities } = check_all(&context, &opened, &options);
+    findings.extend(opened.away.iter().map(|(name, failure)| Finding {
+        name: "repository",
+        repository: Some(name.clone()),
+        verdict: Verdict::Failed,
+        message: format!("{}: {}", failure.code, failure.message),
+    }));
     let worst = findings.iter().map(|f| f.verdict).max().unwrap_or(Verdict::NotChecked);
     if args.nagios {
         output::text(&nagios(&findings, worst))?;
@@ -133,23 +139,9 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
     Ok(check_all(context, &opened, &options).findings)
 }
 
-/// With what is wrong with repositories that could not be looked at.
 fn check_all(context: &Context, opened: &Opened, options: &CheckOptions) -> Checked {
     let mut checked = check(options, &opened.members, &context.ctx);
     checked.findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(context, member)));
-    let about = |name: &String, verdict, message| Finding {
-        name: "repository",
-        repository: Some(name.clone()),
-        verdict,
-        message,
-    };
-    // One that was away is told to be back.
-    let here = opened.members.iter().filter(|_| opened.is_several());
-    checked.findings.extend(here.map(|member| about(&member.name, Verdict::Ok, "can be read".into())));
-    let away = opened.away.iter();
-    checked.findings.extend(
-        away.map(|(name, failure)| about(name, Verdict::Failed, format!("{}: {}", failure.code, failure.message))),
-    );
     checked
 }
 

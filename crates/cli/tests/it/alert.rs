@@ -323,10 +323,13 @@ fn mail_goes_out_encrypted_and_alertmanager_tells_of_the_beginning_and_the_end()
     // One that is known here is opened, whatever else fires; the other one is told.
     let both = r#"{"version":"4","alerts":[
         {"status":"firing","labels":{"cluster":"other"},"startsAt":"2026-01-01T00:00:00Z"},
-        {"status":"firing","labels":{"cluster":"main"},"startsAt":"2026-01-01T00:00:00Z"}]}"#;
+        {"status":"firing","labels":{"cluster":"main"},"startsAt":"0001-01-01T00:00:00Z"}]}"#;
     let both = host.scratch.file("both.json", both.as_bytes(), 0o644).display().to_string();
     let outcome = pgark.run(["incident", "open", "--json", "--alertmanager", &both]).expect_code(3);
     assert_eq!(outcome.json()["incidents"].as_array().map(Vec::len), Some(1), "{outcome}");
+    // A sender that wrote no time: now.
+    let declared = outcome.json()["incidents"][0]["incident"]["declared"].to_string();
+    assert!(!declared.contains("0001-"), "{outcome}");
     assert!(outcome.stderr.contains("E-INCIDENT-CLUSTER"), "{outcome}");
     // A wrong password is no reason to send it in the open, nor shown.
     let wrong = host.secret("wrong-password", "wrong-canary");

@@ -410,9 +410,11 @@ fn defects_inside_the_cluster_turn_it_red_each_for_its_own_reason() {
          create function f(text) returns text[] language c strict as '$libdir/pg_trgm', 'show_trgm'; \
          update pg_proc set probin = '$libdir/went_away' where proname = 'f'; \
          create table broken (i int); insert into broken select generate_series(1, 100); \
+         create table cut (t text primary key); insert into cut select repeat('v', 100) || i from generate_series(1, 500) i; \
+         create table emptied (t text); insert into emptied select repeat('v', 100) || i from generate_series(1, 500) i; \
          select setval('orders_id_seq', 5); update pg_index set indisvalid = false where indexrelid = 'slow_pkey'::regclass",
     );
-    stage.site.cluster.psql_db(DATABASE, "vacuum (freeze, disable_page_skipping) stale");
+    stage.site.cluster.psql_db(DATABASE, "vacuum (freeze, disable_page_skipping) stale, cut, emptied");
     stage
         .site
         .cluster
@@ -420,6 +422,7 @@ fn defects_inside_the_cluster_turn_it_red_each_for_its_own_reason() {
     let (one, two) = (file_of(&stage, "one_pkey"), file_of(&stage, "two_pkey"));
     let (stale, broken) =
         (file_of(&stage, "stale").with_extension("").display().to_string() + "_vm", file_of(&stage, "broken"));
+    let (cut, emptied) = (file_of(&stage, "cut"), file_of(&stage, "emptied"));
     stage.site.cluster.stop(StopMode::Fast);
     let map = fs::read(&stale).expect("the map");
     stage.site.cluster.start();
@@ -428,6 +431,10 @@ fn defects_inside_the_cluster_turn_it_red_each_for_its_own_reason() {
     fs::write(&stale, map).expect("written");
     fs::copy(&one, &two).expect("copied");
     give_to_postgres(&two);
+    // A page of each that nobody misses: the last ones, and one in the middle.
+    let open = |path: &Path| fs::OpenOptions::new().write(true).open(path).expect("opened");
+    open(&cut).set_len(2 * 8192).expect("cut");
+    open(&emptied).write_all_at(&[0; 8192], 8192).expect("written");
     // The second row is said to be longer than its page.
     let file = fs::OpenOptions::new().write(true).open(&broken).expect("opened");
     file.write_all_at(&0x0ffe_9fc0u32.to_le_bytes(), 28).expect("written");
@@ -447,6 +454,8 @@ fn defects_inside_the_cluster_turn_it_red_each_for_its_own_reason() {
             ("E-DRILL-CHECK", "visibility maps are right (pg_visibility): public.stale"),
             ("E-DRILL-CHECK", "libraries of functions are installed: $libdir/went_away"),
             ("E-DRILL-CHECK", "tables are whole (amcheck): public.broken"),
+            ("E-DRILL-CHECK", "indexes lead to as many rows as tables have: public.cut"),
+            ("E-DRILL-CHECK", "visibility maps are right (pg_visibility): public.emptied"),
             ("E-DRILL-CHECK", "sequences are ahead of their columns"),
             ("E-DRILL-CHECK", "indexes are valid"),
         ],

@@ -428,6 +428,9 @@ fn in_its_own_place_the_old_one_stays_until_the_new_one_was_found_right() {
     fs::rename(&data, &tried).expect("away");
     fs::rename(before, &data).expect("back");
     pg_ctl(&["start"]);
+    // It was never adopted: the recovery before this one ended too early.
+    cutover.site.cluster.psql("alter system reset archive_command");
+    cutover.site.cluster.reload();
     let own = cutover.site.cluster.psql("select timeline_id from pg_control_checkpoint()");
     assert!(own.parse::<u32>().ok() < timeline.parse().ok(), "{own} {timeline}");
     cutover.site.cluster.psql_db("transformation", "insert into jobs values (4000, 'on the old one')");

@@ -55,11 +55,11 @@ impl Served {
         until(what, || Some(self.get("/api/v1/clusters/main")).filter(|c| is_so(c)))
     }
 
-    /// The newest report of this operation, as it is stored.
-    fn report(&self, operation: &str) -> Value {
+    /// The newest report of this command, as it is stored.
+    fn report(&self, command: &str) -> Value {
         let listed = until("the report", || {
             let all = self.get("/api/v1/clusters/main/reports");
-            all["reports"].as_array()?.iter().find(|r| r["operation"] == operation).cloned()
+            all["reports"].as_array()?.iter().find(|r| r["what"] == command).cloned()
         });
         let path = format!("/api/v1/clusters/main/reports/{}", listed["id"].as_str().expect("an id"));
         until("its text", || {
@@ -90,7 +90,7 @@ fn an_imaging_service_is_recovered_by_a_job() {
     assert_eq!(imaging.psql("select count(*) from studies"), "500");
     assert_eq!(imaging.app.calls(), ["stop", "start", "tell"]);
     assert!(imaging.app.runs());
-    assert_eq!(served.report("recovery")["report"]["id"], report["id"]);
+    assert_eq!(served.report("recover")["report"]["id"], report["id"]);
     served.serving.drained();
 }
 
@@ -123,7 +123,7 @@ fn three_tiers_are_backed_up_and_rehearsed_by_jobs() {
     site.cluster.reload();
     let served = Served::new(site.scratch.path(), &pgark);
     let schedules = served.get("/api/v1/schedules")["schedules"].clone();
-    let monthly = schedules.as_array().into_iter().flatten().find(|s| s["job"] == "drill").cloned();
+    let monthly = schedules.as_array().into_iter().flatten().find(|s| s["request"]["job"] == "drill").cloned();
     assert!(monthly.is_some_and(|s| s["next"].as_array().is_some_and(|n| !n.is_empty())), "{schedules}");
     let backup = served.done(&json!({"job": "backup", "type": "full"}));
     served.done(&json!({"job": "backup", "kind": "logical"}));
@@ -131,7 +131,7 @@ fn three_tiers_are_backed_up_and_rehearsed_by_jobs() {
     let held = served.done(&json!({"job": "drill"}));
     assert_eq!((&held["verdict"], &held["backup"]), (&json!("green"), &backup["id"]), "{held}");
     served.cluster("the proof", |c| c["standing"] == "good");
-    assert_eq!(served.get("/api/v1/clusters/main/drills")["drills"][0]["outcome"], "green");
+    assert_eq!(served.get("/api/v1/clusters/main/drills")["drills"][0]["what"], "drill");
 
     // What went wrong since is found by the next one, and seen on the first screen.
     site.cluster.psql_db(

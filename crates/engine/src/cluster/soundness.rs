@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pgark_pg::Major;
 
-use super::row::Composed;
+use super::row::{Composed, Row};
 use super::{ClusterError, ConnectOptions, Connection, Deadline};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,15 +29,18 @@ pub enum Examined {
     Indexes,
     Heaps,
     VisibilityMaps,
+    Rows,
 }
 
 impl Examined {
-    pub const ALL: [Examined; 3] = [Self::Indexes, Self::Heaps, Self::VisibilityMaps];
+    pub const ALL: [Examined; 4] = [Self::Indexes, Self::Heaps, Self::VisibilityMaps, Self::Rows];
 
-    fn extension(self) -> &'static str {
+    /// None: PostgreSQL needs none for it.
+    fn extension(self) -> Option<&'static str> {
         match self {
-            Self::Indexes | Self::Heaps => "amcheck",
-            Self::VisibilityMaps => "pg_visibility",
+            Self::Indexes | Self::Heaps => Some("amcheck"),
+            Self::VisibilityMaps => Some("pg_visibility"),
+            Self::Rows => None,
         }
     }
 
@@ -65,15 +68,38 @@ impl Examined {
                 "SELECT n.nspname AS schema, c.relname AS name, \
                  format('SELECT count(*) AS problems, min(''tuple '' || v.t_ctid::text) AS first FROM \
                          (SELECT t_ctid FROM %1$I.pg_check_visible(%2$L::regclass) UNION ALL \
-                          SELECT t_ctid FROM %1$I.pg_check_frozen(%2$L::regclass)) AS v', $1::text, c.oid) AS statement, \
+                          SELECT t_ctid FROM %1$I.pg_check_frozen(%2$L::regclass) UNION ALL \
+                          SELECT format(''(%%s,0)'', p.blkno)::tid FROM %1$I.pg_visibility(%2$L::regclass) AS p, \
+                          LATERAL %1$I.pg_visibility(%2$L::regclass, p.blkno) AS again \
+                          WHERE p.all_visible AND NOT p.pd_all_visible \
+                            AND again.all_visible AND NOT again.pd_all_visible) AS v', $1::text, c.oid) AS statement, \
                  $2::text AS unused \
                  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_am AS a ON a.oid = c.relam \
                  WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' \
                    AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) ORDER BY c.relpages DESC, c.oid"
             }
+            // An index of which every entry leads to a row.
+            Self::Rows => {
+                "SELECT n.nspname AS schema, c.relname AS name, \
+                 format('SELECT count(*) AS rows FROM ONLY %I.%I', n.nspname, c.relname) AS statement, \
+                 $1::text AS unused, $2::text AS unused_too \
+                 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_am AS a ON a.oid = c.relam \
+                 WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' \
+                   AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) \
+                   AND EXISTS (SELECT FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid JOIN pg_am AS y ON y.oid = x.relam \
+                               WHERE i.indrelid = c.oid AND y.amname = 'btree' AND i.indisvalid AND i.indisready AND i.indislive \
+                                 AND i.indpred IS NULL) \
+                 ORDER BY c.relpages DESC, c.oid"
+            }
         }
     }
 }
+
+/// Counts once what the table has, and once what an index leads to: entries of pages that the visibility map calls all-visible count
+/// without the table being looked at, those of others are looked up.
+const BY_TABLE: &str = "SET LOCAL enable_seqscan = on; SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off; \
+                        SET LOCAL enable_indexonlyscan = off";
+const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_indexonlyscan = on";
 
 /// What was found of one relation, or of all that one examiner would have read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +146,14 @@ pub fn examine(
             continue;
         }
         let mut tell = |finding| each(examined, finding);
-        match prepare(&conn, examined.extension(), examiners) {
+        let ready = match examined.extension() {
+            Some(extension) => prepare(&conn, extension, examiners),
+            // Both counts of one moment.
+            None => conn
+                .script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                .map(|()| Ready::In { schema: vec![], borrowed: true }),
+        };
+        match ready {
             Ok(Ready::In { schema, borrowed }) => {
                 let done = examine_all(&conn, examined, &schema, borrowed, deadline, &mut tell);
                 if borrowed {
@@ -202,9 +235,14 @@ fn examine_all(
         if borrowed {
             conn.script("SAVEPOINT pgark_relation")?;
         }
-        let finding = match examine_one(conn, &row.composed("statement")?, deadline) {
-            Ok((0, _)) => Finding::Sound,
-            Ok((n, first)) => Finding::Damaged { relation, problem: format!("{n} problems, the first: {first}") },
+        let statement = row.composed("statement")?;
+        let problem = match examined {
+            Examined::Rows => count_twice(conn, &statement, deadline),
+            _ => examine_one(conn, &statement, deadline),
+        };
+        let finding = match problem {
+            Ok(None) => Finding::Sound,
+            Ok(Some(problem)) => Finding::Damaged { relation, problem },
             Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => {
                 if borrowed {
                     conn.script("ROLLBACK TO pgark_relation")?;
@@ -218,12 +256,24 @@ fn examine_all(
     Ok(())
 }
 
-fn examine_one(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<(u64, String), ClusterError> {
+fn examine_one(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<Option<String>, ClusterError> {
+    let row = only_row(conn, statement, deadline)?;
+    let (problems, first): (u64, _) = (row.parse("problems")?, row.opt_text("first")?.unwrap_or("not told").to_owned());
+    Ok((problems > 0).then(|| format!("{problems} problems, the first: {first}")))
+}
+
+fn count_twice(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<Option<String>, ClusterError> {
+    let count = |how| {
+        conn.script(how)?;
+        only_row(conn, statement, deadline)?.parse::<u64>("rows")
+    };
+    let (there, led_to) = (count(BY_TABLE)?, count(BY_INDEX)?);
+    Ok((there != led_to).then(|| format!("{there} rows are there, and an index leads to {led_to}")))
+}
+
+fn only_row(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<Row, ClusterError> {
     let rows = conn.query_composed(statement, &[], deadline)?;
-    match rows.first() {
-        Some(row) => Ok((row.parse("problems")?, row.opt_text("first")?.unwrap_or("not told").to_owned())),
-        None => Err(ClusterError::Unexpected { message: "no row instead of one".to_owned() }),
-    }
+    rows.into_iter().next().ok_or_else(|| ClusterError::Unexpected { message: "no row instead of one".to_owned() })
 }
 
 fn finding_of(error: ClusterError, relation: String) -> Finding {

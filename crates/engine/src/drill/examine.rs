@@ -13,6 +13,7 @@ use super::{DrillOptions, Report, is_finding};
 use crate::cluster::{AskAs, ConnectOptions, Connection, Database, Examiners, inspect};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
+use crate::logical::is_remains;
 use crate::scratch::server::session;
 use crate::truth::TruthReader;
 use crate::validate::{
@@ -157,6 +158,11 @@ impl Cluster<'_> {
             let shown = String::from_utf8_lossy(&database.name).escape_debug().to_string();
             match std::str::from_utf8(&database.name) {
                 Ok("template0") => {}
+                Ok(name) if is_remains(name) => {
+                    report.notes.push(format!(
+                        "database '{shown}' is not examined: a restore left it; drop it when nobody needs it"
+                    ));
+                }
                 _ if !database.allow_connections => {
                     report.not_checked(format!("database '{shown}': it does not allow connections"));
                 }

@@ -165,10 +165,14 @@ impl Server {
     }
 }
 
-/// Of all databases. Those that a restore made for a while, or put aside, are its own affair.
+/// Databases that a restore made for a while, or put aside.
+pub fn is_remains(name: &str) -> bool {
+    ["pgark_restore_", "pgark_replaced_", "pgark_table_"].iter().any(|begin| name.starts_with(begin))
+}
+
+/// Of all databases. What restores left is their own affair.
 fn why_left_out(database: &DatabaseFacts) -> Option<&'static str> {
-    let remains = ["pgark_restore_", "pgark_replaced_", "pgark_table_"];
-    if remains.iter().any(|begin| database.name.starts_with(begin)) {
+    if is_remains(&database.name) {
         Some("a restore left it; drop it when nobody needs it")
     } else if database.is_template {
         Some("it is a template")

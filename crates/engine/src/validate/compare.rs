@@ -383,7 +383,10 @@ impl<R: BufRead> Comparison<R> {
                 .left_out("sequences that cycle, or whose column is no whole number");
         }
         if let Some(why) = live.fact("unread").map(|text| text.lossy().into_owned()) {
-            return self.tally(Name::SequencesAhead).not_checked(&format!("{place}: {why}"));
+            return match live.says("unread_because", "failed") {
+                true => self.tally(Name::SequencesAhead).failed(format!("{place}: its column cannot be read: {why}")),
+                false => self.tally(Name::SequencesAhead).not_checked(&format!("{place}: {why}")),
+            };
         }
         if live.says("behind", "no") {
             return self.tally(Name::SequencesAhead).ok();

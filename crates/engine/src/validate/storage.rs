@@ -13,6 +13,7 @@ fn words(examined: Examined) -> &'static str {
         Examined::Indexes => "B-tree indexes agree with their tables (amcheck)",
         Examined::Heaps => "tables are whole (amcheck)",
         Examined::VisibilityMaps => "visibility maps are right (pg_visibility)",
+        Examined::Rows => "indexes lead to as many rows as tables have",
     }
 }
 

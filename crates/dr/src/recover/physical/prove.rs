@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pgark_engine::cluster::{ConnectOptions, Connection, inspect};
 use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
+use pgark_engine::logical::is_remains;
 use pgark_engine::restore::start::start_new;
 use pgark_engine::truth::TruthReader;
 use pgark_engine::validate::{
@@ -126,6 +127,8 @@ impl Validate {
         for database in databases {
             match std::str::from_utf8(&database.name) {
                 Ok("template0") => {}
+                // What a restore of ours put aside.
+                Ok(name) if is_remains(name) => {}
                 Ok(name) if database.allow_connections => names.push(name.to_owned()),
                 _ => notes.push(format!(
                     "database '{}' was not looked at: nobody can connect to it",
