@@ -10,7 +10,7 @@ use pgark_engine::backup::recheck::Rechecked;
 use pgark_engine::backup::room::RoomOptions;
 use pgark_engine::backup::{self, BackupOptions, BackupReport};
 use pgark_engine::replicate::{ReplicateOptions, Which, lacking};
-use pgark_engine::several;
+use pgark_engine::several::{self, Member};
 use pgark_repo::catalog::BackupKind;
 use pgark_repo::codec::Compression;
 use pgark_repo::names::BackupId;
@@ -101,15 +101,14 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let limit = context.cluster_settings()?.bandwidth_limit;
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
-    let opened = context.open_members_with_books(None)?;
-    let options = options(&args, &context, &opened)?;
-    let repo = opened.members.first().expect("there is at least one").repo.clone();
-    let several = opened.members.len() + opened.away.len() > 1;
-    let first = opened.members.first().map(|m| m.name.clone()).unwrap_or_default();
-    let failed =
-        |e: EngineError| engine_failure(if several && e.repo().is_some() { e.in_repository(&first) } else { e });
+    let mut opened = context.open_members_with_books(None)?;
+    let several = opened.is_several();
+    let failed = |e: EngineError, of: &Member| {
+        engine_failure(if several && e.repo().is_some() { e.in_repository(&of.name) } else { e })
+    };
     if args.dry_run.dry_run {
-        let plan = backup::plan(&options, &repo, &context.ctx).map_err(failed)?;
+        let (options, first) = (options(&args, &context, &opened)?, opened.first());
+        let plan = backup::plan(&options, &first.repo, &context.ctx).map_err(|e| failed(e, first))?;
         let document = serde_json::json!({
             "schema": SCHEMA, "id": plan.id.to_string(), "cluster": options.cluster.to_string(), "type": type_name(plan.backup_type),
             "base": plan.base.as_ref().map(ToString::to_string), "timeline": plan.timeline.get(), "size_bytes": plan.size_bytes, "files": plan.files,
@@ -135,7 +134,11 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     super::archive::drain_spool(&context, &opened.members)?;
     let began = Instant::now();
-    let mut report = backup::run(&options, &repo, &context.ctx).map_err(failed)?;
+    let mut report = take_into_first(&context, &mut opened, |opened| {
+        let (options, first) = (options(&args, &context, opened)?, opened.first());
+        backup::run(&options, &first.repo, &context.ctx).map_err(|e| failed(e, first))
+    })?;
+    let cluster = context.cluster()?;
     for w in &report.warnings {
         output::warning(w);
     }
@@ -146,9 +149,9 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         report.warnings.push(notice);
     }
     let entry = &report.entry;
-    let locked = super::locks::extend_all(&opened.members, &options.cluster, &context.ctx);
+    let locked = super::locks::extend_all(&opened.members, &cluster, &context.ctx);
     let all_have_it = others.all_have_all() && locked.iter().all(Locked::is_fine);
-    let document = BackupDocument::new(options.cluster.as_str(), &report, others.outcomes, others.lacking)
+    let document = BackupDocument::new(cluster.as_str(), &report, others.outcomes, others.lacking)
         .locked(locked.iter().map(Locked::document).collect(), locked.iter().flat_map(Locked::warnings));
     output::result(global.form(), &document, || {
         if global.quiet {
@@ -173,6 +176,31 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         Some(failure) => Err(failure),
         None if report.warnings.is_empty() && all_have_it => Ok(Exit::Done),
         None => Ok(Exit::Warnings),
+    }
+}
+
+/// Takes a backup into the first repository. Where that one goes away meanwhile and is not required, it is taken anew into the
+/// next one.
+pub(super) fn take_into_first<T>(
+    context: &Context,
+    opened: &mut Opened,
+    mut take: impl FnMut(&Opened) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    loop {
+        let failure = match take(opened) {
+            Ok(taken) => return Ok(taken),
+            Err(failure) => failure,
+        };
+        let [first, next, ..] = opened.members.as_slice() else { return Err(failure) };
+        if first.required || context.ctx.check_cancelled().is_err() || context.can_be_read(&first.name)? {
+            return Err(failure);
+        }
+        output::warning(&format!(
+            "repository {} went away in the middle of the backup: {}: {}; it is taken anew into {}",
+            first.name, failure.code, failure.message, next.name
+        ));
+        let gone = opened.members.remove(0);
+        opened.away.push((gone.name, failure));
     }
 }
 

@@ -8,7 +8,7 @@ use pgark_engine::files::{self, FilesJob, FilesOptions, FilesPlan, FilesReport, 
 use pgark_repo::record::{FilesPart, LeftOut, LeftOutWhy};
 
 use super::Outcome;
-use super::backup::{BackupArgs, annotations, compression, into_others};
+use super::backup::{BackupArgs, annotations, compression, into_others, take_into_first};
 use super::backup_logical::scratch;
 use super::context::{Context, engine_failure};
 use super::documents::BackupDocument;
@@ -98,16 +98,17 @@ pub fn run(args: &BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let job = job(args, &context)?;
-    let opened = context.open_members(None)?;
-    let repo = opened.members.first().expect("there is at least one").repo.clone();
+    let mut opened = context.open_members(None)?;
     if args.dry_run.dry_run {
-        let plan = files::plan(&job, &repo, &context.ctx).map_err(engine_failure)?;
+        let plan = files::plan(&job, &opened.first().repo, &context.ctx).map_err(engine_failure)?;
         plan.warnings.iter().for_each(|w| output::warning(w));
         output::result(global.form(), &plan_document(&job, &plan), || plan_text(&job, &plan))?;
         return Ok(Exit::Done);
     }
     let began = Instant::now();
-    let mut report = files::run(&job, &repo, &context.ctx).map_err(engine_failure)?;
+    let mut report = take_into_first(&context, &mut opened, |opened| {
+        files::run(&job, &opened.first().repo, &context.ctx).map_err(engine_failure)
+    })?;
     report.warnings.iter().for_each(|w| output::warning(w));
     context.trail().about("backup", &report.entry.id);
     let others = into_others(&context, &opened, &report.entry.id)?;

@@ -8,7 +8,7 @@ use pgark_engine::logical::tools::{OldClient, ToolOptions};
 use pgark_engine::logical::{self, LogicalOptions, LogicalPlan, LogicalReport, Truth, Wanted};
 
 use super::Outcome;
-use super::backup::{BackupArgs, annotations, compression, into_others};
+use super::backup::{BackupArgs, annotations, compression, into_others, take_into_first};
 use super::backup_files;
 use super::context::{CONNECT_TIMEOUT, Context, engine_failure};
 use super::documents::BackupDocument;
@@ -82,16 +82,17 @@ pub fn run(args: &BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     args.rate.apply(limit, &mut context.ctx)?;
     context.stop_on_signals()?;
     let options = options(args, &context)?;
-    let opened = context.open_members_with_books(None)?;
-    let repo = opened.members.first().expect("there is at least one").repo.clone();
+    let mut opened = context.open_members_with_books(None)?;
     if args.dry_run.dry_run {
-        let plan = logical::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
+        let plan = logical::plan(&options, &opened.first().repo, &context.ctx).map_err(engine_failure)?;
         plan.warnings.iter().for_each(|w| output::warning(w));
         output::result(global.form(), &plan_document(&options, &plan), || plan_text(&options, &plan))?;
         return Ok(Exit::Done);
     }
     let began = Instant::now();
-    let mut report = logical::run(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let mut report = take_into_first(&context, &mut opened, |opened| {
+        logical::run(&options, &opened.first().repo, &context.ctx).map_err(engine_failure)
+    })?;
     report.warnings.iter().for_each(|w| output::warning(w));
     context.trail().about("backup", &report.entry.id);
     let others = into_others(&context, &opened, &report.entry.id)?;

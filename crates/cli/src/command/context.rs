@@ -180,6 +180,14 @@ impl Context {
         Ok(opened)
     }
 
+    /// Whether the selected repository of this name can be opened at this moment, and its books be read.
+    pub fn can_be_read(&self, name: &str) -> Result<bool, Failure> {
+        let cluster = self.cluster()?;
+        let all = self.settings.selected_repos()?;
+        let found = all.iter().find(|settings| settings.name == name).ok_or_else(no_repository)?;
+        Ok(self.open_repository(found).and_then(|repo| has_books(&repo, &cluster)).is_ok())
+    }
+
     /// As `open_members`; and the one to read from has the books of the cluster.
     pub fn open_members_with_books(&self, patience: Option<Duration>) -> Result<Opened, Failure> {
         let cluster = self.cluster()?;
@@ -713,6 +721,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// The one to read from, and to write into first.
+    pub fn first(&self) -> &Member {
+        self.members.first().expect("there is at least one")
+    }
+
     pub fn is_several(&self) -> bool {
         self.members.len() + self.away.len() > 1
     }

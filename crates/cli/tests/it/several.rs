@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
-use pgark_testkit::{Ledger, Outcome, Pgark, Scratch, Target, TestCluster};
+use pgark_testkit::{Ledger, Outcome, Pgark, Scratch, Target, TestCluster, wait_until};
 use serde_json::{Value, json};
 
 use crate::site::{BINARY, Site};
@@ -161,6 +163,42 @@ fn work_goes_on_while_the_first_repository_is_away() {
     assert_eq!(two.only("a").json(["verify"])["ok"], true);
     two.assert_restores_from("a", "r-a", &latest);
     two.backup().expect_code(0);
+}
+
+#[test]
+fn a_backup_whose_first_repository_goes_away_meanwhile_is_taken_anew_into_the_other() {
+    let Some(two) = Two::new("two5", false) else { return };
+    two.backup().expect_code(0);
+    let command = two.site.cluster.psql("show archive_command");
+    let archive_by = |command: &str| {
+        two.site.cluster.psql(&format!("alter system set archive_command = '{}'", command.replace('\'', "\'\'")));
+        two.site.cluster.reload();
+    };
+    // It waits for its WAL when the first one goes away.
+    archive_by("false");
+    let words = ["backup", "--type", "full", "--json", "--archive-timeout", "5s"];
+    let mut backup = two.site.pgark.command(words);
+    let backup = backup.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a program");
+    let under_way = || {
+        let all = fs::read_dir(two.a.join("clusters/main/backups")).expect("listed").flatten();
+        (all.filter(|b| b.path().join("packs").exists()).count() == 2).then_some(())
+    };
+    wait_until("packs of the second backup", Duration::from_secs(60), under_way);
+    fs::rename(&two.a, two.a.with_extension("parked")).expect("a goes away");
+    archive_by(&command);
+    let ended = backup.wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(3), "{said}");
+    assert!(said.contains("repository a went away in the middle of the backup"), "{said}");
+    let made: Value = serde_json::from_slice(&ended.stdout).expect("a document");
+    assert_eq!(made["repos"], json!([{"name": "b", "ok": true}, {"name": "a", "ok": false}]), "{made}");
+    let latest = two.site.archive_all();
+    assert_eq!(two.only("b").json(["verify"])["ok"], true);
+    two.assert_restores_from("b", "r-b", &latest);
+
+    fs::rename(two.a.with_extension("parked"), &two.a).expect("a comes back");
+    two.site.elsewhere.run(["replicate", "--from", "b", "--to", "a"]).expect_code(0);
+    assert_eq!(two.only("a").json(["verify"])["ok"], true);
 }
 
 #[test]
