@@ -138,8 +138,8 @@ fn three_tiers_are_backed_up_and_rehearsed_by_jobs() {
         "bioverse",
         "alter table samples drop constraint samples_patient_fkey; delete from patients where id = 5",
     );
-    served.done(&json!({"job": "backup", "type": "full"}));
-    let bad = served.job(&json!({"job": "drill"}));
+    let late = served.done(&json!({"job": "backup", "type": "full"}));
+    let bad = served.job(&json!({"job": "drill", "backup": late["id"]}));
     assert_eq!((&bad["state"], &bad["result"]["verdict"]), (&json!("failed"), &json!("red")), "{bad}");
     served.cluster("the failed rehearsal", |c| c["standing"] != "good");
     served.serving.drained();

@@ -99,7 +99,8 @@ impl Examined {
 /// without the table being looked at, those of others are looked up.
 const BY_TABLE: &str = "SET LOCAL enable_seqscan = on; SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off; \
                         SET LOCAL enable_indexonlyscan = off";
-const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_indexonlyscan = on";
+const BY_INDEX: &str =
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on";
 
 /// What was found of one relation, or of all that one examiner would have read.
 #[derive(Debug, Clone, PartialEq, Eq)]
