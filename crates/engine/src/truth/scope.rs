@@ -27,6 +27,8 @@ pub struct Scope {
     quoted: HashSet<Vec<u8>>,
     schemas: HashSet<Vec<u8>>,
     extensions: HashSet<Vec<u8>>,
+    /// Of those, the ones whose comment is in the dump and was not restored.
+    uncommented: HashSet<Vec<u8>>,
     types: HashSet<Qualified>,
     /// Of which every one of that name is inside.
     functions: HashSet<Qualified>,
@@ -54,6 +56,7 @@ impl Scope {
                 scope.add(entry);
             }
         }
+        scope.uncommented = uncommented(toc, ids.as_ref());
         scope.functions = functions.into_iter().filter(|(_, all)| *all).map(|(name, _)| name).collect();
         scope
     }
@@ -75,6 +78,14 @@ impl Scope {
 
     pub fn has_relation(&self, schema: &[u8], name: &[u8]) -> bool {
         self.relations.contains(&(schema.to_vec(), name.to_vec()))
+    }
+
+    /// Whether the object was restored, and what the dump says of it beside that was not.
+    pub fn is_without_comment(&self, object: &Object) -> bool {
+        match (object.kind, object.name.as_slice()) {
+            (ObjectKind::Extension, [Text(name)]) => self.uncommented.contains(name),
+            _ => false,
+        }
     }
 
     pub fn place(&self, object: &Object) -> Place {
@@ -115,6 +126,15 @@ impl Scope {
     }
 }
 
+/// Extensions come with every selection, their comments with what needs them.
+fn uncommented(toc: &DumpToc, ids: Option<&HashSet<u32>>) -> HashSet<Vec<u8>> {
+    let Some(ids) = ids else { return HashSet::new() };
+    let extensions: HashMap<u32, &[u8]> =
+        toc.entries.iter().filter(|e| e.kind == b"EXTENSION").map(|e| (e.id, e.name.as_slice())).collect();
+    let comments = toc.entries.iter().filter(|e| e.kind == b"COMMENT" && !ids.contains(&e.id));
+    comments.flat_map(|e| e.depends_on.iter().filter_map(|id| extensions.get(id))).map(|name| name.to_vec()).collect()
+}
+
 /// As PostgreSQL's `quote_literal` writes it.
 fn literal(name: &[u8]) -> Vec<u8> {
     let mut out = vec![];
@@ -136,6 +156,19 @@ fn literal(name: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_extension_may_come_without_its_comment() {
+        let mut toc = sample();
+        let comment = TocEntry { id: 11, kind: b"COMMENT".to_vec(), depends_on: vec![10], ..toc.entries[0].clone() };
+        toc.entries.push(comment);
+        let extension = object(ObjectKind::Extension, &["pg_trgm"], &[]);
+        for (ids, without) in [(Some([1, 10].as_slice()), true), (Some([1, 10, 11].as_slice()), false), (None, false)] {
+            let scope = Scope::of(&toc, ids, "UTF8");
+            assert_eq!(scope.place(&extension), Place::Inside);
+            assert_eq!(scope.is_without_comment(&extension), without, "{ids:?}");
+        }
+    }
+
     fn toc(entries: &[(u32, &str, &str, &str)]) -> DumpToc {
         let entry = |(id, kind, schema, name): &(u32, &str, &str, &str)| TocEntry {
             id: *id,
@@ -144,6 +177,7 @@ mod tests {
             schema: schema.as_bytes().to_vec(),
             owner: vec![],
             has_data: false,
+            definition: vec![],
             depends_on: vec![],
         };
         DumpToc { version: (1, 14), database: vec![], entries: entries.iter().map(entry).collect(), length: 0 }
