@@ -262,8 +262,8 @@ impl<R: BufRead> Comparison<R> {
         if same {
             return self.tally(check).ok();
         }
-        if fact == "extension_comment" && self.expect.scope.as_ref().is_some_and(|s| s.is_without_comment(recorded)) {
-            let reason = format!("{}: its comment is not part of the selection", shown(live));
+        if self.expect.scope.as_ref().is_some_and(|scope| scope.is_spare(recorded)) {
+            let reason = format!("{}: {} is not part of the selection", shown(live), said(fact));
             return self.tally(check).left_out(&reason);
         }
         let object_type = recorded.name.first().map(|Text(name)| name.as_slice()).unwrap_or_default();
