@@ -121,7 +121,7 @@ impl Failure {
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
                 Failure::usage("E-USAGE", "a command is missing").hint("'pgark --help' lists the commands")
             }
-            _ => usage_failure(&rendered),
+            _ => usage_failure(&rendered, arguments),
         };
         Err(if is_archive_get(arguments) { failure.for_archive_get() } else { failure })
     }
@@ -165,7 +165,7 @@ fn is_word(argument: &OsString) -> bool {
 }
 
 /// Splits the parser's paragraphs ("error: …", "tip: …", "Usage: …") into a message and a hint.
-fn usage_failure(rendered: &str) -> Failure {
+fn usage_failure(rendered: &str, arguments: &[OsString]) -> Failure {
     let paragraphs: Vec<String> = rendered
         .split("\n\n")
         .map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -177,10 +177,26 @@ fn usage_failure(rendered: &str) -> Failure {
     let usage = paragraphs.iter().find(|p| p.starts_with("Usage: ")).map(String::as_str);
     let failure = Failure::usage("E-USAGE", message);
     match (tip, usage) {
-        (Some(tip), _) => failure.hint(tip),
+        (Some(tip), _) => match value_of_a_flag(tip, arguments) {
+            Some((flag, value)) => failure.hint(format!(
+                "when '{value}' is the value of {flag}, join them: {flag}={value}; else write '--' before it"
+            )),
+            None => failure.hint(tip),
+        },
         (None, Some(usage)) => failure.hint(usage),
         (None, None) => failure.hint("'--help' after a command lists its flags"),
     }
+}
+
+/// The parser advises '-- -x' for every value that looks like a flag; behind a flag that takes one, that does not help.
+fn value_of_a_flag<'a>(tip: &'a str, arguments: &'a [OsString]) -> Option<(&'a str, &'a str)> {
+    let value = tip.strip_prefix("to pass '")?.split_once("' as a value")?.0;
+    let before = |pair: &'a [OsString]| match pair {
+        [flag, given] if given == value => flag.to_str(),
+        _ => None,
+    };
+    let flag = arguments.windows(2).find_map(before)?;
+    (flag.len() > 2 && flag.starts_with("--") && !flag.contains('=')).then_some((flag, value))
 }
 
 /// Makes untrusted text safe for a terminal and for a line-oriented log: control characters, escape sequences, line
@@ -261,6 +277,14 @@ mod tests {
         assert_eq!((failure.exit.code(), &*failure.code), (2, "E-USAGE"));
         assert!(failure.message.contains("'bakup'"), "{failure:?}");
         assert!(failure.hint.is_some_and(|h| h.contains("backup")));
+    }
+
+    #[test]
+    fn a_value_that_looks_like_a_flag_is_to_be_joined_to_its_own() {
+        let hint = |line: &str| usage_error(line).hint.expect("a hint");
+        let line = "pgark restore-table orders --database app --as -x";
+        assert!(hint(line).contains("--as=-x"), "{}", hint(line));
+        assert!(hint("pgark restore-table -x").contains("'-- -x'"), "{}", hint("pgark restore-table -x"));
     }
 
     #[test]

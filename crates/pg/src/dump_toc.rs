@@ -10,6 +10,8 @@ const DEPENDENCIES_MAX: usize = 1_000_000;
 
 const MAGIC: &[u8] = b"PGDMP";
 const CUSTOM: u8 = 1;
+/// The kind of its entry.
+pub const FOREIGN_KEY: &[u8] = b"FK CONSTRAINT";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpToc {
@@ -31,6 +33,8 @@ pub struct TocEntry {
     pub schema: Vec<u8>,
     pub owner: Vec<u8>,
     pub has_data: bool,
+    /// The statement that creates it, in the encoding of the dump; kept of foreign keys alone.
+    pub definition: Vec<u8>,
     /// Ids of entries that have to come first.
     pub depends_on: Vec<u32>,
 }
@@ -141,8 +145,9 @@ fn entry(r: &mut Reader<'_>, minor: u8) -> Result<TocEntry> {
     let name = r.text()?.unwrap_or_default().to_vec();
     let kind = r.text()?.unwrap_or_default().to_vec();
     r.int()?;
-    // What creates it, what drops it, what copies into it.
-    for _ in 0..3 {
+    let definition = r.text()?.filter(|_| kind == FOREIGN_KEY).unwrap_or_default().to_vec();
+    // What drops it, what copies into it.
+    for _ in 0..2 {
         r.text()?;
     }
     let schema = r.text()?.unwrap_or_default().to_vec();
@@ -163,7 +168,7 @@ fn entry(r: &mut Reader<'_>, minor: u8) -> Result<TocEntry> {
     // Whether the place of the data is known, and the place.
     r.byte()?;
     r.take(r.offset_bytes)?;
-    Ok(TocEntry { id, kind, name, schema, owner, has_data, depends_on })
+    Ok(TocEntry { id, kind, name, schema, owner, has_data, definition, depends_on })
 }
 
 #[cfg(test)]
@@ -221,6 +226,7 @@ mod tests {
                 (2, "new\nline; --".as_bytes(), b"public".as_slice())
             );
             assert!(second.has_data && second.owner == b"keeper" && second.depends_on == [3, 4]);
+            assert!(second.definition.is_empty(), "of foreign keys alone");
             for cut in 0..bytes.len() {
                 assert_eq!(DumpToc::parse(&bytes[..cut]), Err(TocProblem::Short), "{cut}");
             }

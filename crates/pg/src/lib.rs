@@ -12,6 +12,7 @@ mod bytes;
 pub mod control;
 pub mod dump_toc;
 pub mod exclude;
+pub mod foreign_key;
 pub mod history;
 pub mod major;
 pub mod names;

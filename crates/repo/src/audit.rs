@@ -220,9 +220,15 @@ impl<'a> Journal<'a> {
         Ok(found)
     }
 
-    /// What lies among the records and is none.
+    /// What lies among the records and is none. Of the repository's journal, also what lies beside all journals.
     pub(super) fn strange(&self) -> Result<Vec<ObjectName>> {
         let mut found = vec![];
+        if self.name == JournalName::Repository {
+            self.repo.store().list(names::AUDIT, &mut |stat| {
+                found.extend((!names::is_below_a_journal(&stat.name)).then(|| stat.name.clone()));
+                Ok(())
+            })?;
+        }
         self.repo.store().list(&names::audit_journal(&self.name), &mut |stat| {
             found.extend(names::audit_number(&stat.name).is_none().then(|| stat.name.clone()));
             Ok(())

@@ -169,6 +169,12 @@ pub fn audit_record(journal: &JournalName, number: u64) -> ObjectName {
     object(format!("{}/{dir}/{digits}", audit_journal(journal)))
 }
 
+/// Whether an object of the trail lies in the directory of a journal.
+pub fn is_below_a_journal(name: &ObjectName) -> bool {
+    let mut parts = name.as_str().split('/').skip(1);
+    parts.next().is_some_and(|journal| JournalName::parse(journal).is_ok()) && parts.next().is_some()
+}
+
 /// The number of a record from its name.
 pub fn audit_number(name: &ObjectName) -> Option<u64> {
     match name.as_str().split('/').collect::<Vec<_>>().as_slice() {

@@ -168,7 +168,8 @@ fn nobody_takes_it_out_again(site: &Site) {
     assert!(changed(&site.pgark, 0, &["--accept", "--yes"], &cut).is_empty(), "accepted");
     assert_eq!(problems(&site.pgark, &[], 0), "");
     // What was put in is none of its records.
-    for strange in [all[2].with_file_name("ffffffffffffffff"), all[2].with_file_name("strange")] {
+    let beside = all[2].ancestors().nth(3).expect("the directory of the trail").join("strange");
+    for strange in [all[2].with_file_name("ffffffffffffffff"), all[2].with_file_name("strange"), beside] {
         fs::copy(&all[2], &strange).expect("a copy");
         give_to_postgres(&strange);
         assert!(problems(&site.pgark, &[], 20).contains("is no record of this journal"));

@@ -402,6 +402,11 @@ fn single_tables_and_schemas_come_back_with_all_that_belongs_to_them() {
     let cluster = &site.cluster;
     create(cluster, "app");
     cluster.psql_db("app", RICH);
+    // What is said of an extension comes with what needs it; the schema that it is made in always.
+    cluster.psql_db(
+        "app",
+        "comment on extension pg_trgm is 'mine'; create schema made_in; create extension citext with schema made_in",
+    );
     dump(&site.pgark, &["--database", "app"]);
     let tables = "select array_agg(n.nspname || '.' || c.relname order by n.nspname || '.' || c.relname) from pg_class c join pg_namespace n on \
                   n.oid = c.relnamespace where c.relkind in ('r', 'p', 'v', 'm') and n.nspname !~ '^(pg_|information)'";
@@ -423,7 +428,11 @@ fn single_tables_and_schemas_come_back_with_all_that_belongs_to_them() {
     assert_eq!(cluster.psql_db("both", made), cluster.psql_db("app", made));
     // Names as they are.
     let odd = "it's a \"schema\"";
-    restore(&site.pgark, &["--database", "app", "--to-database", "odd", "--schema", odd]).expect_code(0);
+    let outcome = restore(&site.pgark, &["--database", "app", "--to-database", "odd", "--schema", odd]);
+    let document = outcome.expect_code(0).json();
+    let remark = "extension pg_trgm: its comment is not part of the selection";
+    assert!(document["validation"].to_string().contains(remark), "{document}");
+    assert_eq!(document["validation"]["outcome"], "ok", "{document}");
     let rows = "select count(*), min(encode(blob, 'hex')) from \"it's a \"\"schema\"\"\".\"new\nline=table\"";
     assert_eq!(cluster.psql_db("odd", rows), cluster.psql_db("app", rows));
     restore(&site.pgark, &["--database", "app", "--to-database", "dash", "--table=--file=/tmp/pgark-was-here"])
@@ -465,11 +474,19 @@ fn a_table_out_of_a_dump_comes_back_beside_the_live_one_or_where_it_was() {
     assert_eq!(cluster.psql_db("app", "select count(*) from \"it's a \"\"schema\"\"\".plain"), "300");
     let document = rescue(&["orders"]).expect_code(0).json();
     assert_eq!(document["report"]["rows"], 20_000, "{document}");
+    let key = &document["report"]["foreign_keys"][0];
+    assert_eq!((&key["refers_to"], &key["orphans"]), (&"public.customers".into(), &0.into()), "{document}");
     // Gone, and back under its own name.
     cluster.psql_db("app", "drop table customers cascade");
     rescue(&["customers", "--as", "customers"]).expect_code(0);
     assert_eq!(cluster.psql_db("app", &good.replace("_rescued", "")), "500");
-    failed(rescue(&["nowhere"]), 4, "E-SELECT-NONE");
+    // Rows that refer to what is not there any more are counted.
+    cluster.psql_db("app", "delete from customers where id <= 10");
+    let document = rescue(&["orders", "--as", "orders_alone"]).expect_code(3).json();
+    assert_eq!(document["report"]["foreign_keys"][0]["orphans"], 400, "{document}");
+    assert!(!document["report"]["notes"].to_string().contains("foreign key"), "{document}");
+    let outcome = failed(rescue(&["Nowhere"]), 4, "E-SELECT-NONE").to_string();
+    assert!(outcome.contains("'public.nowhere'") && outcome.contains("without quotes"), "{outcome}");
     failed(rescue(&["customers", "--as", "x", "--target-immediate"]), 2, "E-KIND");
     rescue(&["customers", "--as", "y", "--dry-run"]).expect_code(0);
     assert_eq!(cluster.psql("select count(*) from pg_database where datname like 'pgark%'"), "0");

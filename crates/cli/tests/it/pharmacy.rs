@@ -196,7 +196,10 @@ fn lost_in_part(site: &Site, whole: &str) {
     };
     // Alone, it cannot refer to the products.
     let document = out("table of last night", ["--table", "prescriptions"], 3);
-    assert!(document["warnings"][0].to_string().contains("its other table is not"), "{document}");
+    assert!(
+        document["warnings"][0].to_string().contains("the table that it refers to is not part of the selection"),
+        "{document}"
+    );
     assert_eq!(document["validation"]["outcome"], "ok", "{document}");
     let rows = "select count(*), sum(id), count(distinct product) from prescriptions";
     assert_eq!(cluster.psql_db("table of last night", rows), whole);

@@ -298,6 +298,7 @@ fn a_lost_cluster_comes_back_as_a_new_instance_and_the_application_is_pointed_to
     assert!(cutover.app.runs() && cutover.jobs() == "550", "{report}");
     assert!(!cutover.new.data.join("postmaster.pid").exists() && cutover.new.data.exists());
     assert_eq!(outcome_of(&report, "adopt"), "not_reached");
+    assert_eq!(report["left"].to_string().matches("the recovered cluster is in").count(), 1, "{report}");
     cutover.tidy_up();
 
     // The old one says that it stopped, and lives: the new one serves, and archives nothing.
@@ -401,7 +402,9 @@ fn in_its_own_place_the_old_one_stays_until_the_new_one_was_found_right() {
     assert!(cutover.jobs() == "500" && cutover.aside("before").len() == 1, "{report}");
     // It takes writes, and archives nothing: that is told, and how to switch it on.
     assert!(report["warnings"].to_string().contains("ARCHIVING IS OFF"), "{report}");
-    assert!(report["left"].to_string().contains("ALTER SYSTEM RESET archive_command"), "{report}");
+    let left = report["left"].to_string();
+    assert!(left.contains("when it runs, 'ALTER SYSTEM RESET archive_command"), "{report}");
+    assert!(left.contains("the service is back when") == (outcome_of(&report, "serve") != "done"), "{report}");
     assert_eq!(cutover.site.cluster.psql("show archive_command"), "");
     cutover.tidy_up();
     cutover.app.start();

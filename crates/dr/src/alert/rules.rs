@@ -83,7 +83,9 @@ fn age(now: Timestamp, then: Timestamp) -> Duration {
 fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
-        0..7200 => format!("{} min", seconds / 60),
+        0 => format!("{} ms", time.as_millis()),
+        1..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} days", seconds / 86_400),
     }

@@ -32,8 +32,8 @@ fn class(outcome: StepOutcome) -> &'static str {
     }
 }
 
-fn verdict(state: State) -> &'static str {
-    match state {
+fn verdict(report: &Report) -> &'static str {
+    match report.state {
         State::UnderWay => "It has not ended.",
         State::Restored => "The service is back.",
         State::Refused => "Nothing was changed.",
@@ -42,6 +42,9 @@ fn verdict(state: State) -> &'static str {
         State::NotStarted => "The data is restored. The application is not up, or does not answer as it should.",
         State::RolledBack => {
             "The application points again to where it pointed before; the steps tell whether it runs on that."
+        }
+        State::Abandoned if report.stands_in_place() => {
+            "It was given up. The recovered cluster is in its place; the application was not started."
         }
         State::Abandoned => "It was given up, and what could be was taken back. The application was not started.",
     }
@@ -125,7 +128,7 @@ fn lists(report: &Report) -> Vec<(&'static str, Vec<String>)> {
 }
 
 pub fn to_markdown(report: &Report) -> String {
-    let mut out = format!("# Recovery: {}\n\n{}\n\n", headline(report.state), verdict(report.state));
+    let mut out = format!("# Recovery: {}\n\n{}\n\n", headline(report.state), verdict(report));
     for (name, value) in facts(report) {
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(out, "- {name}: {}", markdown(&value));
@@ -163,7 +166,7 @@ pub fn to_html(report: &Report) -> String {
          <title>Recovery {}</title><style>{CSS}</style></head><body>\n<h1>Recovery: <span class=\"{state}\">{}</span></h1>\n<p>{}</p>\n<table>\n",
         html(&report.id),
         headline(report.state),
-        verdict(report.state),
+        verdict(report),
     );
     for (name, value) in facts(report) {
         let _ = writeln!(out, "<tr><th>{name}</th><td>{}</td></tr>", html(&value));

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::application::seen_first;
 use super::machine::{At, Failure, State, done};
-use super::steps::{ADOPT, ASIDE, CHOOSE, FENCE, NOTIFY, REPLAY, REPORT, RESTORE, VALIDATE};
+use super::steps::{ADOPT, ASIDE, CHOOSE, FENCE, NOTIFY, REPLAY, REPORT, RESTORE, SERVE, VALIDATE};
 use super::{Goal, Opening, Recovery, WHAT};
 use crate::journal::{Event, Line};
 use crate::service::State as ServiceState;
@@ -159,6 +159,7 @@ impl Report {
         if failure.is_some() {
             held_back(opening, &found, &mut warnings, &mut left);
             stays_stopped(&found, lines, &mut left);
+            comes_back(opening, &found, state, &mut left);
         }
         if rpo.is_some_and(|g| g.missed()) {
             warnings.insert(0, missed("recovery point", rpo, "old"));
@@ -216,6 +217,7 @@ impl Report {
                 // The data is there then, and right.
                 let what = match self.state {
                     State::NotStarted => "restored, and the service is NOT back",
+                    State::Abandoned if self.stands_in_place() => "restored, and the service is NOT back",
                     _ => "NOT restored",
                 };
                 format!("{of} {what} ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)
@@ -225,7 +227,14 @@ impl Report {
 
     /// Whether the database is what was restored. What was chosen and did not take its place has lost nothing.
     pub fn took_place(&self) -> bool {
-        matches!(self.state, State::UnderWay | State::Restored | State::NotStarted)
+        matches!(self.state, State::UnderWay | State::Restored | State::NotStarted) || self.stands_in_place()
+    }
+
+    /// Whether a recovered cluster that was found right is in the place of the one before it.
+    pub fn stands_in_place(&self) -> bool {
+        let is_done = |name: &str| self.steps.iter().any(|s| s.name == name && s.outcome == StepOutcome::Done);
+        let is_planned = |name: &str| self.steps.iter().any(|s| s.name == name);
+        is_done(ASIDE) && is_done(REPLAY) && (is_done(VALIDATE) || !is_planned(VALIDATE))
     }
 
     /// The worst that was found.
@@ -301,7 +310,8 @@ fn with(base: &Path, ending: &str) -> PathBuf {
 /// A recovered cluster that was not adopted archives nothing, and nobody would see it.
 fn held_back(opening: &Opening, found: &BTreeMap<String, Value>, warnings: &mut Vec<String>, left: &mut Vec<String>) {
     let how = found.get(REPLAY).and_then(|f| f.get(HELD)).and_then(Value::as_str);
-    let Some(how) = how.filter(|_| !found.contains_key(ADOPT)) else { return };
+    // One that was not found right is to serve nobody.
+    let Some(how) = how.filter(|_| !found.contains_key(ADOPT) && was_found_right(opening, found)) else { return };
     let in_place = opening.steps.iter().any(|s| s.name == ASIDE);
     match (in_place, found.contains_key(ASIDE)) {
         // What was there before is back.
@@ -310,6 +320,26 @@ fn held_back(opening: &Opening, found: &BTreeMap<String, Value>, warnings: &mut 
         (false, _) => {}
     }
     left.push(how.to_owned());
+}
+
+fn was_found_right(opening: &Opening, found: &BTreeMap<String, Value>) -> bool {
+    found.contains_key(VALIDATE) || !opening.steps.iter().any(|s| s.name == VALIDATE)
+}
+
+/// What is missing to the service, where the recovered cluster stays in the place of the one before it.
+fn comes_back(opening: &Opening, found: &BTreeMap<String, Value>, state: State, left: &mut Vec<String>) {
+    let in_place = found.contains_key(ASIDE) && found.contains_key(REPLAY) && was_found_right(opening, found);
+    match (in_place, found.contains_key(SERVE)) {
+        (true, false) => left.push(
+            "the service is back when the server is started on the recovered cluster, and then the application; to go \
+             back instead, with the server stopped, give the directory that was put aside its name again"
+                .into(),
+        ),
+        (true, true) if state == State::Abandoned => {
+            left.push("the recovered cluster runs: the service is back when the application is started".into());
+        }
+        _ => {}
+    }
 }
 
 /// A server that was stopped and is not started again.

@@ -61,6 +61,19 @@ pub struct ForeignKey {
     refers_to_columns: String,
 }
 
+impl ForeignKey {
+    /// One that did not come with its table.
+    pub fn of_dump(key: pgark_pg::foreign_key::ForeignKey) -> Result<Self, ClusterError> {
+        Ok(ForeignKey {
+            columns: json(&key.columns)?,
+            refers_to_columns: json(&key.refers_to_columns)?,
+            name: key.name,
+            definition: key.definition,
+            refers_to: TableName { schema: key.refers_to_schema, name: key.refers_to_table },
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyState {
     /// So many rows have no counterpart in the live database.

@@ -220,8 +220,9 @@ impl Export<'_, '_> {
             "backup_name": self.plan.name, "timestamp": self.plan.timestamp, "datetime": record.started,
             "database": {"success": !dumps.is_empty(), "file": dumps.first().map(|d| &d.0),
                 "size_mb": mb(dumps.iter().map(|d| d.1).sum())},
-            "configuration": {"success": !config.is_empty() && !no_config, "files_count": config.len(), "files": config},
-            "files": {"success": !directories.is_empty() && !no_files, "directories_count": directories.len(),
+            // Where nothing was to be kept, nothing is missing.
+            "configuration": {"success": !no_config, "files_count": config.len(), "files": config},
+            "files": {"success": !no_files, "directories_count": directories.len(),
                 "directories": directories},
             "backup_size_mb": mb(total), "pgark_backup": record.id,
         });

@@ -20,7 +20,7 @@ use pgark_repo::record::{DatabaseDump, PartsRecord};
 use pgark_repo::report::ReportId;
 
 use super::LogicalOptions;
-use super::select::Selection;
+use super::select::{LeftKey, Selection};
 use super::tools::{self, ToolOptions, Tools};
 use crate::cluster::provision::{self, AppliedGlobals};
 use crate::cluster::{AskAs, ConnectOptions, Connection};
@@ -128,6 +128,8 @@ pub struct RestoreReport {
     pub stored: Option<ReportId>,
     /// Under this name it stayed, because it is not what was backed up.
     pub not_placed: Option<String>,
+    /// Foreign keys of what was selected to what was not; `warnings` tell of them too.
+    pub keys_left_out: Vec<LeftKey>,
     pub warnings: Vec<String>,
 }
 

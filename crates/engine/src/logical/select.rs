@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use pgark_pg::dump_toc::{DumpToc, TocEntry};
+use pgark_pg::dump_toc::{DumpToc, FOREIGN_KEY, TocEntry};
 
 /// What was asked for: names as they are, no patterns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,9 +26,29 @@ pub struct Selected {
     /// In the order of the dump.
     pub ids: Vec<u32>,
     /// Foreign keys to tables that are not selected.
-    pub left_out: Vec<String>,
+    pub left_out: Vec<LeftKey>,
     /// What was asked for and is not in the dump.
     pub missing: Vec<String>,
+}
+
+/// A foreign key whose own table comes, and the other one does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftKey {
+    pub name: String,
+    /// Its table.
+    pub table: String,
+    /// As it is written in the dump, and in its encoding.
+    pub definition: Vec<u8>,
+}
+
+impl LeftKey {
+    pub fn warning(&self) -> String {
+        format!(
+            "not restored: foreign key {} of table {}: the table that it refers to is not part of the selection",
+            self.name.escape_debug(),
+            self.table.escape_debug()
+        )
+    }
 }
 
 /// Of these there are rows or definitions of rows.
@@ -57,7 +77,6 @@ const BELONGS: [&[u8]; 21] = [
     b"SECURITY LABEL",
     b"ACL",
 ];
-const FOREIGN_KEY: &[u8] = b"FK CONSTRAINT";
 /// Said of any object.
 const REMARKS: [&[u8]; 3] = [b"COMMENT", b"SECURITY LABEL", b"ACL"];
 /// Settings of the session that every restore begins with.
@@ -83,6 +102,10 @@ pub fn select(toc: &DumpToc, selection: &Selection) -> Selected {
         }
         taken.extend(found);
     }
+    // All extensions come, so the schemas that they are made in do, with what is said of these.
+    let extensions = toc.entries.iter().filter(|e| e.kind == b"EXTENSION");
+    let made_in = extensions.flat_map(|e| e.depends_on.iter().copied());
+    taken.extend(made_in.filter(|id| by_id.get(id).is_some_and(|e| e.kind == b"SCHEMA")));
     // Decided at the end, when it is known which tables come.
     taken.retain(|id| by_id.get(id).is_some_and(|e| e.kind != FOREIGN_KEY));
     let relations = |taken: &BTreeSet<u32>| -> BTreeSet<u32> {
@@ -115,9 +138,10 @@ pub fn select(toc: &DumpToc, selection: &Selection) -> Selected {
         if inside && all {
             taken.insert(e.id);
             taken.extend(e.depends_on.iter().copied().filter(|id| by_id.contains_key(id)));
-        } else if tables.iter().any(|id| wanted.contains(id) && by_id.get(id).is_some_and(|table| is_of(e, table))) {
+        } else {
             // That of another table to this one is missed by nobody.
-            left_out.push(format!("foreign key {}", String::from_utf8_lossy(&e.name).escape_debug()));
+            let own = tables.iter().filter(|id| wanted.contains(id)).filter_map(|id| by_id.get(id));
+            left_out.extend(own.filter_map(|table| left_key(e, table)));
         }
     }
     taken.extend(toc.entries.iter().filter(|e| ALWAYS.contains(&e.kind.as_slice())).map(|e| e.id));
@@ -125,9 +149,15 @@ pub fn select(toc: &DumpToc, selection: &Selection) -> Selected {
     Selected { ids, left_out, missing }
 }
 
-/// Constraints are called by their table and their own name.
-fn is_of(constraint: &TocEntry, table: &TocEntry) -> bool {
-    constraint.schema == table.schema && constraint.name.starts_with(&[table.name.as_slice(), b" "].concat())
+/// Constraints are called by their table and their own name. None: it is one of another table.
+fn left_key(constraint: &TocEntry, table: &TocEntry) -> Option<LeftKey> {
+    let name = constraint.name.strip_prefix(table.name.as_slice())?.strip_prefix(b" ")?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (constraint.schema == table.schema).then(|| LeftKey {
+        name: text(name),
+        table: format!("{}.{}", text(&table.schema), text(&table.name)),
+        definition: constraint.definition.clone(),
+    })
 }
 
 fn is_relation(by_id: &HashMap<u32, &TocEntry>, id: u32) -> bool {
@@ -159,6 +189,7 @@ mod tests {
             schema: schema.as_bytes().to_vec(),
             owner: vec![],
             has_data: false,
+            definition: vec![],
             depends_on: depends_on.to_vec(),
         };
         DumpToc { version: (1, 14), database: vec![], entries: entries.iter().map(entry).collect(), length: 0 }
@@ -208,7 +239,24 @@ mod tests {
         assert!(found.ids.contains(&17) && found.left_out.is_empty() && !found.ids.contains(&7));
         let alone = of(&["shop"], &[]);
         assert_eq!(alone.ids, [1, 2, 6, 11, 15]);
-        assert_eq!(alone.left_out, ["foreign key items items_order_fkey"]);
+        let left: Vec<_> = alone.left_out.iter().map(|k| (k.name.as_str(), k.table.as_str())).collect();
+        assert_eq!(left, [("items_order_fkey", "shop.items")]);
+    }
+
+    #[test]
+    fn extensions_come_with_their_schema_and_without_what_is_said_of_them() {
+        let text: &[(u32, &str, &str, &str, &[u32])] = &[
+            (1, "SCHEMA", "", "ext", &[]),
+            (2, "COMMENT", "", "SCHEMA ext", &[1]),
+            (3, "EXTENSION", "", "hstore", &[1]),
+            (4, "COMMENT", "", "EXTENSION hstore", &[3]),
+            (5, "EXTENSION", "", "citext", &[]),
+            (6, "COMMENT", "", "EXTENSION citext", &[5]),
+            (7, "TABLE", "public", "a", &[5]),
+            (8, "TABLE", "ext", "b", &[1]),
+        ];
+        let selection = Selection { schemas: vec![], tables: vec!["a".into()] };
+        assert_eq!(select(&toc(text), &selection).ids, [1, 2, 3, 5, 6, 7]);
     }
 
     #[test]

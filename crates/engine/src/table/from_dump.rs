@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::over::Carry;
-use super::{TableReport, Wanted, free_place, millis};
+use super::report::left_key_report;
+use super::{LeftOutReport, TableReport, Wanted, free_place, millis};
 use crate::cluster::provision;
-use crate::cluster::{ConnectOptions, Connection, TableName, TableSession};
+use crate::cluster::{ConnectOptions, Connection, Deadline, TableName, TableSession};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::restore::{self as dumps, Replace, RestoreDatabase, RestoreOptions, RestorePlan};
@@ -93,7 +94,7 @@ fn through(
     scratch: &Scratch,
 ) -> Result<TableReport> {
     let began = Instant::now();
-    let (restored, report) = dumps::run(&plan.options, repo, ctx, announce)?;
+    let (restored, mut report) = dumps::run(&plan.options, repo, ctx, announce).map_err(by_sql_name)?;
     if let Some(left) = report.not_placed {
         return Err(EngineError::failed(
             "E-TABLE-DIFFERS",
@@ -115,8 +116,17 @@ fn through(
     };
     let found = carry.look(&there, &here)?;
     let compared = report.validation.map(|v| (v.outcome, v.not_compared_with().join(", ")));
-    let remarks = report.warnings;
+    let (keys, mut remarks) = (std::mem::take(&mut report.keys_left_out), report.warnings);
+    // Told below, with the rows that they are about.
+    remarks.retain(|remark| keys.iter().all(|key| key.warning() != *remark));
     let mut report = carry.over(&there, &here, found, ctx)?;
+    let encoding = restored.database.as_ref().map_or("", |d| d.dump.encoding.as_str());
+    for key in &keys {
+        let key = left_key_report(&here, &carry, key, encoding, Deadline::after(options.within))?;
+        let (name, definition) = (key.name.clone(), key.definition.clone());
+        report.left_out.push(LeftOutReport { what: "foreign key".to_owned(), name, definition });
+        report.foreign_keys.push(key);
+    }
     report.notes.extend(restored.notes.iter().cloned().chain(remarks));
     report.notes.push(match compared {
         Some((Outcome::Ok, open)) if open.is_empty() => "what was loaded is what the backup says it held".to_owned(),
@@ -127,6 +137,18 @@ fn through(
     });
     let reached = restored.database.map(|d| d.dump.taken.to_string()).unwrap_or_default();
     Ok(TableReport { reached, recovery_ms, ..report })
+}
+
+/// Selections take names as they are; here a name was written as in SQL.
+fn by_sql_name(e: EngineError) -> EngineError {
+    match e {
+        EngineError::Refused { code: "E-SELECT-NONE", message, .. } => EngineError::refused(
+            "E-SELECT-NONE",
+            message,
+            "a name without quotes is read in lower case, as SQL does; write '\"Odd name\"' with its quotes, and its schema before it",
+        ),
+        other => other,
+    }
 }
 
 fn drop_aside(plan: &DumpTablePlan, live: &ConnectOptions, options: &DumpTableOptions) -> Result<()> {

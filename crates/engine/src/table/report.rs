@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::over::Carry;
 use crate::cluster::{Deadline, ForeignKey, KeyState, LeftOut, SequenceState, TableSession};
 use crate::error::Result;
+use crate::logical::select::LeftKey;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct TableReport {
@@ -74,6 +75,27 @@ pub(super) fn key_report(
         orphans,
         not_checked,
     })
+}
+
+/// Of one that stayed in the dump. `encoding`: of the database that was dumped.
+pub(super) fn left_key_report(
+    here: &TableSession,
+    carry: &Carry<'_>,
+    key: &LeftKey,
+    encoding: &str,
+    deadline: Deadline,
+) -> Result<ForeignKeyReport> {
+    let statement = std::str::from_utf8(&key.definition).ok().filter(|s| s.is_ascii() || encoding == "UTF8");
+    match statement.and_then(pgark_pg::foreign_key::ForeignKey::parse) {
+        Some(parsed) => key_report(here, carry, &ForeignKey::of_dump(parsed)?, deadline),
+        None => Ok(ForeignKeyReport {
+            name: key.name.clone(),
+            definition: String::from_utf8_lossy(&key.definition).trim_end().to_owned(),
+            refers_to: "another table".to_owned(),
+            orphans: None,
+            not_checked: Some("what the dump says of it is not understood".to_owned()),
+        }),
+    }
 }
 
 pub(super) fn sequences(here: &TableSession, carry: &Carry<'_>) -> Result<Vec<SequenceReport>> {

@@ -27,6 +27,8 @@ pub struct Scope {
     quoted: HashSet<Vec<u8>>,
     schemas: HashSet<Vec<u8>>,
     extensions: HashSet<Vec<u8>>,
+    /// Of those, the ones that came with a part of which nothing needs them.
+    spare_extensions: HashSet<Vec<u8>>,
     types: HashSet<Qualified>,
     /// Of which every one of that name is inside.
     functions: HashSet<Qualified>,
@@ -37,6 +39,7 @@ pub struct Scope {
 }
 
 const RELATIONS: [&[u8]; 5] = [b"TABLE", b"VIEW", b"MATERIALIZED VIEW", b"FOREIGN TABLE", b"SEQUENCE"];
+const EXTENSION: &[u8] = b"EXTENSION";
 const FUNCTIONS: [&[u8]; 3] = [b"FUNCTION", b"PROCEDURE", b"AGGREGATE"];
 
 impl Scope {
@@ -54,6 +57,7 @@ impl Scope {
                 scope.add(entry);
             }
         }
+        scope.spare_extensions = spare(toc, ids.as_ref());
         scope.functions = functions.into_iter().filter(|(_, all)| *all).map(|(name, _)| name).collect();
         scope
     }
@@ -66,7 +70,7 @@ impl Scope {
                 self.relations.insert(qualified());
             }
             b"SCHEMA" => drop(self.schemas.insert(entry.name.clone())),
-            b"EXTENSION" => drop(self.extensions.insert(entry.name.clone())),
+            EXTENSION => drop(self.extensions.insert(entry.name.clone())),
             b"TYPE" | b"DOMAIN" => drop(self.types.insert(qualified())),
             b"FK CONSTRAINT" => drop(self.foreign_keys.insert(qualified())),
             _ => {}
@@ -75,6 +79,14 @@ impl Scope {
 
     pub fn has_relation(&self, schema: &[u8], name: &[u8]) -> bool {
         self.relations.contains(&(schema.to_vec(), name.to_vec()))
+    }
+
+    /// Whether it was restored only because every extension is: what it was like is no part of the selection.
+    pub fn is_spare(&self, object: &Object) -> bool {
+        match (object.kind, object.name.as_slice()) {
+            (ObjectKind::Extension, [Text(name)]) => self.spare_extensions.contains(name),
+            _ => false,
+        }
     }
 
     pub fn place(&self, object: &Object) -> Place {
@@ -115,6 +127,16 @@ impl Scope {
     }
 }
 
+/// Extensions come with every selection; what is said of them comes with what needs them. That one of these needs another is no
+/// reason: a needed one brings what is said of those that it needs.
+fn spare(toc: &DumpToc, ids: Option<&HashSet<u32>>) -> HashSet<Vec<u8>> {
+    let Some(ids) = ids else { return HashSet::new() };
+    let restored = || toc.entries.iter().filter(|e| ids.contains(&e.id));
+    let needed: HashSet<u32> =
+        restored().filter(|e| e.kind != EXTENSION).flat_map(|e| e.depends_on.iter().copied()).collect();
+    restored().filter(|e| e.kind == EXTENSION && !needed.contains(&e.id)).map(|e| e.name.clone()).collect()
+}
+
 /// As PostgreSQL's `quote_literal` writes it.
 fn literal(name: &[u8]) -> Vec<u8> {
     let mut out = vec![];
@@ -136,6 +158,19 @@ fn literal(name: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_extension_that_nothing_restored_needs_is_spare() {
+        let mut toc = sample();
+        let comment = TocEntry { id: 11, kind: b"COMMENT".to_vec(), depends_on: vec![10], ..toc.entries[0].clone() };
+        toc.entries.push(comment);
+        let extension = object(ObjectKind::Extension, &["pg_trgm"], &[]);
+        for (ids, spare) in [(Some([1, 10].as_slice()), true), (Some([1, 10, 11].as_slice()), false), (None, false)] {
+            let scope = Scope::of(&toc, ids, "UTF8");
+            assert_eq!(scope.place(&extension), Place::Inside);
+            assert_eq!(scope.is_spare(&extension), spare, "{ids:?}");
+        }
+    }
+
     fn toc(entries: &[(u32, &str, &str, &str)]) -> DumpToc {
         let entry = |(id, kind, schema, name): &(u32, &str, &str, &str)| TocEntry {
             id: *id,
@@ -144,6 +179,7 @@ mod tests {
             schema: schema.as_bytes().to_vec(),
             owner: vec![],
             has_data: false,
+            definition: vec![],
             depends_on: vec![],
         };
         DumpToc { version: (1, 14), database: vec![], entries: entries.iter().map(entry).collect(), length: 0 }

@@ -262,6 +262,10 @@ impl<R: BufRead> Comparison<R> {
         if same {
             return self.tally(check).ok();
         }
+        if self.expect.scope.as_ref().is_some_and(|scope| scope.is_spare(recorded)) {
+            let reason = format!("{}: {} is not part of the selection", shown(live), said(fact));
+            return self.tally(check).left_out(&reason);
+        }
         let object_type = recorded.name.first().map(|Text(name)| name.as_slice()).unwrap_or_default();
         let in_order = !has_foreign_options(recorded.kind, recorded.says("relkind", "f"), object_type, fact);
         if self.is_before_version_3() && !in_order {

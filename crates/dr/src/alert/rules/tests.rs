@@ -50,6 +50,8 @@ fn age_gaps_and_damage_are_told_with_what_is_fine() {
     assert_eq!(rules(&fresh, 100, 2, None).0, one("wal-gap", Severity::Critical));
     let damaged = [BackupEntry { damaged: Some(at(101)), ..backup(100, 100, 100, 10) }];
     assert_eq!(rules(&damaged, 100, 0, None).0, one("damaged", Severity::Critical));
+    let said = [(30, "30 s"), (150, "2 min"), (7200, "2 h"), (172_800, "2 days")];
+    assert!(said.iter().all(|(seconds, words)| span(Duration::from_secs(*seconds)) == *words));
 }
 
 #[test]

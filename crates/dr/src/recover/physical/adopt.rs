@@ -82,7 +82,7 @@ impl Adopt {
         if let Some(why) = self.not_alone(at) {
             let told = format!("ARCHIVING IS OFF: {why}");
             at.ctx.progress.note(&told);
-            let how = how(dir);
+            let how = how(dir, self.0.place);
             return Ok(json!({"told": told, "warnings": [told], "left": [how]}));
         }
         conf::release(dir)?;
@@ -146,16 +146,21 @@ impl Adopt {
 }
 
 /// How archiving is switched on by hand.
-fn how(dir: &Path) -> String {
+fn how(dir: &Path, place: Place) -> String {
+    let when = match place {
+        Place::New => "when the old one is stopped for good",
+        // There is no other one.
+        Place::Own => "when it runs",
+    };
     format!(
-        "the recovered cluster archives nothing, and its WAL piles up in {}: when the old one is stopped for good, 'ALTER SYSTEM RESET archive_command', 'ALTER SYSTEM RESET archive_library' and 'SELECT pg_reload_conf()' in it",
+        "the recovered cluster archives nothing, and its WAL piles up in {}: {when}, 'ALTER SYSTEM RESET archive_command', 'ALTER SYSTEM RESET archive_library' and 'SELECT pg_reload_conf()' in it",
         dir.join("pg_wal").display()
     )
 }
 
 /// The same of a cluster that would archive, and is kept from it until it is adopted.
-pub fn held(dir: &Path, timeline: u32) -> Option<String> {
-    (archiving(dir, Some(history_of(timeline).as_str())) != Archiving::Off).then(|| how(dir))
+pub fn held(dir: &Path, place: Place, timeline: u32) -> Option<String> {
+    (archiving(dir, Some(history_of(timeline).as_str())) != Archiving::Off).then(|| how(dir, place))
 }
 
 /// The file that the promotion wrote.

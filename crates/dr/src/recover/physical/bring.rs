@@ -213,7 +213,7 @@ impl Step for Replay {
         });
         if let Some(fields) = facts.as_object_mut() {
             fields.insert("timeline".into(), json!(timeline.to_string()));
-            fields.insert(HELD.into(), json!(adopt::held(dir, timeline.get())));
+            fields.insert(HELD.into(), json!(adopt::held(dir, self.physical.place, timeline.get())));
             if let Some(plan) = self.plan.take()
                 && let Err(e) = restoring::record_replay(&self.physical.sources, &self.physical.options.cluster, &plan)
             {

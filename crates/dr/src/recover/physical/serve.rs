@@ -78,8 +78,14 @@ impl Step for Serve {
     fn undo(&mut self, at: &At<'_>) -> Result<Value> {
         let proof = self.0.server.stop(at.ctx)?;
         postmaster::stop(self.0.dir(), STOPS_WITHIN, at.ctx)?;
-        Ok(json!({"told": format!("the recovered cluster is stopped: {}", proof.seen.detail),
-            "left": [format!("the recovered cluster is in {}, stopped; it was found right", self.0.dir().display())]}))
+        let left = match self.0.place {
+            // Where it is was said when it was restored.
+            Place::New => "the recovered cluster is stopped; it was found right".to_owned(),
+            Place::Own => {
+                format!("the recovered cluster is in {}, stopped; it was found right", self.0.dir().display())
+            }
+        };
+        Ok(json!({"told": format!("the recovered cluster is stopped: {}", proof.seen.detail), "left": [left]}))
     }
 
     fn state(&self) -> State {

@@ -138,6 +138,13 @@ fn a_cluster_that_was_not_adopted_is_said_to_archive_nothing() {
     assert!(says(&report.warnings, "ARCHIVING IS OFF") && says(&report.left, "switch it on"), "{report:?}");
     assert!(report.summary().contains("restored, and the service is NOT back (not_started)"), "{}", report.summary());
     assert!(!says(&report.left, "stays stopped") && to_markdown(&report).contains("objective 1h 0m met"));
+    assert!(says(&report.left, "the service is back when the server is started"), "{report:?}");
+    // Given up, what is right stays where it is: it is not said to be lost.
+    let report = made(true, State::Abandoned, vec![]);
+    assert!(report.summary().contains("restored, and the service is NOT back (abandoned)"), "{}", report.summary());
+    assert!(to_markdown(&report).contains("The recovered cluster is in its place"), "{}", to_markdown(&report));
+    let runs = made(true, State::Abandoned, vec![(7, is_done(SERVE, Value::Null))]);
+    assert!(says(&runs.left, "when the application is started"), "{runs:?}");
     // What was there before is back, and archives.
     let back = Event::Undone { step: ASIDE.into(), facts: Value::Null };
     let report = made(true, State::Halted, vec![(7, back)]);
@@ -147,4 +154,10 @@ fn a_cluster_that_was_not_adopted_is_said_to_archive_nothing() {
     assert!(!says(&report.warnings, "ARCHIVING") && says(&report.left, "switch it on"), "{report:?}");
     assert!(says(&report.left, "stays stopped"), "{report:?}");
     assert!(to_markdown(&report).contains("nothing was restored"), "{}", to_markdown(&report));
+    // One that was not found right is not to be made to archive.
+    let mut opening = opening();
+    opening.steps.push(Planned { name: VALIDATE.into(), what: VALIDATE.into() });
+    let lines = lines(vec![(5, is_done(REPLAY, json!({HELD: "switch it on"}))), (6, failed(VALIDATE, "E-DIFFERS"))]);
+    let report = Report::made(&opening, &lines, Some(&failure), State::Halted, at(30));
+    assert!(!says(&report.left, "switch it on"), "{report:?}");
 }

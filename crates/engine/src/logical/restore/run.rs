@@ -25,7 +25,7 @@ use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::child::{self, Running};
 use crate::logical::dump::dump_path;
-use crate::logical::select::{Selected, Selection, select};
+use crate::logical::select::{LeftKey, Selected, Selection, select};
 use crate::logical::toc::TocBeginning;
 use crate::logical::{Wanted, run as back_up};
 use crate::parts::{PartReader, Source, nameless};
@@ -432,9 +432,8 @@ impl Restore<'_> {
         let Some(selection) = selection else { return Ok(None) };
         let toc = read_toc(dump)?;
         let Selected { ids, left_out, .. } = all_are_there(&self.plan.record.id, select(&toc, selection))?;
-        report
-            .warnings
-            .extend(left_out.into_iter().map(|what| format!("not restored: {what}: its other table is not")));
+        report.warnings.extend(left_out.iter().map(LeftKey::warning));
+        report.keys_left_out = left_out;
         let encoding = self.plan.database.as_ref().map_or("", |d| d.dump.encoding.as_str());
         let scope = Scope::of(&toc, Some(&ids), encoding);
         Ok(Some(Chosen { list: ListFile::write(&self.options.scratch, &ids)?, scope }))

@@ -33,6 +33,7 @@ mod tests {
             schema: schema.as_bytes().to_vec(),
             owner: vec![],
             has_data: false,
+            definition: vec![],
             depends_on: vec![],
         };
         let entries = [

@@ -167,6 +167,7 @@ fn what_was_not_to_be_restored_is_no_part_of_a_check_and_what_was_is() {
         schema: b"app".to_vec(),
         owner: vec![],
         has_data: false,
+        definition: vec![],
         depends_on: vec![],
     };
     let toc = DumpToc { version: (1, 14), database: vec![], entries: vec![entry(1, "a"), entry(2, "b")], length: 0 };
