@@ -58,10 +58,10 @@ fn renewed(repo: &Repository, dir: &Path) -> Result<(RestoreFile, Renewed)> {
     }
     let file = RestoreFile::read(&path)?;
     let (url, now) = (repo.store().url(), repo.keys().wal_keys());
-    let held = file.places().iter().find(|place| place.repository == url).map(|place| file.keys_of(place)).transpose()?;
-    let carries_on = |held: &KeySet| {
-        held.algorithm() == repo.encryption() && held.wal_keys().iter().all(|key| now.contains(key))
-    };
+    let held =
+        file.places().iter().find(|place| place.repository == url).map(|place| file.keys_of(place)).transpose()?;
+    let carries_on =
+        |held: &KeySet| held.algorithm() == repo.encryption() && held.wal_keys().iter().all(|key| now.contains(key));
     let Some(held) = held.filter(carries_on) else {
         return Err(EngineError::refused(
             "E-RESTORE-FILE",

@@ -89,8 +89,8 @@ pub fn start(
         }
         TargetAction::Promote => {
             ctx.progress.note("the planned end is reached: promoting");
-            let promoted =
-                Connection::open(&connect, CONNECT_TIMEOUT).and_then(|conn| promote(&conn, PROMOTE_DEADLINE).map(|()| conn));
+            let promoted = Connection::open(&connect, CONNECT_TIMEOUT)
+                .and_then(|conn| promote(&conn, PROMOTE_DEADLINE).map(|()| conn));
             // A server that cannot fetch a history ends while it is promoted.
             let conn = promoted.map_err(|e| server.gone(ENDING).unwrap_or_else(|| e.into()))?;
             server.stop_on_drop = false;
