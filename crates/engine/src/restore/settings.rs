@@ -45,12 +45,11 @@ impl WalKeys {
         Ok(KeySet::from_wal_keys(encryption, self.generation, &keys.ok_or_else(bad)?))
     }
 
-    /// Those that `newer` has beside them.
-    fn with(&self, newer: &WalKeys) -> Self {
-        let mut keys = self.keys.clone();
-        keys.extend(newer.keys.iter().filter(|(g, _)| self.keys.iter().all(|(own, _)| own != g)).cloned());
-        keys.sort_by_key(|(generation, _)| *generation);
-        WalKeys { generation: self.generation.max(newer.generation), keys }
+    /// With those of `other` that are newer than all of these.
+    fn with_newer(&self, other: &WalKeys) -> Self {
+        let newer = other.keys.iter().filter(|(generation, _)| *generation > self.generation);
+        let keys = self.keys.iter().chain(newer).cloned().collect();
+        WalKeys { generation: self.generation.max(other.generation), keys }
     }
 }
 
@@ -103,11 +102,11 @@ impl RestoreFile {
         let (encryption, now) = (keys.algorithm(), WalKeys::from(keys));
         let renewed = |place: ReadFrom| {
             let own = place.keys.as_ref().unwrap_or(&self.keys);
-            let keys = if place.repository == repository { now.clone() } else { own.with(&now) };
+            let keys = if place.repository == repository { now.clone() } else { own.with_newer(&now) };
             ReadFrom { keys: Some(keys), ..place }
         };
         let others = self.others.iter().cloned().map(renewed).collect();
-        let keys = if self.repository == repository { now.clone() } else { self.keys.with(&now) };
+        let keys = if self.repository == repository { now.clone() } else { self.keys.with_newer(&now) };
         RestoreFile { encryption, keys, others, ..self }
     }
 
