@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use pgark_repo::Repository;
-use pgark_repo::crypto::{Key32, derive, hex};
+use pgark_repo::crypto::{Key32, hex};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
@@ -20,7 +20,7 @@ const BYTES_MAX: usize = 4096;
 struct Seen {
     repository_id: String,
     generation: u32,
-    /// Tells master keys apart and gives none away.
+    /// Of that generation, as `crypto::mark` has it, in hex.
     mark: String,
 }
 
@@ -63,9 +63,9 @@ impl KeyPin {
         if repo.keys().writes_only().is_some() && self.role == Role::Reader {
             return self.of_writer().check(repo);
         }
-        let masters = repo.keys().current().identities();
+        let marks = repo.keys().current().marks();
         let Some(seen) = self.seen() else {
-            self.remember(repo.id(), &masters);
+            self.remember(repo.id(), &marks);
             return Ok(());
         };
         let hint = || {
@@ -75,11 +75,11 @@ impl KeyPin {
             )
         };
         let failed = |code, message: String| Err(Failure::new(code, Exit::WrongKey, message).hint(hint()));
-        let newest = masters.last().map_or(0, |(generation, _)| *generation);
-        match judge(&seen, repo.id(), &masters) {
+        let newest = marks.last().map_or(0, |(generation, _)| *generation);
+        match judge(&seen, repo.id(), &marks) {
             Verdict::Same => Ok(()),
             Verdict::Newer => {
-                self.remember(repo.id(), &masters);
+                self.remember(repo.id(), &marks);
                 Ok(())
             }
             Verdict::Older => {
@@ -97,16 +97,16 @@ impl KeyPin {
 
     /// What was just made here replaces what was seen.
     pub fn renew(&self, repo: &Repository) {
-        self.remember(repo.id(), &repo.keys().current().identities());
+        self.remember(repo.id(), &repo.keys().current().marks());
     }
 
     /// A copy that opened with the keys of a repository that was judged itself: whatever lay there before, it is ours now. One
     /// that is set back behind what was seen is left to `check`.
     pub fn accept_copy(&self, copy: &Repository) {
-        let masters = copy.keys().current().identities();
-        let verdict = self.seen().map_or(Verdict::Newer, |seen| judge(&seen, copy.id(), &masters));
+        let marks = copy.keys().current().marks();
+        let verdict = self.seen().map_or(Verdict::Newer, |seen| judge(&seen, copy.id(), &marks));
         if matches!(verdict, Verdict::Newer | Verdict::Other) {
-            self.remember(copy.id(), &masters);
+            self.remember(copy.id(), &marks);
         }
     }
 
@@ -116,9 +116,9 @@ impl KeyPin {
     }
 
     /// Not being able to costs the protection; `check` of the next run tries again.
-    fn remember(&self, id: &str, masters: &[(u32, Key32)]) {
-        let Some((generation, master)) = masters.last() else { return };
-        let seen = Seen { repository_id: id.to_owned(), generation: *generation, mark: mark(master) };
+    fn remember(&self, id: &str, marks: &[(u32, Key32)]) {
+        let Some((generation, mark)) = marks.last() else { return };
+        let seen = Seen { repository_id: id.to_owned(), generation: *generation, mark: hex(&mark.0) };
         let written = serde_json::to_vec(&seen).map_err(std::io::Error::other);
         if let Err(error) = written.and_then(|bytes| write_private(&self.path, &bytes)) {
             tracing::debug!(target: "pgark", %error, "what was seen of the key is not remembered");
@@ -126,13 +126,10 @@ impl KeyPin {
     }
 }
 
-fn mark(master: &Key32) -> String {
-    hex(&derive(&master.0, b"", &[b"pgark v1 seen key"]).0)
-}
-
-fn judge(seen: &Seen, id: &str, masters: &[(u32, Key32)]) -> Verdict {
-    let newest = masters.last().map_or(0, |(generation, _)| *generation);
-    let carried_on = masters.iter().any(|(g, k)| *g == seen.generation && mark(k) == seen.mark);
+fn judge(seen: &Seen, id: &str, marks: &[(u32, Key32)]) -> Verdict {
+    let newest = marks.last().map_or(0, |(generation, _)| *generation);
+    // Of a key that was given up, too: its mark lies in the ring where nobody else can put it.
+    let carried_on = marks.iter().any(|(g, mark)| *g == seen.generation && hex(&mark.0) == seen.mark);
     match (seen.repository_id == id, carried_on) {
         (true, true) if newest == seen.generation => Verdict::Same,
         (true, true) => Verdict::Newer,
@@ -145,23 +142,22 @@ fn judge(seen: &Seen, id: &str, masters: &[(u32, Key32)]) -> Verdict {
 mod tests {
     use super::*;
 
-    fn key(n: u8) -> Key32 {
+    fn mark(n: u8) -> Key32 {
         Key32([n; 32])
     }
 
     #[test]
     fn only_a_ring_that_carries_on_what_was_seen_is_accepted() {
-        let seen = Seen { repository_id: "a".into(), generation: 2, mark: mark(&key(2)) };
-        let (one, two, three) = ((1, key(1)), (2, key(2)), (3, key(3)));
-        let of =
-            |masters: &[&(u32, Key32)]| judge(&seen, "a", &masters.iter().map(|m| (*m).clone()).collect::<Vec<_>>());
+        let seen = Seen { repository_id: "a".into(), generation: 2, mark: hex(&mark(2).0) };
+        let (one, two, three) = ((1, mark(1)), (2, mark(2)), (3, mark(3)));
+        let of = |marks: &[&(u32, Key32)]| judge(&seen, "a", &marks.iter().map(|m| (*m).clone()).collect::<Vec<_>>());
         assert_eq!(of(&[&one, &two]), Verdict::Same);
         assert_eq!(of(&[&one, &two, &three]), Verdict::Newer);
         assert_eq!(of(&[&one]), Verdict::Older);
         assert_eq!(of(&[]), Verdict::Older);
-        assert_eq!(of(&[&one, &(2, key(9))]), Verdict::Other);
+        assert_eq!(of(&[&one, &(2, mark(9))]), Verdict::Other);
         // A ring with a high number, made by somebody who knows an older key.
-        assert_eq!(of(&[&(9, key(1))]), Verdict::Other);
+        assert_eq!(of(&[&(9, mark(1))]), Verdict::Other);
         assert_eq!(judge(&seen, "b", &[one.clone(), two.clone()]), Verdict::Other);
     }
 }

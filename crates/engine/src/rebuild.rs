@@ -2,7 +2,7 @@
 //! frames hold.
 //!
 //! Invariant: what is read from the data directory is only proposed. It counts when the whole pack comes out with the
-//! fingerprint that its backup's manifest has of it. Nothing is written here.
+//! fingerprint that its backup's manifest has of it, or the seal of it which says, authenticated, that it is that pack. Nothing is written here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -15,6 +15,7 @@ use pgark_repo::crypto::{ContentId, KeySet};
 use pgark_repo::manifest::{Chunk, Item, Part};
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::pack::FrameAt;
+use pgark_repo::seals::{origin_of_bytes, tail_of};
 use pgark_repo::store::ObjectName;
 use pgark_repo::stream::Fingerprint;
 use pgark_repo::wreck::Wreck;
@@ -39,8 +40,8 @@ struct Place {
 /// By first byte in the frame and length.
 type Pieces = BTreeMap<(u32, u32), Vec<Place>>;
 
-/// The bytes of the pack as it was written, as far as the data directory still has the pages of its damaged frames.
-/// `from` is where manifests are read, `users` the backups that need the pack.
+/// The newest seal of the pack: its name, and its bytes as they were stored, as far as the data directory still has the pages
+/// of its damaged frames. `from` is where manifests are read, `users` the backups that need the pack.
 pub fn pack(
     repo: &Repository,
     from: &[&Repository],
@@ -49,9 +50,12 @@ pub fn pack(
     name: &ObjectName,
     expected: &Fingerprint,
     data: &Path,
-) -> Result<Vec<u8>> {
-    // A later seal has nonces of its own: only the first one can be made again.
-    let left = repo.bare_store().read(name, expected.size.saturating_mul(2)).map_err(RepoError::from)?;
+) -> Result<(ObjectName, Vec<u8>)> {
+    // A later seal has the frames in the same places, under the key that its header has; its tail says which pack it is.
+    let seal = repo.store().find(name).map_err(RepoError::from)?.name;
+    let mut left = repo.bare_store().read(&seal, expected.size.saturating_mul(2)).map_err(RepoError::from)?;
+    let tail_len = usize::try_from(tail_of(&seal)).unwrap_or(usize::MAX);
+    let tail = left.split_off(left.len().saturating_sub(tail_len));
     let mut known: Vec<FrameAt> = vec![];
     each_part(from, cluster, users, name, &mut |part, _| {
         if known.last() != Some(&part.frame) {
@@ -76,7 +80,11 @@ pub fn pack(
         let pieces = pieces.get(&at.offset).cloned().unwrap_or_default();
         contents.push(content(repo.keys(), at, *id, &pieces, data)?);
     }
-    Ok(wreck.rebuild(repo.keys(), &contents, expected)?)
+    let with_tail = |bytes: &[u8]| [bytes, &tail].concat();
+    let is_whole =
+        |bytes: &[u8]| origin_of_bytes(repo.keys(), &seal, &with_tail(bytes)).is_ok_and(|written| written == *expected);
+    let whole = with_tail(&wreck.rebuild(repo.keys(), &contents, &is_whole)?);
+    Ok((seal, whole))
 }
 
 /// Every part of the pack that the manifests use, and where its content lay.

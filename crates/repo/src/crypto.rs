@@ -129,6 +129,11 @@ pub fn derive(secret: &[u8], salt: &[u8], info: &[&[u8]]) -> Key32 {
     Key32(out)
 }
 
+/// What a host remembers of a key that it has seen: it tells keys apart and gives none away.
+pub fn mark(key: &Key32) -> Key32 {
+    derive(&key.0, b"", &[b"pgark v1 seen key"])
+}
+
 /// Identifies a chunk's plaintext within one repository: keyed BLAKE3, 128 bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentId(pub [u8; 16]);

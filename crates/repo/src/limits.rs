@@ -24,6 +24,8 @@ pub const REGISTER_MARKS_MAX: usize = 64;
 pub const KEYRING_SLOTS_MAX: usize = 32;
 /// Master keys that a key ring may carry, with the newest one.
 pub const KEYRING_GENERATIONS_MAX: usize = 1000;
+/// Marks of master keys that were given up, in a key ring and in each writer's slot of it.
+pub const KEYRING_GIVEN_UP_MAX: usize = 32;
 /// What a key command may make of a master key, bytes.
 pub const WRAPPED_KEY_BYTES_MAX: usize = 8 * 1024;
 /// The keys of one writer, wrapped, bytes.

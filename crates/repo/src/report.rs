@@ -13,8 +13,8 @@ use crate::error::{RepoError, Result};
 use crate::limits::REPORT_BYTES_MAX;
 use crate::names::{self, BackupId, ClusterName};
 use crate::repository::Repository;
-use crate::store::StoreError;
-use crate::stream::{Fingerprint, StreamReader, seal_bytes};
+use crate::store::{ObjectName, StoreError};
+use crate::stream::{Fingerprint, StreamReader, open_bytes, seal_bytes};
 
 pub const SCHEMA: u32 = 1;
 
@@ -157,14 +157,28 @@ impl StoredReport {
         let name = names::report(cluster, id);
         let mut reader = StreamReader::open(repo.store().clone(), repo.keys(), ObjectKind::Report, &name)?;
         let text = reader.read_to_end(REPORT_BYTES_MAX)?;
-        let report: StoredReport = serde_json::from_slice(&text).map_err(|e| RepoError::corrupt(&name, e))?;
+        Ok((Self::parse(&text, &name, cluster, id)?, reader.fingerprint()))
+    }
+
+    /// Whether these bytes, without the tail of a later seal, are the report of this name.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn check(repo: &Repository, cluster: &ClusterName, name: &ObjectName, sealed: Vec<u8>) -> Result<()> {
+        let id = ReportId::parse(name.basename())?;
+        let text = open_bytes(repo.keys(), ObjectKind::Report, name, sealed, REPORT_BYTES_MAX)?;
+        Self::parse(&text, name, cluster, &id).map(drop)
+    }
+
+    fn parse(text: &[u8], name: &ObjectName, cluster: &ClusterName, id: &ReportId) -> Result<Self> {
+        let report: StoredReport = serde_json::from_slice(text).map_err(|e| RepoError::corrupt(name, e))?;
         if report.schema != SCHEMA {
             return Err(RepoError::Unsupported { object: name.to_string(), found: report.schema, known: SCHEMA });
         }
         if report.id != *id || report.cluster != *cluster {
             return Err(RepoError::corrupt(name, "another report"));
         }
-        Ok((report, reader.fingerprint()))
+        Ok(report)
     }
 }
 

@@ -149,7 +149,9 @@ impl Repository {
         let (here, there) = (self.store.url(), store.url());
         RepoError::WrongKey {
             why: format!(
-                "the key of {there} was rotated alone, and the older one given up there: it is of generation {theirs}, that of {here}                  of {ours}. They are copies of each other no more: when {there} has all that is wanted, move {here} away, and 'pgark                  replicate --from {there} --to {here}' makes it anew"
+                "the key of {there} was rotated alone, and the older one given up there: it is of generation {theirs}, that of {here} \
+                 of {ours}. They are copies of each other no more: when {there} has all that is wanted, move {here} away, and 'pgark \
+                 replicate --from {there} --to {here}' makes it anew"
             ),
         }
     }

@@ -287,9 +287,9 @@ struct Asked {
 
 /// By what a restore left beside the recovering server.
 fn recovering(file: &RestoreFile) -> Result<Asked, Failure> {
-    let keys = file.key_set().map_err(engine_failure)?;
-    let source = |place: ReadFrom| {
-        let (url, keys) = (place.repository, keys.clone());
+    let source = |place: ReadFrom| -> Result<Source, Failure> {
+        let keys = file.keys_of(&place).map_err(engine_failure)?;
+        let url = place.repository;
         let access = Access::kept(place.access.0);
         let open = {
             let url = url.clone();
@@ -300,16 +300,16 @@ fn recovering(file: &RestoreFile) -> Result<Asked, Failure> {
             }
         };
         let remote = !url.starts_with("file:") && !url.starts_with('/');
-        Source { name: url, remote, witness: place.witness, open: Box::new(open) }
+        Ok(Source { name: url, remote, witness: place.witness, open: Box::new(open) })
     };
     let places = file.places();
     let sources = match places.as_slice() {
         // Its own failure is the answer.
         [only] => {
             let store = store::by_url(&only.repository, &Access::kept(only.access.0.clone()))?;
-            Sources::one(Repository::open_for_wal(store, keys.clone()).healing())
+            Sources::one(Repository::open_for_wal(store, file.keys_of(only).map_err(engine_failure)?).healing())
         }
-        _ => Sources::new(places.into_iter().map(source).collect()),
+        _ => Sources::new(places.into_iter().map(source).collect::<Result<_, _>>()?),
     };
     let archives = Archives::new(&sources, &file.cluster, file.system_id).never_empty();
     Ok(Asked { archives, sources, cluster: file.cluster.clone(), system_id: file.system_id })

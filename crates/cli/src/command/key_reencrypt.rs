@@ -159,8 +159,8 @@ pub fn retire(
         output::result(global.form(), &retired_json(&plan, false), || retired_text(&plan, Mode::Plan))?;
         return Ok(if plan.proof.old_count() == 0 { Exit::Done } else { Exit::Refused });
     }
-    let (others, silent) = context.other_stores(&**store);
-    retire::refuse_copies_behind(store, &others).map_err(engine_failure)?;
+    let (own, (others, silent)) = (context.one_repo_settings()?.name, context.other_stores(&**store));
+    retire::refuse_copies_behind(store, &own, &others).map_err(engine_failure)?;
     for (name, failure) in &silent {
         output::warning(&format!(
             "repository {name} cannot be asked for its key ({}: {}): when it is a copy without the newest key, it is cut off",

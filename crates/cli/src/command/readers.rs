@@ -85,7 +85,8 @@ impl Readers {
         let members = self.sources.members();
         let mut places = vec![];
         for (n, settings) in self.settings.iter().enumerate() {
-            let opened = members.iter().find(|(k, _)| *k == n).map(|(_, m)| m.repo.store().url());
+            let member = members.iter().find(|(k, _)| *k == n).map(|(_, m)| m);
+            let opened = member.map(|m| m.repo.store().url());
             let access = match context.access_to_keep(settings) {
                 Ok(access) => AccessVariables(access),
                 // Whatever could not be found out for one that is away keeps nothing from being restored.
@@ -100,8 +101,8 @@ impl Readers {
                 }
                 _ => settings.url.to_string(),
             };
-            let witness = opened.is_some();
-            places.push(ReadFrom { repository: opened.unwrap_or_else(by_settings), access, witness });
+            let (witness, keys) = (opened.is_some(), member.map(|m| m.repo.keys().into()));
+            places.push(ReadFrom { repository: opened.unwrap_or_else(by_settings), access, witness, keys });
         }
         Ok(places)
     }

@@ -188,7 +188,10 @@ impl Settings {
             let known = self.clusters.keys().map(String::as_str);
             let hint = match nearest(name, known.clone()) {
                 Some(near) => format!("did you mean '-c {near}'?"),
-                None => format!("configured are: {}", known.collect::<Vec<_>>().join(", ")),
+                None => format!(
+                    "configured are: {}; a new one gets a section [clusters.{name}]",
+                    known.collect::<Vec<_>>().join(", ")
+                ),
             };
             let origin = &self.selected_cluster.origin;
             Failure::usage("E-CLUSTER-UNKNOWN", format!("cluster '{name}' ({origin}) is not configured")).hint(hint)

@@ -189,7 +189,8 @@ fn appends_only(site: &Site) -> pgark_testkit::Target {
     assert_eq!(finding(&checked, "conditional create"), "ok", "{checked}");
     let checked = site.pgark.run(["check", "--json"]);
     assert_eq!(finding(&checked, "conditional create"), "ok", "once more: {checked}");
-    for words in [&["delete", &full, "--yes"][..], &["expire", "--keep-last", "1", "--gc-grace", "0s", "--yes"]] {
+    let expire = ["expire", "--keep-last", "1", "--gc-grace", "0s", "--yes"];
+    for words in [&["delete", &full, "--yes"][..], &expire, &["key", "reencrypt", "--yes"]] {
         let refused = site.pgark.run(words).expect_code(4);
         assert!(refused.stderr.contains("E-REPO-APPEND-ONLY"), "{refused}");
     }

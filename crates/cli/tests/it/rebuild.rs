@@ -60,6 +60,14 @@ fn unchanged_pages_of_the_cluster_make_a_damaged_pack_whole() {
     assert!(matches!(cut.code, Some(0 | 20)), "{cut}");
     fs::write(&pack, &whole).expect("undo");
 
+    // Sealed anew under the next key, it is made whole in that seal.
+    for words in [&["rotate"][..], &["reencrypt", "--grace", "0s"], &["retire", "--grace", "0s"]] {
+        site.elsewhere.run([&["key"][..], words, &["--yes"]].concat()).expect_code(0);
+    }
+    assert!(!pack.exists());
+    let pack = pack.with_file_name("000001.g2");
+    assert_eq!(repaired_at(&site, &pack, &[300, 600]), 2);
+
     site.cluster.psql("update t set m = reverse(m)");
     site.cluster.psql("vacuum full");
     site.cluster.psql("checkpoint");

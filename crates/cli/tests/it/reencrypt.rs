@@ -40,6 +40,9 @@ fn what_was_under_the_old_key_restores_from_the_new_one_and_the_old_one_opens_no
     site.ledger.write_rows(&site.cluster, 3);
     site.cluster.switch_and_archive();
     let before = Target::Time { at: site.ledger.last().committed, inclusive: true };
+    // This host looks again only when the key that it has seen is gone.
+    let late = site.elsewhere.clone().env("PGARK_CACHE_DIR", site.scratch.dir("late"));
+    late.run(["info"]).expect_code(0);
     // Whoever has the passphrase has copied the ring as well.
     let stolen_ring = site.scratch.join("stolen-ring");
     copy(&site.elsewhere.repo().join("keyring"), &stolen_ring);
@@ -83,6 +86,7 @@ fn what_was_under_the_old_key_restores_from_the_new_one_and_the_old_one_opens_no
     let retired = site.elsewhere.json(RETIRE);
     assert_eq!((&retired["retired"], &retired["in_use"]), (&serde_json::json!([1]), &0.into()), "{retired}");
     assert_eq!(site.elsewhere.json(["key", "list"])["older_generations"], serde_json::json!([]));
+    late.run(["info"]).expect_code(0);
 
     // Archiving, backups and restores go on, from the oldest backup to the newest.
     site.ledger.write_rows(&site.cluster, 3);
@@ -106,6 +110,7 @@ fn what_was_under_the_old_key_restores_from_the_new_one_and_the_old_one_opens_no
     copy(&stolen_ring, &repo.join("keyring"));
     copy(&stolen_ring, &repo.join("keyring-mirror"));
     assert!(site.elsewhere.run(["key", "list"]).succeeded(), "the old ring opens");
+    refused(late.run(["info"]), 12, "E-KEY-OLDER");
     let mut tried = 0;
     for path in objects_under(&repo.join("clusters")) {
         let name = path.strip_prefix(repo).expect("below").to_str().expect("text").to_owned();

@@ -99,6 +99,15 @@ fn copies_and_new_keys_hold_reports() {
     // Once more there is nothing to copy.
     let again = site.pgark.json(["replicate", "--from", &from, "--to", &copy.display().to_string()]);
     assert_eq!(again["objects"], 0, "{again}");
+    // A damaged one is taken from where it is whole.
+    let stored = copy.join(format!("clusters/main/reports/{id}"));
+    let whole = fs::read(&stored).expect("the report");
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 4;
+    fs::write(&stored, &damaged).expect("damage");
+    elsewhere.run(["verify"]).expect_code(20);
+    elsewhere.run(["verify", "--repair", "--from", &from]).expect_code(0);
+    assert!(fs::read(&stored).expect("the report") == whole);
 
     site.pgark.run(["key", "rotate", "--yes"]).expect_code(0);
     site.pgark.run(["key", "reencrypt", "--yes", "--grace", "0s"]).expect_code(0);

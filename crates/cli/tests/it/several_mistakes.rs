@@ -284,10 +284,17 @@ fn a_copy_that_missed_a_rotation_gives_back_what_opens_here() {
     a.run(["key", "rotate", "--yes"]).expect_code(0);
     // Without the newest key, the other one would be cut off.
     let refused = a.run(["key", "retire", "--grace", "0s", "--yes"]).expect_code(4);
-    assert!(refused.stderr.contains("E-KEY-COPY") && refused.stderr.contains("--to b"), "{refused}");
+    assert!(refused.stderr.contains("E-KEY-COPY") && refused.stderr.contains("--from a --to b"), "{refused}");
     two.site.elsewhere.run(["replicate", "--from", "a", "--to", "b"]).expect_code(0);
     a.run(["key", "reencrypt", "--grace", "0s", "--yes"]).expect_code(0);
     a.run(["key", "retire", "--grace", "0s", "--yes"]).expect_code(0);
+    // What the copy holds is under the older key still: a recovering server reads each with the keys of its own ring.
+    let (both, restored) = two.site.try_restore("both", &latest, &[]);
+    restored.expect_code(0);
+    two.only("b").run(["key", "renew", both.to_str().expect("text")]).expect_code(0);
+    let recovered = Recovered::start(&two.site.server, &two.site.scratch, &both).expect(Ending::Promoted);
+    two.site.ledger.assert_exact(&recovered, &latest, 1);
+    drop(recovered);
     let id = full["id"].as_str().expect("id");
     for part in ["manifest.g2", "record.g2", "packs/000001.g2"] {
         flip(&two.a.join(format!("clusters/main/backups/{id}/{part}")));

@@ -268,6 +268,9 @@ fn a_writer_goes_on_over_a_rotation_and_its_objects_are_sealed_anew() {
     let full = writer.backup("full");
     site.ledger.write_rows(&site.cluster, 3);
     site.cluster.switch_and_archive();
+    // This host looks again only when the key that it has seen is gone.
+    let late = writer.clone().env("PGARK_CACHE_DIR", site.scratch.dir("late-cache"));
+    late.run(["info"]).expect_code(0);
     let rotated = rotate(&site.elsewhere, &[]);
     assert_eq!(rotated["rewrapped"].as_array().map(Vec::len), Some(2), "{rotated}");
     site.ledger.write_rows(&site.cluster, 3);
@@ -281,6 +284,7 @@ fn a_writer_goes_on_over_a_rotation_and_its_objects_are_sealed_anew() {
     let all = objects_under(&site.elsewhere.repo().join("clusters"));
     assert!(all.iter().all(|p| generation(p) == 2 && version(p) == 2), "{all:?}");
     site.elsewhere.json(["key", "retire", "--yes", "--grace", "0s"]);
+    late.run(["info"]).expect_code(0);
     site.ledger.write_rows(&site.cluster, 3);
     let state = state_of(&site.cluster);
     let latest = site.archive_all();

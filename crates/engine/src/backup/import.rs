@@ -105,7 +105,8 @@ pub fn plan(options: &ImportOptions, repo: &Repository, ctx: &Ctx) -> Result<Imp
                 return Err(EngineError::refused(
                     "E-IMPORT-ORDER",
                     format!("backup {} of '{}' is as new or newer (lsn {})", newer.id, options.cluster, newer.lsn_stop),
-                    "ids and retention go by the order in which backups come in: import it under another --cluster name",
+                    "ids and retention go by the order in which backups come in: import it under another --cluster name, \
+                     which a configuration that has clusters must have, too: [clusters.NAME]",
                 ));
             }
             false

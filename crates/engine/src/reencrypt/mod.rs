@@ -138,7 +138,11 @@ const SPARE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Seals anew what the plan found, and whatever else is under an older key by now; then removes older seals whose time
 /// is over. Can be interrupted anywhere and repeated.
+///
+/// # Errors
+/// `E-REPO-APPEND-ONLY` and `E-REENCRYPT-SPACE`, refused: nothing was begun.
 pub fn run(repo: &Repository, options: &ReencryptOptions, plan: &ReencryptPlan, ctx: &Ctx) -> Result<ReencryptReport> {
+    crate::error::refuse_append_only(repo)?;
     let needed = plan.needed_bytes();
     if let Some(free) = plan.free_bytes.filter(|free| needed > 0 && *free < needed.saturating_add(SPARE_BYTES)) {
         return Err(EngineError::refused(

@@ -150,8 +150,8 @@ pub fn retire(store: &Arc<dyn Store>, options: &RetireOptions<'_>, mode: Mode, c
 /// key ring of this one opens what they hold, and nothing is copied between them any more.
 ///
 /// # Errors
-/// `E-KEY-COPY`, refused; and trouble with one of the repositories.
-pub fn refuse_copies_behind(store: &Arc<dyn Store>, others: &[(String, Arc<dyn Store>)]) -> Result<()> {
+/// `E-KEY-COPY`, refused; and trouble with one of the repositories. `from`: what this one is called.
+pub fn refuse_copies_behind(store: &Arc<dyn Store>, from: &str, others: &[(String, Arc<dyn Store>)]) -> Result<()> {
     let ours = Repository::ring_bytes(store)?;
     for (name, other) in others {
         let theirs = match Repository::ring_bytes(other) {
@@ -168,7 +168,8 @@ pub fn refuse_copies_behind(store: &Arc<dyn Store>, others: &[(String, Arc<dyn S
                     "repository {name} is a copy and has generation {there} of the key, this one {here}: it would be cut off"
                 ),
                 format!(
-                    "'pgark replicate --to {name}' from here brings it the newer key ring; then 'pgark key reencrypt' there, too. One                      that is gone for good must be taken out of repos"
+                    "'pgark replicate --from {from} --to {name}' brings it the newer key ring; then 'pgark key reencrypt' there, \
+                     too. One that is gone for good must be taken out of repos"
                 ),
             ));
         }

@@ -17,6 +17,7 @@ use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::manifest::packs_of;
 use pgark_repo::names::{self, BackupId, ClusterName};
 use pgark_repo::record::{Record, manifest_reader};
+use pgark_repo::report::StoredReport;
 use pgark_repo::seals::{Place, TAIL_BYTES, origin_of_bytes, seal_into};
 use pgark_repo::store::{MemoryStore, ObjectName, Store};
 use pgark_repo::stream::{Fingerprint, open_bytes};
@@ -183,9 +184,8 @@ pub(super) fn from_data(
     if print.size > OBJECT_BYTES_MAX {
         return Err(not_repairable("it is too large to be held in memory"));
     }
-    let bytes = rebuild::pack(repo, books, known.cluster, users, name, print, data)?;
-    // What comes out are the bytes of the first seal.
-    replace_damaged(repo, name, name, &bytes, known)
+    let (seal, bytes) = rebuild::pack(repo, books, known.cluster, users, name, print, data)?;
+    replace_damaged(repo, name, &seal, &bytes, known)
 }
 
 /// The names that an object may lie under, the newest seal first.
@@ -206,7 +206,7 @@ pub(super) fn complete(
     let bytes = repo.bare_store().read(&beside, OBJECT_BYTES_MAX).ok()?;
     match known.expected.get(name) {
         Some(print) => (origin_of_bytes(repo.keys(), seal, &bytes).ok()? == *print).then_some(())?,
-        None => authenticate_wal(repo, name, seal, &bytes, known).ok()?,
+        None => authenticate_alone(repo, name, seal, &bytes, known).ok()?,
     }
     if known.act == Act::LookOnly {
         return Some(Ok(()));
@@ -225,12 +225,13 @@ pub(super) fn whole(from: &Repository, name: &ObjectName, known: &Known<'_>) -> 
     }
     let seal = from.store().find(name).map_err(RepoError::from)?.name;
     let bytes = from.bare_store().read(&seal, OBJECT_BYTES_MAX).map_err(RepoError::from)?;
-    authenticate_wal(from, name, &seal, &bytes, known)?;
+    authenticate_alone(from, name, &seal, &bytes, known)?;
     Ok((seal, bytes))
 }
 
-/// A file of the WAL archive has no fingerprint elsewhere: it is authenticated by itself, as a whole, and under its own name.
-fn authenticate_wal(
+/// A report, or a file of the WAL archive, has no fingerprint elsewhere: it is authenticated by itself, as a whole, and under
+/// its own name.
+fn authenticate_alone(
     repo: &Repository,
     name: &ObjectName,
     seal: &ObjectName,
@@ -239,6 +240,9 @@ fn authenticate_wal(
 ) -> Result<()> {
     origin_of_bytes(repo.keys(), seal, bytes)?;
     let bytes = if seal == name { bytes } else { bytes.split_last_chunk::<TAIL_BYTES>().map_or(bytes, |(b, _)| b) };
+    if name.parent() == names::reports_dir(known.cluster) {
+        return Ok(StoredReport::check(repo, known.cluster, name, bytes.to_vec())?);
+    }
     for (system_id, size) in known.lineages {
         let archive = WalArchive::new(repo, known.cluster, *system_id);
         if !name.as_str().starts_with(&format!("{}/", archive.place().dir())) {
@@ -261,7 +265,7 @@ fn authenticate_wal(
         }
         return Ok(());
     }
-    Err(not_repairable("it is neither of a backup nor of the wal archive"))
+    Err(not_repairable("it is neither of a backup nor of the wal archive, nor a report"))
 }
 
 fn not_repairable(why: &str) -> EngineError {

@@ -29,6 +29,7 @@ use pgark_pg::value::{Lsn, TimelineId};
 use pgark_repo::names::{BackupId, ClusterName};
 use serde::{Deserialize, Serialize};
 
+use self::settings::WalKeys;
 use crate::repair::Mended;
 use crate::sources::Trouble;
 
@@ -137,6 +138,9 @@ pub struct ReadFrom {
     /// The plan was made with it: WAL that nobody else has may be there.
     #[serde(default)]
     pub witness: bool,
+    /// To the WAL, by its own key ring: copies give their older keys up one after the other. None: those of the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<WalKeys>,
 }
 
 /// Variables that give access to a store. They may hold secrets.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use pgark_repo::Repository;
+use pgark_repo::crypto::KeySet;
 
 use super::settings::{RESTORE_FILE, RestoreFile};
 use crate::error::{EngineError, Result};
@@ -56,17 +57,18 @@ fn renewed(repo: &Repository, dir: &Path) -> Result<(RestoreFile, Renewed)> {
         ));
     }
     let file = RestoreFile::read(&path)?;
-    let held = file.key_set()?;
-    let now = repo.keys().wal_keys();
-    let same = held.algorithm() == repo.encryption() && held.wal_keys().iter().all(|key| now.contains(key));
-    let url = repo.store().url();
-    if !same || !file.places().iter().any(|place| place.repository == url) {
+    let (url, now) = (repo.store().url(), repo.keys().wal_keys());
+    let held =
+        file.places().iter().find(|place| place.repository == url).map(|place| file.keys_of(place)).transpose()?;
+    let carries_on =
+        |held: &KeySet| held.algorithm() == repo.encryption() && held.wal_keys().iter().all(|key| now.contains(key));
+    let Some(held) = held.filter(carries_on) else {
         return Err(EngineError::refused(
             "E-RESTORE-FILE",
             format!("{} belongs to another repository: {}", path.display(), file.repository),
             "choose the repository that the directory was restored from, with --repo",
         ));
-    }
-    let report = Renewed { before: file.generation, now: repo.keys().generation() };
-    Ok((file.with_keys(repo.keys()), report))
+    };
+    let report = Renewed { before: held.generation(), now: repo.keys().generation() };
+    Ok((file.with_keys(&url, repo.keys()), report))
 }

@@ -14,6 +14,45 @@ use crate::error::{EngineError, Result};
 
 pub const RESTORE_FILE: &str = "pgark-restore.key";
 
+/// The keys to the WAL of one repository, in hex.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalKeys {
+    generation: u32,
+    keys: Vec<(u32, String)>,
+}
+
+impl std::fmt::Debug for WalKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WalKeys(generation {})", self.generation)
+    }
+}
+
+impl From<&KeySet> for WalKeys {
+    fn from(keys: &KeySet) -> Self {
+        let wal = keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect();
+        WalKeys { generation: keys.generation(), keys: wal }
+    }
+}
+
+impl WalKeys {
+    fn key_set(&self, encryption: Algorithm) -> Result<KeySet> {
+        if encryption == Algorithm::None {
+            return Ok(KeySet::unencrypted());
+        }
+        let bad = || EngineError::failed("E-RESTORE-FILE", "a key in the restore file does not parse", "");
+        let key = |text: &str| Some(Key32(unhex(text)?.try_into().ok()?));
+        let keys = self.keys.iter().map(|(g, k)| Some((*g, key(k)?))).collect::<Option<Vec<_>>>();
+        Ok(KeySet::from_wal_keys(encryption, self.generation, &keys.ok_or_else(bad)?))
+    }
+
+    /// With those of `other` that are newer than all of these.
+    fn with_newer(&self, other: &WalKeys) -> Self {
+        let newer = other.keys.iter().filter(|(generation, _)| *generation > self.generation);
+        let keys = self.keys.iter().chain(newer).cloned().collect();
+        WalKeys { generation: self.generation.max(other.generation), keys }
+    }
+}
+
 /// Everything `archive-get` needs; opens WAL and nothing else of the repository.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct RestoreFile {
@@ -24,8 +63,9 @@ pub struct RestoreFile {
     pub segment_size: SegmentSize,
     pub planned_end: Lsn,
     pub encryption: Algorithm,
-    pub generation: u32,
-    keys: Vec<(u32, String)>,
+    /// `generation` and `keys`: of the first repository, and of those of `others` that have none of their own.
+    #[serde(flatten)]
+    keys: WalKeys,
     /// Variables that give access to the repository's store.
     #[serde(default)]
     pub access: AccessVariables,
@@ -53,20 +93,27 @@ impl RestoreFile {
             segment_size: plan.record.segment_size,
             planned_end: plan.stop.read_to,
             encryption: keys.algorithm(),
-            generation: keys.generation(),
-            keys: keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect(),
+            keys: keys.into(),
         }
     }
 
-    /// The same with the keys as they are now.
-    pub fn with_keys(self, keys: &KeySet) -> Self {
-        let wal = keys.wal_keys().iter().map(|(g, k)| (*g, hex(&k.0))).collect();
-        RestoreFile { encryption: keys.algorithm(), generation: keys.generation(), keys: wal, ..self }
+    /// The same with the keys of `repository` as they are now; those that are copies of it get the newer ones of them, too.
+    pub fn with_keys(self, repository: &str, keys: &KeySet) -> Self {
+        let (encryption, now) = (keys.algorithm(), WalKeys::from(keys));
+        let renewed = |place: ReadFrom| {
+            let own = place.keys.as_ref().unwrap_or(&self.keys);
+            let keys = if place.repository == repository { now.clone() } else { own.with_newer(&now) };
+            ReadFrom { keys: Some(keys), ..place }
+        };
+        let others = self.others.iter().cloned().map(renewed).collect();
+        let keys = if self.repository == repository { now.clone() } else { self.keys.with_newer(&now) };
+        RestoreFile { encryption, keys, others, ..self }
     }
 
     /// All repositories, the one to ask first in front.
     pub fn places(&self) -> Vec<ReadFrom> {
-        let first = ReadFrom { repository: self.repository.clone(), access: self.access.clone(), witness: true };
+        let (repository, access) = (self.repository.clone(), self.access.clone());
+        let first = ReadFrom { repository, access, witness: true, keys: Some(self.keys.clone()) };
         std::iter::once(first).chain(self.others.iter().cloned()).collect()
     }
 
@@ -86,14 +133,9 @@ impl RestoreFile {
         Ok(file)
     }
 
-    pub fn key_set(&self) -> Result<KeySet> {
-        if self.encryption == Algorithm::None {
-            return Ok(KeySet::unencrypted());
-        }
-        let bad = || EngineError::failed("E-RESTORE-FILE", "a key in the restore file does not parse", "");
-        let key = |text: &str| Some(Key32(unhex(text)?.try_into().ok()?));
-        let keys = self.keys.iter().map(|(g, k)| Some((*g, key(k)?))).collect::<Option<Vec<_>>>();
-        Ok(KeySet::from_wal_keys(self.encryption, self.generation, &keys.ok_or_else(bad)?))
+    /// To the WAL of one of the places.
+    pub fn keys_of(&self, place: &ReadFrom) -> Result<KeySet> {
+        place.keys.as_ref().unwrap_or(&self.keys).key_set(self.encryption)
     }
 }
 

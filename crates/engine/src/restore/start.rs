@@ -22,6 +22,10 @@ const POLL: Duration = Duration::from_millis(200);
 const PROMOTE_DEADLINE: Duration = Duration::from_secs(300);
 const STOP_DEADLINE: Duration = Duration::from_secs(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// So long a server takes to end after its sessions did.
+const ENDING: Duration = Duration::from_secs(10);
+/// Lines of the log in which a failure of `restore_command` is looked for before what it led to.
+const SAID_BEFORE: usize = 6;
 
 #[derive(Clone, Debug)]
 pub struct StartOptions {
@@ -62,11 +66,7 @@ pub fn start(
     let socket_dir = options.socket_dir.clone().unwrap_or_else(|| to.to_owned());
     let port = options.port.unwrap_or(5432);
     ctx.progress.note("starting PostgreSQL to recover");
-    let mut server = Server {
-        child: launch(&bin, to, &socket_dir, port, &options.settings)?,
-        dir: to.to_owned(),
-        stop_on_drop: true,
-    };
+    let mut server = Server::launch(&bin, to, &socket_dir, port, &options.settings)?;
     let connect = connect_options(&socket_dir, port, options.role.as_deref());
     let (reached, last_replayed) = wait_for_end(&mut server, &connect, plan, options, ctx)?;
     let done = |server: &Server, promoted, running| Started {
@@ -89,8 +89,10 @@ pub fn start(
         }
         TargetAction::Promote => {
             ctx.progress.note("the planned end is reached: promoting");
-            let conn = Connection::open(&connect, CONNECT_TIMEOUT)?;
-            promote(&conn, PROMOTE_DEADLINE)?;
+            let promoted = Connection::open(&connect, CONNECT_TIMEOUT)
+                .and_then(|conn| promote(&conn, PROMOTE_DEADLINE).map(|()| conn));
+            // A server that cannot fetch a history ends while it is promoted.
+            let conn = promoted.map_err(|e| server.gone(ENDING).unwrap_or_else(|| e.into()))?;
             server.stop_on_drop = false;
             if let Err(e) = forget_recovery(&conn) {
                 ctx.progress.note(&format!("the recovery settings stay in postgresql.auto.conf: {e}"));
@@ -111,8 +113,7 @@ pub fn start_new(
     connect: &ConnectOptions,
     ctx: &Ctx,
 ) -> Result<()> {
-    let child = launch(bin, data, socket_dir, 5432, settings)?;
-    let mut server = Server { child, dir: data.to_owned(), stop_on_drop: true };
+    let mut server = Server::launch(bin, data, socket_dir, 5432, settings)?;
     let deadline = Deadline::after(within);
     loop {
         ctx.check_cancelled()?;
@@ -230,10 +231,19 @@ fn launch(bin: &Path, to: &Path, socket_dir: &Path, port: u16, settings: &[(Stri
 struct Server {
     child: Child,
     dir: PathBuf,
+    /// Where in its log this start begins.
+    log_from: usize,
     stop_on_drop: bool,
 }
 
 impl Server {
+    fn launch(bin: &Path, dir: &Path, socket_dir: &Path, port: u16, settings: &[(String, String)]) -> Result<Self> {
+        let written = std::fs::metadata(dir.join(LOG_FILE)).map_or(0, |meta| meta.len());
+        let log_from = usize::try_from(written).unwrap_or(usize::MAX);
+        let child = launch(bin, dir, socket_dir, port, settings)?;
+        Ok(Server { child, dir: dir.to_owned(), log_from, stop_on_drop: true })
+    }
+
     /// Some(how it ended) when it did.
     fn ended(&mut self) -> Option<String> {
         match self.child.try_wait() {
@@ -243,12 +253,27 @@ impl Server {
         }
     }
 
-    /// The last complaint in the server's log.
+    /// The failure, when the server ended during recovery, or does so within this time.
+    fn gone(&mut self, within: Duration) -> Option<EngineError> {
+        let deadline = Deadline::after(within);
+        let how = loop {
+            match self.ended() {
+                Some(how) => break how,
+                None if deadline.has_passed() => return None,
+                None => std::thread::sleep(POLL),
+            }
+        };
+        Some(EngineError::failed(
+            "E-RECOVERY",
+            format!("PostgreSQL ended during recovery ({how}){}", self.complaint()),
+            format!("see {}; the cluster was not opened", self.dir.join(LOG_FILE).display()),
+        ))
+    }
+
+    /// What the server complained of since it was started, and what the command that fetches WAL said before that.
     fn complaint(&self) -> String {
-        let text = std::fs::read(self.dir.join(LOG_FILE)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let worst = text.lines().rev().find(|l| l.contains("FATAL:") || l.contains("PANIC:"));
-        worst.map(|l| format!(": {}", l.trim())).unwrap_or_default()
+        let log = std::fs::read(self.dir.join(LOG_FILE)).unwrap_or_default();
+        complaint_in(&String::from_utf8_lossy(log.get(self.log_from..).unwrap_or_default()))
     }
 
     fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
@@ -290,6 +315,23 @@ impl Drop for Server {
     }
 }
 
+/// The last complaint in the log. One that `restore_command` gave a reason for says more than any other: a session that
+/// comes too early or too late has a complaint of its own.
+fn complaint_in(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim).collect();
+    let said_before = |at: usize| {
+        let near = lines.get(at.saturating_sub(SAID_BEFORE)..at).unwrap_or_default();
+        near.iter().rev().find(|line| line.starts_with("E-"))
+    };
+    let complaints = lines.iter().enumerate().rev().filter(|(_, l)| l.contains("FATAL:") || l.contains("PANIC:"));
+    let mut all = complaints.map(|(at, line)| (line, said_before(at))).collect::<Vec<_>>().into_iter();
+    match all.clone().find(|(_, said)| said.is_some()).or_else(|| all.next()) {
+        Some((line, Some(said))) => format!(": {line}; {said}"),
+        Some((line, None)) => format!(": {line}"),
+        None => String::new(),
+    }
+}
+
 fn wait_for_end(
     server: &mut Server,
     connect: &ConnectOptions,
@@ -301,12 +343,8 @@ fn wait_for_end(
     let mut connection: Option<Connection> = None;
     loop {
         ctx.check_cancelled()?;
-        if let Some(how) = server.ended() {
-            return Err(EngineError::failed(
-                "E-RECOVERY",
-                format!("PostgreSQL ended during recovery ({how}){}", server.complaint()),
-                format!("see {}; the cluster was not opened", server.dir.join(LOG_FILE).display()),
-            ));
+        if let Some(gone) = server.gone(Duration::ZERO) {
+            return Err(gone);
         }
         if began.elapsed() > options.within {
             return Err(EngineError::failed(
@@ -354,4 +392,22 @@ fn same_place(a: Lsn, b: Lsn) -> bool {
     const LONGEST_HEADER: u64 = 40;
     let page_start = |l: Lsn| if l.0 % PAGE <= LONGEST_HEADER { l.0 - l.0 % PAGE } else { l.0 };
     page_start(a) == page_start(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::complaint_in;
+
+    #[test]
+    fn a_complaint_names_what_the_command_that_fetches_wal_said() {
+        let log = "LOG:  starting\nFATAL:  the database system is starting up\nE-REPO-DAMAGED repository b: x is damaged\n\
+                   HINT: repair it\nFATAL:  could not restore file \"00000002.history\" from archive\n\
+                   LOG:  startup process exited\nLOG:  closing\nLOG:  more\nLOG:  more\nLOG:  more\n\
+                   FATAL:  the database system is shutting down\n";
+        let said = complaint_in(log);
+        assert!(said.starts_with(": FATAL:  could not restore file"), "{said}");
+        assert!(said.ends_with("; E-REPO-DAMAGED repository b: x is damaged"), "{said}");
+        assert_eq!(complaint_in("LOG:  a\nFATAL:  no memory left\n"), ": FATAL:  no memory left");
+        assert_eq!(complaint_in("LOG:  a\n"), "");
+    }
 }

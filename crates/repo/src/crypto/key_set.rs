@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::writer::{Bound, Ephemeral, books_key, cluster_key, facts_key, opening_key, reader_of};
 use super::{
     Algorithm, Cipher, ContentId, Domain, FactsKey, Form, HEADER_BYTES, Key32, MAGIC, ObjectKey, ObjectKind,
-    OpenedWriter, derive, fill_random,
+    OpenedWriter, derive, fill_random, mark,
 };
 use crate::error::{RepoError, Result};
 use crate::names::{self, ClusterName};
@@ -42,6 +42,8 @@ pub struct Keys {
     pub(super) masters: Vec<(u32, Key32)>,
     /// Clusters that have a writer: what is made for them is of its form.
     written: BTreeSet<ClusterName>,
+    /// Marks of earlier `identities` whose keys are gone, by generation, ascending.
+    given_up: Vec<(u32, Key32)>,
     /// Of a writer, which holds none of the above but the content-id key.
     writer: Option<OpenedWriter>,
 }
@@ -59,7 +61,8 @@ impl Keys {
         }
         let generation = masters[masters.len() - 1].0;
         let (content, masters) = (Some(content.clone()), masters.to_vec());
-        Keys { algorithm, generation, domains, content, masters, written: BTreeSet::new(), writer: None }
+        let (written, given_up) = Default::default();
+        Keys { algorithm, generation, domains, content, masters, written, given_up, writer: None }
     }
 
     /// What a writer's slot opens to.
@@ -71,6 +74,7 @@ impl Keys {
             content: Some(writer.keys.content_id_key()),
             masters: vec![],
             written: BTreeSet::new(),
+            given_up: writer.keys.given_up(),
             writer: Some(writer),
         }
     }
@@ -80,12 +84,24 @@ impl Keys {
         Keys { written: clusters.into_iter().collect(), ..self }
     }
 
+    /// Of keys that the ring has not any more.
+    pub fn with_given_up(self, marks: Vec<(u32, Key32)>) -> Self {
+        Keys { given_up: marks, ..self }
+    }
+
+    /// The marks by which a host knows what it has seen, ascending: of the keys that are held, and of those before them that
+    /// were given up.
+    pub fn marks(&self) -> Vec<(u32, Key32)> {
+        let held = self.identities();
+        self.given_up.iter().cloned().chain(held.iter().map(|(g, key)| (*g, mark(key)))).collect()
+    }
+
     pub fn writer(&self) -> Option<&OpenedWriter> {
         self.writer.as_ref()
     }
 
     /// A secret per generation that tells repositories apart: what a host remembers of them is made of these.
-    pub fn identities(&self) -> Vec<(u32, Key32)> {
+    fn identities(&self) -> Vec<(u32, Key32)> {
         match &self.writer {
             None => self.masters.clone(),
             Some(w) => w.keys.generations.iter().map(|g| (g.generation, g.cluster_key(Domain::Catalog))).collect(),
@@ -123,8 +139,9 @@ impl KeySet {
     pub fn unencrypted() -> Self {
         let content = Key32(blake3::derive_key("pgark v1 content id without encryption", b""));
         let content = Some(content);
-        let (domains, masters, written) = Default::default();
-        Keys { algorithm: Algorithm::None, generation: 0, domains, content, masters, written, writer: None }.into()
+        let (domains, masters, written, given_up) = Default::default();
+        let algorithm = Algorithm::None;
+        Keys { algorithm, generation: 0, domains, content, masters, written, given_up, writer: None }.into()
     }
 
     /// As `Keys::from_masters`.
@@ -135,8 +152,8 @@ impl KeySet {
     /// Only what a recovering server needs to fetch WAL.
     pub fn from_wal_keys(algorithm: Algorithm, generation: u32, keys: &[(u32, Key32)]) -> Self {
         let domains = keys.iter().map(|(g, k)| (*g, Domain::Wal, k.clone())).collect();
-        let (masters, written) = Default::default();
-        Keys { algorithm, generation, domains, content: None, masters, written, writer: None }.into()
+        let (masters, written, given_up) = Default::default();
+        Keys { algorithm, generation, domains, content: None, masters, written, given_up, writer: None }.into()
     }
 
     /// The same keys, which look for newer ones when an object needs them.

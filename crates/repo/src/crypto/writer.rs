@@ -10,8 +10,9 @@ use aws_lc_rs::agreement;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Algorithm, Domain, Key32, Keys, ObjectKind, derive};
+use super::{Algorithm, Domain, Key32, Keys, ObjectKind, derive, mark};
 use crate::error::{RepoError, Result};
+use crate::keyring::kept;
 use crate::names::ClusterName;
 
 /// Whom an object is sealed for; the version in its header.
@@ -141,6 +142,16 @@ pub struct WriterKeys {
     content: HexKey,
     /// Ascending; the last is for new objects.
     pub(super) generations: Vec<WriterGeneration>,
+    /// Of generations that were given up, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    given_up: Vec<WriterMark>,
+}
+
+/// The mark of the cluster key by which a writer's host knows the ring.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct WriterMark {
+    generation: u32,
+    mark: HexKey,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,7 +214,25 @@ impl WriterKeys {
         };
         let generations = keys.masters.iter().map(one).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())?;
         let (encryption, content) = (keys.algorithm, HexKey(keys.content.as_ref()?.0));
-        Some(WriterKeys { cluster: cluster.clone(), encryption, content, generations })
+        Some(WriterKeys { cluster: cluster.clone(), encryption, content, generations, given_up: vec![] })
+    }
+
+    /// With the marks of what came before: those that `known` has, ascending, of generations that were given up.
+    pub fn with_given_up(self, known: Vec<(u32, Key32)>) -> Self {
+        let first = self.generations.first().map_or(0, |g| g.generation);
+        let one = |(generation, mark): (u32, Key32)| WriterMark { generation, mark: HexKey(mark.0) };
+        let given_up = kept(known, first).into_iter().map(one).collect();
+        WriterKeys { given_up, ..self }
+    }
+
+    pub(super) fn given_up(&self) -> Vec<(u32, Key32)> {
+        self.given_up.iter().map(|m| (m.generation, m.mark.key())).collect()
+    }
+
+    /// Of all generations that this writer's host may have seen, ascending.
+    pub fn marks(&self) -> Vec<(u32, Key32)> {
+        let held = self.generations.iter().map(|g| (g.generation, mark(&g.catalog.key())));
+        self.given_up().into_iter().chain(held).collect()
     }
 
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
@@ -215,7 +244,9 @@ impl WriterKeys {
     pub fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, String> {
         let keys: WriterKeys =
             serde_json::from_slice(bytes).map_err(|e| format!("a writer's keys do not parse: {e}"))?;
-        let ascending = keys.generations.windows(2).all(|w| matches!(w, [a, b] if a.generation < b.generation));
+        let generations =
+            || keys.given_up.iter().map(|m| m.generation).chain(keys.generations.iter().map(|g| g.generation));
+        let ascending = generations().zip(generations().skip(1)).all(|(a, b)| a < b);
         if !ascending || keys.generations.is_empty() || keys.encryption == Algorithm::None {
             return Err("a writer's keys contradict themselves".into());
         }

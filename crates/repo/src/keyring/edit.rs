@@ -8,7 +8,9 @@ use zeroize::Zeroizing;
 use super::slot::{Attempt, Slot, SlotInfo, SlotKind, WriterPart, check_label, for_age, for_command, for_passphrase};
 use super::unlock::Unlock;
 use super::wrap::wrap;
-use super::{FORMAT_VERSION, Keyring, Previous, Wrapped, content_key_data, now};
+use super::{
+    FORMAT_VERSION, Keyring, Previous, Wrapped, content_key_data, given_up, kept, now, writer_keys_do_not_open,
+};
 use crate::crypto::{Key32, WriterKeys, fill_random, hex};
 use crate::error::{RepoError, Result};
 use crate::limits::{KEYRING_BYTES_MAX, KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
@@ -67,6 +69,13 @@ pub struct Secrets<'a> {
     pub unlock: &'a Unlock,
     /// Passphrases of further slots.
     pub passphrases: &'a [Zeroizing<Vec<u8>>],
+}
+
+/// What of a writer's slot outlasts a change of the generations.
+struct Outlasting {
+    slot_key: Key32,
+    /// Of all generations that its host may have seen, ascending.
+    marks: Vec<(u32, Key32)>,
 }
 
 /// What becomes of a slot in a rotation.
@@ -143,7 +152,13 @@ impl Keyring {
         label: Option<&str>,
     ) -> Result<SlotInfo> {
         let (id, slot_key) = (&self.body.repository_id, Key32::random()?);
-        let part = WriterPart::new(id, self.newest()?, &slot_key, &self.writer_keys(cluster)?)?;
+        // A host that comes to have another slot knows what it saw with the one before.
+        let held = self.outlasting()?.into_iter().zip(&self.body.slots);
+        let of_cluster = |slot: &Slot| slot.writer.as_ref().is_some_and(|w| w.cluster == *cluster);
+        let known =
+            held.filter(|(_, slot)| of_cluster(slot)).find_map(|(held, _)| Some(held?.marks)).unwrap_or_default();
+        let keys = self.writer_keys(cluster)?.with_given_up(known);
+        let part = WriterPart::new(id, self.newest()?, &slot_key, &keys)?;
         let kind = secret.wrapping(id, &slot_key)?;
         let slot = self.add_slot(kind, label, Some(part))?;
         self.body.version = FORMAT_VERSION;
@@ -155,21 +170,35 @@ impl Keyring {
         keys.ok_or(RepoError::Slot(SlotError::NotEncrypted))
     }
 
-    /// Keys of the writers' slots, in the order of the slots.
-    fn slot_keys(&self) -> Result<Vec<Option<Key32>>> {
-        let master = self.newest()?;
-        let one = |slot: &Slot| slot.writer.as_ref().map(|w| w.slot_key(&self.body.repository_id, master)).transpose();
+    /// Of the writers' slots, in the order of the slots.
+    fn outlasting(&self) -> Result<Vec<Option<Outlasting>>> {
+        let (master, id) = (self.newest()?, &self.body.repository_id);
+        let one = |slot: &Slot| {
+            let Some(part) = &slot.writer else { return Ok(None) };
+            let slot_key = part.slot_key(id, master)?;
+            let keys = part.open(id, &slot_key)?.ok_or_else(writer_keys_do_not_open)?;
+            Ok(Some(Outlasting { slot_key, marks: keys.marks() }))
+        };
         self.body.slots.iter().map(one).collect()
     }
 
-    /// Gives each writer's slot the keys of the generations that the ring has now. `slot_keys` as by `slot_keys`.
-    fn renew_writers(&mut self, slot_keys: &[Option<Key32>]) -> Result<()> {
+    /// Marks of all generations that a host may have seen, ascending.
+    fn marks(&self) -> Vec<(u32, Key32)> {
+        self.current_keys().map(|keys| keys.marks()).unwrap_or_default()
+    }
+
+    /// Keeps the marks of generations that the ring has no more; and gives each writer's slot the keys of those that it has.
+    /// `known` and `held` are what `marks` and `outlasting` said before the change.
+    fn renew(&mut self, known: Vec<(u32, Key32)>, held: &[Option<Outlasting>]) -> Result<()> {
+        let first = self.masters.first().map_or(self.body.generation, |(generation, _)| *generation);
+        self.given_up = kept(known, first);
+        self.body.given_up = given_up::seal(&self.body.repository_id, self.newest()?, &self.given_up)?;
         let mut parts = vec![];
-        for (slot, key) in self.body.slots.iter().zip(slot_keys) {
-            let part = match (&slot.writer, key) {
-                (Some(part), Some(key)) => {
-                    let keys = self.writer_keys(&part.cluster)?;
-                    Some(WriterPart::new(&self.body.repository_id, self.newest()?, key, &keys)?)
+        for (slot, held) in self.body.slots.iter().zip(held) {
+            let part = match (&slot.writer, held) {
+                (Some(part), Some(held)) => {
+                    let keys = self.writer_keys(&part.cluster)?.with_given_up(held.marks.clone());
+                    Some(WriterPart::new(&self.body.repository_id, self.newest()?, &held.slot_key, &keys)?)
                 }
                 _ => None,
             };
@@ -273,11 +302,11 @@ impl Keyring {
         }
         let id = self.body.repository_id.clone();
         let master = Key32::random()?;
-        let (mut slots, mut slot_keys) = (vec![], vec![]);
-        for (slot, key) in self.body.slots.iter().zip(self.slot_keys()?).filter(|(s, _)| !drop.contains(&s.id)) {
-            let kind = if key.is_some() { slot.kind.clone() } else { self.rewrap(slot, &master, given)? };
+        let (known, mut slots, mut held) = (self.marks(), vec![], vec![]);
+        for (slot, own) in self.body.slots.iter().zip(self.outlasting()?).filter(|(s, _)| !drop.contains(&s.id)) {
+            let kind = if own.is_some() { slot.kind.clone() } else { self.rewrap(slot, &master, given)? };
             slots.push(Slot { kind, ..slot.clone() });
-            slot_keys.push(key);
+            held.push(own);
         }
         let previous = |(generation, old): &(u32, Key32)| {
             Ok(Previous { generation: *generation, wrapped: wrap(&master, &id, old)? })
@@ -292,24 +321,24 @@ impl Keyring {
         self.body.generation = generation;
         self.body.rotated = Some(now());
         self.masters.push((generation, master));
-        self.renew_writers(&slot_keys)?;
+        self.renew(known, &held)?;
         Ok(fates)
     }
 
-    /// Gives up every master key but the newest, and returns them. Only for who has seen that nothing is sealed under them.
+    /// Gives up every master key but the newest, and returns them; their marks stay. Only for who has seen that nothing is
+    /// sealed under them.
     pub fn retire(&mut self) -> Result<Vec<(u32, Key32)>> {
-        self.newest()?;
-        let slot_keys = self.slot_keys()?;
+        let (known, held) = (self.marks(), self.outlasting()?);
         let newest = self.masters.pop().ok_or(SlotError::NotEncrypted)?;
         let retired = std::mem::replace(&mut self.masters, vec![newest]);
         self.body.previous.clear();
-        self.renew_writers(&slot_keys)?;
+        self.renew(known, &held)?;
         Ok(retired)
     }
 
     /// Takes back master keys that were retired too early.
     pub fn readmit(&mut self, retired: &[(u32, Key32)]) -> Result<()> {
-        let newest = self.newest()?.clone();
+        let (newest, marks, held) = (self.newest()?.clone(), self.marks(), self.outlasting()?);
         let known = |generation: u32| self.masters.iter().any(|(g, _)| *g == generation);
         let mut all: Vec<(u32, Key32)> = retired.iter().filter(|(g, _)| !known(*g)).cloned().collect();
         for (generation, old) in &all {
@@ -320,8 +349,7 @@ impl Keyring {
         all.append(&mut self.masters);
         all.sort_by_key(|(generation, _)| *generation);
         self.masters = all;
-        let slot_keys = self.slot_keys()?;
-        self.renew_writers(&slot_keys)
+        self.renew(marks, &held)
     }
 
     fn rewrap(&self, slot: &Slot, master: &Key32, given: Secrets<'_>) -> Result<SlotKind> {

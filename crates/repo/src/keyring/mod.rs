@@ -7,6 +7,7 @@
 
 mod change;
 mod edit;
+mod given_up;
 mod slot;
 mod unlock;
 mod wrap;
@@ -21,11 +22,13 @@ use crate::limits::{KEYRING_GENERATIONS_MAX, KEYRING_SLOTS_MAX};
 use crate::names::KEYRING;
 use crate::register::Register;
 use crate::store::Store;
+use given_up::GivenUp;
 use slot::{Attempt, Slot, SlotKind};
 use wrap::{unwrap, wrap};
 
 pub use change::{Change, edit, left_over, read, retire_older};
 pub use edit::{Fate, Secrets, SlotError, SlotFate, SlotSecret};
+pub(crate) use given_up::kept;
 pub use slot::SlotInfo;
 pub use unlock::{KeyCommands, Unlock};
 
@@ -50,6 +53,9 @@ struct Body {
     slots: Vec<Slot>,
     /// Master keys of earlier generations, wrapped under the newest.
     previous: Vec<Previous>,
+    /// Of generations before those, which were given up: for hosts that have seen nothing since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    given_up: Vec<GivenUp>,
     /// The key of content ids, wrapped under the newest master key. It is that of the first generation and stays, so that
     /// equal content is still recognised. Absent: it follows from the only master key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +78,8 @@ pub struct Keyring {
     body: Body,
     /// By generation, ascending; empty without encryption.
     masters: Vec<(u32, Key32)>,
+    /// Marks of master keys that were given up, by generation, ascending.
+    given_up: Vec<(u32, Key32)>,
     content: Option<Key32>,
     opened_by: Option<String>,
     /// What a writer's slot opened to; there are no master keys then.
@@ -120,9 +128,10 @@ impl Keyring {
             rotated: None,
             slots: vec![],
             previous: vec![],
+            given_up: vec![],
             content_key: None,
         };
-        let mut ring = Keyring { body, masters: vec![], content: None, opened_by: None, writer: None };
+        let mut ring = Self::without_keys(body);
         if new.encryption == Algorithm::None {
             return Ok(ring);
         }
@@ -149,6 +158,10 @@ impl Keyring {
         Ok(ring)
     }
 
+    fn without_keys(body: Body) -> Self {
+        Keyring { body, masters: vec![], given_up: vec![], content: None, opened_by: None, writer: None }
+    }
+
     /// Opens with whatever fits. A client that has a key configured refuses a ring that claims to need none.
     pub fn open(bytes: &[u8], unlock: &Unlock) -> Result<Self> {
         let (body, body_text, mac) = parse(bytes)?;
@@ -159,7 +172,7 @@ impl Keyring {
             if mac != blake3::hash(body_text).to_hex().as_str() {
                 return Err(RepoError::corrupt(KEYRING, "its checksum does not match"));
             }
-            return Ok(Keyring { body, masters: vec![], content: None, opened_by: None, writer: None });
+            return Ok(Self::without_keys(body));
         }
         if unlock.is_empty() {
             return Err(RepoError::KeyRequired);
@@ -215,7 +228,7 @@ impl Keyring {
             return Err(RepoError::corrupt(KEYRING, "it is not the ring that its writer's keys were made for"));
         }
         let opened_by = Some(writer.slot.clone());
-        Ok(Keyring { body, masters: vec![], content: None, opened_by, writer: Some(writer) })
+        Ok(Keyring { opened_by, writer: Some(writer), ..Self::without_keys(body) })
     }
 
     /// Opens with that one of these master keys which was the newest when the ring was written.
@@ -250,8 +263,10 @@ impl Keyring {
             None if masters.is_empty() => content_key(&master),
             None => return Err(bad("it has several generations and no key of content ids")),
         };
+        let first = masters.first().map_or(body.generation, |(generation, _)| *generation);
+        let given_up = given_up::open(&body.repository_id, &master, &body.given_up, first)?;
         masters.push((body.generation, master));
-        Ok(Keyring { body, masters, content: Some(content), opened_by: None, writer: None })
+        Ok(Keyring { masters, given_up, content: Some(content), ..Self::without_keys(body) })
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -275,7 +290,8 @@ impl Keyring {
         }
         let content = self.content.as_ref().filter(|_| self.body.encryption != Algorithm::None)?;
         let written = self.body.slots.iter().filter_map(|s| s.writer.as_ref()).map(|w| w.cluster.clone());
-        Some(Keys::from_masters(self.body.encryption, &self.masters, content).with_written(written))
+        let keys = Keys::from_masters(self.body.encryption, &self.masters, content).with_written(written);
+        Some(keys.with_given_up(self.given_up.clone()))
     }
 
     /// Whether it was opened by a slot that reads nothing.

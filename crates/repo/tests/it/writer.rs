@@ -272,6 +272,7 @@ fn a_writer_of_one_cluster_neither_reads_nor_makes_anything_of_another() {
 fn a_rotation_needs_no_secret_of_a_writer_who_goes_on_and_reads_its_facts_of_before() {
     let Site { store, reader, writer, identity } = site(Algorithm::Aes256Gcm);
     push(&writer, 6, 6).unwrap();
+    let seen = [reader.keys().current().marks(), writer.keys().current().marks()];
     keyring::edit(&store, &unlock(), |ring| {
         ring.rotate(Secrets { unlock: &unlock(), passphrases: &[] }, &[])?;
         Ok(Change::Write(()))
@@ -319,11 +320,33 @@ fn a_rotation_needs_no_secret_of_a_writer_who_goes_on_and_reads_its_facts_of_bef
     .unwrap();
     let last = Repository::open(store.clone(), &Unlock::age_identities(&identity)).unwrap();
     assert_eq!(last.keys().generations(), [2]);
+    // Hosts that have seen nothing but the key that is gone know the ring by its mark, which stays over later changes.
+    let knows = |n: usize| {
+        let opened =
+            [unlock(), Unlock::age_identities(&identity)].map(|by| Repository::open(store.clone(), &by).unwrap());
+        for (seen, now) in seen.iter().zip(opened) {
+            let marks = now.keys().current().marks();
+            assert!(marks.len() == n && marks.starts_with(seen), "{}", now.keys().generation());
+        }
+    };
+    knows(2);
     for n in [6, 7, 8] {
         assert_eq!(push(&last, n, n).unwrap().0, Pushed::AlreadyThere);
         assert!(matches!(push(&last, n, 90), Err(RepoError::Conflict { .. })));
         let reader = Repository::open(store.clone(), &unlock()).unwrap();
         assert!(sample::read_segment(&archive(&reader), &segment(n)).unwrap().1 == wal_segment(&segment(n), n));
+    }
+    for (n, retires) in [(3, false), (3, true), (4, false)] {
+        keyring::edit(&store, &unlock(), |ring| {
+            if retires {
+                assert_eq!(ring.retire()?.len(), 1);
+            } else {
+                ring.rotate(Secrets { unlock: &unlock(), passphrases: &[] }, &[])?;
+            }
+            Ok(Change::Write(()))
+        })
+        .unwrap();
+        knows(n);
     }
 }
 
