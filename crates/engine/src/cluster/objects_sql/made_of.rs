@@ -205,7 +205,7 @@ pub(super) fn aggregate(of: &str) -> String {
         ("kind", "a.aggkind".into()),
         ("state", type_name("a.aggtranstype")),
         ("space", "a.aggtransspace".into()),
-        ("final", "concat(a.aggfinalextra, a.aggfinalmodify)".into()),
+        ("final modes", "concat(a.aggfinalextra, a.aggfinalmodify)".into()),
         ("combine", function("a.aggcombinefn")),
         ("serialize", function("a.aggserialfn")),
         ("deserialize", function("a.aggdeserialfn")),
@@ -215,7 +215,7 @@ pub(super) fn aggregate(of: &str) -> String {
         ("moving", function("a.aggmtransfn")),
         ("inverse", function("a.aggminvtransfn")),
         ("moving final", function("a.aggmfinalfn")),
-        ("moving final", "concat(a.aggmfinalextra, a.aggmfinalmodify)".into()),
+        ("moving final modes", "concat(a.aggmfinalextra, a.aggmfinalmodify)".into()),
         ("moving initial", "quote_literal(a.aggminitval)".into()),
     ]);
     format!("(SELECT {parts} FROM pg_aggregate AS a WHERE a.aggfnoid = {of})")
