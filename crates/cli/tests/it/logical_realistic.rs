@@ -62,6 +62,33 @@ create aggregate app.product(numeric) (sfunc = numeric_mul, stype = numeric, ini
 create function app.close_to(numeric, numeric) returns boolean language sql immutable as 'select abs($1 - $2) < 0.5';
 create operator app.=~ (leftarg = numeric, rightarg = numeric, procedure = app.close_to);
 create cast (app.point3 as text) with inout;
+create collation app.loose (provider = icu, locale = 'de-u-ks-level2', deterministic = false);
+create collation app.plain (provider = libc, locale = 'C');
+create operator app.<~ (leftarg = int, rightarg = int, procedure = int4lt, commutator = operator(app.~>), negator = operator(app.>=~),
+    restrict = scalarltsel, join = scalarltjoinsel);
+create operator app.~> (leftarg = int, rightarg = int, procedure = int4gt, commutator = operator(app.<~));
+create operator app.>=~ (leftarg = int, rightarg = int, procedure = int4ge, negator = operator(app.<~));
+create operator app.==~ (leftarg = int, rightarg = int, procedure = int4eq, commutator = operator(app.==~), merges, hashes);
+create function app.to_level(int) returns app.level language sql immutable as $f$ select 'low'::app.level $f$;
+create cast (int as app.level) with function app.to_level(int) as assignment;
+create operator class app.backwards for type int using btree as
+    operator 1 >, operator 2 >=, operator 3 =, operator 4 <=, operator 5 <, function 1 btint4cmp(int, int);
+create operator family app.family using btree;
+create operator class app.of_family for type int8 using btree family app.family as
+    operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 btint8cmp(int8, int8);
+alter operator family app.family using btree add
+    operator 1 < (int8, int4), operator 3 = (int8, int4), function 1 (int8, int4) btint84cmp(int8, int4);
+create conversion app.latin for 'LATIN1' to 'UTF8' from iso8859_1_to_utf8;
+create type app.letters as range (subtype = text, collation = app.numeric_order);
+create aggregate app.sum_of(int) (sfunc = int4pl, stype = int, combinefunc = int4pl, msfunc = int4pl, minvfunc = int4mi, mstype = int);
+create text search parser app.parser (start = prsd_start, gettoken = prsd_nexttoken, end = prsd_end, lextypes = prsd_lextype);
+create text search template app.template (init = dsimple_init, lexize = dsimple_lexize);
+create function app.handler() returns language_handler language c as '$libdir/plpgsql', 'plpgsql_call_handler';
+create function app.validator(oid) returns void language c as '$libdir/plpgsql', 'plpgsql_validator';
+create trusted language spoken handler app.handler validator app.validator;
+create transform for int language spoken (from sql with function prsd_lextype(internal));
+create access method heap_too type table handler heap_tableam_handler;
+create table app.toasted (t text) with (toast.autovacuum_vacuum_threshold = 7, toast.autovacuum_enabled = false);
 create table app.people (
     id bigint generated always as identity (start 100 increment 5) primary key, mail app.email unique, "level" app.level default 'mid',
     at app.point3, attributes hstore, path ltree, secret bytea, name text collate app.numeric_order,
@@ -95,6 +122,7 @@ create constraint trigger later after update on app.people deferrable initially 
 alter table app.people enable row level security; alter table app.people force row level security;
 create policy "own rows" on app.people as restrictive for select to reader using (mail = current_user);
 create statistics app.together (dependencies, ndistinct) on "level", "order" from app.people;
+alter statistics app.together set statistics 0; create statistics app.kinds on name, net from app.people;
 create text search configuration app.plain (copy = simple);
 create server elsewhere foreign data wrapper postgres_fdw options (host '127.0.0.1', port '1', dbname 'x');
 create user mapping for reader server elsewhere options (user 'u', password 'p');
@@ -112,6 +140,7 @@ create table app."line
 alter table app.people owner to "app owner";
 select lo_from_bytea(0, decode(repeat(md5(i::text), 900), 'hex')) from generate_series(1, 30) i;
 alter database app set work_mem = '7MB'; alter role reader in database app set search_path = app, public;
+alter database app is_template true;
 "#;
 
 const EVENT_TRIGGER: &str =
@@ -150,8 +179,11 @@ fn come_back_equal(server: &Server) {
     cluster.psql_db("app", EVENT_TRIGGER);
     cluster.psql_db("app", CORNERS);
     if server.major() >= VERSION_WITH_MULTIRANGES {
-        cluster
-            .psql_db("app", "create table app.ranges as select nummultirange(numrange(1, 2), numrange(3, null)) as r");
+        cluster.psql_db(
+            "app",
+            "create table app.ranges as select nummultirange(numrange(1, 2), numrange(3, null)) as r; \
+                     create statistics app.phrases on (lower(name)), (name in ('x', 'y')) from app.people",
+        );
     }
     let truth = site.scratch.path().join("app.truth").display().to_string();
     site.pgark.run(["truth", "--database", "app", "--hash", "--to", &truth]).expect_code(0);

@@ -135,9 +135,12 @@ fn normal_digest(hexadecimal: &[u8], elements: Elements) -> Result<Vec<u8>, Clus
     Ok(digest.into_bytes())
 }
 
-/// Facts that PostgreSQL prints, and may print otherwise in another major version.
+/// Facts that PostgreSQL prints or rewrites, and may write otherwise in another major version.
 pub fn is_printed(fact: &str) -> bool {
-    matches!(fact, "definition" | "defaults" | "bound" | "version" | "options" | "publishes" | "extension_comment")
+    matches!(
+        fact,
+        "definition" | "defaults" | "bound" | "version" | "options" | "publishes" | "extension_comment" | "locale"
+    )
 }
 
 /// Facts that hold options of foreign objects: truths before version 3 have these in the order in which they were given.
@@ -169,6 +172,17 @@ pub fn is_of_version_2(kind: ObjectKind, fact: &str) -> bool {
                 | "owned_by"
                 | "planner"
         ),
+    }
+}
+
+/// Facts that truths before version 3 do not have.
+pub fn is_of_version_3(kind: ObjectKind, fact: &str) -> bool {
+    match fact {
+        "made_of" | "toast_options" => true,
+        "template" | "icu_rules" => kind == ObjectKind::Database,
+        // Of collations; expressions of extended statistics.
+        "locale" | "definition" => kind == ObjectKind::Other,
+        _ => false,
     }
 }
 

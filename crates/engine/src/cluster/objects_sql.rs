@@ -1,6 +1,7 @@
 //! The questions behind `objects`: one statement for each kind. All of it is constant text; each gives `id1` to `id3`, by whose
 //! bytes it is sorted, perhaps a `key`, and facts.
 
+mod made_of;
 mod others;
 
 use pgark_pg::Major;
@@ -117,11 +118,13 @@ fn database(major: Major) -> String {
         Major::V15 | Major::V16 => "concat_ws(' ', d.datlocprovider::text, d.daticulocale)",
         Major::V17 | Major::V18 => "concat_ws(' ', d.datlocprovider::text, d.datlocale)",
     };
+    let rules = if major >= Major::V16 { "d.daticurules" } else { "NULL" };
     let acl = acl("d.datacl", "d", "d.datdba");
     format!(
         "SELECT ''::text AS id1, ''::text AS id2, ''::text AS id3, {}, {acl} AS acl, \
          pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS collate, d.datctype::text AS ctype, \
          {provider} AS provider, nullif(d.datconnlimit, -1)::text AS connection_limit, {} AS comment, \
+         CASE WHEN d.datistemplate THEN 'yes' END AS template, {rules}::text AS icu_rules, \
          (SELECT string_agg(coalesce(quote_literal(r.rolname::text), '') || s.setconfig::text, ' ' \
                             ORDER BY r.rolname NULLS FIRST) \
           FROM pg_db_role_setting AS s LEFT JOIN pg_roles AS r ON r.oid = s.setrole WHERE s.setdatabase = d.oid) AS settings \
@@ -154,7 +157,7 @@ fn types() -> String {
         "SELECT n.nspname::text AS id1, t.typname::text AS id2, ''::text AS id3, {owner}, {acl} AS acl, t.typtype::text AS typtype, \
          CASE t.typtype WHEN 'e' THEN (SELECT {labels} FROM pg_enum AS e WHERE e.enumtypid = t.oid) \
                         WHEN 'c' THEN {columns} WHEN 'r' THEN {range} END AS shape, \
-         {domain}, {scalars}, {comment}, {column_comments} \
+         {range_details} AS made_of, {domain}, {scalars}, {comment}, {column_comments} \
          FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace \
          WHERE {USER_SCHEMA} AND {mine} AND (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND EXISTS \
                (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c'))",
@@ -162,6 +165,7 @@ fn types() -> String {
         acl = acl("t.typacl", "T", "t.typowner"),
         labels = digest("string_agg(quote_literal(e.enumlabel::text), ',' ORDER BY e.enumsortorder)"),
         columns = digest(&format!("coalesce({columns}, '')")),
+        range_details = digest(&made_of::range("t.oid")),
         domain = printed("definition", domain, "t.typtype = 'd'"),
         scalars = of_scalars(&[
             "t.typdefaultbin",
@@ -194,7 +198,7 @@ fn functions(major: Major) -> String {
     format!(
         "SELECT n.nspname::text AS id1, p.proname::text AS id2, pg_get_function_identity_arguments(p.oid) AS id3, {}, {} AS acl, \
          {} AS source, encode(convert_to({rest}, getdatabaseencoding()), 'hex') AS {PRINTED}source, {body}, {scalars}, \
-         {}, concat_ws(' ', p.procost, p.prorows, (SELECT quote_literal(s.proname::text) FROM pg_proc AS s WHERE s.oid = p.prosupport)) AS planner \
+         {}, concat_ws(' ', p.procost, p.prorows, (SELECT quote_literal(s.proname::text) FROM pg_proc AS s WHERE s.oid = p.prosupport)) AS planner, {} AS made_of \
          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
          WHERE {USER_SCHEMA} AND {} AND NOT EXISTS (SELECT FROM pg_depend AS i WHERE i.classid = 'pg_proc'::regclass \
                AND i.objid = p.oid AND i.deptype = 'i')",
@@ -202,6 +206,7 @@ fn functions(major: Major) -> String {
         acl("p.proacl", "f", "p.proowner"),
         digest(&source(arguments)),
         comment("p.oid", "pg_proc"),
+        digest(&made_of::aggregate("p.oid")),
         not_of_extension("pg_proc", "p.oid")
     )
 }
@@ -259,7 +264,8 @@ fn relations(major: Major) -> String {
          CASE WHEN c.relkind = 'p' THEN encode(convert_to(pg_get_partkeydef(c.oid), getdatabaseencoding()), 'hex') END \
          AS {PRINTED}partition_key, \
          concat(CASE WHEN c.relrowsecurity THEN 'on' END, CASE WHEN c.relforcerowsecurity THEN ' forced' END) AS row_security, \
-         c.reloptions::text AS options, CASE WHEN c.relkind = 'm' AND NOT c.relispopulated THEN 'no' END AS populated, \
+         c.reloptions::text AS options, \
+         (SELECT coalesce({toast_options}, 'none') FROM pg_class AS t WHERE t.oid = c.reltoastrelid) AS toast_options, CASE WHEN c.relkind = 'm' AND NOT c.relispopulated THEN 'no' END AS populated, \
          (SELECT nullif(count(*), 0)::text FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND t.tgisinternal AND t.tgenabled = 'D') \
          AS internal_triggers_off, {comment}, {column_comments}, {column_details} AS column_details, {foreign} AS foreign_options, \
          CASE c.relreplident WHEN 'n' THEN 'nothing' WHEN 'f' THEN 'full' WHEN 'i' THEN {replica_index} END AS replica_identity, \
@@ -269,6 +275,7 @@ fn relations(major: Major) -> String {
          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
          WHERE {USER_SCHEMA} AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'",
         owner = owner("c.relowner"),
+        toast_options = sorted("t.reloptions"),
         acl_s = acl("c.relacl", "s", "c.relowner"),
         acl_r = acl("c.relacl", "r", "c.relowner"),
         comment = comment("c.oid", "pg_class"),

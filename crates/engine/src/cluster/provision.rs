@@ -236,8 +236,12 @@ pub fn rename_database(conn: &Connection, from: &str, to: &str) -> Result<(), Cl
     run_made(conn, "ALTER DATABASE %I RENAME TO %I", &[from, to])
 }
 
-/// With whoever is connected to it.
+/// With whoever is connected to it. PostgreSQL drops no template.
 pub fn drop_database(conn: &Connection, name: &str) -> Result<(), ClusterError> {
+    let templates = conn.query("SELECT datname FROM pg_database WHERE datname = $1 AND datistemplate", &[name])?;
+    if !templates.is_empty() {
+        run_made(conn, "ALTER DATABASE %I IS_TEMPLATE false", &[name])?;
+    }
     run_made(conn, "DROP DATABASE %I WITH (FORCE)", &[name])
 }
 

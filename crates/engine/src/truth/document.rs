@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::cluster::ObjectKind;
 use crate::error::{EngineError, Result};
 
-/// 2 also tells of comments, of options and of finer properties, 3 of options of foreign objects in an order of their own; 1 and 2
-/// are still read.
+/// 2 also tells of comments, of options and of finer properties, 3 of options of foreign objects in an order of their own and of what
+/// collations, operators and the like are made of; 1 and 2 are still read.
 pub const SCHEMA: u32 = 3;
 const SCHEMA_MIN: u32 = 1;
 /// The longest line that is read. An enumeration of ten thousand labels, or the settings of a database, stay far below.

@@ -204,7 +204,7 @@ fn each_planted_defect_turns_validation_red_for_the_right_reason() {
 }
 
 /// All of them in one database: the check that is to name each, and its words.
-const FINER: [(&str, &str, &str); 29] = [
+const FINER: [(&str, &str, &str); 49] = [
     ("grant usage on foreign server far to public", "privileges", "server far: what is granted"),
     (
         "grant usage on foreign data wrapper wrapper to public",
@@ -282,6 +282,102 @@ const FINER: [(&str, &str, &str); 29] = [
     ),
     ("comment on large object 70000 is null", "comments", "large objects: what comments say"),
     ("comment on database finer is 'x'", "comments", "the database: its comment"),
+    ("alter database finer is_template true", "database settings", "the database: template"),
+    (
+        "drop type app.letters; create type app.letters as range (subtype = text)",
+        "definitions",
+        "app.letters: what it is made of",
+    ),
+    (
+        "drop collation app.german; create collation app.german (provider = icu, locale = 'sv-SE')",
+        "other objects",
+        "collation app.german: locale is 'sv-se', was 'de'",
+    ),
+    (
+        "drop collation app.loose; create collation app.loose (provider = icu, locale = 'de-u-ks-level2')",
+        "other objects",
+        "collation app.loose: what it is made of",
+    ),
+    (
+        "drop collation app.plain; create collation app.plain (provider = libc, lc_collate = 'C', lc_ctype = 'POSIX')",
+        "other objects",
+        "collation app.plain: locale",
+    ),
+    (
+        "drop operator app.@+@ (int, int); create operator app.@+@ (leftarg = int, rightarg = int, function = int4mi)",
+        "other objects",
+        "operator app.@+@(integer,integer): what it is made of",
+    ),
+    (
+        "alter operator app.@<@ (int, int) set (restrict = none)",
+        "other objects",
+        "operator app.@<@(integer,integer): what it is made of",
+    ),
+    (
+        "drop cast (int as app.mood); create cast (int as app.mood) with function app.to_mood(int) as implicit",
+        "other objects",
+        "cast (integer AS app.mood): what it is made of",
+    ),
+    (
+        "drop operator family app.backwards using btree cascade; create operator class app.backwards for type int using btree as \
+         operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 btint4cmp(int, int)",
+        "other objects",
+        "operator class app.backwards USING btree: what it is made of",
+    ),
+    (
+        "alter operator family app.family using btree drop operator 1 (int8, int4)",
+        "other objects",
+        "operator family app.family USING btree: what it is made of",
+    ),
+    (
+        "drop conversion app.latin; create default conversion app.latin for 'LATIN1' to 'UTF8' from iso8859_1_to_utf8",
+        "other objects",
+        "conversion app.latin: what it is made of",
+    ),
+    (
+        "drop statistics app.kinds; create statistics app.kinds (ndistinct) on n, a from app.tuned; \
+         alter statistics app.kinds set statistics 0",
+        "other objects",
+        "app.kinds: what it is made of",
+    ),
+    (
+        "drop statistics app.phrases; create statistics app.phrases on (lower(a)), (upper(b)) from app.tuned",
+        "other objects",
+        "app.phrases: definition differs",
+    ),
+    (
+        "alter table app.tuned reset (toast.autovacuum_enabled)",
+        "definitions",
+        "app.tuned: the list of options of its TOAST table is '{autovacuum_vacuum_threshold=7}'",
+    ),
+    (
+        "drop aggregate app.sum_of(int); create aggregate app.sum_of(int) (sfunc = int4pl, stype = int)",
+        "definitions",
+        "app.sum_of(integer): what it is made of",
+    ),
+    (
+        "drop text search parser app.parser; create text search parser app.parser (start = prsd_start, gettoken = prsd_nexttoken, \
+         end = prsd_end, lextypes = prsd_lextype, headline = prsd_headline)",
+        "other objects",
+        "parser app.parser: what it is made of",
+    ),
+    (
+        "drop text search template app.template; create text search template app.template (lexize = dsimple_lexize)",
+        "other objects",
+        "template app.template: what it is made of",
+    ),
+    (
+        "drop transform for int language plpgsql; \
+         create transform for int language plpgsql (to sql with function int4recv(internal))",
+        "other objects",
+        "transform for integer on language plpgsql: what it is made of",
+    ),
+    ("update pg_language set lanvalidator = 0 where lanname = 'spoken'", "other objects", "language spoken: what it"),
+    (
+        "drop access method heap_too; create access method heap_too type index handler bthandler",
+        "other objects",
+        "access method heap_too: what it is made of",
+    ),
 ];
 
 #[test]

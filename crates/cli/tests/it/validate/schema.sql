@@ -80,8 +80,31 @@ insert into app.uses_shared (v) select 'x' from generate_series(1, 12);
 create statistics app.stats on placed, amount from app.orders;
 create index "trigrams" on app.customers using gin (name gin_trgm_ops);
 create collation app.german (provider = icu, locale = 'de');
+create collation app.loose (provider = icu, locale = 'de-u-ks-level2', deterministic = false);
+create collation app.plain (provider = libc, locale = 'C');
 create text search configuration app.words (copy = simple);
 create operator app.@+@ (leftarg = int, rightarg = int, function = int4pl);
+create operator app.@<@ (leftarg = int, rightarg = int, function = int4lt, commutator = operator(app.@>@), restrict = scalarltsel, join = scalarltjoinsel);
+create operator app.@>@ (leftarg = int, rightarg = int, function = int4gt, commutator = operator(app.@<@));
+create function app.to_mood(int) returns app.mood language sql immutable as $f$ select 'sad'::app.mood $f$;
+create cast (int as app.mood) with function app.to_mood(int) as assignment;
+create operator class app.backwards for type int using btree as
+    operator 1 >, operator 2 >=, operator 3 =, operator 4 <=, operator 5 <, function 1 btint4cmp(int, int);
+create operator family app.family using btree;
+create operator class app.of_family for type int8 using btree family app.family as
+    operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 btint8cmp(int8, int8);
+alter operator family app.family using btree add
+    operator 1 < (int8, int4), operator 3 = (int8, int4), function 1 (int8, int4) btint84cmp(int8, int4);
+create conversion app.latin for 'LATIN1' to 'UTF8' from iso8859_1_to_utf8;
+create type app.letters as range (subtype = text, collation = app.german);
+create aggregate app.sum_of(int) (sfunc = int4pl, stype = int, combinefunc = int4pl, msfunc = int4pl, minvfunc = int4mi, mstype = int);
+create text search parser app.parser (start = prsd_start, gettoken = prsd_nexttoken, end = prsd_end, lextypes = prsd_lextype);
+create text search template app.template (init = dsimple_init, lexize = dsimple_lexize);
+create function app.handler() returns language_handler language c as '$libdir/plpgsql', 'plpgsql_call_handler';
+create function app.validator(oid) returns void language c as '$libdir/plpgsql', 'plpgsql_validator';
+create trusted language spoken handler app.handler validator app.validator;
+create transform for int language plpgsql (from sql with function prsd_lextype(internal));
+create access method heap_too type table handler heap_tableam_handler;
 alter table app.customers enable row level security;
 create policy "only ""mine""" on app.customers for select to "it's ""reader""; drop role postgres" using (id > 3);
 grant usage on schema app to public;
@@ -102,6 +125,10 @@ alter table app.tuned alter a set statistics 77, alter a set storage external, a
 create unique index tuned_n on app.tuned (n);
 alter table app.tuned cluster on tuned_n;
 alter table app.tuned replica identity full;
+alter table app.tuned set (toast.autovacuum_vacuum_threshold = 7, toast.autovacuum_enabled = false);
+create statistics app.kinds (mcv, ndistinct) on n, a from app.tuned; alter statistics app.kinds set statistics 0;
+create statistics app.phrases on (lower(a)), (b::varchar(3) in ('x', 'y')) from app.tuned;
+create table app.was_wide (i int, t text) with (toast.autovacuum_enabled = false); alter table app.was_wide drop t;
 create sequence app.tuned_by owned by app.tuned.n;
 revoke usage on language plpgsql from public;
 grant usage on language plpgsql to "app owner";

@@ -3,7 +3,7 @@
 
 use pgark_pg::Major;
 
-use super::{acl, digest, printed, sorted};
+use super::{acl, digest, made_of, of_scalars, printed, sorted};
 
 /// One catalog, and what of its rows is told. Expressions over its columns; NULL where there is nothing.
 struct Catalog<'a> {
@@ -12,11 +12,21 @@ struct Catalog<'a> {
     acl: String,
     state: &'a str,
     details: String,
+    made_of: String,
+    locale: String,
 }
 
 impl<'a> Catalog<'a> {
     fn new(name: &'a str, owner: &'a str) -> Self {
-        Catalog { name, owner, acl: "NULL".into(), state: "NULL", details: "NULL".into() }
+        Catalog {
+            name,
+            owner,
+            acl: "NULL".into(),
+            state: "NULL",
+            details: "NULL".into(),
+            made_of: "NULL".into(),
+            locale: "NULL".into(),
+        }
     }
 
     fn state(self, state: &'a str) -> Self {
@@ -27,36 +37,68 @@ impl<'a> Catalog<'a> {
         Catalog { details: details.to_owned(), ..self }
     }
 
+    fn made_of(self, made_of: impl Into<String>) -> Self {
+        Catalog { made_of: made_of.into(), ..self }
+    }
+
+    fn locale(self, locale: String) -> Self {
+        Catalog { locale, ..self }
+    }
+
     fn acl(self, column: &str, object_type: &str) -> Self {
         Catalog { acl: acl(column, object_type, self.owner), ..self }
     }
 
     fn sql(&self) -> String {
-        let Catalog { name, owner, acl, state, details } = self;
+        let Catalog { name, owner, acl, state, details, made_of, locale } = self;
         format!(
             "SELECT '{name}'::regclass AS classid, oid, {owner}::oid AS owner, ({acl})::text AS acl, {state}::text AS state, \
-             ({details})::text AS details FROM {name}"
+             ({details})::text AS details, ({made_of})::text AS made_of, ({locale})::text AS locale FROM {name}"
         )
     }
 }
 
 pub(super) fn others(major: Major) -> String {
-    let all: Vec<String> = catalogs().iter().map(Catalog::sql).collect();
+    let all: Vec<String> = catalogs(major).iter().map(Catalog::sql).collect();
     let options = digest(&format!("concat_ws(' ', {})", sorted("u.umoptions")));
     let may_see = "(SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user)";
+    let of_statistics = "o.classid = 'pg_statistic_ext'::regclass";
+    // No expressions in statistics before 14, no conditions of publications before 15.
+    let (expressions, stored) = match major {
+        Major::V13 => ("NULL::text", "NULL".to_owned()),
+        _ => (
+            "array_to_string(pg_get_statisticsobjdef_expressions(o.oid), chr(31))",
+            format!("SELECT s.stxexprs FROM pg_statistic_ext AS s WHERE s.oid = o.oid AND {of_statistics}"),
+        ),
+    };
+    let conditions = match major {
+        Major::V13 | Major::V14 => "NULL",
+        _ => {
+            "SELECT string_agg(r.prqual::text, ' ') FROM pg_publication_rel AS r WHERE r.prpubid = o.oid \
+             AND o.classid = 'pg_publication'::regclass"
+        }
+    };
+    let trees = [stored.as_str(), conditions];
     format!(
         "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled, \
-                o.acl, {details} AS details, {publishes}, {comment} AS comment, NULL::text AS mapping_options, NULL::text AS options_hidden \
+                o.acl, {details} AS details, {made_of} AS made_of, o.locale, {publishes}, {expressions}, {scalars}, {comment} AS comment, \
+                NULL::text AS mapping_options, NULL::text AS options_hidden \
          FROM ({all}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
          WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = o.classid AND e.objid = o.oid \
                AND e.deptype = 'e') \
          UNION ALL \
-         SELECT 'user mapping', i.identity, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+         SELECT 'user mapping', i.identity, '', {nothing}, \
                 CASE WHEN {may_see} THEN {options} END, CASE WHEN NOT {may_see} THEN 'yes' END \
          FROM pg_user_mappings AS u CROSS JOIN LATERAL pg_identify_object('pg_user_mapping'::regclass, u.umid, 0) AS i \
          UNION ALL \
-         SELECT 'system', 'objects of PostgreSQL and of extensions', '', NULL, NULL, ({system}), NULL, NULL, NULL, NULL, NULL, NULL",
+         SELECT 'system', 'objects of PostgreSQL and of extensions', '', NULL, NULL, ({system}), {rest}",
         details = digest("o.details"),
+        made_of = digest("o.made_of"),
+        // From `owner` to `comment`, and from `details` to the end.
+        nothing = nulls(12),
+        rest = nulls(11),
+        expressions = printed("definition", expressions, of_statistics),
+        scalars = of_scalars(&trees),
         publishes = printed("publishes", publishes(major), "o.classid = 'pg_publication'::regclass"),
         comment = digest("obj_description(o.oid, (SELECT k.relname FROM pg_class AS k WHERE k.oid = o.classid))"),
         all = all.join(" UNION ALL "),
@@ -64,7 +106,11 @@ pub(super) fn others(major: Major) -> String {
     )
 }
 
-fn catalogs() -> Vec<Catalog<'static>> {
+fn nulls(count: usize) -> String {
+    vec!["NULL"; count].join(", ")
+}
+
+fn catalogs(major: Major) -> Vec<Catalog<'static>> {
     let function = |oid: &str| {
         format!(
             "(SELECT quote_literal(n.nspname::text) || '.' || quote_literal(p.proname::text) FROM pg_proc AS p \
@@ -80,12 +126,14 @@ fn catalogs() -> Vec<Catalog<'static>> {
     );
     let event = format!("concat_ws(' ', evtevent, {}, evttags::text)", function("evtfoid"));
     vec![
-        Catalog::new("pg_cast", "NULL"),
-        Catalog::new("pg_operator", "oprowner"),
-        Catalog::new("pg_opclass", "opcowner"),
-        Catalog::new("pg_opfamily", "opfowner"),
-        Catalog::new("pg_collation", "collowner"),
-        Catalog::new("pg_conversion", "conowner"),
+        Catalog::new("pg_cast", "NULL").made_of(made_of::cast()),
+        Catalog::new("pg_operator", "oprowner").made_of(made_of::operator()),
+        Catalog::new("pg_opclass", "opcowner").made_of(made_of::operator_class()),
+        Catalog::new("pg_opfamily", "opfowner").made_of(made_of::operator_family()),
+        Catalog::new("pg_collation", "collowner")
+            .made_of(made_of::collation(major))
+            .locale(made_of::collation_locale(major)),
+        Catalog::new("pg_conversion", "conowner").made_of(made_of::conversion()),
         Catalog::new("pg_ts_config", "cfgowner").details(
             "concat_ws(' ', (SELECT quote_literal(p.prsname::text) FROM pg_ts_parser AS p WHERE p.oid = cfgparser), \
              (SELECT string_agg(concat_ws(' ', m.maptokentype, quote_literal(n.nspname::text), quote_literal(d.dictname::text)), ',' \
@@ -96,18 +144,19 @@ fn catalogs() -> Vec<Catalog<'static>> {
         Catalog::new("pg_ts_dict", "dictowner").details(
             "concat_ws(' ', (SELECT quote_literal(t.tmplname::text) FROM pg_ts_template AS t WHERE t.oid = dicttemplate), dictinitoption)",
         ),
-        Catalog::new("pg_ts_parser", "NULL"),
-        Catalog::new("pg_ts_template", "NULL"),
-        Catalog::new("pg_statistic_ext", "stxowner").details("nullif(stxstattarget, -1)"),
+        Catalog::new("pg_ts_parser", "NULL").made_of(made_of::text_search_parser()),
+        Catalog::new("pg_ts_template", "NULL").made_of(made_of::text_search_template()),
+        Catalog::new("pg_statistic_ext", "stxowner").details("nullif(stxstattarget, -1)").made_of(made_of::statistics()),
         Catalog::new("pg_foreign_data_wrapper", "fdwowner").acl("fdwacl", "F").details(&wrapper),
         Catalog::new("pg_foreign_server", "srvowner").acl("srvacl", "S").details(&server),
-        Catalog::new("pg_language", "lanowner").acl("lanacl", "l"),
+        Catalog::new("pg_language", "lanowner").acl("lanacl", "l").made_of(made_of::language()),
         Catalog::new("pg_event_trigger", "evtowner").state("evtenabled").details(&event),
         Catalog::new("pg_publication", "pubowner")
             .state("concat_ws(' ', puballtables, pubinsert, pubupdate, pubdelete)")
-            .details("concat_ws(' ', pubtruncate, pubviaroot)"),
-        Catalog::new("pg_transform", "NULL"),
-        Catalog::new("pg_am", "NULL"),
+            .details("concat_ws(' ', pubtruncate, pubviaroot)")
+            .made_of(made_of::publication(major)),
+        Catalog::new("pg_transform", "NULL").made_of(made_of::transform()),
+        Catalog::new("pg_am", "NULL").made_of(made_of::method()),
         Catalog::new("pg_default_acl", "defaclrole").state("defaclacl"),
     ]
 }

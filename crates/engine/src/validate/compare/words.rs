@@ -18,6 +18,7 @@ pub fn is_digest(fact: &str) -> bool {
             | "column_details"
             | "foreign_options"
             | "details"
+            | "made_of"
             | "publishes"
             | "mapping_options"
     )
@@ -43,6 +44,8 @@ pub fn said(fact: &str) -> String {
         "column_statistics" => "the statistics target of a column".to_owned(),
         "foreign_options" => "its server or options".to_owned(),
         "details" => "what it is made of or its options".to_owned(),
+        "made_of" => "what it is made of".to_owned(),
+        "toast_options" => "the list of options of its TOAST table".to_owned(),
         "publishes" => "the list of what is published".to_owned(),
         "planner" => "cost, rows or support function".to_owned(),
         "owned_by" => "the column that it belongs to".to_owned(),
