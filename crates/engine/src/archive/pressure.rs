@@ -110,7 +110,8 @@ mod tests {
         assert_eq!(rate(&mut [at(5, 16)]), None);
         assert_eq!(rate(&mut [at(5, 16), at(5, 16)]), None, "in no time");
         assert_eq!(rate(&mut [at(9, 16), at(5, 16), at(7, 16)]), Some(8.0));
-        let pressure = Pressure { waiting: 3, waiting_bytes: 48, oldest_waits: None, free_bytes: 80, bytes_per_second: Some(8.0) };
+        let pressure =
+            Pressure { waiting: 3, waiting_bytes: 48, oldest_waits: None, free_bytes: 80, bytes_per_second: Some(8.0) };
         assert_eq!(pressure.until_full(), Some(Duration::from_secs(10)));
         assert_eq!(Pressure { bytes_per_second: None, ..pressure }.until_full(), None);
         assert_eq!(Pressure { bytes_per_second: Some(0.0), ..pressure }.until_full(), None);

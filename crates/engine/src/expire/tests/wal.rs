@@ -134,8 +134,16 @@ fn case(seed: u64) -> Case {
     let needs = needs.collect();
     let at = at(time(r.below(60)));
     let is_current = !r.one_in(4);
-    let archive =
-        Archive { system_id: SYSTEM, size: size(), head, timelines, is_current, notes: vec![], wal: nowhere() };
+    let archive = Archive {
+        system_id: SYSTEM,
+        size: size(),
+        head,
+        timelines,
+        is_current,
+        is_behind: false,
+        notes: vec![],
+        wal: nowhere(),
+    };
     Case { archive, entries, policy, at, needs }
 }
 
