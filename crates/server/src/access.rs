@@ -275,7 +275,9 @@ mod tests {
         assert!(some.sees("a") && some.sees("b") && !some.sees("c"));
         assert_eq!(some.clusters(), Some(vec!["a".to_owned(), "b".to_owned()]));
         let nobody = caller(&[]);
-        assert!(!nobody.may(Right::View, None) && !nobody.may_somewhere(Right::View) && nobody.clusters() == Some(vec![]));
+        assert!(
+            !nobody.may(Right::View, None) && !nobody.may_somewhere(Right::View) && nobody.clusters() == Some(vec![])
+        );
         assert_eq!((both.identity().as_str(), both.shown().as_str()), ("oidc:4711", "oidc ada (4711)"));
     }
 

@@ -221,7 +221,12 @@ mod tests {
 
     fn caller(cluster: Option<&str>) -> Caller {
         let cluster = cluster.map(str::to_owned);
-        Caller { means: Means::Token, id: "t".into(), name: "n".into(), grants: vec![Grant { role: Role::Viewer, cluster }] }
+        Caller {
+            means: Means::Token,
+            id: "t".into(),
+            name: "n".into(),
+            grants: vec![Grant { role: Role::Viewer, cluster }],
+        }
     }
 
     fn changed(cluster: &str) -> Changed {

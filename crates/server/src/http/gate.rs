@@ -141,9 +141,7 @@ pub fn caller(
             let look = |token: &str| Ok(api.state.caller(token, now)?);
             (guessed(api, from, token, look)?, false)
         }
-        (None, Some(session), _) => {
-            (guessed(api, from, Some(session), |session| signed_in(api, session, now))?, true)
-        }
+        (None, Some(session), _) => (guessed(api, from, Some(session), |session| signed_in(api, session, now))?, true),
         (None, None, Some(subject)) => (of_certificate(api, subject), false),
         (None, None, None) => (None, false),
     };

@@ -20,7 +20,8 @@ const NAMES: [&str; 3] = ["preferred_username", "email", "sub"];
 /// What is missing, or cannot be.
 pub fn person(config: &OidcConfig, claims: &Value) -> Result<Person, String> {
     let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
-    let is_subject = (1..=SUBJECT_BYTES_MAX).contains(&subject.len()) && subject.bytes().all(|b| (b' '..=b'~').contains(&b));
+    let is_subject =
+        (1..=SUBJECT_BYTES_MAX).contains(&subject.len()) && subject.bytes().all(|b| (b' '..=b'~').contains(&b));
     if !is_subject {
         return Err("the ID token has a 'sub' that cannot be: 1 to 255 characters of ASCII".into());
     }
@@ -37,7 +38,8 @@ fn name(claims: &Value, wanted: Option<&str>) -> Result<String, String> {
     let wanted = wanted.as_ref().map_or(&NAMES[..], std::slice::from_ref);
     let mut given = wanted.iter().filter_map(|name| at(claims, name)?.as_str()).map(str::trim);
     let name = given.find(|name| !name.is_empty());
-    let name = name.ok_or_else(|| format!("the ID token has no claim '{}' to call somebody by", wanted.join("', '")))?;
+    let name =
+        name.ok_or_else(|| format!("the ID token has no claim '{}' to call somebody by", wanted.join("', '")))?;
     if name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control) {
         return Err(format!("a name has at most {NAME_CHARS_MAX} characters, and none that cannot be seen"));
     }
@@ -49,7 +51,9 @@ fn groups(claims: &Value, wanted: &str) -> Result<Vec<String>, String> {
     let all = match at(claims, wanted) {
         // Entra ID gives an address instead of more than 200.
         None if claims.pointer("/_claim_names").is_some_and(|names| names.get(wanted).is_some()) => {
-            return Err(format!("the claim '{wanted}' has too many groups for an ID token: assign those that matter alone"));
+            return Err(format!(
+                "the claim '{wanted}' has too many groups for an ID token: assign those that matter alone"
+            ));
         }
         None | Some(Value::Null) => vec![],
         Some(Value::String(one)) => vec![one.clone()],

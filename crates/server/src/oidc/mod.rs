@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::access::{Caller, Grant, Means, Role};
 pub use flows::FLOW_LASTS;
 use flows::{Flow, Flows};
-pub use provider::{check_address, is_this_machine};
+pub use provider::check_address;
 use provider::{Asking, Provider};
 
 /// Where the provider sends people back to, on this server.

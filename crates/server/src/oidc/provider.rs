@@ -70,7 +70,7 @@ fn is_safe(url: &Url) -> Result<(), String> {
 }
 
 /// As it stands in an address.
-pub fn is_this_machine(host: &str) -> bool {
+fn is_this_machine(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
 }
@@ -189,13 +189,16 @@ impl Provider {
     /// # Errors
     /// When it does not answer, or what it answers cannot be.
     pub fn read(&self, config: &OidcConfig, asking: &Asking) -> Result<Arc<Known>, OidcError> {
-        let failed = |why: String| OidcError::Provider(format!("{} cannot be asked what it is: {}", config.issuer, shown(&why)));
+        let failed =
+            |why: String| OidcError::Provider(format!("{} cannot be asked what it is: {}", config.issuer, shown(&why)));
         let issuer = IssuerUrl::new(config.issuer.clone()).map_err(|e| failed(e.to_string()))?;
         let http = asking.http();
-        let asked = async { CoreProviderMetadata::discover_async(issuer, &http).await.map_err(|e| failed(discovery(&e))) };
+        let asked =
+            async { CoreProviderMetadata::discover_async(issuer, &http).await.map_err(|e| failed(discovery(&e))) };
         let metadata = asking.wait(asked)?;
         // The one address of it that browsers are sent to.
-        is_safe(metadata.authorization_endpoint().url()).map_err(|why| failed(format!("authorization_endpoint: {why}")))?;
+        is_safe(metadata.authorization_endpoint().url())
+            .map_err(|why| failed(format!("authorization_endpoint: {why}")))?;
         let known = Arc::new(Known { metadata, read: Instant::now() });
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
         Ok(known)
@@ -218,7 +221,8 @@ impl Known {
         let redirect = redirect.map_err(|e| OidcError::Provider(format!("url in [server.oidc]: {e}")))?;
         let methods = self.metadata.token_endpoint_auth_methods_supported();
         let takes = |method| methods.is_none_or(|all| all.contains(&method));
-        let is_in_body = !takes(CoreClientAuthMethod::ClientSecretBasic) && takes(CoreClientAuthMethod::ClientSecretPost);
+        let is_in_body =
+            !takes(CoreClientAuthMethod::ClientSecretBasic) && takes(CoreClientAuthMethod::ClientSecretPost);
         let client =
             CoreClient::from_provider_metadata(self.metadata.clone(), ClientId::new(config.client_id.clone()), secret);
         let how = if is_in_body { AuthType::RequestBody } else { AuthType::BasicAuth };
@@ -237,7 +241,8 @@ impl Known {
         let failed = |why: String| OidcError::Provider(format!("{} gives no token: {}", config.issuer, shown(&why)));
         let secret = config.client_secret.as_ref().map(|read| read()).transpose().map_err(failed)?;
         let client = self.client(config, secret.map(|secret| ClientSecret::new(secret.to_string())))?;
-        let request = client.exchange_code(AuthorizationCode::new(code.to_owned())).map_err(|e| failed(e.to_string()))?;
+        let request =
+            client.exchange_code(AuthorizationCode::new(code.to_owned())).map_err(|e| failed(e.to_string()))?;
         let request = request.set_pkce_verifier(verifier);
         let http = asking.http();
         let asked = async {
@@ -305,7 +310,13 @@ mod tests {
 
     #[test]
     fn addresses_are_https_or_of_this_machine() {
-        for good in ["https://id.example.org", "https://id.example.org/realms/a/", "http://127.0.0.1:1", "http://[::1]:1/x", "http://localhost"] {
+        for good in [
+            "https://id.example.org",
+            "https://id.example.org/realms/a/",
+            "http://127.0.0.1:1",
+            "http://[::1]:1/x",
+            "http://localhost",
+        ] {
             assert_eq!(check_address(good), Ok(()), "{good}");
         }
         for bad in [

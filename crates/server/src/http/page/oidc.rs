@@ -77,11 +77,11 @@ fn seconds(oidc: &OidcConfig) -> i64 {
 /// What somebody without a session is told; all of it is in the log.
 fn problem(asked: &Asked<'_>, error: OidcError) -> Problem {
     tracing::warn!(target: "pgark", address = %asked.from.address, %error, "a sign-in by the provider failed");
-    let new = Problem::new;
+    let new = |status, code, message: &str| Problem::new(status, code, message);
     match error {
-        OidcError::State => new(StatusCode::FORBIDDEN, "E-OIDC-STATE", error.to_string())
+        OidcError::State => new(StatusCode::FORBIDDEN, "E-OIDC-STATE", &error.to_string())
             .hint("begin again on this page; cookies have to be allowed, and ten minutes are enough"),
-        OidcError::Refused(_) => new(StatusCode::FORBIDDEN, "E-OIDC-REFUSED", error.to_string())
+        OidcError::Refused(_) => new(StatusCode::FORBIDDEN, "E-OIDC-REFUSED", &error.to_string())
             .hint("begin again, or ask who looks after the provider"),
         OidcError::Provider(_) => {
             new(StatusCode::BAD_GATEWAY, "E-OIDC-PROVIDER", "the provider cannot be reached, or cannot be used")
@@ -89,7 +89,7 @@ fn problem(asked: &Asked<'_>, error: OidcError) -> Problem {
         }
         OidcError::Token(_) => new(StatusCode::FORBIDDEN, "E-OIDC-TOKEN", "the provider's ID token is not right")
             .hint("begin again; the server's log says what is wrong with it"),
-        OidcError::Claims(why) => new(StatusCode::FORBIDDEN, "E-OIDC-CLAIM", why)
+        OidcError::Claims(why) => new(StatusCode::FORBIDDEN, "E-OIDC-CLAIM", &why)
             .hint("name_claim and groups_claim in [server.oidc] name claims that the provider puts into the ID token"),
     }
 }
