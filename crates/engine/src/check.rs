@@ -50,6 +50,8 @@ pub struct Finding {
 }
 
 pub struct CheckOptions {
+    /// Whether findings say which repository they are about; also when but one of them can be looked at.
+    pub several: bool,
     pub spool: Option<Spool>,
     pub cluster: ClusterName,
     pub pgdata: Option<PathBuf>,
@@ -88,6 +90,7 @@ pub struct Checked {
 struct Findings {
     all: Vec<Finding>,
     capabilities: Vec<(Option<String>, Capability)>,
+    several: bool,
     /// The repository that is looked at, when there are several.
     of: Option<String>,
 }
@@ -106,9 +109,13 @@ impl Findings {
         self.capabilities.push((self.of.clone(), capability));
     }
 
+    fn about(&mut self, member: &Member) {
+        self.of = self.several.then(|| member.name.clone());
+    }
+
     fn each(&mut self, members: &[Member], mut look: impl FnMut(&Member, &mut Findings)) {
         for member in members {
-            self.of = (members.len() > 1).then(|| member.name.clone());
+            self.about(member);
             look(member, self);
         }
         self.of = None;
@@ -122,7 +129,7 @@ impl Findings {
 }
 
 pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
-    let mut f = Findings::default();
+    let mut f = Findings { several: options.several, ..Findings::default() };
     f.each(members, |member, f| repository(&member.repo, &options.cluster, ctx, f));
     f.each(members, |member, f| space(options.space.get(&member.name), f));
     newest_backup(members, options, &mut f);
@@ -385,7 +392,7 @@ fn archiving(
 ) {
     let mut registered: Vec<(&Member, Lineage)> = vec![];
     for member in members {
-        f.of = (members.len() > 1).then(|| member.name.clone());
+        f.about(member);
         match CatalogStore::new(&member.repo, &options.cluster).read() {
             Ok(catalog) => {
                 cluster_clock(&catalog, ctx, f);
@@ -427,7 +434,7 @@ fn archiving(
     let name = SegmentName { timeline, segment };
     let began = Instant::now();
     for (member, lineage) in &registered {
-        f.of = (members.len() > 1).then(|| member.name.clone());
+        f.about(member);
         let wal = WalArchive::new(&member.repo, &options.cluster, lineage.system_id);
         let mut describe = || crate::backup::source::describe_archiver(connection);
         match crate::archive::wait_archived(

@@ -178,7 +178,7 @@ impl Job<'_> {
 fn told(global: &GlobalArgs, members: &[Member], report: &PushReport) -> Result<Outcome, Failure> {
     members.iter().flat_map(|m| m.repo.store().notices()).for_each(|notice| output::warning(&notice));
     for (name, why) in &report.away {
-        output::warning(&format!("repository {name} lacks {}: {why}", report.file));
+        output::warning(&format!("repository {name} lacks {}: {}: {why}", report.file, why.code()));
     }
     let outcome = match report.outcome {
         Pushed::Stored => "stored",

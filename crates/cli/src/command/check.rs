@@ -63,6 +63,7 @@ fn look_and_tell(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failur
     }
     super::archive::drain_spool(&context, &opened.members)?;
     let options = CheckOptions {
+        several: opened.is_several(),
         spool: super::archive::spool_of(&context)?,
         cluster: context.cluster()?,
         pgdata: context.cluster_settings()?.pgdata.clone(),
@@ -73,14 +74,7 @@ fn look_and_tell(args: CheckArgs, global: &GlobalArgs) -> Result<Outcome, Failur
         space: looks(&context, &opened, args.count_for)?,
         goals: goals(&context)?,
     };
-    let Checked { mut findings, capabilities } = check(&options, &opened.members, &context.ctx);
-    findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(&context, member)));
-    findings.extend(opened.away.iter().map(|(name, failure)| Finding {
-        name: "repository",
-        repository: Some(name.clone()),
-        verdict: Verdict::Failed,
-        message: format!("{}: {}", failure.code, failure.message),
-    }));
+    let Checked { findings, capabilities } = check_all(&context, &opened, &options);
     let worst = findings.iter().map(|f| f.verdict).max().unwrap_or(Verdict::NotChecked);
     if args.nagios {
         output::text(&nagios(&findings, worst))?;
@@ -125,6 +119,7 @@ fn refused_alone(context: &Context, member: &Member) -> Option<Finding> {
 pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
     let opened = context.open_members_to_look()?;
     let options = CheckOptions {
+        several: opened.is_several(),
         spool: super::archive::spool_of(context)?,
         cluster: context.cluster()?,
         pgdata: context.cluster_settings()?.pgdata.clone(),
@@ -135,9 +130,27 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
         space: looks(context, &opened, COUNT_FOR)?,
         goals: goals(context)?,
     };
-    let mut findings = check(&options, &opened.members, &context.ctx).findings;
-    findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(context, member)));
-    Ok(findings)
+    Ok(check_all(context, &opened, &options).findings)
+}
+
+/// With what is wrong with repositories that could not be looked at.
+fn check_all(context: &Context, opened: &Opened, options: &CheckOptions) -> Checked {
+    let mut checked = check(options, &opened.members, &context.ctx);
+    checked.findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(context, member)));
+    let about = |name: &String, verdict, message| Finding {
+        name: "repository",
+        repository: Some(name.clone()),
+        verdict,
+        message,
+    };
+    // One that was away is told to be back.
+    let here = opened.members.iter().filter(|_| opened.is_several());
+    checked.findings.extend(here.map(|member| about(&member.name, Verdict::Ok, "can be read".into())));
+    let away = opened.away.iter();
+    checked.findings.extend(
+        away.map(|(name, failure)| about(name, Verdict::Failed, format!("{}: {}", failure.code, failure.message))),
+    );
+    checked
 }
 
 /// Of a schedule: a year of monthly ones has each length of a month.

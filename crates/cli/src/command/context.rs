@@ -712,6 +712,12 @@ pub struct Opened {
     pub away: Vec<(String, Failure)>,
 }
 
+impl Opened {
+    pub fn is_several(&self) -> bool {
+        self.members.len() + self.away.len() > 1
+    }
+}
+
 /// Whether the repository could not be reached, so that the same may succeed later. What it refuses is another matter.
 pub fn is_away(failure: &Failure) -> bool {
     AWAY.contains(&&*failure.code)

@@ -85,6 +85,13 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     sources.push(Identity::Server(&connect, CONNECT_TIMEOUT));
     if args.dry_run.dry_run {
+        for one in std::iter::once(&settings).chain(&others) {
+            context.refuse_nested(one)?;
+            // Of an object store nobody is asked until something is read.
+            if one.url.scheme.is_object_store() {
+                context.open_store(one, Missing::Refuse)?;
+            }
+        }
         let urls = std::iter::once(&settings).chain(&others).map(|r| r.url.to_string());
         let urls = urls.collect::<Vec<_>>().join(" and ");
         output::text(&format!("would create or open {urls}, and register cluster '{cluster}' there\n"))?;

@@ -42,6 +42,10 @@ pub struct RepoUrl {
 impl Scheme {
     const ALL: &[Scheme] = &[Scheme::File, Scheme::S3, Scheme::Azure, Scheme::Gcs, Scheme::Sftp];
 
+    pub fn is_object_store(self) -> bool {
+        matches!(self, Scheme::S3 | Scheme::Azure | Scheme::Gcs)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Scheme::File => "file",

@@ -232,4 +232,14 @@ fn a_required_repository_that_is_away_fails_everything() {
         all.filter(|f| f["repository"] == name && f["verdict"] == verdict).count()
     };
     assert!(of("a", "ok") > 0 && of("b", "FAILED") == 1 && of("b", "ok") == 0, "{checked}");
+    // Who is told of trouble is told of this, and of its end.
+    let open = || {
+        two.site.pgark.run(["alert", "run"]);
+        let alerts = two.site.pgark.json(["alert", "list"]);
+        let all = alerts["alerts"].as_array().into_iter().flatten();
+        all.filter(|a| a["rule"] == "repository" && a["details"]["repository"] == "b").count()
+    };
+    assert_eq!(open(), 1);
+    fs::rename(two.b.with_extension("parked"), &two.b).expect("b is back");
+    assert_eq!(open(), 0);
 }

@@ -142,7 +142,12 @@ fn no_backup_of_kind(facts: &Facts<'_>, limits: &Limits, out: &mut Evaluated) {
     for kind in BackupKind::ALL {
         // Those that a restore took before it replaced something come by themselves.
         let own = facts.backups.iter().filter(|b| b.kind == kind && !b.annotations.contains_key(SAFETY));
-        let Some(at) = own.map(|b| b.finished).max() else { continue };
+        let finished: Vec<Timestamp> = own.map(|b| b.finished).collect();
+        // A single one that somebody made by hand is no habit that is missed; without physical ones there is no recovery to a moment.
+        if finished.len() < 2 && kind != BackupKind::Physical {
+            continue;
+        }
+        let Some(at) = finished.into_iter().max() else { continue };
         let since = age(facts.now, at);
         let summary = format!(
             "no {kind} backup has succeeded for {}, at most {} are allowed; those of other kinds have",

@@ -56,10 +56,16 @@ fn age_gaps_and_damage_are_told_with_what_is_fine() {
 fn a_backup_of_another_kind_is_no_substitute() {
     let files = |hour| BackupEntry { kind: BackupKind::Files, ..backup(hour, 100, 100, 10) };
     let found = |backups: &[BackupEntry], hour| rules(backups, hour, 0, Some(at(hour)));
-    assert_eq!(found(&[backup(100, 100, 100, 10), files(130)], 148), (vec![], 6));
-    assert_eq!(found(&[backup(100, 100, 100, 10), files(130)], 149).0, one("no-backup-logical", Severity::Critical));
-    assert_eq!(found(&[backup(100, 100, 100, 10), files(130)], 190).0, one("no-backup", Severity::Critical));
-    // One that a restore took is no habit.
+    let dumps = [backup(90, 100, 100, 10), backup(100, 100, 100, 10)];
+    let both = [dumps[0].clone(), dumps[1].clone(), files(130)];
+    assert_eq!(found(&both, 148).0, vec![]);
+    assert_eq!(found(&both, 149).0, one("no-backup-logical", Severity::Critical));
+    assert_eq!(found(&both, 190).0, one("no-backup", Severity::Critical));
+    // Neither is one that was made once.
+    assert_eq!(found(&both[1..], 149).0, vec![]);
+    let physical = BackupEntry { kind: BackupKind::Physical, ..backup(100, 100, 100, 10) };
+    assert_eq!(found(&[physical, files(130)], 149).0, one("no-backup-physical", Severity::Critical));
+    // One that a restore took is no habit either.
     let mut safety = backup(100, 100, 100, 10);
     safety.annotations.insert(SAFETY.into(), "before".into());
     assert_eq!(found(&[safety, files(148)], 149).0, vec![]);
