@@ -23,11 +23,11 @@ pub struct OidcProvider {
 }
 
 impl OidcProvider {
-    /// Its clients are `pgark`, with this secret, and `pgark-public`, without one; both come back to this address.
+    /// Its clients are `pgark`, with this secret, and `pgark-public`, without one; both come back to these addresses.
     ///
     /// # Errors
     /// What is not installed.
-    pub fn start(secret: &str, redirect: &str) -> Result<OidcProvider, String> {
+    pub fn start(secret: &str, redirects: &[String]) -> Result<OidcProvider, String> {
         let root = std::env::var_os("PGARK_TEST_SERVERS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-servers"), PathBuf::from);
         let package = root.join("oidc");
@@ -36,7 +36,7 @@ impl OidcProvider {
         })?;
         let home = Scratch::new("oidc-provider");
         let mut command = Command::new("node");
-        command.arg(SCRIPT).arg(package).args([secret, redirect]).env("HOME", home.path());
+        command.arg(SCRIPT).arg(package).arg(secret).args(redirects).env("HOME", home.path());
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
-use pgark_testkit::{OidcProvider, Pgark, Scratch};
+use pgark_testkit::{Browser, OidcProvider, Pgark, Scratch};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -68,6 +68,23 @@ fn signs_in<'a>(serving: &'a Serving, provider: &OidcProvider, account: &str) ->
     Visitor { serving, cookie: cookie(&head, "pgark_session").expect("a session") }
 }
 
+/// To a browser the provider is another site (127.0.0.1, and not localhost), and what a way from there leads to gets no cookie of
+/// ours; the page that goes on does.
+fn a_browser_comes_back_with_its_session(provider_host: &str, own: &str) {
+    let browser = match Browser::start() {
+        Ok(browser) => browser,
+        Err(why) => pgark_testkit::skip!("{why}"),
+    };
+    // Cookies know no ports: the provider gets it too.
+    browser.open(&format!("{provider_host}/sign-in"));
+    browser.value(&format!("document.cookie = 'account={ADA}; path=/'"));
+    browser.open(&format!("{own}/jobs"));
+    browser.press("Sign in with Local");
+    until("the jobs", || (browser.value("document.querySelector('.caller')?.textContent") == "ada").then_some(()));
+    assert_eq!(browser.url(), format!("{own}/jobs"));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
 #[test]
 fn people_of_a_provider_may_do_what_their_groups_give_them() {
     let scratch = Scratch::new("oidc");
@@ -87,7 +104,9 @@ fn people_of_a_provider_may_do_what_their_groups_give_them() {
     let log = scratch.join("log");
     let serving = Serving::logged(&pgark, &log);
     let url = format!("http://{}", serving.address);
-    let provider = match OidcProvider::start(SECRET, &format!("{url}/sign-in/oidc/callback")) {
+    let local = url.replace("127.0.0.1", "localhost");
+    let back = [&url, &local].map(|url| format!("{url}/sign-in/oidc/callback"));
+    let provider = match OidcProvider::start(SECRET, &back) {
         Ok(provider) => provider,
         Err(why) => pgark_testkit::skip!("{why}"),
     };
@@ -176,6 +195,14 @@ fn people_of_a_provider_may_do_what_their_groups_give_them() {
     reload("Public", &provider.issuer, "client_id = \"pgark-public\"\n", ROLES);
     let again = signs_in(&serving, &provider, ADA);
     assert_eq!(again.ask("GET", "/api/v1/me", "").1["grants"], grants);
+
+    write("Local", &provider.issuer, &confidential, ROLES);
+    let text =
+        fs::read_to_string(&config).expect("readable").replace(&format!("url = \"{url}"), &format!("url = \"{local}"));
+    fs::write(&config, text).expect("written");
+    serving.signal(Signal::HUP);
+    until("localhost", || serving.raw("GET", "/sign-in", "", "").1.contains("Sign in with Local<").then_some(()));
+    a_browser_comes_back_with_its_session(&url, &local);
 
     // Rights are those of now: of the settings, at each request.
     let viewers = ROLES.split_inclusive("role = \"viewer\"\n").next().expect("the first");
