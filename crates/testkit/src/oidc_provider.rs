@@ -42,10 +42,12 @@ impl OidcProvider {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| format!("node does not start: {e}: run scripts/setup-debian.sh --servers"))?;
-        let mut issuer = String::new();
-        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut issuer).expect("a line");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let issuer = lines.next().expect("a line").expect("text");
+        // What it says later is not read, and must not stop it.
+        std::thread::spawn(move || lines.for_each(drop));
         assert!(issuer.starts_with("http://127.0.0.1:"), "the provider does not listen: {issuer}");
-        Ok(OidcProvider { child, issuer: issuer.trim().to_owned(), _home: home })
+        Ok(OidcProvider { child, issuer, _home: home })
     }
 
     /// What a browser does that is sent there, and signs in with this account: where it is sent back to.

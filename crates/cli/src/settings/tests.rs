@@ -230,23 +230,23 @@ fn a_wrong_type_or_value_is_an_error_with_its_place_and_key() {
         ("[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'", "missing field `url`"),
         (
             "[server.oidc]\nurl = 'http://localhost'\nclient_id = 'c'\nissuer = 'http://i.example.org'",
-            ":5:10: server.oidc.issuer: it begins",
+            ":4:10: server.oidc.issuer: it begins",
         ),
         (
             "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://b.example.org'",
-            ":5:7: server.oidc.url: the server does not answer",
+            ":4:7: server.oidc.url: the server does not answer",
         ),
         (
             "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\nroles = []",
-            ":6:9: server.oidc.roles: nobody could",
+            ":5:9: server.oidc.roles: nobody could",
         ),
         (
             "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\nclient_secret_file = 's'",
-            ":6:22: server.oidc.client_secret_file: the path must be absolute",
+            ":5:22: server.oidc.client_secret_file: the path must be absolute",
         ),
         (
             "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\nsession = '1s'",
-            ":6:11: server.oidc.session: it is between",
+            ":5:11: server.oidc.session: it is between",
         ),
         (
             "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\n[[server.oidc.roles]]\ngroup = 'g'\nrole = 'root'",
