@@ -14,7 +14,7 @@ servers=no
 check=no
 store=$(dirname "${BASH_SOURCE[0]}")/../target/test-servers
 moto_version=5.2.5 azurite_version=3.35.0 s3s_version=0.14.1 aiosmtpd_version=1.4.6 schemathesis_version=4.32.5
-axe_version=4.14.1
+axe_version=4.14.1 oidc_version=8.8.1
 for word in "$@"; do
     case $word in
         --majors) majors=yes ;;
@@ -146,6 +146,10 @@ axe() {
     npm install --prefix "$2" --no-audit --no-fund --loglevel=error "axe-core@$axe_version"
     mv "$2" "$1"
 }
+oidc() {
+    npm install --prefix "$2" --no-audit --no-fund --loglevel=error "oidc-provider@$oidc_version"
+    mv "$2" "$1"
+}
 mail() { # as moto
     rmdir "$2"
     python3 -m venv "$1" && "$1/bin/pip" install --quiet "aiosmtpd==$aiosmtpd_version" || { rm -rf "$1"; return 1; }
@@ -163,6 +167,7 @@ if [ "$servers" = yes ]; then
     install_server mail bin/python mail
     install_server schemathesis bin/st requests
     install_server axe node_modules/axe-core/axe.min.js axe
+    install_server oidc node_modules/oidc-provider/lib/index.js oidc
 fi
 
 # pg_dump, pg_restore and the like of the other majors: packages of other releases, unpacked and not installed, started by

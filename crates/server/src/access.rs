@@ -90,6 +90,8 @@ pub enum Means {
     User,
     /// Of a client, on the connection
     Certificate,
+    /// Signed in by a provider of OpenID Connect
+    Oidc,
 }
 
 impl Means {
@@ -98,7 +100,28 @@ impl Means {
             Means::Token => "token",
             Means::User => "user",
             Means::Certificate => "certificate",
+            Means::Oidc => "oidc",
         }
+    }
+}
+
+/// A role, and what of the clusters it is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Grant {
+    pub role: Role,
+    /// None: every cluster.
+    pub cluster: Option<String>,
+}
+
+impl Grant {
+    fn may(&self, right: Right, cluster: Option<&str>) -> bool {
+        let in_scope = match (&self.cluster, cluster) {
+            (None, _) => true,
+            (Some(own), Some(asked)) => own == asked,
+            // What is about no cluster in particular shows of each caller's own alone; changing it takes all.
+            (Some(_), None) => matches!(right, Right::Anyone | Right::View),
+        };
+        in_scope && self.role.may(right)
     }
 }
 
@@ -106,12 +129,11 @@ impl Means {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub means: Means,
-    /// Of a token its id, of a user the name, of a certificate its subject.
+    /// Of a token its id, of a user the name, of a certificate its subject, of somebody else's word for a person what it calls them.
     pub id: String,
     pub name: String,
-    pub role: Role,
-    /// None: every cluster.
-    pub cluster: Option<String>,
+    /// One of tokens, users and certificates; of people in groups, one for each group. They add up. Without any nothing is allowed.
+    pub grants: Vec<Grant>,
 }
 
 impl Caller {
@@ -122,21 +144,41 @@ impl Caller {
 
     /// For lists and logs.
     pub fn shown(&self) -> String {
-        format!("{} {}", self.means.word(), self.name)
+        match self.means {
+            // Who signs people in may let them choose what they are called, and may not let them choose who they are.
+            Means::Oidc if self.name != self.id => format!("oidc {} ({})", self.name, self.id),
+            means => format!("{} {}", means.word(), self.name),
+        }
     }
 
     pub fn may(&self, right: Right, cluster: Option<&str>) -> bool {
-        let in_scope = match (&self.cluster, cluster) {
-            (None, _) => true,
-            (Some(own), Some(asked)) => own == asked,
-            // What is about no cluster in particular shows of each caller's own alone; changing it takes all.
-            (Some(_), None) => matches!(right, Right::Anyone | Right::View),
-        };
-        in_scope && self.role.may(right)
+        self.grants.iter().any(|grant| grant.may(right, cluster))
+    }
+
+    /// On some cluster.
+    pub fn may_somewhere(&self, right: Right) -> bool {
+        self.grants.iter().any(|grant| grant.role.may(right))
     }
 
     pub fn sees(&self, cluster: &str) -> bool {
         self.may(Right::View, Some(cluster))
+    }
+
+    pub fn sees_all(&self) -> bool {
+        self.grants.iter().any(|grant| grant.cluster.is_none())
+    }
+
+    /// The clusters that it is for; None: every cluster.
+    pub fn clusters(&self) -> Option<Vec<String>> {
+        let named = || self.grants.iter().filter_map(|grant| grant.cluster.clone()).collect();
+        (!self.sees_all()).then(named)
+    }
+
+    /// What it may do on a cluster with the strongest of its roles; the first of equals.
+    pub fn strongest(&self) -> Option<&Grant> {
+        let rights = [Right::View, Right::Operate, Right::Recover, Right::Administer];
+        let strength = |grant: &Grant| rights.iter().filter(|right| grant.role.may(**right)).count();
+        self.grants.iter().rev().max_by_key(|grant| strength(grant))
     }
 }
 
@@ -183,7 +225,8 @@ impl TokenRecord {
     }
 
     pub fn caller(self) -> Caller {
-        Caller { means: Means::Token, id: self.id, name: self.name, role: self.role, cluster: self.cluster }
+        let grants = vec![Grant { role: self.role, cluster: self.cluster }];
+        Caller { means: Means::Token, id: self.id, name: self.name, grants }
     }
 }
 
@@ -204,14 +247,38 @@ mod tests {
             means: Means::Token,
             id: "t".into(),
             name: "n".into(),
-            role: Role::Admin,
-            cluster: cluster.map(str::to_owned),
+            grants: vec![Grant { role: Role::Admin, cluster: cluster.map(str::to_owned) }],
         };
         for right in rights {
             assert!(caller(None).may(right, Some("a")) && caller(None).may(right, None));
             assert!(caller(Some("a")).may(right, Some("a")) && !caller(Some("a")).may(right, Some("b")));
         }
         assert!(!caller(Some("a")).may(Right::Administer, None));
+    }
+
+    #[test]
+    fn several_grants_add_up_and_none_allows_nothing() {
+        let grant = |role: Role, cluster: Option<&str>| Grant { role, cluster: cluster.map(str::to_owned) };
+        let caller = |grants: &[Grant]| Caller {
+            means: Means::Oidc,
+            id: "4711".into(),
+            name: "ada".into(),
+            grants: grants.to_vec(),
+        };
+        let both = caller(&[grant(Role::Viewer, None), grant(Role::Admin, Some("a"))]);
+        assert!(both.sees("b") && both.sees_all() && both.clusters().is_none());
+        assert!(both.may(Right::Administer, Some("a")) && !both.may(Right::Operate, Some("b")));
+        assert!(!both.may(Right::Administer, None), "of no cluster in particular, and one's own is no more than one");
+        assert!(both.may_somewhere(Right::Administer));
+        assert_eq!(both.strongest(), Some(&grant(Role::Admin, Some("a"))));
+        let some = caller(&[grant(Role::Viewer, Some("a")), grant(Role::AppAdmin, Some("b"))]);
+        assert!(some.sees("a") && some.sees("b") && !some.sees("c"));
+        assert_eq!(some.clusters(), Some(vec!["a".to_owned(), "b".to_owned()]));
+        let nobody = caller(&[]);
+        assert!(
+            !nobody.may(Right::View, None) && !nobody.may_somewhere(Right::View) && nobody.clusters() == Some(vec![])
+        );
+        assert_eq!((both.identity().as_str(), both.shown().as_str()), ("oidc:4711", "oidc ada (4711)"));
     }
 
     #[test]

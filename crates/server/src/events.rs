@@ -217,11 +217,16 @@ impl Drop for Listening {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::{Means, Role};
+    use crate::access::{Grant, Means, Role};
 
     fn caller(cluster: Option<&str>) -> Caller {
         let cluster = cluster.map(str::to_owned);
-        Caller { means: Means::Token, id: "t".into(), name: "n".into(), role: Role::Viewer, cluster }
+        Caller {
+            means: Means::Token,
+            id: "t".into(),
+            name: "n".into(),
+            grants: vec![Grant { role: Role::Viewer, cluster }],
+        }
     }
 
     fn changed(cluster: &str) -> Changed {

@@ -11,6 +11,7 @@ mod known;
 pub mod lookup;
 pub mod metrics;
 pub mod notify;
+pub mod oidc;
 mod printing;
 pub mod refresh;
 pub mod schedule;

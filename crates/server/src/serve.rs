@@ -13,6 +13,7 @@ use crate::http::Serving;
 use crate::http::tls::TlsFiles;
 use crate::jobs::{JobState, Program, Runner, RunnerOptions};
 use crate::notify::Manager;
+use crate::oidc::OidcConfig;
 use crate::refresh::{Refresher, TICK};
 use crate::schedule::{self, Scheduled};
 use crate::state::{Filter, Keep, Result, State};
@@ -51,6 +52,8 @@ pub struct WebConfig {
     pub approve_within: Duration,
     /// How long one who has signed in stays so.
     pub session: Duration,
+    /// Who else signs people in.
+    pub oidc: Option<OidcConfig>,
 }
 
 impl Default for WebConfig {
@@ -63,6 +66,7 @@ impl Default for WebConfig {
             require_second_person: false,
             approve_within: Duration::from_secs(3600),
             session: Duration::from_secs(12 * 3600),
+            oidc: None,
         }
     }
 }

@@ -39,6 +39,7 @@ pub fn run(args: ConfigArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     match args.command {
         ConfigCommand::Check => {
             tls(&context)?;
+            super::serve::check_oidc(&context.settings)?;
             let report = context.settings.check_report();
             output::result(global.form(), &report, || report.to_text())?;
         }

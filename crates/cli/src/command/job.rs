@@ -69,8 +69,12 @@ pub fn run(args: &JobArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 }
 
 fn list(args: &ListArgs, global: &GlobalArgs, state: &State) -> Result<Outcome, Failure> {
-    let filter =
-        Filter { cluster: global.cluster.clone(), state: args.state, before: None, limit: usize::from(args.last) };
+    let filter = Filter {
+        clusters: global.cluster.clone().map(|c| vec![c]),
+        state: args.state,
+        before: None,
+        limit: usize::from(args.last),
+    };
     let jobs = state.jobs(&filter).map_err(state_failure)?;
     let document = serde_json::json!({"schema": SCHEMA, "jobs": jobs});
     output::result(global.form(), &document, || {

@@ -22,6 +22,7 @@ use super::context::Context;
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
+use crate::secret::SecretSource;
 use crate::settings::files::Environment;
 use crate::settings::schedule::{Job, Schedule};
 use crate::settings::units::Span;
@@ -97,15 +98,16 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     tell_what_is_lost(&lost);
     if is_reached && !somebody_may_ask(settings, &state)? {
         return Err(reached(listen, "and nobody could sign in")
-            .hint("'pgark user add' or 'pgark token create' first, or [[server.tls.clients]]"));
+            .hint("'pgark user add' or 'pgark token create' first, or [[server.tls.clients]] or [server.oidc]"));
     }
+    check_oidc(settings)?;
     let config = Shared::new(config(settings)?);
     let signals = watched_signals()?;
     let options = Options { program: program(global)?, running_max: args.running.into(), drain: args.drain.0 };
     let mut reload = || {
         let overrides = global.overrides().map_err(|f| f.to_string())?;
         let settings = Settings::load(&overrides, &Environment::from_process()).map_err(|f| f.to_string())?;
-        self::config(&settings).map_err(|f| f.to_string())
+        check_oidc(&settings).and_then(|()| self::config(&settings)).map_err(|f| f.to_string())
     };
     let lookups = Lookups::new(Some(options.program.clone()), state.dir().to_owned());
     let serving = Serving::start(listen, state.clone(), config.clone(), lookups).map_err(|e| match e {
@@ -131,7 +133,27 @@ fn reached(listen: SocketAddr, how: &str) -> Failure {
 
 fn somebody_may_ask(settings: &Settings, state: &State) -> Result<bool, Failure> {
     let by_certificate = settings.server.tls.as_ref().is_some_and(|tls| !tls.clients.is_empty());
-    Ok(by_certificate || state.somebody_may_ask(Timestamp::now()).map_err(state_failure)?)
+    Ok(by_certificate
+        || settings.server.oidc.is_some()
+        || state.somebody_may_ask(Timestamp::now()).map_err(state_failure)?)
+}
+
+/// A secret or certificates that could not be used when somebody signs in. The provider is not asked.
+pub fn check_oidc(settings: &Settings) -> Result<(), Failure> {
+    let Some(section) = &settings.server.oidc else { return Ok(()) };
+    if let Some(file) = &section.client_secret_file {
+        let secret = SecretSource::File(file.clone()).read()?;
+        if secret.is_none_or(|secret| secret.expose_str().is_none()) {
+            let message = format!("the secret in {} is no text", file.display());
+            return Err(
+                Failure::usage("E-SERVER-OIDC", message).hint("the file holds what the provider gave, on one line")
+            );
+        }
+    }
+    section.config().check().map_err(|why| {
+        Failure::usage("E-SERVER-OIDC", why)
+            .hint("client_secret_file and ca_file in [server.oidc] name files that can be used")
+    })
 }
 
 pub fn tls_failure(error: &TlsError) -> Failure {

@@ -157,7 +157,7 @@ fn source((name, inline, file, command): Given<'_>) -> Result<SecretSource, Stri
 }
 
 /// Read when it is used.
-fn text(source: SecretSource) -> Text {
+pub(super) fn read_later(source: SecretSource) -> Text {
     Arc::new(move || {
         let read = source.read().map_err(|failure| failure.to_string())?;
         let secret = read.ok_or_else(|| "no secret is configured".to_owned())?;
@@ -169,7 +169,7 @@ fn text(source: SecretSource) -> Text {
 fn some(given: Given<'_>) -> Result<Option<Text>, String> {
     Ok(match source(given)? {
         SecretSource::None => None,
-        source => Some(text(source)),
+        source => Some(read_later(source)),
     })
 }
 

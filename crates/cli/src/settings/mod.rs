@@ -7,6 +7,7 @@ pub mod alerts;
 pub mod explain;
 pub mod files;
 pub mod nearest;
+pub mod oidc;
 pub mod recover;
 pub mod repo_url;
 pub mod repoint;

@@ -10,14 +10,15 @@ use pgark_server::serve::{CertificateRule, WebConfig};
 use pgark_server::state::Keep;
 use serde::{Deserialize, Serialize};
 
+use super::oidc::OidcSection;
 use super::units::Span;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const REQUESTS_PER_SECOND: u32 = 200;
 const REQUESTS_PER_SECOND_MAX: u32 = 100_000;
 const APPROVE_WITHIN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-const SESSION_MIN: Duration = Duration::from_secs(60);
-const SESSION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const SESSION_MIN: Duration = Duration::from_secs(60);
+pub(super) const SESSION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +45,8 @@ pub struct Server {
     pub keep_jobs: u32,
     /// How it is asked in secret; in the clear when left out
     pub tls: Option<TlsSection>,
+    /// Who else signs people in, by OpenID Connect; only users and tokens when left out
+    pub oidc: Option<OidcSection>,
 }
 
 /// All in PEM.
@@ -90,6 +93,7 @@ impl Default for Server {
             keep_jobs_days: keep.days,
             keep_jobs: keep.jobs,
             tls: None,
+            oidc: None,
         }
     }
 }
@@ -127,6 +131,9 @@ impl Server {
             if value == 0 {
                 return wrong(&[key], "some history is kept", "90 days and 10000 jobs when they are left out");
             }
+        }
+        if let Some(oidc) = &self.oidc {
+            oidc.check(&self.names)?;
         }
         let Some(tls) = &self.tls else { return Ok(()) };
         if tls.require_client_certificate && tls.client_ca.is_none() {
@@ -169,6 +176,7 @@ impl Server {
             require_second_person: self.require_second_person,
             approve_within: self.approve_within.0,
             session: self.session.0,
+            oidc: self.oidc.as_ref().map(OidcSection::config),
         }
     }
 }

@@ -227,6 +227,35 @@ fn a_wrong_type_or_value_is_an_error_with_its_place_and_key() {
             "[server.tls]\ncertificate = '/c'\nkey = '/k'\nclient_ca = '/a'\n[[server.tls.clients]]\nsubject = 'CN=a'\nrole = 'viewer'\ncluster = 'x'",
             "server.tls.clients.0.cluster: no such cluster",
         ),
+        ("[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'", "missing field `url`"),
+        (
+            "[server.oidc]\nurl = 'http://localhost'\nclient_id = 'c'\nissuer = 'http://i.example.org'",
+            ":4:10: server.oidc.issuer: it begins",
+        ),
+        (
+            "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://b.example.org'",
+            ":4:7: server.oidc.url: the server does not answer",
+        ),
+        (
+            "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\nroles = []",
+            ":5:9: server.oidc.roles: nobody could",
+        ),
+        (
+            "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\nclient_secret_file = 's'",
+            ":5:22: server.oidc.client_secret_file: the path must be absolute",
+        ),
+        (
+            "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\nsession = '1s'",
+            ":5:11: server.oidc.session: it is between",
+        ),
+        (
+            "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\n[[server.oidc.roles]]\ngroup = 'g'\nrole = 'root'",
+            "'root' is not known here",
+        ),
+        (
+            "[server.oidc]\nissuer = 'https://i'\nclient_id = 'c'\nurl = 'https://localhost'\n[[server.oidc.roles]]\ngroup = 'g'\nrole = 'viewer'\nclusters = ['x']",
+            "server.oidc.roles.0.clusters.0: no such cluster",
+        ),
         ("[[schedules]]\njob='backup'\ncluster='main'\ncron='61 * * * *'\n[clusters.main]", "the minute is between"),
         ("[[schedules]]\njob='backup'\ncluster='mian'\ncron='1 * * * *'\n[clusters.main]", "no such cluster"),
         ("[[schedules]]\njob='expire'\ntype='full'\ncluster='main'\ncron='@daily'", "only a backup has a type"),

@@ -60,21 +60,34 @@ fn server(document: &Document, tree: &Node) -> Result<(), Failure> {
             absolute(tree, &["server", "tls", key], path.map(PathBuf::as_path))?;
         }
     }
+    if let Some(oidc) = &server.oidc {
+        absolute(tree, &["server", "oidc", "client_secret_file"], oidc.client_secret_file.as_deref())?;
+        absolute(tree, &["server", "oidc", "ca_file"], oidc.ca_file.as_deref())?;
+    }
     server.check().map_err(|wrong| {
         let path: Vec<&str> = ["server"].into_iter().chain(wrong.path.iter().map(String::as_str)).collect();
         complaint(tree, &path, "E-CONFIG-VALUE", &wrong.message).hint(wrong.hint)
     })?;
     let clients = server.tls.iter().flat_map(|tls| &tls.clients).enumerate();
     for (index, cluster) in clients.filter_map(|(index, client)| Some((index, client.cluster.as_ref()?))) {
-        if !document.clusters.contains_key(cluster) {
-            let index = index.to_string();
-            let failure =
-                complaint(tree, &["server", "tls", "clients", &index, "cluster"], "E-CONFIG-VALUE", "no such cluster");
-            let near = nearest(cluster, document.clusters.keys().map(String::as_str));
-            return Err(if let Some(near) = near { failure.hint(format!("did you mean '{near}'?")) } else { failure });
+        known_cluster(document, tree, &["server", "tls", "clients", &index.to_string(), "cluster"], cluster)?;
+    }
+    for (index, rule) in server.oidc.iter().flat_map(|oidc| &oidc.roles).enumerate() {
+        for (place, cluster) in rule.clusters.iter().flatten().enumerate() {
+            let (index, place) = (index.to_string(), place.to_string());
+            known_cluster(document, tree, &["server", "oidc", "roles", &index, "clusters", &place], cluster)?;
         }
     }
     Ok(())
+}
+
+fn known_cluster(document: &Document, tree: &Node, path: &[&str], cluster: &str) -> Result<(), Failure> {
+    if document.clusters.contains_key(cluster) {
+        return Ok(());
+    }
+    let failure = complaint(tree, path, "E-CONFIG-VALUE", "no such cluster");
+    let near = nearest(cluster, document.clusters.keys().map(String::as_str));
+    Err(if let Some(near) = near { failure.hint(format!("did you mean '{near}'?")) } else { failure })
 }
 
 /// Who is told, as it is written.

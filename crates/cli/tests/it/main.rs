@@ -38,6 +38,7 @@ mod names;
 mod nested;
 mod never_short;
 mod object_store;
+mod oidc;
 mod packaging;
 mod parity;
 mod pharmacy;

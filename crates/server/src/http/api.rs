@@ -52,8 +52,10 @@ pub fn openapi(_: &Api, _: &Asked<'_>) -> Made {
 pub fn me(_: &Api, asked: &Asked<'_>) -> Made {
     let caller = asked.caller()?;
     let rights = [Right::View, Right::Operate, Right::Recover, Right::Administer];
-    let rights: Vec<Right> = rights.into_iter().filter(|right| caller.role.may(*right)).collect();
-    ok(json!({"name": caller.name, "role": caller.role, "cluster": caller.cluster, "rights": rights}))
+    let rights: Vec<Right> = rights.into_iter().filter(|right| caller.may_somewhere(*right)).collect();
+    let own = caller.strongest();
+    let (role, cluster) = (own.map(|o| o.role), own.and_then(|o| o.cluster.as_deref()));
+    ok(json!({"name": caller.name, "role": role, "cluster": cluster, "grants": caller.grants, "rights": rights}))
 }
 
 pub fn clusters(api: &Api, asked: &Asked<'_>) -> Made {
@@ -182,12 +184,12 @@ pub fn jobs(api: &Api, asked: &Asked<'_>) -> Made {
 pub fn jobs_of(api: &Api, asked: &Asked<'_>, cluster: Option<&str>) -> Made {
     let caller = asked.caller()?;
     let state = asked.query("state").map(str::parse::<JobState>).transpose().map_err(Problem::wrong)?;
-    let cluster = match (cluster, &caller.cluster) {
-        (Some(cluster), _) if !caller.sees(cluster) => return Err(Problem::not_found()),
-        (Some(cluster), _) => Some(cluster.to_owned()),
-        (None, own) => own.clone(),
+    let clusters = match cluster {
+        Some(cluster) if !caller.sees(cluster) => return Err(Problem::not_found()),
+        Some(cluster) => Some(vec![cluster.to_owned()]),
+        None => caller.clusters(),
     };
-    let filter = Filter { cluster, state, before: asked.query("before").map(str::to_owned), limit: limit(asked)? };
+    let filter = Filter { clusters, state, before: asked.query("before").map(str::to_owned), limit: limit(asked)? };
     let jobs = api.state.jobs(&filter)?;
     ok(json!({"jobs": jobs.iter().map(|job| shown(job, false, api)).collect::<Vec<_>>()}))
 }

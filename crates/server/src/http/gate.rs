@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::listen::Peer;
 use super::session::cookie;
 use super::{Api, Problem};
-use crate::access::{Caller, Means};
+use crate::access::{Caller, Grant, Means};
 
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 const URI_BYTES_MAX: usize = 4096;
@@ -141,16 +141,23 @@ pub fn caller(
             let look = |token: &str| Ok(api.state.caller(token, now)?);
             (guessed(api, from, token, look)?, false)
         }
-        (None, Some(session), _) => {
-            let look = |session: &str| Ok(api.state.session_caller(session, now)?);
-            (guessed(api, from, Some(session), look)?, true)
-        }
+        (None, Some(session), _) => (guessed(api, from, Some(session), |session| signed_in(api, session, now))?, true),
         (None, None, Some(subject)) => (of_certificate(api, subject), false),
         (None, None, None) => (None, false),
     };
     let caller = found.ok_or_else(nobody)?;
     api.limits.of_caller(&caller.identity()).map_err(Problem::too_many)?;
     Ok((caller, by_cookie))
+}
+
+/// A user, a token, or somebody whom the provider signed in: with the rights that they have now.
+fn signed_in(api: &Api, session: &str, now: Timestamp) -> Result<Option<Caller>, Problem> {
+    if let Some(caller) = api.state.session_caller(session, now)? {
+        return Ok(Some(caller));
+    }
+    let config = api.config.get();
+    let Some(oidc) = &config.web.oidc else { return Ok(None) };
+    Ok(api.state.person(session, now)?.and_then(|person| oidc.caller(person)))
 }
 
 fn nobody() -> Problem {
@@ -187,7 +194,6 @@ fn of_certificate(api: &Api, subject: &str) -> Option<Caller> {
         means: Means::Certificate,
         id: subject.to_owned(),
         name: subject.to_owned(),
-        role: rule.role,
-        cluster: rule.cluster.clone(),
+        grants: vec![Grant { role: rule.role, cluster: rule.cluster.clone() }],
     })
 }

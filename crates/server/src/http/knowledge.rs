@@ -29,7 +29,7 @@ const DAYS: SignedDuration = SignedDuration::from_hours(90 * 24);
 fn of_host(api: &Api, asked: &Asked<'_>, kind: &str, key: &str, about: impl Fn(&Value) -> Option<&str>) -> Made {
     let found = api.state.document(kind, HOST)?;
     let all = found.as_ref().map_or(&[][..], |d| list(&d.document, key));
-    let sees_all = asked.caller()?.cluster.is_none();
+    let sees_all = asked.caller()?.sees_all();
     let shown = all.iter().filter(|one| sees_all || about(one).is_some_and(|cluster| asked.sees(cluster)));
     ok(json!({"source": source(found.as_ref()), key: shown.collect::<Vec<_>>()}))
 }
@@ -56,7 +56,7 @@ pub fn settings(api: &Api, asked: &Asked<'_>) -> Made {
     };
     let found = api.state.document("settings", HOST)?;
     let all = found.as_ref().map_or(&[][..], |d| list(&d.document, "settings"));
-    let sees_all = asked.caller()?.cluster.is_none();
+    let sees_all = asked.caller()?.sees_all();
     let shown = all.iter().filter(|one| sees_all || of_cluster(one).is_some_and(|cluster| asked.sees(&cluster)));
     ok(json!({"source": source(found.as_ref()), "settings": shown.collect::<Vec<_>>()}))
 }
@@ -77,10 +77,10 @@ pub fn history(api: &Api, asked: &Asked<'_>) -> Made {
 /// Of what concerns a repository as a whole, other clusters' events are not for those who see one cluster alone.
 pub fn audit(api: &Api, asked: &Asked<'_>) -> Made {
     let mut value = listed(api, asked, "audit", "events")?;
-    if let Some(own) = &asked.caller()?.cluster
+    if !asked.caller()?.sees_all()
         && let Some(events) = value.get_mut("events").and_then(Value::as_array_mut)
     {
-        events.retain(|event| event.get("cluster").is_some_and(|cluster| cluster == own));
+        events.retain(|event| event.get("cluster").and_then(Value::as_str).is_some_and(|cluster| asked.sees(cluster)));
     }
     ok(value)
 }
@@ -93,10 +93,11 @@ pub fn capacity(api: &Api, asked: &Asked<'_>) -> Made {
         None => vec![],
     };
     // What others have in the same repository is not for those who see one cluster alone.
-    if let Some(own) = &asked.caller()?.cluster {
+    if !asked.caller()?.sees_all() {
+        let of = |one: &Value, key: &str| one.get(key).and_then(Value::as_str).is_some_and(|name| asked.sees(name));
         for pointer in ["/used/clusters", "/cost/restores"] {
             if let Some(all) = room.pointer_mut(pointer).and_then(Value::as_array_mut) {
-                all.retain(|one| ["name", "cluster"].iter().any(|key| one.get(key).is_some_and(|name| name == own)));
+                all.retain(|one| ["name", "cluster"].iter().any(|key| of(one, key)));
             }
         }
     }

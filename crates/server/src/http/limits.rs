@@ -15,6 +15,8 @@ const BURST_S: f64 = 5.0;
 const FAILURES: (f64, Duration) = (20.0, Duration::from_secs(10));
 /// Passwords for one name from one address. Together with the address, so that nobody locks others out.
 const SIGN_INS: (f64, Duration) = (5.0, Duration::from_secs(60));
+/// Sign-ins by the provider that one address begins.
+const BEGUN: (f64, Duration) = (20.0, Duration::from_secs(3));
 
 struct Bucket {
     left: f64,
@@ -69,6 +71,7 @@ pub struct Limits {
     callers: Mutex<Buckets>,
     failures: Mutex<Buckets>,
     sign_ins: Mutex<Buckets>,
+    begun: Mutex<Buckets>,
 }
 
 impl Limits {
@@ -76,7 +79,8 @@ impl Limits {
         let rate = f64::from(per_second.max(1));
         let requests = || Mutex::new(Buckets::new(rate * BURST_S, rate));
         let rare = |(size, every): (f64, Duration)| Mutex::new(Buckets::new(size, 1.0 / every.as_secs_f64()));
-        Limits { addresses: requests(), callers: requests(), failures: rare(FAILURES), sign_ins: rare(SIGN_INS) }
+        let (failures, sign_ins, begun) = (rare(FAILURES), rare(SIGN_INS), rare(BEGUN));
+        Limits { addresses: requests(), callers: requests(), failures, sign_ins, begun }
     }
 
     /// A request of somebody unknown.
@@ -103,6 +107,11 @@ impl Limits {
     /// As `may_fail`, of a password.
     pub fn may_sign_in(&self, name: &str, address: IpAddr) -> Result<(), Duration> {
         locked(&self.sign_ins).take(&format!("{address} {name}"), Instant::now())
+    }
+
+    /// Each asks the provider, and is remembered for a while.
+    pub fn may_begin(&self, address: IpAddr) -> Result<(), Duration> {
+        locked(&self.begun).take(&address.to_string(), Instant::now())
     }
 
     pub fn signed_in(&self, name: &str, address: IpAddr) {

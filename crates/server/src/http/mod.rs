@@ -38,6 +38,7 @@ use serde_json::Value;
 use crate::access::{Caller, Means, Right};
 use crate::events::{Events, Listening};
 use crate::lookup::Lookups;
+use crate::oidc::Oidc;
 use crate::serve::{Config, Shared};
 use crate::state::State;
 use gate::{HEADER_BYTES_MAX, Origin};
@@ -68,13 +69,15 @@ pub struct Api {
     waiting: Arc<AtomicUsize>,
     /// Passwords that are being compared.
     comparing: Arc<AtomicUsize>,
+    oidc: Arc<Oidc>,
 }
 
 impl Api {
     fn new(state: State, config: Shared, lookups: Lookups) -> Api {
         let limits = Arc::new(Limits::new(config.get().web.requests_per_second));
         let (events, ready) = (Events::default(), Arc::new(AtomicBool::new(true)));
-        Api { state, config, lookups, events, ready, limits, waiting: Arc::default(), comparing: Arc::default() }
+        let (waiting, comparing, oidc) = (Arc::default(), Arc::default(), Arc::default());
+        Api { state, config, lookups, events, ready, limits, waiting, comparing, oidc }
     }
 }
 
@@ -348,7 +351,7 @@ fn answer(
         // Routes that find their cluster in a job compare it themselves, once more.
         let allowed = match (cluster, route.finds_cluster) {
             (Some(_), _) => caller.may(route.right, cluster),
-            (None, true) => caller.role.may(route.right),
+            (None, true) => caller.may_somewhere(route.right),
             (None, false) => caller.may(route.right, None),
         };
         if !allowed {

@@ -201,6 +201,8 @@ pub const ROUTES: &[Route] = &[
     Route::page("/", View, page::clusters::all).finds_cluster(),
     Route::page("/sign-in", Anyone, page::sign::form),
     Route::form("/sign-in", Anyone, page::sign::sign_in),
+    Route::page("/sign-in/oidc", Anyone, page::oidc::begin),
+    Route::page("/sign-in/oidc/callback", Anyone, page::oidc::returned),
     Route::form("/sign-out", View, page::sign::sign_out).finds_cluster(),
     Route::page("/clusters/{cluster}", View, page::clusters::one),
     Route::page("/clusters/{cluster}/plan", View, page::plan::plan),

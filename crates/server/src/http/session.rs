@@ -15,6 +15,8 @@ use crate::state::Result;
 pub const COOKIE: &str = "pgark_session";
 /// Of the form that signs in, when there is no session yet.
 const FORM_COOKIE: &str = "pgark_form";
+/// Of a sign-in by the provider that is under way.
+const FLOW_COOKIE: &str = "pgark_oidc";
 /// What a word is made for (`blake3::derive_key`).
 const WORD: &str = "pgark 2026-11-22 15:00:00 word of the forms of a session";
 const RANDOM_BYTES: usize = 32;
@@ -59,6 +61,17 @@ pub fn form_word(is_https: bool) -> Result<(String, String)> {
 /// Whether the form that signs in was one of ours.
 pub fn is_form_word(headers: &HeaderMap, given: &str) -> bool {
     !given.is_empty() && sent(headers, FORM_COOKIE).is_some_and(|sent| hash(sent) == hash(given))
+}
+
+/// What a browser keeps while the provider signs somebody in. It comes back with the provider's answer, which is a request from
+/// elsewhere: with `Strict` it would not. Nothing is done with it but that.
+pub fn flow(secret: &str, seconds: u64, is_https: bool) -> String {
+    let secure = if is_https { "; Secure" } else { "" };
+    format!("{FLOW_COOKIE}={secret}; Path=/sign-in/oidc; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}")
+}
+
+pub fn flow_cookie(headers: &HeaderMap) -> Option<&str> {
+    sent(headers, FLOW_COOKIE)
 }
 
 pub fn forged() -> Problem {

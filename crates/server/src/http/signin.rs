@@ -28,7 +28,9 @@ pub fn sign_in(api: &Api, asked: &Asked<'_>) -> Made {
     let wrong = |_| Problem::wrong("what is sent is a name and a password, and nothing else");
     let given: SignIn = serde_json::from_value(asked.body.clone()).map_err(wrong)?;
     let (user, cookie) = by_password(api, asked, &given.name, &given.password)?;
-    let document = json!({"schema": 1, "name": user.name, "role": user.role, "cluster": user.cluster});
+    let own = user.strongest();
+    let (role, cluster) = (own.map(|o| o.role), own.and_then(|o| o.cluster.as_deref()));
+    let document = json!({"schema": 1, "name": user.name, "role": role, "cluster": cluster});
     Ok(Answer::Cookie(document, cookie))
 }
 

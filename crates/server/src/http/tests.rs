@@ -1,4 +1,5 @@
 mod fuzzed;
+mod oidc;
 mod pages;
 mod people;
 mod wire;

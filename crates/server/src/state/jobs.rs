@@ -15,7 +15,8 @@ pub const LIST_MAX: usize = 1000;
 /// Which jobs are listed; the newest first.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    pub cluster: Option<String>,
+    /// Those of any of these; None: of every cluster.
+    pub clusters: Option<Vec<String>>,
     pub state: Option<JobState>,
     /// Started before this one was created: for the next page.
     pub before: Option<String>,
@@ -69,8 +70,9 @@ impl State {
     pub fn jobs(&self, filter: &Filter) -> Result<Vec<Job>> {
         let mut query = format!("select {COLUMNS} from jobs where true");
         let mut values: Vec<Sql> = vec![];
+        let clusters = filter.clusters.as_ref().map(|all| serde_json::json!(all).to_string());
         let given = [
-            (" and cluster = ?", filter.cluster.clone()),
+            (" and cluster in (select value from json_each(?))", clusters),
             (" and state = ?", filter.state.map(|s| s.word().to_owned())),
             (" and rowid < (select rowid from jobs where id = ?)", filter.before.clone()),
         ];

@@ -6,6 +6,7 @@
 mod documents;
 mod jobs;
 mod lost;
+mod people;
 mod prune;
 mod samples;
 mod sessions;
@@ -123,7 +124,7 @@ impl State {
             found => return Err(StateError::Version { found }),
         }
         change.pragma_update(None, "user_version", VERSION)?;
-        change.execute_batch(&[users::SCHEMA, sessions::SCHEMA, samples::SCHEMA].concat())?;
+        change.execute_batch(&[users::SCHEMA, sessions::SCHEMA, people::SCHEMA, samples::SCHEMA].concat())?;
         change.commit()?;
         let connection = Arc::new(Mutex::new(connection));
         Ok(State { dir: dir.to_owned(), inode, connection, known: Arc::default() })

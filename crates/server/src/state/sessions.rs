@@ -18,11 +18,11 @@ create table if not exists sessions (
 ";
 
 /// A session that nobody uses ends.
-const IDLE: SignedDuration = SignedDuration::from_hours(2);
+pub const IDLE: SignedDuration = SignedDuration::from_hours(2);
 /// When one was used last is kept no finer.
-const USED_EVERY_S: i64 = 60;
+pub const USED_EVERY_S: i64 = 60;
 /// Of one user, or begun with one token; the oldest go.
-const OF_ONE_MAX: u32 = 20;
+pub const OF_ONE_MAX: u32 = 20;
 
 impl State {
     /// A session, if this token is valid; it ends with the token.
@@ -66,7 +66,9 @@ impl State {
     }
 
     pub fn sign_out(&self, session: &str) -> Result<()> {
-        self.connection().execute("delete from sessions where hash = ?1", [token_hash(session)])?;
+        let (connection, hash) = (self.connection(), token_hash(session));
+        connection.execute("delete from sessions where hash = ?1", [hash])?;
+        connection.execute("delete from people where hash = ?1", [hash])?;
         Ok(())
     }
 }
@@ -95,7 +97,7 @@ pub fn end_all(change: &Connection, user: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::Role;
+    use crate::access::{Grant, Role};
 
     const HOURS: SignedDuration = SignedDuration::from_hours(12);
 
@@ -115,7 +117,7 @@ mod tests {
         let session = sign_in(token.expose()).expect("signed in");
         let caller = who(&session, now).expect("somebody");
         assert_eq!(caller.identity(), format!("token:{}", record.id));
-        assert_eq!((caller.role, caller.cluster.as_deref()), (Role::Operator, Some("a")));
+        assert_eq!(caller.grants, [Grant { role: Role::Operator, cluster: Some("a".into()) }]);
         assert_eq!(state.caller(&session, now).expect("asked"), None, "a session is no token");
         assert_eq!(who(token.expose(), now), None, "nor a token a session");
         assert_eq!(who(&session, at(1)), None, "the token has expired");

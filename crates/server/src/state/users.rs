@@ -11,7 +11,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{Result, State, StateError, optional_time, sessions, text, time};
-use crate::access::{Caller, Means, Role, Token};
+use crate::access::{Caller, Grant, Means, Role, Token};
 
 pub const SCHEMA: &str = "
 create table if not exists users (
@@ -53,7 +53,8 @@ pub struct UserRecord {
 
 impl UserRecord {
     pub fn caller(self) -> Caller {
-        Caller { means: Means::User, id: self.name.clone(), name: self.name, role: self.role, cluster: self.cluster }
+        let grants = vec![Grant { role: self.role, cluster: self.cluster }];
+        Caller { means: Means::User, id: self.name.clone(), name: self.name, grants }
     }
 }
 
@@ -230,10 +231,8 @@ mod tests {
         let session = sign_in("ada", "correct horse battery").expect("signed in");
         let who = |session: &str, at: Timestamp| state.session_caller(session, at).expect("asked");
         let ada = who(&session, now).expect("ada");
-        assert_eq!(
-            (ada.identity().as_str(), ada.role, ada.cluster.as_deref()),
-            ("user:ada", Role::Operator, Some("a"))
-        );
+        let own = Grant { role: Role::Operator, cluster: Some("a".into()) };
+        assert_eq!((ada.identity().as_str(), ada.grants), ("user:ada", vec![own]));
         assert_eq!(who("pgark_other", now), None);
         assert!(who(&session, at(1)).is_some() && who(&session, at(2)).is_some(), "used in between");
         assert_eq!(who(&session, at(5)), None, "not used for too long");

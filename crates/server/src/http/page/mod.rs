@@ -10,6 +10,7 @@ mod chart;
 pub mod charts;
 pub mod clusters;
 pub mod jobs;
+pub mod oidc;
 mod parts;
 pub mod plan;
 pub mod reports;
@@ -23,7 +24,7 @@ use serde_json::Value;
 
 use super::api::Made;
 use super::{Answer, Asked, Problem};
-use crate::access::Right;
+use crate::access::{Caller, Grant, Right};
 use parts::{Text, segment, word};
 
 /// Where one is.
@@ -65,6 +66,15 @@ impl Page<'_> {
     }
 }
 
+/// As a tooltip.
+fn roles(caller: &Caller) -> String {
+    let one = |grant: &Grant| match &grant.cluster {
+        Some(cluster) => format!("{} of {cluster}", grant.role),
+        None => grant.role.to_string(),
+    };
+    caller.grants.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
 fn answer(status: StatusCode, html: Markup, cookies: Vec<String>) -> Answer {
     Answer::Page { status, html: html.into_string(), cookies }
 }
@@ -98,7 +108,7 @@ fn whole(page: &Page<'_>, asked: Option<&Asked<'_>>) -> Markup {
                         div.who {
                             span.live data-live-state hidden { "live" }
                             button.quiet type="button" data-theme-button hidden { "Theme" }
-                            span.caller title=(caller.role) { (Text(&caller.name)) }
+                            span.caller title=(roles(caller)) { (Text(&caller.name)) }
                             @if let Some(csrf) = asked.and_then(|a| a.session).map(|s| &s.csrf) {
                                 form method="post" action="/sign-out" {
                                     input type="hidden" name="csrf" value=(csrf);

@@ -3,7 +3,7 @@
 use axum::http::{StatusCode, Uri};
 use maud::html;
 
-use super::parts::segment;
+use super::parts::{Text, segment};
 use super::{Page, Place, answer, trouble, whole};
 use crate::http::api::Made;
 use crate::http::session::{cookie, forged, form_word, is_form_word, kept};
@@ -11,7 +11,7 @@ use crate::http::signin::{by_password, by_token};
 use crate::http::{Answer, Api, Asked, Problem};
 
 /// Where to go on afterwards: a path of ours, or the first screen.
-fn next(given: Option<&str>) -> &str {
+pub fn next(given: Option<&str>) -> &str {
     let is_ours = |to: &&str| {
         to.starts_with('/') && !to.starts_with("//") && to.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')
     };
@@ -26,11 +26,13 @@ pub fn asking_for(uri: &Uri) -> String {
     }
 }
 
-pub fn form(_: &Api, asked: &Asked<'_>) -> Made {
-    shown(asked, next(asked.query("next")), None)
+pub fn form(api: &Api, asked: &Asked<'_>) -> Made {
+    shown(api, asked, next(asked.query("next")), None)
 }
 
-fn shown(asked: &Asked<'_>, next: &str, problem: Option<&Problem>) -> Made {
+/// With what went wrong, so that one can try again, or in another way.
+pub fn shown(api: &Api, asked: &Asked<'_>, next: &str, problem: Option<&Problem>) -> Made {
+    let config = api.config.get();
     let (word, cookie) = form_word(asked.from.is_https)?;
     let hidden = html! {
         input type="hidden" name="word" value=(word);
@@ -40,6 +42,11 @@ fn shown(asked: &Asked<'_>, next: &str, problem: Option<&Problem>) -> Made {
         div.sign-in {
             h1 { "Sign in" }
             @if let Some(problem) = problem { (trouble(problem)) }
+            // A link: what a form leads to elsewhere would have to be in the policy.
+            @if let Some(oidc) = &config.web.oidc {
+                p { a.button.primary href={ "/sign-in/oidc?next=" (segment(next)) } { "Sign in with " (Text(&oidc.name)) } }
+                h2 { "With a password" }
+            }
             form #with-password method="post" action="/sign-in" {
                 (hidden)
                 label for="name" { "Name" }
@@ -80,7 +87,7 @@ pub fn sign_in(api: &Api, asked: &Asked<'_>) -> Made {
     };
     match signed_in {
         Ok((_, cookie)) => Ok(Answer::Goto { to: next.to_owned(), cookies: vec![cookie] }),
-        Err(problem) => shown(asked, next, Some(&problem)),
+        Err(problem) => shown(api, asked, next, Some(&problem)),
     }
 }
 
