@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from unittest import mock
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchlib import basebackup, changes, cluster, delta, detached, docs_rows, dumps, incr, newer, outside, peer, push, report, rounds  # noqa: E402
+from benchlib import basebackup, changes, cluster, delta, detached, docs_rows, dumps, incr, newer, outside, peer, push, report, rounds, server  # noqa: E402
 from benchlib import settings, tools, wal, walker  # noqa: E402
 from benchlib.measure import Sample, last_output, measure, server_read_bytes  # noqa: E402
 
@@ -498,6 +499,33 @@ class DocsRows(unittest.TestCase):
         self.assertEqual(rows, self.rows(1, 300))
         self.assertTrue(all(line.count("\t") == 4 for line in rows.splitlines()))
         self.assertTrue(700 < len(rows) / 300 < 1300, len(rows) / 300)
+
+
+class Server(unittest.TestCase):
+    def test_percentiles_are_of_single_answers(self):
+        load = server.Load(seconds=[n / 1000 for n in range(1, 1001)])
+        self.assertEqual([round(load.at(p)) for p in (50, 95, 99)], [500, 951, 991])
+
+    def test_an_answer_is_complete_when_all_of_its_body_is_there(self):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            client = server.Client(ours, "pgark_session=x")
+            client.ask("/")
+            self.assertIn(b"Cookie: pgark_session=x\r\n", theirs.recv(1000))
+            for part, complete in ((b"HTTP/1.1 200 OK\r\nContent-", False), (b"Length: 3\r\n\r\nab", False), (b"c", True)):
+                theirs.sendall(part)
+                self.assertEqual(client.take(), complete)
+            client.ask("/")
+            theirs.sendall(b"HTTP/1.1 429 Too Many Requests\r\n\r\n")
+            with self.assertRaises(settings.BenchError):
+                client.take()
+
+    def test_the_table_has_a_line_for_each_page_with_its_rounds(self):
+        served = server.Served(200, "pgark 0.1.0", looks={"info": [(0.1, 0.05, 30_000_000)]})
+        served.loads = {"first screen": [server.Load(seconds=[0.02] * 1000, wall=2, cpu=1, bytes=5), server.Load(seconds=[0.04] * 1000, wall=4, cpu=3)]}
+        table = server.table(served)
+        self.assertIn("| first screen | 30 (20..40) | 30 (20..40) | 30 (20..40) | 375 (250..500) | 2.00 (1.00..3.00) | 5 |", table)
+        self.assertIn("| `info` | 100 (100..100) | 50 (50..50) | 30 |", table)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_SCALE, REFERENCE_DOCS_MB, REFERENCE_SEGMENTS = 200, 1000, 200
 SUPPORTED_MAJORS = range(13, 19)
 CASES = ("backup", "restore", "incr", "basebackup", "delta", "archive", "push", "walker", "stores", "dumps")
+WITHOUT_POSTGRES = ("server",)  # not part of a run of all cases
 TOOLS = ("pgark", "pgbackrest")
 
 
@@ -36,6 +37,7 @@ class Settings:
     tools: tuple[str, ...]
     cases: tuple[str, ...]
     segments: int
+    clusters: int
     action: str
     write: bool
     data: Path | None = None  # a data directory other than the reference cluster's
@@ -95,12 +97,13 @@ def parse(argv: list[str]) -> Settings:
     p.add_argument("-j", "--jobs", type=int, default=int(env("JOBS", "2")))
     p.add_argument("--pgark", type=Path, default=Path(env("PGARK", str(ROOT / "target/release/pgark"))))
     p.add_argument("--only", choices=TOOLS, help="one tool alone: no ratios, nothing written to the table")
-    p.add_argument("--case", choices=CASES, help="one case alone: nothing written to the table")
+    p.add_argument("--case", choices=CASES + WITHOUT_POSTGRES, help="one case alone: nothing written to the table")
     p.add_argument("--segments", type=int, default=int(env("SEGMENTS", str(REFERENCE_SEGMENTS))), help="WAL segments of the cases archive and walker")
+    p.add_argument("--clusters", type=int, default=200, help="clusters of the case server")
     p.add_argument("--no-write", action="store_true", help="print only")
     a = p.parse_args(argv)
-    if min(a.scale, a.runs, a.jobs, a.segments) < 1 or a.docs_mb < 0:
-        p.error("--scale, --runs, --jobs and --segments start at 1, --docs-mb at 0")
+    if min(a.scale, a.runs, a.jobs, a.segments, a.clusters) < 1 or a.docs_mb < 0:
+        p.error("--scale, --runs, --jobs, --segments and --clusters start at 1, --docs-mb at 0")
     os_user = env("BENCH_OS_USER", "postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     pgbin = env("PGBIN")
     if pgbin and not re.fullmatch(r"\d+", Path(pgbin).parent.name):
@@ -109,7 +112,7 @@ def parse(argv: list[str]) -> Settings:
         work=a.work.resolve(), scale=a.scale, docs_mb=a.docs_mb, runs=a.runs, jobs=a.jobs, pgark=a.pgark.resolve(),
         pgbin=Path(pgbin) if pgbin else None, os_user=os_user, port=int(env("BENCH_PORT", "55433")), suite=env("BENCH_SUITE", "sid"),
         tools=(a.only,) if a.only else TOOLS, cases=(a.case,) if a.case else CASES,
-        segments=a.segments, action=a.action,
+        segments=a.segments, clusters=a.clusters, action=a.action,
         write=not (a.no_write or a.only or a.case),
     )
 

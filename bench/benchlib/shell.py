@@ -1,4 +1,5 @@
 """Running commands as the unprivileged account, because PostgreSQL refuses root. A failed command ends the run."""
+import json
 import os
 import pwd
 import subprocess
@@ -6,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from .settings import BenchError, Settings
+from .settings import ROOT, BenchError, Settings
 
 
 def say(text: str) -> None:
@@ -50,3 +51,15 @@ def run_as_caller(cmd: list, **kw) -> str:
     if done.returncode:
         raise BenchError(f"{' '.join(args)} ended with {done.returncode}\n{done.stdout[-4000:]}")
     return done.stdout
+
+
+def built_example(package: str, name: str) -> Path:
+    """With the cargo settings of the caller, as pgark itself was built."""
+    say(f"building the example {name}")
+    out = run_as_caller(["cargo", "build", "--release", "--locked", "--quiet", "--package", package, "--example", name,
+                         "--message-format", "json"], cwd=ROOT)
+    made = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    found = [line["executable"] for line in made if line["reason"] == "compiler-artifact" and line["target"]["name"] == name]
+    if not found:
+        raise BenchError(f"cargo does not say where it put the example {name}")
+    return Path(found[0])

@@ -11,8 +11,8 @@ from . import cluster
 from .measure import Sample, last_output, measure
 from .push import chosen
 from .rounds import Results, in_turn, record
-from .settings import ROOT, BenchError, Settings
-from .shell import account, own_dir, run_as_caller, say
+from .settings import BenchError, Settings
+from .shell import account, built_example, own_dir, say
 from .tools import Pgark
 from .wal import segments, wal_cluster
 
@@ -41,7 +41,7 @@ class Walked:
 
 
 def run_walker(s: Settings, results: Results) -> Walked:
-    program = build()
+    program = built_example("pgark-pg", EXAMPLE)
     own = wal_cluster(s)
     files = [own.cluster / "pg_wal" / name for name in segments(own)]
     walked = Walked()
@@ -55,18 +55,6 @@ def run_walker(s: Settings, results: Results) -> Walked:
     finally:
         cluster.stop(own)
     return walked
-
-
-def build() -> Path:
-    """With the cargo settings of the caller, as pgark itself was built."""
-    say(f"building the example {EXAMPLE}")
-    out = run_as_caller(["cargo", "build", "--release", "--locked", "--quiet", "--package", "pgark-pg", "--example", EXAMPLE,
-                         "--message-format", "json"], cwd=ROOT)
-    made = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    found = [line["executable"] for line in made if line["reason"] == "compiler-artifact" and line["target"]["name"] == EXAMPLE]
-    if not found:
-        raise BenchError(f"cargo does not say where it put the example {EXAMPLE}")
-    return Path(found[0])
 
 
 def measured(s: Settings, cmd: list) -> Sample:

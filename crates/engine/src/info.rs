@@ -147,6 +147,7 @@ fn windows(
     let wal = WalArchive::new(repo, name, lineage.system_id);
     // A window must not promise what is no longer there.
     let head = wal.present(&wal.head()?, lineage.segment_size)?;
+    let archives = Archives::one(&wal);
     let gaps = gaps(&head);
     let mut out: Vec<Window> = vec![];
     let mut unopened = Unopened::default();
@@ -158,15 +159,18 @@ fn windows(
             }
             found => found?,
         };
+        let path = WalPath::new(&history, lineage.segment_size);
         let mut on_path: Vec<&PhysicalBackup> = backups
             .iter()
             // What is known to be damaged is no promise.
             .filter(|b| b.system_id == lineage.system_id && b.damaged.is_none())
-            .filter(|b| WalPath::new(&history, lineage.segment_size).contains(b.timeline, b.lsn_stop))
+            .filter(|b| path.contains(b.timeline, b.lsn_stop))
             .collect();
         on_path.sort_by_key(|b| b.lsn_stop);
+        // One for all of them, since most end with the same segment.
+        let mut view = WalView::new(&archives, path, &head);
         for backup in on_path {
-            let found = match window(&wal, &head, &history, lineage, backup) {
+            let found = match window(&mut view, &history, backup) {
                 Err(EngineError::Repo(RepoError::WriteOnly { .. })) => {
                     unopened.backups += 1;
                     continue;
@@ -183,17 +187,8 @@ fn windows(
     Ok((out, gaps, unopened))
 }
 
-/// What can be reached from one backup along one timeline's history.
-pub fn window(
-    wal: &WalArchive,
-    head: &WalHead,
-    history: &TimelineHistory,
-    lineage: &Lineage,
-    backup: &PhysicalBackup,
-) -> Result<Option<Window>> {
-    let path = WalPath::new(history, lineage.segment_size);
-    let archives = Archives::one(wal);
-    let mut view = WalView::new(&archives, path, head);
+/// What can be reached from one backup along one timeline's history, whose path the view has.
+fn window(view: &mut WalView<'_>, history: &TimelineHistory, backup: &PhysicalBackup) -> Result<Option<Window>> {
     let Some(last) = view.last_segment(backup.lsn_start) else { return Ok(None) };
     // A window on a timeline ends on it; what ends before it began is the window of an older one.
     if view.path.timeline_of(last) != history.target {

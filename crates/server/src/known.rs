@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::figures::Figures;
 use crate::state::Document;
 
 /// What was read longer ago is not known any more: ten rounds of the refresher.
@@ -32,6 +33,7 @@ pub struct Known {
     pub refreshed: Option<Timestamp>,
     pub failed: Option<Timestamp>,
     pub error: Option<String>,
+    pub figures: Figures,
 }
 
 /// The answer in one word, the worst last.
@@ -47,9 +49,9 @@ pub enum Standing {
     NotRecoverable,
 }
 
-pub fn of_cluster<'a>(document: &'a Document, name: &str) -> &'a Value {
-    let all = document.document.get("clusters").and_then(Value::as_array);
-    all.into_iter().flatten().find(|c| c.get("name").is_some_and(|n| n == name)).unwrap_or(&Value::Null)
+/// What a document of `info` says of a cluster.
+pub fn of_cluster<'a>(document: &'a Value, name: &str) -> &'a Value {
+    list(document, "clusters").iter().find(|c| c.get("name").is_some_and(|n| n == name)).unwrap_or(&Value::Null)
 }
 
 pub fn time(value: &Value, key: &str) -> Option<Timestamp> {
@@ -71,7 +73,13 @@ pub fn source(document: Option<&Document>) -> Value {
 
 impl Known {
     pub fn of(document: Option<&Document>, name: &str) -> Known {
-        let Some(document) = document else { return Known::default() };
+        let Some(Document { document, refreshed, failed, error }) = document else { return Known::default() };
+        let said = if document.is_null() { Known::default() } else { Known::said(document, *refreshed, name) };
+        Known { failed: *failed, error: error.clone(), ..said }
+    }
+
+    /// Of a document that was printed just now.
+    pub fn said(document: &Value, refreshed: Timestamp, name: &str) -> Known {
         let found = of_cluster(document, name);
         let usable =
             |b: &&Value| b.get("complete") == Some(&Value::Bool(true)) && b.get("damaged").is_none_or(Value::is_null);
@@ -94,9 +102,10 @@ impl Known {
             backups: list(found, "backups").len(),
             gaps: list(found, "gaps").len(),
             problems: problems.collect(),
-            refreshed: (!document.document.is_null()).then_some(document.refreshed),
-            failed: document.failed,
-            error: document.error.clone(),
+            refreshed: Some(refreshed),
+            failed: None,
+            error: None,
+            figures: Figures::of(document, found),
         }
     }
 

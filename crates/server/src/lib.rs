@@ -5,9 +5,10 @@
 
 pub mod access;
 pub mod events;
+mod figures;
 pub mod http;
 pub mod jobs;
-mod known;
+pub mod known;
 pub mod lookup;
 pub mod metrics;
 pub mod notify;

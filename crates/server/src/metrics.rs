@@ -3,7 +3,9 @@
 //! Labels are names of the settings and a few words, never ids: the number of series does not grow with time.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,11 +13,10 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde_json::Value;
 
-use crate::known::{of_cluster, time};
+use crate::figures::{Newest, Room};
+use crate::known::Known;
 use crate::serve::ClusterConfig;
-use crate::state::Document;
 
 /// The last line of OpenMetrics.
 const END: &str = "# EOF\n";
@@ -68,8 +69,8 @@ impl Families<'_> {
     }
 }
 
-/// Each cluster with what `info` said of it last.
-pub fn of_clusters(known: &[(&ClusterConfig, Option<Document>)]) -> Registry {
+/// Each cluster with what `info` said of it last, and the room of its repository.
+pub fn of_clusters(known: &[(&ClusterConfig, Arc<Known>, Room)]) -> Registry {
     let mut registry = Registry::with_prefix("pgark");
     // A gauge and no info, which the textfile collector does not know.
     let build = Family::<OfBuild, Gauge>::default();
@@ -81,19 +82,16 @@ pub fn of_clusters(known: &[(&ClusterConfig, Option<Document>)]) -> Registry {
     let rpo = families.of_cluster("rpo_seconds", "The loss that is accepted");
     let rto = families.of_cluster("rto_seconds", "How long a recovery may take");
     let of_info = OfInfo::registered(families);
-    for (cluster, info) in known {
+    for (cluster, known, room) in known {
         let label = OfCluster { cluster: cluster.name.clone() };
         set(&rpo, &label, cluster.rpo.map(|d| d.as_secs_f64()));
         set(&rto, &label, cluster.rto.map(|d| d.as_secs_f64()));
-        let Some(info) = info else { continue };
-        set(&up, &label, Some(f64::from(u8::from(info.failed.is_none()))));
-        if !info.document.is_null() {
-            set(&looked, &label, Some(seconds(info.refreshed)));
-            of_info.tell(
-                &label,
-                of_cluster(info, &cluster.name),
-                info.document.get("repository").unwrap_or(&Value::Null),
-            );
+        if known.refreshed.is_some() || known.failed.is_some() {
+            set(&up, &label, Some(f64::from(u8::from(known.failed.is_none()))));
+        }
+        if let Some(refreshed) = known.refreshed {
+            set(&looked, &label, Some(seconds(refreshed)));
+            of_info.tell(&label, known, room);
         }
     }
     registry
@@ -143,46 +141,28 @@ impl OfInfo {
         }
     }
 
-    fn tell(&self, label: &OfCluster, found: &Value, repository: &Value) {
-        let list = |key: &str| found.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let windows = list("windows");
-        set(&self.from, label, windows.iter().filter_map(|w| time(w, "from_time")).min().map(seconds));
-        set(&self.until, label, windows.iter().filter_map(|w| time(w, "to_time")).max().map(seconds));
-        set(&self.gaps, label, Some(list("gaps").iter().filter_map(|g| g.get("segments")?.as_f64()).sum()));
-        let complete: Vec<&Value> =
-            list("backups").iter().filter(|b| b.get("complete") == Some(&Value::Bool(true))).collect();
-        let is_damaged = |b: &&&Value| b.get("damaged").is_some_and(|d| !d.is_null());
-        set(&self.backups, label, count(complete.len()));
-        set(&self.damaged, label, count(complete.iter().filter(is_damaged).count()));
-        let drill = found.get("drill").unwrap_or(&Value::Null);
-        let forecasts = drill.get("forecasts").and_then(Value::as_array);
-        let slowest = forecasts.into_iter().flatten().filter_map(|f| f.get("expected_ms")?.as_f64()).reduce(f64::max);
-        set(&self.expected, label, slowest.map(|ms| ms / 1000.0));
-        set(&self.drilled, label, time(drill, "last_green").map(seconds));
-        let verdict = drill.pointer("/last/verdict").and_then(Value::as_str);
-        set(&self.drill_green, label, verdict.map(|v| f64::from(u8::from(v == "green"))));
-        let number = |path: &str| repository.pointer(path).and_then(Value::as_f64);
-        set(&self.used, label, number("/used/bytes"));
-        set(&self.free, label, number("/free/bytes"));
-        set(&self.total, label, number("/free/total_bytes"));
-        set(&self.full, label, repository.get("forecast").and_then(|f| time(f, "full_at")).map(seconds));
-        complete.into_iter().for_each(|backup| self.tell_of_backup(&label.cluster, backup));
-    }
-
-    /// The newest one of each kind stays.
-    fn tell_of_backup(&self, cluster: &str, backup: &Value) {
-        let word = |key: &str| backup.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let Some(finished) = time(backup, "finished") else { return };
-        let label = OfKind { cluster: cluster.to_owned(), kind: word("kind"), r#type: word("type") };
-        if self.last.get_or_create(&label).get() > seconds(finished) {
-            return;
+    fn tell(&self, label: &OfCluster, known: &Known, room: &Room) {
+        let of = &known.figures;
+        set(&self.from, label, of.window_from.map(seconds));
+        set(&self.until, label, of.window_until.map(seconds));
+        set(&self.gaps, label, Some(of.gap_segments));
+        set(&self.backups, label, count(of.complete));
+        set(&self.damaged, label, count(of.damaged));
+        set(&self.expected, label, known.expected_ms.map(|ms| Duration::from_millis(ms).as_secs_f64()));
+        set(&self.drilled, label, of.drilled.map(seconds));
+        set(&self.drill_green, label, of.drill_green.map(|green| f64::from(u8::from(green))));
+        set(&self.used, label, room.used_bytes);
+        set(&self.free, label, room.free_bytes);
+        set(&self.total, label, room.total_bytes);
+        set(&self.full, label, room.full_at.map(seconds));
+        for newest in &of.newest {
+            let Newest { kind, r#type, .. } = newest;
+            let label = OfKind { cluster: label.cluster.clone(), kind: kind.clone(), r#type: r#type.clone() };
+            self.last.get_or_create(&label).set(seconds(newest.finished));
+            self.last_size.get_or_create(&label).set(newest.size_bytes);
+            self.last_stored.get_or_create(&label).set(newest.stored_bytes);
+            self.last_duration.get_or_create(&label).set(newest.took_s.unwrap_or(0.0));
         }
-        let number = |key: &str| backup.get(key).and_then(Value::as_f64).unwrap_or(0.0);
-        self.last.get_or_create(&label).set(seconds(finished));
-        self.last_size.get_or_create(&label).set(number("size_bytes"));
-        self.last_stored.get_or_create(&label).set(number("stored_bytes"));
-        let took = time(backup, "started").map_or(0.0, |at| seconds(finished) - seconds(at));
-        self.last_duration.get_or_create(&label).set(took);
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use serde_json::Value;
 
 use crate::jobs::Program;
@@ -48,6 +48,12 @@ impl Printing {
                 Err(NotPrinted::because(e.to_string()))
             }
         }
+    }
+
+    /// To whatever else wants to compute.
+    pub fn gives_way(&self, nice: i32) {
+        // It may have ended, and otherwise it merely is in a hurry.
+        let _ = setpriority_process(Pid::from_raw(self.child.id().cast_signed()), nice);
     }
 
     pub fn is_over(&mut self) -> Result<bool, NotPrinted> {

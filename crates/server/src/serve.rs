@@ -36,6 +36,14 @@ pub struct Config {
     pub keep: Keep,
 }
 
+impl Config {
+    /// Under whose name it is kept what was said of the room of this cluster's repository.
+    pub fn room_of(&self, cluster: &ClusterConfig) -> String {
+        let first = self.clusters.iter().find(|other| other.shares_room(cluster));
+        first.unwrap_or(cluster).name.clone()
+    }
+}
+
 /// Who may ask, how, and how often.
 #[derive(Clone, Debug)]
 pub struct WebConfig {
@@ -89,6 +97,19 @@ pub struct ClusterConfig {
     pub system: Option<SystemConfig>,
     /// What its repository costs can be said.
     pub is_priced: bool,
+}
+
+impl ClusterConfig {
+    /// What is said of the room of one's repository holds for the other's.
+    pub fn shares_room(&self, other: &ClusterConfig) -> bool {
+        self.repos == other.repos && self.is_priced == other.is_priced
+    }
+}
+
+/// Of clusters, those that stand for all others with the same repositories: the first of each.
+pub fn rooms(clusters: &[ClusterConfig]) -> impl Iterator<Item = &ClusterConfig> {
+    let first = |c: &ClusterConfig| clusters.iter().find(|other| other.shares_room(c)).map(|first| &first.name);
+    clusters.iter().filter(move |c| first(c) == Some(&c.name))
 }
 
 /// Of a system: what `/api/backups` says of it.

@@ -4,8 +4,10 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
+use pgark_server::known::Known;
 use pgark_server::{metrics, refresh};
 
 use super::context::Context;
@@ -33,10 +35,12 @@ pub fn run(args: &MetricsArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
     if let Some(name) = &global.cluster {
         config.clusters.retain(|c| c.name == *name);
     }
-    let known: Vec<_> = config.clusters.iter().map(|c| (c, Some(refresh::look(&program, &c.name)))).collect();
+    let look = |name: &str| Arc::new(Known::of(Some(&refresh::look(&program, name)), name));
+    let looked = config.clusters.iter().map(|c| (c, look(&c.name)));
+    let known: Vec<_> = looked.map(|(c, known)| (c, Arc::clone(&known), known.figures.room.clone())).collect();
     let mut exit = Exit::Done;
-    for (cluster, document) in &known {
-        if let Some(why) = document.as_ref().and_then(|d| d.error.as_ref()) {
+    for (cluster, known, _) in &known {
+        if let Some(why) = &known.error {
             output::warning(&format!("cluster {}: {why}", cluster.name));
             exit = Exit::Warnings;
         }

@@ -81,6 +81,10 @@ impl Rates {
         sum
     }
 
+    pub fn unknown(why: &str) -> Rates {
+        Rates { lacking: vec![(String::new(), why.to_owned())], ..Rates::default() }
+    }
+
     pub fn bytes_per_day(&self) -> f64 {
         self.backups_bytes + self.wal_bytes
     }

@@ -90,7 +90,8 @@ pub struct Measured {
 }
 
 /// Counts and reckons. `history`: what was counted before, oldest first. Counting the objects may take long on large
-/// repositories, so it ends after `count_for`.
+/// repositories, so it ends after `count_for`; with no time at all nothing but the room is asked for, since the catalogs of all
+/// clusters are many too.
 pub fn measure(
     repo: &Repository,
     rules: &SpaceRules,
@@ -99,18 +100,26 @@ pub fn measure(
     ctx: &Ctx,
 ) -> Result<Measured> {
     let at = ctx.now();
-    let mut catalogs = vec![];
-    for name in repo.clusters()? {
-        catalogs.push(CatalogStore::new(repo, &name).read()?);
-    }
-    let usage = Usage::count(repo.store().as_ref(), &catalogs, at, Instant::now() + count_for)?;
+    let (usage, rates) = match count_for.is_zero() {
+        true => (Usage { incomplete: true, ..Usage::default() }, Rates::unknown("the objects were not counted")),
+        false => counted(repo, Instant::now() + count_for, at)?,
+    };
     let room = room(repo.store().as_ref(), rules, usage.total());
-    let rates = rates(&catalogs, &usage, at);
     let mut samples = history.to_vec();
     samples.extend(usage.total().map(|bytes| Sample { at, bytes }));
     let trend = Trend::reckon(&samples, &rates, at);
     let forecast = growth::forecast(&room, &trend, at);
     Ok(Measured { at, usage, room, rates, trend, forecast })
+}
+
+fn counted(repo: &Repository, deadline: Instant, at: Timestamp) -> Result<(Usage, Rates)> {
+    let mut catalogs = vec![];
+    for name in repo.clusters()? {
+        catalogs.push(CatalogStore::new(repo, &name).read()?);
+    }
+    let usage = Usage::count(repo.store().as_ref(), &catalogs, at, deadline)?;
+    let rates = rates(&catalogs, &usage, at);
+    Ok((usage, rates))
 }
 
 fn rates(catalogs: &[Catalog], usage: &Usage, at: Timestamp) -> Rates {

@@ -74,7 +74,7 @@ pub fn cluster(api: &Api, asked: &Asked<'_>) -> Made {
 
 /// Can we recover, to when, how long would it take, proven when.
 fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, StateError> {
-    let known = api.state.known(&cluster.name)?;
+    let known = api.state.known("info", &cluster.name)?;
     let (standing, reasons) = known.standing(cluster.rpo, cluster.rto, now);
     let loss_s = known.loss(now).map(|loss| loss.as_secs());
     let rpo_s = cluster.rpo.map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
@@ -107,7 +107,7 @@ fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, 
 pub fn part(api: &Api, asked: &Asked<'_>, keys: &[&str]) -> Result<(Value, Value), Problem> {
     let name = asked.path("cluster").unwrap_or_default();
     let info = api.state.document("info", name)?;
-    let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(d, name));
+    let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(&d.document, name));
     let mut fields = json!({"cluster": name, "source": source(info.as_ref())});
     for key in keys {
         fields[*key] = found.get(*key).cloned().unwrap_or_else(|| json!([]));

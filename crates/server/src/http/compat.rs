@@ -61,7 +61,7 @@ impl Place {
     /// The newest first.
     fn backups(&self, api: &Api) -> Result<Vec<Value>, Problem> {
         let info = api.state.document("info", &self.cluster.name)?;
-        let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(d, &self.cluster.name));
+        let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(&d.document, &self.cluster.name));
         let mut all = found.get("backups").and_then(Value::as_array).cloned().unwrap_or_default();
         all.retain(|b| b.get("kind").is_some_and(|k| k == "system") && b.get("complete") == Some(&Value::Bool(true)));
         all.sort_by_key(|b| std::cmp::Reverse(id(b).to_owned()));

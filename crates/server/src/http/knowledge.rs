@@ -86,8 +86,12 @@ pub fn audit(api: &Api, asked: &Asked<'_>) -> Made {
 }
 
 pub fn capacity(api: &Api, asked: &Asked<'_>) -> Made {
-    let found = document(api, asked, "space")?;
-    let mut room = found.get("repository").cloned().unwrap_or(Value::Null);
+    let name = asked.path("cluster").unwrap_or_default();
+    let config = api.config.get();
+    let cluster = config.clusters.iter().find(|c| c.name == name).ok_or_else(Problem::not_found)?;
+    let found = api.state.document("space", &config.room_of(cluster))?;
+    let mut source = source(found.as_ref());
+    let mut room = found.and_then(|mut d| d.document.get_mut("repository").map(Value::take)).unwrap_or(Value::Null);
     let samples = match room.get("name").and_then(Value::as_str) {
         Some(name) => api.state.samples(name)?,
         None => vec![],
@@ -95,13 +99,17 @@ pub fn capacity(api: &Api, asked: &Asked<'_>) -> Made {
     // What others have in the same repository is not for those who see one cluster alone.
     if !asked.caller()?.sees_all() {
         let of = |one: &Value, key: &str| one.get(key).and_then(Value::as_str).is_some_and(|name| asked.sees(name));
+        // It was looked up for another one of them, perhaps.
+        if let Some(code) = source["error"].as_str().and_then(|error| error.split(' ').next()).map(str::to_owned) {
+            source["error"] = code.into();
+        }
         for pointer in ["/used/clusters", "/cost/restores"] {
             if let Some(all) = room.pointer_mut(pointer).and_then(Value::as_array_mut) {
                 all.retain(|one| ["name", "cluster"].iter().any(|key| of(one, key)));
             }
         }
     }
-    ok(json!({"cluster": found["cluster"], "source": found["source"], "repository": room, "samples": samples}))
+    ok(json!({"cluster": name, "source": source, "repository": room, "samples": samples}))
 }
 
 pub fn series(api: &Api, asked: &Asked<'_>) -> Made {

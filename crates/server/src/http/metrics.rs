@@ -6,11 +6,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde_json::Value;
 
 use super::{Answer, Api, Asked, Problem};
 use crate::metrics::{self, Seconds, seconds};
-use crate::state::Document;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -31,30 +29,17 @@ pub fn metrics(api: &Api, asked: &Asked<'_>) -> Result<Answer, Problem> {
     let config = api.config.get();
     let mut known = vec![];
     for cluster in config.clusters.iter().filter(|c| asked.sees(&c.name)) {
-        known.push((cluster, with_room(api, &cluster.name)?));
+        // What is in the repository is counted less often, and by itself.
+        let of_info = api.state.known("info", &cluster.name)?;
+        let space = api.state.known("space", &config.room_of(cluster))?;
+        let room = of_info.figures.room.with_counted(&space.figures.room);
+        known.push((cluster, of_info, room));
     }
     let mut registry = metrics::of_clusters(&known);
     of_jobs(api, asked, &mut registry)?;
     let text = metrics::text(&registry)
         .map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "E-INTERNAL", e.to_string()))?;
     Ok(Answer::Text(OPENMETRICS, text))
-}
-
-/// What `info` said; what is in the repository is counted less often, and by itself.
-fn with_room(api: &Api, cluster: &str) -> Result<Option<Document>, Problem> {
-    let mut info = api.state.document("info", cluster)?;
-    let space = api.state.document("space", cluster)?;
-    let counted = |key: &str| space.as_ref()?.document.get("repository")?.get(key).cloned();
-    let room = info.as_mut().and_then(|d| d.document.get_mut("repository")?.as_object_mut());
-    // What was not counted to its end is not taken for all there is.
-    if let Some(room) = room
-        && room.get("used").and_then(|used| used.get("complete")) != Some(&Value::Bool(true))
-    {
-        for key in ["used", "forecast"] {
-            room.insert(key.into(), counted(key).unwrap_or(Value::Null));
-        }
-    }
-    Ok(info)
 }
 
 fn of_jobs(api: &Api, asked: &Asked<'_>, registry: &mut Registry) -> Result<(), Problem> {

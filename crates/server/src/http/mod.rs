@@ -7,6 +7,7 @@ mod api;
 mod approve;
 mod compat;
 mod gate;
+mod kept;
 mod knowledge;
 mod limits;
 mod listen;
@@ -42,6 +43,7 @@ use crate::oidc::Oidc;
 use crate::serve::{Config, Shared};
 use crate::state::State;
 use gate::{HEADER_BYTES_MAX, Origin};
+use kept::Kept;
 use limits::Limits;
 use listen::{Peer, Times};
 pub use openapi::document as openapi;
@@ -70,14 +72,16 @@ pub struct Api {
     /// Passwords that are being compared.
     comparing: Arc<AtomicUsize>,
     oidc: Arc<Oidc>,
+    /// How all clusters stand, as a page.
+    standings: Kept,
 }
 
 impl Api {
     fn new(state: State, config: Shared, lookups: Lookups) -> Api {
         let limits = Arc::new(Limits::new(config.get().web.requests_per_second));
         let (events, ready) = (Events::default(), Arc::new(AtomicBool::new(true)));
-        let (waiting, comparing, oidc) = (Arc::default(), Arc::default(), Arc::default());
-        Api { state, config, lookups, events, ready, limits, waiting, comparing, oidc }
+        let (waiting, comparing, oidc, standings) = Default::default();
+        Api { state, config, lookups, events, ready, limits, waiting, comparing, oidc, standings }
     }
 }
 

@@ -1,4 +1,5 @@
 mod fuzzed;
+mod many;
 mod oidc;
 mod pages;
 mod people;

@@ -1,13 +1,17 @@
 //! What the repositories say of each cluster, as a command printed it last; and how far schedules were looked at.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 use serde_json::Value;
 
-use super::{Result, State, StateError, optional_time, text, time};
+use super::{Facts, Result, State, StateError, optional_time, text, time};
 use crate::known::Known;
+
+/// Documents of `info`, of which `Known` is made.
+const HAVE_FACTS: [&str; 2] = ["info", "space"];
 
 /// The answer of a command.
 #[derive(Clone, Debug)]
@@ -23,49 +27,63 @@ pub struct Document {
 
 impl State {
     pub fn document(&self, kind: &str, cluster: &str) -> Result<Option<Document>> {
-        let query = "select document, refreshed, failed, error from documents where kind = ?1 and cluster = ?2";
         let row = |row: &rusqlite::Row<'_>| {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
         };
-        let found = self.connection().query_row(query, [kind, cluster], row).optional()?;
+        let found = {
+            let connection = self.copies();
+            let mut query = connection
+                .prepare("select document, refreshed, failed, error from documents where kind = ?1 and cluster = ?2")?;
+            query.query_row([kind, cluster], row).optional()?
+        };
         let Some((document, refreshed, failed, error)) = found else { return Ok(None) };
         let document = serde_json::from_str(&document).map_err(|e| StateError::Content(e.to_string()))?;
         Ok(Some(Document { document, refreshed: time(&refreshed)?, failed: optional_time(failed)?, error }))
     }
 
-    /// What `info` said of the cluster, without reading its document each time.
-    pub fn known(&self, cluster: &str) -> Result<Arc<Known>> {
-        // Held until it is in: what is forgotten meanwhile was older than what is put in here.
-        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.get(cluster) {
+    /// What a document of `info` said of the cluster, without reading it each time.
+    pub fn known(&self, kind: &'static str, cluster: &str) -> Result<Arc<Known>> {
+        // Held until it is in: what is put in meanwhile is newer than what is read here.
+        let mut all = self.facts();
+        let key = (kind, cluster.to_owned());
+        if let Some(known) = all.get(&key) {
             return Ok(Arc::clone(known));
         }
-        let made = Arc::new(Known::of(self.document("info", cluster)?.as_ref(), cluster));
-        all.insert(cluster.to_owned(), Arc::clone(&made));
+        let made = Arc::new(Known::of(self.document(kind, cluster)?.as_ref(), cluster));
+        all.insert(key, Arc::clone(&made));
         Ok(made)
     }
 
-    fn forget(&self, kind: &str, cluster: &str) {
-        if kind != "info" {
-            return;
-        }
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+    /// Another one when something else is known than before.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
     }
 
-    pub fn keep_document(&self, kind: &str, cluster: &str, document: &Value, now: Timestamp) -> Result<()> {
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn keep_document(&self, kind: &'static str, cluster: &str, document: &Value, now: Timestamp) -> Result<()> {
         let change = "insert into documents (kind, cluster, document, refreshed) values (?1, ?2, ?3, ?4)
             on conflict do update set document = ?3, refreshed = ?4, failed = null, error = null";
-        self.connection().execute(change, params![kind, cluster, document.to_string(), text(now)])?;
-        self.forget(kind, cluster);
+        self.copies().prepare(change)?.execute(params![kind, cluster, document.to_string(), text(now)])?;
+        if HAVE_FACTS.contains(&kind) {
+            let known = Known::said(document, now, cluster);
+            self.facts().insert((kind, cluster.to_owned()), Arc::new(known));
+            self.version.fetch_add(1, Ordering::SeqCst);
+        }
         Ok(())
     }
 
     /// What was known before stays, with its age.
-    pub fn document_failed(&self, kind: &str, cluster: &str, why: &str, now: Timestamp) -> Result<()> {
+    pub fn document_failed(&self, kind: &'static str, cluster: &str, why: &str, now: Timestamp) -> Result<()> {
         let change = "insert into documents (kind, cluster, document, refreshed, failed, error)
             values (?1, ?2, 'null', ?3, ?3, ?4) on conflict do update set failed = ?3, error = ?4";
-        self.connection().execute(change, params![kind, cluster, text(now), why])?;
-        self.forget(kind, cluster);
+        self.copies().prepare(change)?.execute(params![kind, cluster, text(now), why])?;
+        if let Some(known) = self.facts().get_mut(&(kind, cluster.to_owned())) {
+            *known = Arc::new(Known { failed: Some(now), error: Some(why.to_owned()), ..Known::clone(known) });
+        }
+        self.version.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 

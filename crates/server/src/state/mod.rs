@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -88,15 +89,21 @@ pub enum StateError {
 
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
-/// To be cloned freely; all clones are one connection.
+/// To be cloned freely; all clones are one pair of connections.
 #[derive(Clone)]
 pub struct State {
     dir: PathBuf,
     inode: u64,
     connection: Arc<Mutex<Connection>>,
-    /// By cluster; made of its document when it is asked for first. Taken before the connection, never after it.
-    known: Arc<Mutex<HashMap<String, Arc<Known>>>>,
+    /// For what is a copy of what repositories say: nobody waits for the disk before it is there, nor for those who do.
+    copies: Arc<Mutex<Connection>>,
+    /// By kind and cluster, made of its document. Taken before `copies`, never after it.
+    known: Arc<Mutex<Facts>>,
+    /// Counts changes of that.
+    version: Arc<AtomicU64>,
 }
+
+type Facts = HashMap<(&'static str, String), Arc<Known>>;
 
 impl State {
     /// Opens the database, made when it is missing.
@@ -110,11 +117,7 @@ impl State {
         // SQLite gives its companions the mode of the database.
         let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&file).map_err(failed)?;
         let inode = opened.metadata().map_err(failed)?.ino();
-        let mut connection = Connection::open(&file)?;
-        connection.busy_timeout(BUSY)?;
-        connection.pragma_update(None, "journal_mode", "wal")?;
-        connection.pragma_update(None, "synchronous", "full")?;
-        connection.pragma_update(None, "trusted_schema", false)?;
+        let mut connection = connected(&file, "full")?;
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let found: i64 = change.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match found {
@@ -126,8 +129,10 @@ impl State {
         change.pragma_update(None, "user_version", VERSION)?;
         change.execute_batch(&[users::SCHEMA, sessions::SCHEMA, people::SCHEMA, samples::SCHEMA].concat())?;
         change.commit()?;
-        let connection = Arc::new(Mutex::new(connection));
-        Ok(State { dir: dir.to_owned(), inode, connection, known: Arc::default() })
+        let copies = connected(&file, "normal")?;
+        let shared = |connection| Arc::new(Mutex::new(connection));
+        let (connection, copies) = (shared(connection), shared(copies));
+        Ok(State { dir: dir.to_owned(), inode, connection, copies, known: Arc::default(), version: Arc::default() })
     }
 
     pub fn dir(&self) -> &Path {
@@ -175,6 +180,21 @@ impl State {
         // A transaction that was open when somebody panicked was rolled back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn copies(&self) -> MutexGuard<'_, Connection> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `synchronous` as SQLite means it for a database with a write-ahead log: with `normal` the newest changes can be lost with the
+/// power, and nothing else.
+fn connected(file: &Path, synchronous: &str) -> Result<Connection> {
+    let connection = Connection::open(file)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    Ok(connection)
 }
 
 /// Made for its owner alone; one that others can read is refused rather than changed.

@@ -8,7 +8,7 @@ use super::timeline::{Span, timeline};
 use super::{Page, Place, age, job_button, jobs, kind_of, may, of_cluster, path, told};
 use crate::access::Right;
 use crate::http::api::{self, Made};
-use crate::http::{Api, Asked, knowledge};
+use crate::http::{Api, Asked, Problem, knowledge};
 use crate::known::{list, time};
 
 const JOBS_SHOWN: usize = 8;
@@ -29,39 +29,51 @@ fn standing(cluster: &Value) -> (usize, Tone, &'static str) {
 }
 
 pub fn all(api: &Api, asked: &Asked<'_>) -> Made {
-    let value = told(api::clusters(api, asked))?;
-    let mut clusters: Vec<&Value> = list(&value, "clusters").iter().collect();
-    clusters.sort_by(|a, b| (standing(a).0, word(a, "name")).cmp(&(standing(b).0, word(b, "name"))));
-    let jobs = told(api::jobs(api, asked))?;
+    let state = match asked.caller()?.sees_all() {
+        true => api.standings.or_made(api, asked.now, || standings(api, asked))?,
+        false => standings(api, asked)?,
+    };
+    let jobs = told(api::jobs(api, &asked.again(vec![newest_jobs()])))?;
     let body = html! {
         h1 { "Can we recover?" }
-        div #state data-live-part {
-            @if clusters.is_empty() {
-                (empty("No cluster is configured: [clusters.NAME] in pgark.toml names one."))
-            } @else {
-                (counts(&clusters))
-                table.cards {
-                    caption.hidden { "Clusters, the worst first" }
-                    thead {
-                        tr {
-                            th scope="col" { "Cluster" }
-                            th scope="col" { "Can we recover?" }
-                            th scope="col" { "To when?" }
-                            th scope="col" { "How long would it take?" }
-                            th scope="col" { "Proven when?" }
-                        }
-                    }
-                    tbody { @for cluster in &clusters { (row(cluster, asked)) } }
-                }
-            }
-        }
+        div #state data-live-part { (state) }
         section #jobs data-live-part aria-labelledby="jobs-h" {
             h2 #jobs-h { "Newest jobs" }
-            (jobs::table(list(&jobs, "jobs").iter().take(JOBS_SHOWN), asked, true))
+            (jobs::table(list(&jobs, "jobs").iter(), asked, true))
             p { a href="/jobs" { "All jobs" } }
         }
     };
     Page { title: "Clusters", place: Place::Clusters, body }.shown(asked)
+}
+
+/// The same for all who see the same clusters: there is nothing in it of who asks.
+fn standings(api: &Api, asked: &Asked<'_>) -> Result<Markup, Problem> {
+    let value = told(api::clusters(api, asked))?;
+    let mut clusters: Vec<&Value> = list(&value, "clusters").iter().collect();
+    clusters.sort_by(|a, b| (standing(a).0, word(a, "name")).cmp(&(standing(b).0, word(b, "name"))));
+    if clusters.is_empty() {
+        return Ok(empty("No cluster is configured: [clusters.NAME] in pgark.toml names one."));
+    }
+    Ok(html! {
+        (counts(&clusters))
+        table.cards {
+            caption.hidden { "Clusters, the worst first" }
+            thead {
+                tr {
+                    th scope="col" { "Cluster" }
+                    th scope="col" { "Can we recover?" }
+                    th scope="col" { "To when?" }
+                    th scope="col" { "How long would it take?" }
+                    th scope="col" { "Proven when?" }
+                }
+            }
+            tbody { @for cluster in &clusters { (row(cluster, asked)) } }
+        }
+    })
+}
+
+fn newest_jobs() -> (String, String) {
+    ("limit".into(), JOBS_SHOWN.to_string())
 }
 
 fn counts(clusters: &[&Value]) -> Markup {
@@ -155,7 +167,7 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
     let wal = told(api::wal(api, asked))?;
     let drills = told(api::drills(api, asked))?;
     let history = told(knowledge::history(api, asked))?;
-    let jobs = told(api::jobs_of(api, asked, Some(name)))?;
+    let jobs = told(api::jobs_of(api, &asked.again(vec![newest_jobs()]), Some(name)))?;
     let (_, tone, words) = standing(&cluster);
     let newest: Vec<&Value> = list(&backups, "backups").iter().take(BACKUPS_SHOWN).collect();
     let body = html! {
@@ -206,7 +218,7 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
         }
         section #jobs data-live-part aria-labelledby="jobs-h" {
             h2 #jobs-h { "Newest jobs" }
-            (jobs::table(list(&jobs, "jobs").iter().take(JOBS_SHOWN), asked, false))
+            (jobs::table(list(&jobs, "jobs").iter(), asked, false))
         }
     };
     Page { title: name, place: Place::Clusters, body }.shown(asked)
