@@ -238,7 +238,7 @@ impl World<'_> {
             max_time: Some(to),
             min_xid: Some(xid),
             max_xid: Some(xid + 299),
-            restore_points: if n % 500 == 0 { vec![point] } else { vec![] },
+            restore_points: if n.is_multiple_of(500) { vec![point] } else { vec![] },
             restore_points_overflow: false,
             checkpoint_time: Some(self.plan.at(n).as_second()),
             min_wal_level: Some(1),
@@ -254,7 +254,7 @@ impl World<'_> {
         // In the second of its segments.
         let n = backup * self.plan.between() + 1;
         let started = Timestamp::from_second(self.plan.at(n).as_second())?;
-        let is_full = backup % FULL_EVERY == 0;
+        let is_full = backup.is_multiple_of(FULL_EVERY);
         let id = format!("{}{}", started.strftime("%Y%m%d-%H%M%S"), if is_full { 'F' } else { 'I' });
         let id = BackupId::parse(&id)?;
         let share = if is_full { 1 } else { 20 };
@@ -316,7 +316,7 @@ impl World<'_> {
     }
 
     fn entry(&self, backup: u64, r: &BackupRecord) -> Done<BackupEntry> {
-        let is_drilled = backup % FULL_EVERY == 0 && self.number % UNREHEARSED != 3;
+        let is_drilled = backup.is_multiple_of(FULL_EVERY) && self.number % UNREHEARSED != 3;
         Ok(BackupEntry {
             id: r.id.clone(),
             kind: r.kind,

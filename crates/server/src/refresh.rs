@@ -166,7 +166,7 @@ impl Refresher {
                 }
             };
             if self.said.insert(key.clone(), hash) != Some(hash) {
-                changed.push(Changed { kind: *name, cluster: (cluster != HOST).then(|| cluster.clone()) });
+                changed.push(Changed { kind: name, cluster: (cluster != HOST).then(|| cluster.clone()) });
             }
         }
         Ok(changed)

@@ -300,7 +300,7 @@ impl Context {
     }
 
     /// Where the cluster's other repositories lie, unopened; and those that cannot be reached.
-    pub fn other_stores(&self, than: &dyn Store) -> (Vec<(String, Arc<dyn Store>)>, Vec<(String, Failure)>) {
+    pub fn other_stores(&self, than: &dyn Store) -> (Vec<NamedStore>, Vec<(String, Failure)>) {
         let (mut others, mut silent) = (vec![], vec![]);
         for settings in self.settings.repos_of_cluster() {
             match self.open_store(&settings, Missing::Refuse) {
@@ -719,6 +719,9 @@ pub struct Opened {
     /// Those that could not be opened, and why.
     pub away: Vec<(String, Failure)>,
 }
+
+/// A store, and the name of its repository.
+pub type NamedStore = (String, Arc<dyn Store>);
 
 impl Opened {
     /// The one to read from, and to write into first.

@@ -163,6 +163,9 @@ fn is_conflict(e: &RepoError) -> bool {
     matches!(e, RepoError::Conflict { .. })
 }
 
+/// Bytes written, and the number of the copy there.
+type Copied = Result<(u64, u32)>;
+
 struct Copier<'a> {
     from: &'a Repository,
     to: &'a Repository,
@@ -177,9 +180,9 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn copy_batch(&self, batch: &[(SegmentName, u32)], jobs: usize, ctx: &Ctx) -> Vec<Result<(u64, u32)>> {
+    fn copy_batch(&self, batch: &[(SegmentName, u32)], jobs: usize, ctx: &Ctx) -> Vec<Copied> {
         let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<Option<Result<(u64, u32)>>>> = Mutex::new(batch.iter().map(|_| None).collect());
+        let results: Mutex<Vec<Option<Copied>>> = Mutex::new(batch.iter().map(|_| None).collect());
         let work = || {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);

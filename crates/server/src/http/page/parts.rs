@@ -70,7 +70,7 @@ pub fn duration(ms: u64) -> String {
     match s {
         0 => format!("{ms} ms"),
         1..60 => format!("{s} s"),
-        60..3600 if s % 60 == 0 => format!("{} min", s / 60),
+        60..3600 if s.is_multiple_of(60) => format!("{} min", s / 60),
         60..3600 => format!("{} min {} s", s / 60, s % 60),
         3600..86_400 if s % 3600 / 60 == 0 => format!("{} h", s / 3600),
         3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),

@@ -86,8 +86,10 @@ impl Span {
     }
 }
 
+type Spans = Vec<(Timestamp, Timestamp)>;
+
 /// Times of what is archived without a break, and of what lies between; by timeline of PostgreSQL.
-fn coverage(wal: &Value) -> (Vec<(Timestamp, Timestamp)>, Vec<(Timestamp, Timestamp)>) {
+fn coverage(wal: &Value) -> (Spans, Spans) {
     let (mut there, mut missing) = (vec![], vec![]);
     for timeline in list(wal, "timelines") {
         let ranges = list(timeline, "ranges").iter();
