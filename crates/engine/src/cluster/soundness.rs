@@ -149,10 +149,7 @@ pub fn examine(
         let mut tell = |finding| each(examined, finding);
         let ready = match examined.extension() {
             Some(extension) => prepare(&conn, extension, examiners),
-            // Both counts of one moment.
-            None => conn
-                .script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                .map(|()| Ready::In { schema: vec![], borrowed: true }),
+            None => Ok(Ready::In { schema: vec![], borrowed: false }),
         };
         match ready {
             Ok(Ready::In { schema, borrowed }) => {
@@ -241,15 +238,15 @@ fn examine_all(
             Examined::Rows => count_twice(conn, &statement, deadline),
             _ => examine_one(conn, &statement, deadline),
         };
+        if borrowed {
+            // Also when all is well: the locks of thousands of relations would not find room.
+            conn.script("ROLLBACK TO pgark_relation")?;
+            conn.script("RELEASE pgark_relation")?;
+        }
         let finding = match problem {
             Ok(None) => Finding::Sound,
             Ok(Some(problem)) => Finding::Damaged { relation, problem },
-            Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => {
-                if borrowed {
-                    conn.script("ROLLBACK TO pgark_relation")?;
-                }
-                finding_of(error, relation)
-            }
+            Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => finding_of(error, relation),
             Err(error) => return Err(error),
         };
         tell(finding);
@@ -263,12 +260,18 @@ fn examine_one(conn: &Connection, statement: &Composed, deadline: Deadline) -> R
     Ok((problems > 0).then(|| format!("{problems} problems, the first: {first}")))
 }
 
+/// Both counts of one moment.
 fn count_twice(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<Option<String>, ClusterError> {
     let count = |how| {
         conn.script(how)?;
         only_row(conn, statement, deadline)?.parse::<u64>("rows")
     };
-    let (there, led_to) = (count(BY_TABLE)?, count(BY_INDEX)?);
+    conn.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+    let counted = count(BY_TABLE).and_then(|there| Ok((there, count(BY_INDEX)?)));
+    if !matches!(counted, Err(ClusterError::Lost { .. })) {
+        conn.script("ROLLBACK")?;
+    }
+    let (there, led_to) = counted?;
     Ok((there != led_to).then(|| format!("{there} rows are there, and an index leads to {led_to}")))
 }
 
@@ -277,11 +280,15 @@ fn only_row(conn: &Connection, statement: &Composed, deadline: Deadline) -> Resu
     rows.into_iter().next().ok_or_else(|| ClusterError::Unexpected { message: "no row instead of one".to_owned() })
 }
 
+/// Insufficient resources of the server: locks, memory, disk.
+const OUT_OF_ROOM: &str = "53";
+
 fn finding_of(error: ClusterError, relation: String) -> Finding {
     match &error {
         // Dropped meanwhile, locked, not allowed, not supported of this relation: nothing is known of it.
         ClusterError::Query { sqlstate, .. }
-            if matches!(sqlstate.as_str(), "42P01" | "55P03" | "0A000" | "42809" | "25006") =>
+            if matches!(sqlstate.as_str(), "42P01" | "55P03" | "0A000" | "42809" | "25006")
+                || sqlstate.starts_with(OUT_OF_ROOM) =>
         {
             Finding::Unread { relation, reason: error.to_string() }
         }
