@@ -282,9 +282,10 @@ mod tests {
     #[test]
     fn a_value_that_looks_like_a_flag_is_to_be_joined_to_its_own() {
         let hint = |line: &str| usage_error(line).hint.expect("a hint");
-        let line = "pgark restore-table orders --database app --as -x";
-        assert!(hint(line).contains("--as=-x"), "{}", hint(line));
-        assert!(hint("pgark restore-table -x").contains("'-- -x'"), "{}", hint("pgark restore-table -x"));
+        let line = "pgark backup --annotate -x";
+        assert!(hint(line).contains("--annotate=-x"), "{}", hint(line));
+        let line = "pgark archive-get -x";
+        assert!(hint(line).contains("'-- -x'"), "{}", hint(line));
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn three_tiers_are_backed_up_and_rehearsed_by_jobs() {
     let held = served.done(&json!({"job": "drill"}));
     assert_eq!((&held["verdict"], &held["backup"]), (&json!("green"), &backup["id"]), "{held}");
     served.cluster("the proof", |c| c["standing"] == "good");
-    assert_eq!(served.get("/api/v1/clusters/main/drills")["drills"][0]["what"], "drill");
+    until("its report", || (served.get("/api/v1/clusters/main/drills")["drills"][0]["what"] == "drill").then_some(()));
 
     // What went wrong since is found by the next one, and seen on the first screen.
     site.cluster.psql_db(
