@@ -237,6 +237,8 @@ mod tests {
         },
         ArchiveGet {
             name: String,
+            #[arg(long)]
+            to: Option<String>,
         },
     }
 
@@ -282,8 +284,8 @@ mod tests {
     #[test]
     fn a_value_that_looks_like_a_flag_is_to_be_joined_to_its_own() {
         let hint = |line: &str| usage_error(line).hint.expect("a hint");
-        let line = "pgark backup --annotate -x";
-        assert!(hint(line).contains("--annotate=-x"), "{}", hint(line));
+        let line = "pgark archive-get --to -x";
+        assert!(hint(line).contains("--to=-x"), "{}", hint(line));
         let line = "pgark archive-get -x";
         assert!(hint(line).contains("'-- -x'"), "{}", hint(line));
     }
