@@ -173,7 +173,7 @@ impl HttpProbe {
         Ok(match answer {
             Ok((status, body)) => self.judge(status, &body, began.elapsed()),
             Err(e) if e.is_timeout() => Found::not(format!("no answer within {} s", within.as_secs_f32()), began),
-            Err(e) => Found::not(told(&e.without_url()), began),
+            Err(e) => Found::not(with_causes(&e.without_url()), began),
         })
     }
 
@@ -236,7 +236,8 @@ impl HttpProbe {
     }
 
     fn client(&self, within: Duration) -> Result<reqwest::Client> {
-        let failed = |e: reqwest::Error| EngineError::failed("E-PROBE", told(&e), "look at the settings of the probe");
+        let failed =
+            |e: reqwest::Error| EngineError::failed("E-PROBE", with_causes(&e), "look at the settings of the probe");
         let mut builder = reqwest::Client::builder()
             .timeout(within)
             .connect_timeout(within)
@@ -262,8 +263,8 @@ fn small_file(path: &PathBuf) -> Result<String> {
     Ok(text)
 }
 
-/// With what caused it, which says more.
-fn told(error: &dyn std::error::Error) -> String {
+/// An error with what caused it, which says more.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

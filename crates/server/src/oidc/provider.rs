@@ -19,6 +19,7 @@ use openidconnect::{
     EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, Nonce, PkceCodeVerifier, RedirectUrl,
     RequestTokenError, SignatureVerificationError, TokenResponse,
 };
+use pgark_dr::probe::with_causes;
 use reqwest::{Certificate, Url};
 use serde_json::Value;
 
@@ -149,16 +150,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 /// With what caused it, and without the address.
 fn told(error: reqwest::Error) -> String {
     with_causes(&error.without_url())
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// What is known of the provider, which is asked when somebody signs in.
