@@ -75,7 +75,7 @@ pub fn open(store: Arc<dyn Store>, unlock: &Unlock, cache: Option<&KeyCache>) ->
     let Some(cache) = cache else { return Repository::open(store, unlock) };
     let ring = Repository::ring_bytes(&store)?;
     if let Some(master) = cache.read(&ring).and_then(|c| open_from_cache(&cache.passphrase, &ring, &c))
-        && let Ok(repo) = Repository::open_with_master(store.clone(), master, unlock)
+        && let Ok(repo) = Repository::open_with_master(store.clone(), &ring, master, unlock)
     {
         return Ok(repo);
     }

@@ -72,10 +72,10 @@ impl Repository {
         Ok(Self::from_ring(store, &ring, unlock))
     }
 
-    /// Opens with a key that was unwrapped earlier; the ring's authentication code is checked all the same. `unlock`
+    /// Opens what `ring_bytes` found with a key that was unwrapped earlier; the ring's authentication code is checked all the same. `unlock`
     /// is used when the key was rotated meanwhile.
-    pub fn open_with_master(store: Arc<dyn Store>, master: Key32, unlock: &Unlock) -> Result<Self> {
-        let ring = Self::open_ring(&store, &mut |bytes| Keyring::open_with_master(bytes, master.clone()))?;
+    pub fn open_with_master(store: Arc<dyn Store>, ring: &[u8], master: Key32, unlock: &Unlock) -> Result<Self> {
+        let ring = Keyring::open_with_master(ring, master)?;
         Ok(Self::from_ring(store, &ring, unlock))
     }
 

@@ -12,7 +12,6 @@ use std::thread;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use bytes::BytesMut;
-use crossbeam_channel::bounded;
 
 use pgark_pg::names::RawSegment;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId};
@@ -29,8 +28,6 @@ use crate::several::OTHER_CLUSTER;
 const LONG_HEADER_BYTES: usize = 40;
 /// Larger segments are read from their file each time they are needed.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Blocks that wait for compression: enough to keep its threads busy, few enough to stay in the processor's cache.
-const BLOCKS_WAITING: usize = 4;
 
 /// A WAL file that is what its name says, with its index.
 pub struct Prepared {
@@ -102,14 +99,14 @@ pub fn prepare_unchecked(
     in_memory(file, indexer, compression, threads).map(Some)
 }
 
-fn in_memory(mut file: File, indexer: Indexer<'_>, compression: Compression, threads: usize) -> Result<Prepared> {
+fn in_memory(file: File, indexer: Indexer<'_>, compression: Compression, threads: usize) -> Result<Prepared> {
     let (path, size) = (indexer.path, indexer.size.bytes());
     let found = file.metadata().map_err(|e| EngineError::file("looking at", path, e))?.len();
     if found != size {
         return Err(not_wal(path, &format!("it has {found} bytes instead of {size}")));
     }
     let blocks = usize::try_from(found).expect("compared with a limit") / BLOCK_BYTES;
-    let (mut indexed, encoded) = read_and_encode(&mut file, blocks, indexer, compression, threads)?;
+    let (mut indexed, encoded) = read_and_encode(file, blocks, indexer, compression, threads)?;
     indexed.hash_valid(&mut SegmentData::Encoded(&encoded))?;
     Ok(Prepared { index: indexed.index, changes: indexed.changes, data: Held::Memory(encoded) })
 }
@@ -130,95 +127,94 @@ fn hash_segment(mut row: Vec<ChainingValue>) -> blake3::Hash {
     merge_subtrees_root(&row[0], &row[1], Mode::Hash)
 }
 
-/// What a thread has for all of its blocks: fresh memory for each costs more than copying.
-struct Scratch {
-    encoder: Encoder,
-    block: Vec<u8>,
-    /// Room for the compressed form of a whole segment. What is not written to takes no memory; a heap that grows with
-    /// each block stops the other threads each time.
-    encoded: BytesMut,
+/// The file, up to where it was read. Blocks are read and walked in their order, by whichever thread is free.
+struct Reading<'a> {
+    file: File,
+    indexer: Indexer<'a>,
+    next: usize,
+    blocks: usize,
 }
 
-impl Scratch {
-    fn new(compression: Compression, segment_bytes: usize) -> Result<Self> {
-        let encoder = Encoder::for_wal(compression)?;
-        Ok(Scratch { encoder, block: vec![], encoded: BytesMut::with_capacity(segment_bytes) })
-    }
-
-    fn encode(&mut self, plain: &[u8]) -> Result<EncodedBlock> {
-        let codec = self.encoder.encode(plain, &mut self.block)?;
-        self.encoded.extend_from_slice(&self.block);
-        Ok(EncodedBlock { plain_len: plain.len(), codec, encoded: self.encoded.split().freeze() })
+impl Reading<'_> {
+    /// The number of the block that is now in the buffer; None when there are no more, or one could not be read.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        if self.next == self.blocks {
+            return Ok(None);
+        }
+        let n = self.next;
+        // Until it has succeeded: after a failure the others are to stop.
+        self.next = self.blocks;
+        let path = self.indexer.path;
+        self.file.read_exact(buffer).map_err(|e| EngineError::file("reading", path, e))?;
+        self.indexer.feed(buffer)?;
+        self.next = n + 1;
+        Ok(Some(n))
     }
 }
 
 /// A block's number, hash and compressed form.
 type Done = (usize, ChainingValue, EncodedBlock);
 
-/// One thread reads and walks; it and the others hash and compress. Buffers go round, so that few of them stay in the cache.
+/// What a thread has for all of its blocks: fresh memory for each costs more than copying.
+struct Encoding {
+    encoder: Encoder,
+    plain: Vec<u8>,
+    block: Vec<u8>,
+    /// Room for the compressed form of a whole segment. What is not written to takes no memory; a heap that grows with
+    /// each block stops the other threads each time.
+    encoded: BytesMut,
+    done: Vec<Done>,
+}
+
+impl Encoding {
+    fn new(compression: Compression, blocks: usize) -> Result<Self> {
+        Ok(Encoding {
+            encoder: Encoder::for_wal(compression)?,
+            plain: vec![0; BLOCK_BYTES],
+            block: vec![],
+            encoded: BytesMut::with_capacity(blocks * BLOCK_BYTES),
+            done: Vec::with_capacity(blocks),
+        })
+    }
+
+    /// Takes block after block. What one thread reads it compresses itself, while the block is in its processor's cache.
+    fn run(mut self, reading: &Mutex<Reading<'_>>) -> Result<Vec<Done>> {
+        let next = |plain: &mut [u8]| reading.lock().expect("no thread panics with the lock").read(plain);
+        while let Some(n) = next(&mut self.plain)? {
+            let hash = hash_block(n, &self.plain);
+            let codec = self.encoder.encode(&self.plain, &mut self.block)?;
+            self.encoded.extend_from_slice(&self.block);
+            let encoded = self.encoded.split().freeze();
+            self.done.push((n, hash, EncodedBlock { plain_len: self.plain.len(), codec, encoded }));
+        }
+        Ok(self.done)
+    }
+}
+
 fn read_and_encode(
-    file: &mut File,
+    file: File,
     blocks: usize,
-    mut indexer: Indexer<'_>,
+    indexer: Indexer<'_>,
     compression: Compression,
     threads: usize,
 ) -> Result<(Indexed, Vec<EncodedBlock>)> {
-    let buffers = if threads > 1 { BLOCKS_WAITING } else { 1 };
-    let (to_encode, work) = bounded::<(usize, Vec<u8>)>(buffers);
-    let (give_back, free) = bounded::<Vec<u8>>(buffers);
-    let done: Mutex<Vec<Done>> = Mutex::new(Vec::with_capacity(blocks));
-    let encode = |scratch: &mut Scratch, n: usize, plain: &[u8]| -> Result<()> {
-        let (hash, block) = (hash_block(n, plain), scratch.encode(plain)?);
-        done.lock().expect("no thread panics with the lock").push((n, hash, block));
-        Ok(())
-    };
-    let help = |scratch: &mut Scratch| -> Result<()> {
-        for (n, plain) in &work {
-            let encoded = encode(scratch, n, &plain);
-            give_back.send(plain).expect("the receiver outlives the threads");
-            encoded?;
+    let reading = Mutex::new(Reading { file, indexer, next: 0, blocks });
+    let run = || Encoding::new(compression, blocks)?.run(&reading);
+    let mut done = thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
+        let mut done = run();
+        for helper in helpers {
+            let others = helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done = done.and_then(|mut done| {
+                done.extend(others?);
+                Ok(done)
+            });
         }
-        Ok(())
-    };
-    let scratch = || Scratch::new(compression, blocks * BLOCK_BYTES);
-    let mut own = scratch()?;
-    thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| scratch().and_then(|mut s| help(&mut s)))).collect();
-        let mut read = || -> Result<()> {
-            let mut made = 0;
-            for n in 0..blocks {
-                let mut buffer = free.try_recv().unwrap_or_default();
-                if buffer.is_empty() && made == buffers {
-                    // The others are behind: lend a hand rather than wait.
-                    buffer = match work.try_recv() {
-                        Ok((n, plain)) => {
-                            encode(&mut own, n, &plain)?;
-                            plain
-                        }
-                        Err(_) => free.recv().expect("the sender is here"),
-                    };
-                } else if buffer.is_empty() {
-                    made += 1;
-                    buffer.resize(BLOCK_BYTES, 0);
-                }
-                let path = indexer.path;
-                file.read_exact(&mut buffer).map_err(|e| EngineError::file("reading", path, e))?;
-                indexer.feed(&buffer)?;
-                to_encode.send((n, buffer)).expect("the receiver is here");
-            }
-            Ok(())
-        };
-        let read = read();
-        drop(to_encode);
-        let mut outcome = help(&mut own);
-        for h in helpers {
-            outcome = outcome.and(h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        read.and(outcome)
+        done
     })?;
-    let mut done = done.into_inner().expect("the threads are gone");
     done.sort_unstable_by_key(|(n, ..)| *n);
     let (hashes, encoded) = done.into_iter().map(|(_, hash, block)| (hash, block)).unzip();
+    let indexer = reading.into_inner().expect("the threads are gone").indexer;
     Ok((indexer.finish(hash_segment(hashes))?, encoded))
 }
 

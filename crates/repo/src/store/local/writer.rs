@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, FileType, FlockOperation, RenameFlags};
+use rustix::fs::{self, Advice, AtFlags, FileType, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use super::root::{Root, Sys, file_type, fsync_dir};
@@ -24,6 +25,8 @@ pub(super) const TEMP_PREFIX: &str = ".tmp-";
 const SMALL_BUFFER_BYTES: usize = 128 * 1024;
 /// What of an object goes through the page cache; the rest is written past it.
 const CACHED_BYTES: u64 = 2 * 1024 * 1024;
+/// So much of it the disk begins to write while the rest is still being made.
+const AHEAD_BYTES: u64 = 512 * 1024;
 /// What is gathered of the rest.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
@@ -183,6 +186,13 @@ impl LocalWriter {
 }
 
 impl LocalWriter {
+    /// What fsync would otherwise wait for. To Linux, memory that is not needed any more is memory to be written out.
+    fn write_ahead(&self, in_file: u64) {
+        let last = NonZeroU64::new(AHEAD_BYTES);
+        // Advice is not an obligation: a refusal costs time and nothing else.
+        let _refused = fs::fadvise(&self.file, in_file - AHEAD_BYTES, last, Advice::DontNeed);
+    }
+
     fn write_buffered(&mut self, part: Range<usize>) -> Result<(), StoreError> {
         let bytes = &self.buffer.bytes()[part];
         let mut written = write_from(&self.file, bytes);
@@ -237,7 +247,11 @@ impl ObjectWriter for LocalWriter {
                 self.state = State::Spoiled;
                 self.write_buffered(0..self.buffered)?;
                 self.buffered = 0;
-                if self.direct == Direct::Untried && self.written - bytes.len() as u64 >= CACHED_BYTES {
+                let in_file = self.written - bytes.len() as u64;
+                if self.direct != Direct::On && in_file.is_multiple_of(AHEAD_BYTES) {
+                    self.write_ahead(in_file);
+                }
+                if self.direct == Direct::Untried && in_file >= CACHED_BYTES {
                     let on = set_direct(&self.file, true).map_err(self.failed("write"))?;
                     self.direct = if on { Direct::On } else { Direct::Off };
                     self.buffer = AlignedBuffer::new(BUFFER_BYTES);
