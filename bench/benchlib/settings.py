@@ -98,6 +98,7 @@ def parse(argv: list[str]) -> Settings:
     p.add_argument("--pgark", type=Path, default=Path(env("PGARK", str(ROOT / "target/release/pgark"))))
     p.add_argument("--only", choices=TOOLS, help="one tool alone: no ratios, nothing written to the table")
     p.add_argument("--case", choices=CASES + WITHOUT_POSTGRES, help="one case alone: nothing written to the table")
+    p.add_argument("--without", choices=CASES, action="append", default=[], help="all cases but this one; may be repeated")
     p.add_argument("--segments", type=int, default=int(env("SEGMENTS", str(REFERENCE_SEGMENTS))), help="WAL segments of the cases archive and walker")
     p.add_argument("--clusters", type=int, default=200, help="clusters of the case server")
     p.add_argument("--no-write", action="store_true", help="print only")
@@ -111,7 +112,7 @@ def parse(argv: list[str]) -> Settings:
     return Settings(
         work=a.work.resolve(), scale=a.scale, docs_mb=a.docs_mb, runs=a.runs, jobs=a.jobs, pgark=a.pgark.resolve(),
         pgbin=Path(pgbin) if pgbin else None, os_user=os_user, port=int(env("BENCH_PORT", "55433")), suite=env("BENCH_SUITE", "sid"),
-        tools=(a.only,) if a.only else TOOLS, cases=(a.case,) if a.case else CASES,
+        tools=(a.only,) if a.only else TOOLS, cases=(a.case,) if a.case else tuple(case for case in CASES if case not in a.without),
         segments=a.segments, clusters=a.clusters, action=a.action,
         write=not (a.no_write or a.only or a.case),
     )
