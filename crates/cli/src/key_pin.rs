@@ -31,6 +31,9 @@ enum Verdict {
     /// It carries on: to be remembered.
     Newer,
     Older,
+    /// By its name it is the same repository, and it says nothing of the key that was seen: retired by a program that left no
+    /// marks, or somebody's ring with that name.
+    Unproven,
     Other,
 }
 
@@ -68,13 +71,6 @@ impl KeyPin {
             self.remember(repo.id(), &marks);
             return Ok(());
         };
-        let hint = || {
-            format!(
-                "somebody may have exchanged it; if it was you (an older copy, a new repository in the old place), remove {}",
-                self.path.display()
-            )
-        };
-        let failed = |code, message: String| Err(Failure::new(code, Exit::WrongKey, message).hint(hint()));
         let newest = marks.last().map_or(0, |(generation, _)| *generation);
         match judge(&seen, repo.id(), &marks) {
             Verdict::Same => Ok(()),
@@ -82,17 +78,40 @@ impl KeyPin {
                 self.remember(repo.id(), &marks);
                 Ok(())
             }
+            verdict => Err(self.refusal(&verdict, &seen, newest)),
+        }
+    }
+
+    /// What is told of a ring that does not carry on what was seen. `newest`: the generation of its newest key.
+    fn refusal(&self, verdict: &Verdict, seen: &Seen, newest: u32) -> Failure {
+        let (path, known) = (self.path.display(), seen.generation);
+        let exchanged = format!(
+            "somebody may have exchanged it; if it was you (an older copy, a new repository in the old place), remove {path}"
+        );
+        let (code, message, hint) = match verdict {
             Verdict::Older => {
                 let message = format!(
-                    "the key ring is of generation {newest} of the key, and this host has seen generation {}",
-                    seen.generation
+                    "the key ring is of generation {newest} of the key, and this host has seen generation {known}"
                 );
-                failed("E-KEY-OLDER", message)
+                ("E-KEY-OLDER", message, exchanged)
             }
-            Verdict::Other => {
-                failed("E-KEY-REPLACED", "this is not the repository that this host has seen here before".into())
+            Verdict::Unproven => {
+                let message = format!(
+                    "the key ring is of generation {newest} of the key and does not prove that it carries on generation \
+                     {known}, which is all that this host has seen"
+                );
+                let hint = format!(
+                    "was generation {known} retired by an earlier version of pgark, and does 'pgark key list' show the same on \
+                     a host that goes on? Then remove {path}; otherwise somebody may have exchanged the ring"
+                );
+                ("E-KEY-REPLACED", message, hint)
             }
-        }
+            _ => {
+                let message = "this is not the repository that this host has seen here before".into();
+                ("E-KEY-REPLACED", message, exchanged)
+            }
+        };
+        Failure::new(code, Exit::WrongKey, message).hint(hint)
     }
 
     /// What was just made here replaces what was seen.
@@ -105,7 +124,7 @@ impl KeyPin {
     pub fn accept_copy(&self, copy: &Repository) {
         let marks = copy.keys().current().marks();
         let verdict = self.seen().map_or(Verdict::Newer, |seen| judge(&seen, copy.id(), &marks));
-        if matches!(verdict, Verdict::Newer | Verdict::Other) {
+        if matches!(verdict, Verdict::Newer | Verdict::Unproven | Verdict::Other) {
             self.remember(copy.id(), &marks);
         }
     }
@@ -129,11 +148,13 @@ impl KeyPin {
 fn judge(seen: &Seen, id: &str, marks: &[(u32, Key32)]) -> Verdict {
     let newest = marks.last().map_or(0, |(generation, _)| *generation);
     // Of a key that was given up, too: its mark lies in the ring where nobody else can put it.
-    let carried_on = marks.iter().any(|(g, mark)| *g == seen.generation && hex(&mark.0) == seen.mark);
+    let of_it = marks.iter().find(|(g, _)| *g == seen.generation);
+    let carried_on = of_it.map(|(_, mark)| hex(&mark.0) == seen.mark);
     match (seen.repository_id == id, carried_on) {
-        (true, true) if newest == seen.generation => Verdict::Same,
-        (true, true) => Verdict::Newer,
-        (true, false) if newest < seen.generation => Verdict::Older,
+        (true, Some(true)) if newest == seen.generation => Verdict::Same,
+        (true, Some(true)) => Verdict::Newer,
+        (true, None) if newest < seen.generation => Verdict::Older,
+        (true, None) => Verdict::Unproven,
         _ => Verdict::Other,
     }
 }
@@ -156,8 +177,24 @@ mod tests {
         assert_eq!(of(&[&one]), Verdict::Older);
         assert_eq!(of(&[]), Verdict::Older);
         assert_eq!(of(&[&one, &(2, mark(9))]), Verdict::Other);
-        // A ring with a high number, made by somebody who knows an older key.
-        assert_eq!(of(&[&(9, mark(1))]), Verdict::Other);
+        // A ring with a high number, made by somebody who knows an older key, or by a program that left no mark of ours.
+        assert_eq!(of(&[&(9, mark(1))]), Verdict::Unproven);
+        assert_eq!(of(&[&one, &three]), Verdict::Unproven);
         assert_eq!(judge(&seen, "b", &[one.clone(), two.clone()]), Verdict::Other);
+        assert_eq!(judge(&seen, "b", std::slice::from_ref(&three)), Verdict::Other);
+    }
+
+    #[test]
+    fn each_refusal_says_what_is_known_and_what_to_compare() {
+        let seen = Seen { repository_id: "a".into(), generation: 2, mark: hex(&mark(2).0) };
+        let pin = KeyPin { path: "/cache/seen/x".into(), role: Role::Reader };
+        let told = |verdict| pin.refusal(&verdict, &seen, 5);
+        let unproven = told(Verdict::Unproven);
+        assert_eq!((&*unproven.code, unproven.exit), ("E-KEY-REPLACED", Exit::WrongKey));
+        let hint = unproven.hint.unwrap_or_default();
+        assert!(hint.contains("retired by an earlier version") && hint.contains("remove /cache/seen/x"), "{hint}");
+        assert!(unproven.message.contains("generation 5") && unproven.message.contains("generation 2"));
+        assert!(told(Verdict::Other).message.contains("not the repository"));
+        assert_eq!(&*told(Verdict::Older).code, "E-KEY-OLDER");
     }
 }

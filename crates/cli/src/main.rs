@@ -23,12 +23,14 @@ use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use pgark_server::jobs::child;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::command::{Cli, Outcome};
 use crate::failure::{Exit, Failure, is_archive_get, wants_json};
 use crate::output::Form;
 
 fn main() -> ExitCode {
+    keep_memory_private();
     let argv: Vec<OsString> = std::env::args_os().collect();
     let archive_get = is_archive_get(&argv);
     // Rust ends a panicking program with 101, which PostgreSQL would take for the end of the archive.
@@ -49,6 +51,14 @@ fn main() -> ExitCode {
         output::warning(&format!("how the job ended cannot be written down: {e}"));
     }
     exit.into()
+}
+
+/// Keys are in it: no core of it is written, and no other program of this user looks into it. What it starts is not touched by
+/// that.
+fn keep_memory_private() {
+    if let Err(e) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        output::warning(&format!("a core dump of this process would hold its keys: {e}"));
+    }
 }
 
 fn run(argv: &[OsString], job: &mut Option<child::Running>) -> Result<Outcome, Failure> {

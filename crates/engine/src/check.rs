@@ -2,7 +2,8 @@
 //! question that could not be asked is never counted as answered.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pgark_pg::value::{SegmentName, SegmentNo, TimelineId};
@@ -132,6 +133,7 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     let mut f = Findings { several: options.several, ..Findings::default() };
     f.each(members, |member, f| repository(&member.repo, &options.cluster, ctx, f));
     f.each(members, |member, f| space(options.space.get(&member.name), f));
+    place(members, options, &mut f);
     newest_backup(members, options, &mut f);
     completeness(members, options, &mut f);
     goals::rehearsed(options, members, ctx, &mut f);
@@ -168,6 +170,24 @@ pub fn check(options: &CheckOptions, members: &[Member], ctx: &Ctx) -> Checked {
     }
     server_clock(&connection, ctx, &mut f);
     f.done()
+}
+
+/// Whether what takes the disk of the data directory takes every repository, too.
+fn place(members: &[Member], options: &CheckOptions, f: &mut Findings) {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
+    let Some(cluster) = options.pgdata.as_deref().and_then(device) else { return };
+    let is_beside = |member: &Member| {
+        let url = member.repo.store().url();
+        url.strip_prefix("file://").is_some_and(|dir| device(Path::new(dir)) == Some(cluster))
+    };
+    match members.iter().all(is_beside) {
+        true => f.add(
+            "place",
+            Verdict::Warning,
+            "every repository that answers lies on the file system of the data directory: have one on another machine",
+        ),
+        false => f.add("place", Verdict::Ok, "a repository lies elsewhere than the data directory"),
+    }
 }
 
 /// Of several repositories, whether each has the newest backup of all, or gave it up by itself.

@@ -32,6 +32,8 @@ pub struct ClusterInfo {
     pub incomplete: Vec<Incomplete>,
     /// What could not be determined, and why.
     pub problems: Vec<String>,
+    /// What a writer's secret is not for.
+    pub not_opened: Vec<String>,
 }
 
 /// Every moment from the first backup's end to the end of unbroken WAL can be restored, both ends included.
@@ -88,16 +90,11 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
         .collect();
     let left = catalog.interrupted.iter().map(|id| Incomplete { id: id.clone(), started: None, running: false });
     incomplete.extend(left);
-    let mut problems = vec![];
-    let (windows, gaps) = match windows(repo, name, &lineage, &catalog.physical()) {
-        Ok((windows, gaps, unopened)) => {
-            problems.extend(unopened.describe());
-            (windows, gaps)
-        }
-        Err(e) => {
-            problems.push(format!("the recoverable windows are unknown: {e}"));
-            (vec![], vec![])
-        }
+    let found = windows(repo, name, &lineage, &catalog.physical());
+    let unknown = |e: EngineError| format!("the recoverable windows are unknown: {e}");
+    let ((windows, gaps, unopened), problems) = match found {
+        Ok(found) => (found, vec![]),
+        Err(e) => (Default::default(), vec![unknown(e)]),
     };
     let due = catalog.expired.iter().map(|e| e.due).chain(catalog.wal_expiries.iter().map(|e| e.due));
     let segments = catalog.wal_expiries.iter().flat_map(|e| &e.ranges).map(SegmentRange::count);
@@ -114,6 +111,7 @@ fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterIn
         backups: catalog.backups,
         incomplete,
         problems,
+        not_opened: unopened.describe(),
     })
 }
 

@@ -5,12 +5,25 @@ use crate::store::{ObjectName, Store, StoreError};
 
 pub type Result<T, E = RepoError> = std::result::Result<T, E>;
 
-/// Tries once more when the object was damaged and its store could heal it.
+/// Tries once more when what was read is damaged: what lies between the medium and us fails too; and again, where the store
+/// could heal the object.
 pub(crate) fn with_healing<T>(store: &dyn Store, name: &ObjectName, mut read: impl FnMut() -> Result<T>) -> Result<T> {
-    match read() {
-        Err(e) if e.is_damage() && store.heal(name) => read(),
-        other => other,
+    let first = match read() {
+        Err(e) if e.is_damage() => e,
+        other => return other,
+    };
+    if !first.is_not_found() {
+        match read() {
+            Err(e) if e.is_damage() => {}
+            other => return other.inspect(|_| say_unsteady(name, &first)),
+        }
     }
+    if store.heal(name) { read() } else { Err(first) }
+}
+
+/// For whoever looks after the machine.
+pub(crate) fn say_unsteady(object: impl std::fmt::Display, first: &RepoError) {
+    tracing::warn!(%object, error = %first, "read wrong once and right directly after");
 }
 
 #[derive(Debug, thiserror::Error)]

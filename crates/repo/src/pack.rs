@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::codec::{Codec, Decoder};
 use crate::crypto::{ContentId, Form, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES, form_of};
-use crate::error::{RepoError, Result, with_healing};
+use crate::error::{RepoError, Result, say_unsteady, with_healing};
 use crate::limits::{FRAME_BYTES_MAX, PACK_TOC_BYTES_MAX};
 use crate::manifest::bytes::{Cursor, put_varint};
 use crate::seals::{AnewWriter, Place, origin};
@@ -169,13 +169,19 @@ impl PackReader {
 
     /// As `decode`, into memory of exactly the frame's length.
     pub fn decode_into(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut [u8]) -> Result<()> {
-        match self.decode_once(at, stored, decoder, plain) {
-            Err(e) if e.is_damage() && self.store.heal(&self.seal.name) => {
-                self.store.read_at(&self.seal.name, at.offset, stored)?;
-                self.decode_once(at, stored, decoder, plain)
-            }
-            other => other,
+        let first = match self.decode_once(at, stored, decoder, plain) {
+            Err(e) if e.is_damage() => e,
+            other => return other,
+        };
+        let mut again = || -> Result<()> {
+            self.store.read_at(&self.seal.name, at.offset, stored)?;
+            self.decode_once(at, stored, decoder, plain)
+        };
+        match again() {
+            Err(e) if e.is_damage() => {}
+            other => return other.inspect(|()| say_unsteady(&self.seal.name, &first)),
         }
+        if self.store.heal(&self.seal.name) { again() } else { Err(first) }
     }
 
     fn decode_once(&self, at: &FrameAt, stored: &mut [u8], decoder: &mut Decoder, plain: &mut [u8]) -> Result<()> {

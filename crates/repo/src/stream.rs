@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::codec::{Codec, Compression, Decoder, Encoder};
 use crate::crypto::{Form, HEADER_BYTES, KeySet, ObjectKey, ObjectKind, Purpose, TAG_BYTES, form_of};
-use crate::error::{RepoError, Result, with_healing};
+use crate::error::{RepoError, Result, say_unsteady, with_healing};
 use crate::limits::{BLOCK_BYTES, BLOCK_BYTES_MAX};
 use crate::names::split_seal;
 use crate::seals::{AnewWriter, Place, TAIL_BYTES, origin};
@@ -271,16 +271,24 @@ impl Source {
         self.size - self.remaining()
     }
 
-    /// Begins again at `position`, when the store could heal the object.
+    /// Begins again at `position`; false where it was never read from a store.
+    fn again(&mut self, position: u64) -> bool {
+        if self.store.is_none() {
+            return false;
+        }
+        (self.fetched, self.used) = (position.min(self.size), 0);
+        self.window.clear();
+        true
+    }
+
+    /// As `again`, when the store could heal the object.
     fn heal(&mut self, position: u64) -> Result<bool> {
         let (Some(store), Some(name)) = (&self.store, &self.name) else { return Ok(false) };
         if !store.heal(name) {
             return Ok(false);
         }
         self.size = store.stat(name)?.size;
-        (self.fetched, self.used) = (position.min(self.size), 0);
-        self.window.clear();
-        Ok(true)
+        Ok(self.again(position))
     }
 
     fn remaining(&self) -> u64 {
@@ -405,13 +413,22 @@ impl StreamReader {
             return Ok(None);
         }
         let (position, hasher) = (self.source.position(), self.hasher.clone());
-        match self.open_block(opened) {
-            Err(e) if e.is_damage() && self.source.heal(position)? => {
-                self.hasher = hasher;
-                self.open_block(opened).map(Some)
+        let first = match self.open_block(opened) {
+            Err(e) if e.is_damage() => e,
+            other => return other.map(Some),
+        };
+        if self.source.again(position) {
+            self.hasher = hasher.clone();
+            match self.open_block(opened) {
+                Err(e) if e.is_damage() => {}
+                other => return other.inspect(|_| say_unsteady(&self.object, &first)).map(Some),
             }
-            other => other.map(Some),
         }
+        if !self.source.heal(position)? {
+            return Err(first);
+        }
+        self.hasher = hasher;
+        self.open_block(opened).map(Some)
     }
 
     fn open_block(&mut self, opened: &mut Vec<u8>) -> Result<Opened> {

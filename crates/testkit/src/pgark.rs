@@ -63,10 +63,14 @@ impl Pgark {
     /// The program with a machine clock that is wrong by `offset`, as libfaketime writes it.
     pub fn with_clock(&self, scratch: &Scratch, libfaketime: &Path, offset: &str) -> Pgark {
         // Preloaded by a script: what changes the user on the way must not load it, or its semaphores would be root's.
-        let (library, binary) = (libfaketime.display(), self.binary.display());
-        let script = format!("#!/bin/sh\nexport LD_PRELOAD='{library}' FAKETIME='{offset}'\nexec '{binary}' \"$@\"\n");
-        let binary = scratch.file(&format!("pgark{offset}"), script.as_bytes(), 0o755);
-        Pgark { binary, ..self.clone() }
+        let line = format!("export LD_PRELOAD='{}' FAKETIME='{offset}'", libfaketime.display());
+        self.after(scratch, &format!("pgark{offset}"), &line)
+    }
+
+    /// The program after a line of shell, such as `umask 000`, by a script of this name.
+    pub fn after(&self, scratch: &Scratch, name: &str, line: &str) -> Pgark {
+        let script = format!("#!/bin/sh\n{line}\nexec '{}' \"$@\"\n", self.binary.display());
+        Pgark { binary: scratch.file(name, script.as_bytes(), 0o755), ..self.clone() }
     }
 
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Pgark {

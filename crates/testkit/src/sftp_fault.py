@@ -7,10 +7,22 @@ Actions: cut-before (ends without passing it on), cut-after (passes it on, waits
 hang (answers nothing any more), fail (says "failure" without passing it on), spoil (cuts the file that
 was opened last to half, then ends), undo (as cut-after, and removes what the link made).
 """
-import os, struct, subprocess, sys, threading, time
+import ctypes, os, signal, struct, subprocess, sys, threading, time
 
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+# Neither of us outlives the session, also when it ends while we hang.
+parent = os.getppid()
+end_with_parent()
+if os.getppid() != parent:
+    sys.exit(1)
 rules, program = sys.argv[1], sys.argv[2:]
-server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=end_with_parent)
 lock = threading.Lock()
 awaited = None
 undo = None

@@ -3,9 +3,11 @@
 //!
 //! It runs as the user of PostgreSQL when the tests run as root, else as ourselves, and lets that user alone in.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +15,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::os::{Scratch, as_postgres, give_to_postgres, is_root, run_bounded, wait_until};
 
@@ -181,20 +185,53 @@ impl Sshd {
 
     /// Kills every connection, not the server; gives how many processes that were.
     pub fn kill_connections(&self) -> usize {
-        let victims = descendants(self.child.id());
-        victims.iter().for_each(|&victim| kill(victim));
+        let victims = self.sessions();
+        victims.iter().for_each(|&victim| signal(victim, Signal::KILL));
         victims.len()
+    }
+
+    /// Of each connection, also of those whose parents have gone.
+    fn sessions(&self) -> BTreeSet<u32> {
+        let mut found: BTreeSet<u32> = descendants(self.child.id()).into_iter().collect();
+        for orphan in stand_ins(&self.dir) {
+            found.insert(orphan);
+            found.extend(descendants(orphan));
+        }
+        found
+    }
+
+    /// Ends it with all that it started; panics when something of that stays.
+    pub fn stop(self) {
+        let dir = self.dir.clone();
+        drop(self);
+        wait_until("what stood before the SFTP server has ended", START, || stand_ins(&dir).is_empty().then_some(()));
     }
 }
 
 impl Drop for Sshd {
     fn drop(&mut self) {
-        let victims = descendants(self.child.id());
+        // So that nothing begins while its sessions are ended.
+        signal(self.child.id(), Signal::STOP);
+        self.kill_connections();
         // It may be gone already; then there is nothing to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        victims.into_iter().for_each(kill);
     }
+}
+
+/// Processes of `sftp_fault.py` for the server in this directory.
+fn stand_ins(dir: &Path) -> Vec<u32> {
+    let script = dir.join("fault.py");
+    let runs_it = |process: &u32| {
+        let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|word| word == script.as_os_str().as_bytes())
+    };
+    processes().into_iter().filter(runs_it).collect()
+}
+
+fn processes() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect()
 }
 
 fn make_key(dir: &Path, name: &str) -> Result<(), String> {
@@ -219,19 +256,18 @@ fn whoami() -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-fn kill(process: u32) {
-    if let Some(pid) = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw) {
-        // It may be gone already; then there is nothing to kill.
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+fn signal(process: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+        // It may be gone already; then there is nothing to do.
+        kill_process(pid, signal).ok();
     }
 }
 
 /// All processes below this one.
 fn descendants(of: u32) -> Vec<u32> {
     let mut parents = vec![];
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Ok(process) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+    for process in processes() {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
         let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
         parents.extend(parent.map(|parent| (process, parent)));
     }

@@ -204,7 +204,7 @@ fn evaluate(args: &RunArgs, context: &Context, warnings: &mut Vec<String>) -> Re
                     gaps: found.gaps.len(),
                     recovery_point: found.windows.iter().filter_map(|w| w.to_time).max(),
                 };
-                warnings.extend(found.problems.iter().cloned());
+                warnings.extend(found.problems.iter().chain(&found.not_opened).cloned());
                 all.push(rules::evaluate(&facts, &limits));
                 all.push(rules::reachable(cluster.as_str(), of, None));
             }

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
+use pgark_dr::trail::{self, Waits};
 use pgark_engine::check::{CheckOptions, Checked, Finding, Goals, SpaceLook, Verdict, check};
 use pgark_engine::several::Member;
+use pgark_repo::audit::JournalName;
 use pgark_repo::store::{Ability, Capability};
 
-use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure};
+use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure, place_of};
 use super::{Outcome, space};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA, escape};
-use crate::output;
+use crate::output::{self, timestamp};
+use crate::settings::RepoSettings;
 use crate::settings::schedule::{Job, Schedule};
 use crate::settings::units::Span;
 
@@ -142,7 +145,43 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
 fn check_all(context: &Context, opened: &Opened, options: &CheckOptions) -> Checked {
     let mut checked = check(options, &opened.members, &context.ctx);
     checked.findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(context, member)));
+    checked.findings.extend(audit_trail(context, options.several));
     checked
+}
+
+/// Audit records that wait on this host, for each repository.
+fn audit_trail(context: &Context, several: bool) -> Vec<Finding> {
+    let (Some(dir), Ok(cluster), Ok(all)) =
+        (&context.settings.state_dir, context.cluster(), context.settings.selected_repos())
+    else {
+        return vec![];
+    };
+    let journals = [JournalName::Cluster(cluster), JournalName::Repository];
+    let look = |settings: &RepoSettings| {
+        let waits: std::io::Result<Vec<Waits>> =
+            journals.iter().map(|journal| trail::waits(dir, &place_of(settings), journal)).collect();
+        let (verdict, message) = match waits {
+            Ok(waits) => waiting(&waits),
+            Err(e) => (Verdict::NotChecked, format!("what waits on this host: {e}")),
+        };
+        Finding { name: "audit trail", repository: several.then(|| settings.name.clone()), verdict, message }
+    };
+    all.iter().map(look).collect()
+}
+
+fn waiting(waits: &[Waits]) -> (Verdict, String) {
+    let records: usize = waits.iter().map(|w| w.records).sum();
+    let Some(since) = waits.iter().filter_map(|w| w.since).min() else {
+        return (Verdict::Ok, "no record waits on this host".into());
+    };
+    let what = format!("{records} records wait on this host since {}", timestamp(since));
+    match waits.iter().any(|w| w.was_refused && w.records > 0) {
+        true => (
+            Verdict::Warning,
+            format!("{what}: the repository did not take them; they go there with the next command that opens it"),
+        ),
+        false => (Verdict::Ok, format!("{what}, for the next command that opens the repository")),
+    }
 }
 
 /// Of a schedule: a year of monthly ones has each length of a month.

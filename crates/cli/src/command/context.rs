@@ -264,7 +264,15 @@ impl Opener {
             Ok(repo) => trail_opened(&self.trail, &self.settings, repo),
             Err(failure) => self.trail.away(&self.settings.name, &place_of(&self.settings), &failure.to_string()),
         }
-        opened
+        // A refusal is on record as well.
+        opened.and_then(|repo| self.admitted(repo))
+    }
+
+    fn admitted(&self, repo: Repository) -> Result<Repository, Failure> {
+        if !self.admits_writers {
+            repo.require_reader("what this command needs").map_err(|e| engine_failure(e.into()))?;
+        }
+        Ok(repo)
     }
 
     fn open_only(&self) -> Result<Repository, Failure> {
@@ -275,9 +283,6 @@ impl Opener {
         let open = || -> Result<Repository, Failure> {
             let repo = key_cache::open(store.clone(), &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))?;
             pin.as_ref().map_or(Ok(()), |pin| pin.check(&repo))?;
-            if !self.admits_writers {
-                repo.require_reader("what this command needs").map_err(|e| engine_failure(e.into()))?;
-            }
             Ok(repo)
         };
         match open() {

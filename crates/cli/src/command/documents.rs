@@ -394,7 +394,7 @@ fn cluster_document(c: &ClusterInfo, drill: serde_json::Value) -> ClusterDocumen
             "due": c.expired_due, "ids": c.expired_backups.iter().map(|e| serde_json::json!({"id": e.backup.to_string(),
                 "since": e.since, "due": e.due})).collect::<Vec<_>>()}),
         drill,
-        problems: c.problems.clone(),
+        problems: c.problems.iter().chain(&c.not_opened).cloned().collect(),
     }
 }
 

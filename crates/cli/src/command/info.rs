@@ -111,7 +111,10 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         all.push(room_text(&repo, &room, cost.as_ref()));
         all.join("\n")
     })?;
-    Ok(exit)
+    // What could not be found out is shown, and never counts as fine.
+    let unknown =
+        room.is_err() || clusters.iter().any(|c| !c.problems.is_empty()) || rehearsed.iter().any(Rehearsed::is_unknown);
+    Ok(if unknown { Exit::Warnings } else { exit })
 }
 
 fn parts_document(entry: &BackupEntry, record: &PartsRecord) -> serde_json::Value {
@@ -235,6 +238,9 @@ fn text(c: &ClusterInfo) -> String {
     }
     for p in &c.problems {
         out += &format!("  PROBLEM: {p}\n");
+    }
+    for p in &c.not_opened {
+        out += &format!("  NOT OPENED: {p}\n");
     }
     out
 }

@@ -17,6 +17,7 @@ const REPORTS_MAX: usize = 30;
 pub struct Rehearsed {
     /// Why it is not known, otherwise.
     history: Result<History, String>,
+    is_for_us: bool,
     forecasts: Vec<Forecast>,
     rto: Option<Duration>,
 }
@@ -29,7 +30,12 @@ impl Rehearsed {
         };
         let forecasts = history.as_ref().map(|h| h.forecasts(cluster)).unwrap_or_default();
         let rto = settings.clusters.get(cluster.name.as_str()).and_then(|c| c.rto);
-        Rehearsed { history, forecasts, rto }
+        Rehearsed { history, forecasts, is_for_us: repo.keys().writes_only().is_none(), rto }
+    }
+
+    /// Whether something of it could not be read by who may read it.
+    pub fn is_unknown(&self) -> bool {
+        self.is_for_us && self.history.as_ref().map_or(true, |history| history.unread > 0)
     }
 
     pub fn document(&self) -> serde_json::Value {

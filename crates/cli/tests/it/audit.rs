@@ -117,10 +117,25 @@ fn a_repository_that_is_away_stops_nobody(site: &Site, state: &Path) {
     assert!(outcome.succeeded() && outcome.stderr.contains("E-AUDIT-SPOOLED"), "{outcome}");
     let id = outcome.json()["id"].as_str().expect("an id").to_owned();
     assert_eq!(spooled(state).len(), 2, "attempt and end wait for the other one");
-    fs::rename(&gone, &other).expect("brought back");
+    // Told once, and from then on by `check`.
     let in_other = site.pgark.clone().env("PGARK_REPO", &other);
+    let again = in_other.run(["keep", "20200101-000000F"]).expect_code(10);
+    assert!(!again.stderr.contains("E-AUDIT"), "{again}");
+    let waits = |n: usize| {
+        let checked = site.pgark.run([&["check", "--no-switch", "--json"], both.as_slice()].concat()).json();
+        let all = checked["checks"].as_array().expect("checks").clone();
+        let found: Vec<Value> = all.into_iter().filter(|c| c["name"] == "audit trail").collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        found[n].clone()
+    };
+    assert_eq!(waits(0)["verdict"], "ok");
+    let told = waits(1);
+    assert!(told["message"].as_str().is_some_and(|m| m.starts_with("4 records wait on this host since ")), "{told}");
+    assert_eq!(told["verdict"], "warning", "{told}");
+    fs::rename(&gone, &other).expect("brought back");
     in_other.run(["keep", "20200101-000000F"]).expect_code(4);
     assert!(spooled(state).is_empty());
+    assert_eq!((&waits(1)["verdict"], &waits(1)["message"]), (&"ok".into(), &"no record waits on this host".into()));
     let all = events(&in_other);
     assert_eq!(last(&all, "backup")["end"]["about"][0]["id"], id.as_str(), "{all:?}");
     assert_eq!(commands(&all).first(), Some(&"init"), "what was before it was a copy is there too");

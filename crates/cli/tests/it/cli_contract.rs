@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
-use pgark_testkit::{Pgark, Scratch, Target, objects_under, repository_tree};
+use pgark_testkit::{Pgark, Scratch, Target, objects_under, repository_tree, wait_until};
 use serde_json::Value;
 
 use crate::site::{BINARY, Site};
@@ -166,16 +168,34 @@ fn a_wrong_key_ends_with_12_and_tells_nothing() {
     }
 }
 
+/// Files and directories that others than their owner may use in any way.
+fn open_to_others(dir: &Path) -> Vec<String> {
+    let (mut found, mut waiting) = (vec![], vec![dir.to_owned()]);
+    while let Some(path) = waiting.pop() {
+        let meta = fs::symlink_metadata(&path).expect("metadata");
+        if !meta.is_symlink() && meta.mode() & 0o077 != 0 {
+            found.push(format!("{} has mode {:o}", path.display(), meta.mode()));
+        }
+        if meta.is_dir() {
+            waiting.extend(fs::read_dir(&path).expect("list").map(|entry| entry.expect("entry").path()));
+        }
+    }
+    found
+}
+
+/// Although whoever calls it takes no rights away from new files.
 #[test]
 fn nothing_in_the_repository_or_a_restore_is_open_to_others_and_no_secret_is_written_down() {
     let server = installed_or_skip!();
-    let site = Site::small(&server, "modes");
+    let scratch = Scratch::new("modes");
+    let loose = Pgark::new(BINARY, &scratch, &scratch.join("repo"))
+        .after(&scratch, "loose", "umask 000")
+        .env("PGARK_CACHE_DIR", scratch.join("cache"));
+    let site = Site::with_pgark(&server, scratch, loose, |b| b.wal_segsize_mb(1).conf("autovacuum = off"));
     site.cluster.psql("create table canary as select 'canary-in-a-table'::text as word");
     site.pgark.backup("full");
     let latest = site.archive_all();
     for object in objects_under(site.elsewhere.repo()) {
-        let mode = fs::metadata(&object).expect("metadata").mode();
-        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", object.display());
         let bytes = fs::read(&object).expect("object");
         for secret in [&b"canary-in-a-table"[..], b"correct horse battery staple"] {
             assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{} tells a secret", object.display());
@@ -183,8 +203,26 @@ fn nothing_in_the_repository_or_a_restore_is_open_to_others_and_no_secret_is_wri
     }
     let (to, outcome) = site.try_restore("r", &latest, &[]);
     outcome.expect_code(0);
-    let mode = fs::metadata(&to).expect("metadata").mode();
-    assert!(matches!(mode & 0o777, 0o700 | 0o750), "{mode:o}");
+    for dir in [site.elsewhere.repo(), &to, &site.scratch.join("cache"), &site.scratch.join("state")] {
+        assert_eq!(open_to_others(dir), Vec::<String>::new());
+    }
     let conf = fs::read_to_string(to.join("postgresql.auto.conf")).expect("configuration");
     assert!(!conf.contains("correct horse"), "the passphrase is in the configuration");
+    memory_is_private(&site);
+}
+
+/// The kernel gives what may not be dumped to root: no core of it is written, and no other program of its user looks into it.
+fn memory_is_private(site: &Site) {
+    let waits = b"#!/bin/sh\nwhile kill -0 $PPID; do sleep 0.02; done 2>/dev/null\n";
+    let waits = site.scratch.file("waits", waits, 0o755);
+    let waiting = site.elsewhere.clone().without_env("PGARK_PASSPHRASE_FILE").env("PGARK_PASSPHRASE_COMMAND", &waits);
+    let mut command = waiting.command(["info"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a program");
+    let proc = Path::new("/proc").join(child.id().to_string());
+    wait_until("it may not be dumped", Duration::from_secs(60), || {
+        let name = fs::read_to_string(proc.join("comm")).expect("it waits");
+        let owner = fs::metadata(proc.join("environ")).expect("it waits").uid();
+        (name.trim() == "pgark" && owner == 0).then_some(())
+    });
+    child.kill().and_then(|()| child.wait()).expect("killed");
 }

@@ -12,6 +12,7 @@ use pgark_testkit::{
     Ending, Errno, Fault, Point, Recovered, StopMode, Target, as_postgres, points_of, skip, strace_works, traced,
     wait_until,
 };
+use serde_json::Value;
 
 use crate::site::{Site, full_sweep, sample};
 
@@ -286,4 +287,43 @@ fn repeat(site: &Site, to: &Path, latest: &Target) {
     }
     let recovered = Recovered::start(&site.server, &site.scratch, to).expect(Ending::Promoted);
     site.ledger.assert_exact(&recovered, latest, 1);
+}
+
+/// A list that cannot be read is not an empty one: nothing is shown as gone for that, and nothing goes.
+#[test]
+fn a_directory_that_cannot_be_read_is_told_and_costs_nothing() {
+    let server = installed_or_skip!();
+    if let Err(why) = strace_works() {
+        skip!("{why}");
+    }
+    let (site, first, _) = quiet_site("unread", &server);
+    let second = site.pgark.backup("full");
+    site.ledger.write_rows(&site.cluster, 3);
+    let latest = site.archive_all();
+    let template = Template::of(&site);
+    let listed = |of: &Value| {
+        let backups = of["clusters"][0]["backups"].as_array().into_iter().flatten();
+        backups.filter_map(|b| b["id"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let expire = ["expire", "--keep-last", "1", "--gc-grace", "0s", "--yes"];
+    let mut told = 0;
+    for words in [&["info", "--json"][..], &["verify", "--json"], &expire] {
+        for when in sample(&(1..=30).collect::<Vec<u32>>(), 8) {
+            template.put_back();
+            let point = Point { syscall: "getdents64", when };
+            let outcome = traced(&site.elsewhere, point, Fault::Fail(Errno::Eio), words);
+            assert!(outcome.succeeded() || outcome.failed_cleanly(), "{point:?}: {outcome}");
+            told += u32::from(outcome.code != Some(0));
+            let document = site.elsewhere.json(["info"]);
+            let both = [first.clone(), second.clone()];
+            match words {
+                ["info", ..] if outcome.succeeded() => assert_eq!(listed(&outcome.json()), both, "{point:?}"),
+                ["expire", ..] => assert_eq!(listed(&document).last(), Some(&second), "{point:?}: {document}"),
+                _ => assert_eq!(listed(&document), both, "{point:?}: {document}"),
+            }
+            site.elsewhere.run(["verify"]).expect_code(0);
+        }
+    }
+    assert!(told > 5, "only {told} of the faults were met");
+    site.assert_restores("r", &latest, 1, &[&second]);
 }

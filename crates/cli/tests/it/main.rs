@@ -51,6 +51,7 @@ mod recover_cluster;
 mod reencrypt;
 mod refusals;
 mod replicate;
+mod replicate_stores;
 mod reports;
 mod restore_table;
 mod restored_right;

@@ -33,7 +33,7 @@ fn what_lay_in_the_place_of_a_copy_is_forgotten_and_what_the_first_one_missed_is
     two.site.elsewhere.run(["audit", "verify", "--accept", "--yes"]).expect_code(0);
     let backup = two.backup().expect_code(0);
     assert!(!backup.stderr.contains("E-AUDIT"), "{backup}");
-    two.site.pgark.run(["check"]).expect_code(0);
+    crate::site::assert_only_beside(&two.site.pgark.run(["check", "--json"]));
 
     // The first is away: the copy is enough, and gets a backup and WAL alone.
     fs::rename(&two.a, &a_parked).expect("park");

@@ -59,7 +59,14 @@ fn a_ruined_catalog_or_head_of_one_repository_does_not_stop_the_other() {
                 assert!(listed.stderr.contains("reading from repository b"), "{listed}");
             }
             ("b", _) => drop(info.expect_code(0)),
-            _ => {}
+            // What can be restored is not known: shown as that, and not as fine.
+            _ => {
+                let said = info.expect_code(3).json();
+                let problems = said["clusters"][0]["problems"].to_string();
+                assert!(problems.contains("the recoverable windows are unknown"), "{said}");
+                let shown = two.site.elsewhere.run(["info"]).expect_code(3);
+                assert!(shown.stdout.contains("PROBLEM: the recoverable windows are unknown"), "{shown}");
+            }
         }
         let checked = two.site.pgark.run(["check", "--json"]).expect_code(1);
         let all = checked.json()["checks"].as_array().expect("checks").clone();

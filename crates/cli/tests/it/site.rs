@@ -140,6 +140,14 @@ pub fn sample<T: Clone>(items: &[T], count: usize) -> Vec<T> {
     (0..count).filter_map(|step| items.get(step * last / (count - 1).max(1))).cloned().collect()
 }
 
+/// Everything is as it should be, but that tests have everything on one file system.
+pub fn assert_only_beside(checked: &pgark_testkit::Outcome) {
+    let document = checked.json();
+    let checks = document["checks"].as_array().into_iter().flatten().filter(|c| c["verdict"] != "ok");
+    let names: Vec<&Value> = checks.map(|c| &c["name"]).collect();
+    assert_eq!((names, checked.code), (vec![&Value::from("place")], Some(3)), "{checked}");
+}
+
 /// The words of an array of strings in a JSON document.
 pub fn strings(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()

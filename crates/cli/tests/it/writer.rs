@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::crash::{Template, assert_delivers, next_segment, visited};
 use crate::keys::{SECOND, refused, rotate, with_passphrase};
-use crate::site::Site;
+use crate::site::{Site, assert_only_beside};
 
 const WRITER: &str = "canary writer passphrase";
 
@@ -67,7 +67,8 @@ fn a_writer_archives_and_backs_up_and_a_reader_restores() {
     site.ledger.write_rows(&site.cluster, 3);
     let state = state_of(&site.cluster);
     let latest = site.archive_all();
-    let checked = writer.run(["check"]).expect_code(0);
+    let checked = writer.run(["check", "--json"]);
+    assert_only_beside(&checked);
     assert!(checked.stdout.contains("writer of 'main'"), "{checked}");
     let info = writer.json(["info"]);
     let windows = info["clusters"][0]["windows"].as_array().expect("windows");
@@ -154,7 +155,14 @@ fn a_writer_opens_no_content_and_every_other_command_refuses_it() {
         if outcome.code == Some(2) {
             panic!("the test does not know this command: {outcome}");
         }
+        assert!(!outcome.stderr.contains("E-AUDIT"), "{outcome}");
         refused(outcome, 4, "E-KEY-WRITER");
+    }
+    // Each is on record where it was refused, and nothing waits on this host.
+    let events = site.elsewhere.json(["audit", "show", "--last", "200"])["events"].as_array().expect("events").clone();
+    for command in ["restore", "delete", "expire", "export", "key", "annotate"] {
+        let refused = |e: &&Value| e["command"] == command && e["end"]["error"] == "E-KEY-WRITER";
+        assert!(events.iter().any(|e| refused(&e)), "{command}: {events:?}");
     }
     // To PostgreSQL every other code would say that the end of the archive was reached.
     let get = writer.run(["archive-get", &name, &got]).expect_code(126);

@@ -1,7 +1,7 @@
 //! The audit trail of one command: an attempt before anything is done, its end after, in every repository it works on.
 //!
 //! Invariant: nothing that goes wrong here fails the command. A record that a repository does not take waits on this host and
-//! goes there with the next command that opens it; one that is lost is told. What it deliberately does not know: what commands do.
+//! goes there with the next command that opens it, which is told once; one that is lost is told each time. What it deliberately does not know: what commands do.
 
 pub(crate) mod files;
 mod memory;
@@ -19,6 +19,7 @@ use pgark_repo::{RepoError, Repository};
 
 pub use memory::{forget, remembered};
 use spool::Spool;
+pub use spool::{Waits, waits};
 pub use words::without_secrets;
 
 /// What is attempted.
@@ -215,6 +216,14 @@ impl Shared {
         locked(&self.warnings).push(what);
     }
 
+    /// Once, until all that waits was taken.
+    fn warn_spooled(&self, spool: Option<Spool>, until: &str) {
+        if spool.is_none_or(|spool| spool.is_first_to_tell()) {
+            let more = "what follows it is told by 'pgark check' alone";
+            self.warn(format!("E-AUDIT-SPOOLED the audit record waits on this host until {until}; {more}"));
+        }
+    }
+
     fn slot(&self, name: &str, url: &str, begun: &Begun) -> Arc<Slot> {
         let mut places = locked(&self.places);
         if let Some(found) = places.iter().find(|slot| slot.url == url) {
@@ -233,16 +242,15 @@ impl Slot {
 
     /// Somebody who was given up still waits for this repository, and holds its place.
     fn keep(&self, end: &Event, begun: &Begun, shared: &Shared) {
-        let kept = match &begun.state_dir {
-            Some(dir) => Spool::of(dir, &self.url, &begun.journal).put(end).map_err(|e| e.to_string()),
+        let spool = begun.state_dir.as_deref().map(|dir| Spool::of(dir, &self.url, &begun.journal));
+        let kept = match &spool {
+            Some(spool) => spool.put(end).map_err(|e| e.to_string()),
             None => Err("this host has no place for it".to_owned()),
         };
-        shared.warn(match kept {
-            Ok(()) => {
-                format!("E-AUDIT-SPOOLED the audit record waits on this host until repository {} answers", self.url)
-            }
-            Err(why) => format!("E-AUDIT-LOST repository {} does not answer, and {why}", self.url),
-        });
+        match kept {
+            Ok(()) => shared.warn_spooled(spool, &format!("repository {} answers", self.url)),
+            Err(why) => shared.warn(format!("E-AUDIT-LOST repository {} does not answer, and {why}", self.url)),
+        }
     }
 }
 
@@ -318,6 +326,7 @@ impl Place {
             at(event)?;
             self.held.remove(0);
         }
+        spool.as_ref().map_or(Ok(()), Spool::settled)?;
         drop(held_by_us);
         // What contradicts it stays remembered until somebody has looked at it.
         if let (Some(memory), Some(head), None) = (memory, &head, is_cut) {
@@ -338,14 +347,12 @@ impl Place {
         }
         let Some(why) = &self.trouble else { return };
         let name = &self.name;
-        shared.warn(match self.held.is_empty() {
-            true => {
-                format!("E-AUDIT-SPOOLED the audit record waits on this host until repository {name} takes it: {why}")
-            }
-            false => format!(
+        match self.held.is_empty() {
+            true => shared.warn_spooled(self.spool(begun), &format!("repository {name} takes it: {why}")),
+            false => shared.warn(format!(
                 "E-AUDIT-LOST repository {name} did not take the audit record, and this host has no place for it: {why}"
-            ),
-        });
+            )),
+        }
     }
 }
 

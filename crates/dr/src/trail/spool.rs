@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use pgark_repo::audit::{Event, JournalName};
 use pgark_repo::limits::AUDIT_BYTES_MAX;
 use rustix::fs::{FlockOperation, flock};
@@ -18,8 +19,33 @@ const FILES_MAX: usize = 10_000;
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// Lies beside records of which somebody was told.
+const TOLD: &str = "told";
+
 pub(super) struct Spool {
     dir: PathBuf,
+}
+
+/// What waits on this host for one repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    pub records: usize,
+    /// Time of the oldest.
+    pub since: Option<Timestamp>,
+    /// The repository did not take it. Otherwise it waits for the next command that opens it.
+    pub was_refused: bool,
+}
+
+/// # Errors
+/// When it cannot be looked at.
+pub fn waits(state_dir: &Path, url: &str, journal: &JournalName) -> io::Result<Waits> {
+    let spool = Spool::of(state_dir, url, journal);
+    if !spool.exists() {
+        return Ok(Waits::default());
+    }
+    let all = spool.waiting()?;
+    let since = all.first().map(|(_, event)| event.at);
+    Ok(Waits { records: all.len(), since, was_refused: spool.dir.join(TOLD).exists() })
 }
 
 /// Of a repository and a journal in it.
@@ -44,6 +70,18 @@ impl Spool {
         }
         let name = format!("{:020}-{}", event.at.as_nanosecond(), event.id);
         write_durably(&self.dir.join(format!("{name}.json")), &serde_json::to_vec(event)?)
+    }
+
+    /// True for the first who has to tell that records wait here. Who cannot know tells it again.
+    pub fn is_first_to_tell(&self) -> bool {
+        let path = self.dir.join(TOLD);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|_| give(&path));
+        !made.is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists)
+    }
+
+    /// Nothing waits any more.
+    pub fn settled(&self) -> io::Result<()> {
+        remove(&self.dir.join(TOLD))
     }
 
     /// Held until it is dropped.

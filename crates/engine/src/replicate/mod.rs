@@ -259,12 +259,13 @@ fn mend(
     copied
 }
 
-/// Damage or absence concerns one backup; a store that does not answer concerns all.
+/// Damage, absence, and what stands in its place concern one backup; a store that does not answer concerns all.
 fn is_about_one(e: &EngineError) -> bool {
     match e.repo() {
         // Its retention may give it up while others are copied.
         Some(e) => {
-            e.is_damage() || e.is_not_found() || matches!(e, RepoError::NoBackup { .. } | RepoError::Expired { .. })
+            let gone = matches!(e, RepoError::NoBackup { .. } | RepoError::Expired { .. });
+            gone || e.is_damage() || e.is_not_found() || matches!(e, RepoError::Conflict { .. })
         }
         None => e.code() == "E-REPLICATE-WAL",
     }

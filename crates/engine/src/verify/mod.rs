@@ -8,6 +8,7 @@ mod parity;
 mod report;
 mod reports;
 mod trail;
+mod unsteady;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,7 @@ use crate::rescue;
 
 use self::books::Unopened;
 use self::parity::ParityFindings;
+use self::unsteady::Unsteady;
 pub use report::{Depth, LostWindow, Names, Problem, ProblemKind, Unchecked, VerifyOptions, VerifyReport};
 
 pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<VerifyReport> {
@@ -45,8 +47,8 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     let catalog = catalog_store.read()?;
     let parity = ParityFindings::list(repo, &names::cluster_dir(&options.cluster), options.depth)?;
     let report = VerifyReport { by_books, ..VerifyReport::default() };
-    let unopened = Unopened::default();
-    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed: Names::default(), parity, unopened, report };
+    let (claimed, unopened, unsteady) = Default::default();
+    let mut v = Verify { options, repo, ctx, catalog: &catalog, claimed, parity, unopened, unsteady, report };
     v.registers(&catalog_store)?;
     let backups: Vec<&BackupEntry> = v.selected()?;
     let mut damaged = match by_books {
@@ -65,6 +67,7 @@ pub fn verify(options: &VerifyOptions, repo: &Repository, ctx: &Ctx) -> Result<V
     v.settle_with_the_present(&catalog_store, &mut damaged)?;
     v.report_parity();
     v.report_unopened();
+    v.report_unsteady();
     let mut report = VerifyReport { accounted: v.claimed, ..v.report };
     if !by_books {
         match record_findings(&catalog_store, options.depth, &backups, &damaged, &report, ctx.now()) {
@@ -89,6 +92,7 @@ struct Verify<'a> {
     claimed: Names,
     parity: ParityFindings,
     unopened: Unopened,
+    unsteady: Unsteady,
     report: VerifyReport,
 }
 
@@ -147,12 +151,14 @@ impl<'a> Verify<'a> {
             let (record_name, manifest_name) = (names::record(cluster, id), names::manifest(cluster, id));
             self.claimed.insert(&record_name);
             self.claimed.insert(&manifest_name);
-            let record = Record::load(self.repo, cluster, id, &entry.record);
+            let load = || Record::load(self.repo, cluster, id, &entry.record);
+            let record = self.unsteady.read(record_name.as_str(), load);
             let Some(record) = self.sorted(record.map_err(Into::into), record_name.as_str(), id, &mut damaged)? else {
                 continue;
             };
             self.parity.check(self.repo, &record_name)?;
-            let uses = manifest_reader(self.repo, cluster, id).and_then(packs_of).map_err(EngineError::from);
+            let read = || manifest_reader(self.repo, cluster, id).and_then(packs_of);
+            let uses = self.unsteady.read(manifest_name.as_str(), read).map_err(EngineError::from);
             let Some((uses, print)) = self.sorted(uses, manifest_name.as_str(), id, &mut damaged)? else { continue };
             self.report.bytes_checked += print.size + entry.record.size;
             if print != *record.manifest() {
@@ -209,8 +215,8 @@ impl<'a> Verify<'a> {
                         loop {
                             this.ctx.check_cancelled()?;
                             let i = next.fetch_add(1, Ordering::Relaxed);
-                            let Some((_, Check::Pack { object, .. })) = list.get(i) else { return Ok(()) };
-                            match this.check_pack(object) {
+                            let Some((name, Check::Pack { object, .. })) = list.get(i) else { return Ok(()) };
+                            match this.unsteady.read(name, || this.check_pack(object)) {
                                 Ok(n) => drop(bytes.fetch_add(n, Ordering::Relaxed)),
                                 Err(e) if e.is_damage() || is_archived(&e) => {
                                     found.lock().expect("no thread panics with the lock").push((i, e))

@@ -70,7 +70,9 @@ impl Verify<'_> {
                 self.claimed.insert(&object);
                 self.report.objects_checked += 1;
                 self.replaced_copies(&wal, &head, &name, lineage)?;
-                let checked = self.segment(&wal, &name, lineage);
+                let checked = self.unsteady.read(object.as_str(), || self.segment(&wal, &name, lineage));
+                self.report.bytes_checked += checked.as_ref().map_or(0, |(_, bytes)| *bytes);
+                let checked = checked.map(|(index, _)| index);
                 let checked = self.opened(&object, checked).and_then(|index| {
                     self.parity.check(self.repo, &object)?;
                     Ok(index)
@@ -155,19 +157,21 @@ impl Verify<'_> {
         backups.iter().any(|b| b.system_id == lineage.system_id && start < b.lsn_stop && end > b.lsn_start)
     }
 
-    fn segment(&mut self, wal: &WalArchive, name: &SegmentName, lineage: &Lineage) -> Result<WalIndex, RepoError> {
+    /// Its index, and how many bytes of it were read.
+    fn segment(&self, wal: &WalArchive, name: &SegmentName, lineage: &Lineage) -> Result<(WalIndex, u64), RepoError> {
         if self.by_books() {
-            return wal.index(name, lineage.segment_size);
+            return wal.index(name, lineage.segment_size).map(|index| (index, 0));
         }
         let mut reader = wal.open_segment(name, lineage.segment_size)?;
         let index = reader.index.clone();
         if self.options.depth == Depth::Quick {
-            return reader.check_length().map(|()| index);
+            return reader.check_length().map(|()| (index, 0));
         }
+        let mut read = 0;
         while let Some(bytes) = reader.next()? {
-            self.report.bytes_checked += bytes.len() as u64;
+            read += bytes.len() as u64;
         }
-        Ok(index)
+        Ok((index, read))
     }
 
     /// The unfinished copies that a longer one replaced: nothing depends on them, and a copy of the repository has none, but what
@@ -188,7 +192,7 @@ impl Verify<'_> {
             }
             self.claimed.insert(&object);
             self.report.objects_checked += 1;
-            let read = self.read_through(wal, &object);
+            let read = self.unsteady.read(object.as_str(), || self.read_through(wal, &object));
             let read = self.opened(&object, read).map(drop);
             match read.and_then(|()| self.parity.check(self.repo, &object)) {
                 Ok(()) => {}

@@ -42,7 +42,7 @@ const KINDS: [ObjectKind; 9] = [
 
 type Trees = BTreeMap<BackupId, Tree>;
 
-fn secrets() -> NewKeys {
+pub fn secrets() -> NewKeys {
     static IDENTITY: OnceLock<String> = OnceLock::new();
     let identity = IDENTITY.get_or_init(|| {
         use age::secrecy::ExposeSecret;
@@ -290,10 +290,14 @@ fn everything_comes_under_the_newest_key_and_the_old_one_opens_nothing() {
     everything_reads(&store, "two retired");
 }
 
-/// Every operation with PGARK_SWEEP=full, otherwise so many spread over all.
+/// True when every point of a sweep is to be visited.
+pub fn full_sweep() -> bool {
+    std::env::var("PGARK_SWEEP").is_ok_and(|v| v == "full")
+}
+
+/// Every operation in a full sweep, otherwise so many spread over all.
 fn visited(nth: u64, fault: usize) -> bool {
-    let full = std::env::var("PGARK_SWEEP").is_ok_and(|v| v == "full");
-    full || (nth + fault as u64 * 3).is_multiple_of(17) || nth < 4
+    full_sweep() || (nth + fault as u64 * 3).is_multiple_of(17) || nth < 4
 }
 
 #[test]
@@ -328,6 +332,7 @@ fn reencryption_and_retirement_can_be_interrupted_anywhere() {
             assert_eq!(generations(&*inner).keys().copied().collect::<Vec<_>>(), [2], "{place}");
         }
         assert!(injected > 10, "{fault:?} was injected {injected} times");
+        println!("reencrypt and retire: {fault:?} at {injected} of {} operations, 0 divergences", nth - 1);
     }
 }
 
@@ -655,7 +660,7 @@ fn a_repository_without_encryption_has_nothing_to_seal() {
     assert_eq!(retire(&store, &options, Mode::Run, &Ctx::silent()).unwrap_err().code(), "E-KEY-UNENCRYPTED");
 }
 
-fn other_secrets() -> NewKeys {
+pub fn other_secrets() -> NewKeys {
     static IDENTITY: OnceLock<String> = OnceLock::new();
     let identity = IDENTITY.get_or_init(|| {
         use age::secrecy::ExposeSecret;

@@ -146,6 +146,11 @@ impl FaultStore {
         FaultStore { inner, state: Arc::new(State(Mutex::new(script))) }
     }
 
+    /// Another store of the same process: the operations of both are counted together, and both die at once.
+    pub fn beside(&self, inner: Arc<dyn Store>) -> Self {
+        FaultStore { inner, state: Arc::clone(&self.state) }
+    }
+
     /// Adds a rule. When several are due for one operation, the one made first decides.
     pub fn inject(&self, ops: &[Op], when: When, fault: Fault) {
         self.state.script().rules.push(Rule { ops: ops.to_vec(), when, fault, seen: 0 });

@@ -14,6 +14,7 @@ use super::{ObjectName, ObjectStat, ObjectWriter, Store, StoreError, Visit};
 pub struct MemoryStore {
     objects: Arc<Mutex<Objects>>,
     clock: Option<Arc<Clock>>,
+    name: String,
 }
 
 type Clock = dyn Fn() -> SystemTime + Send + Sync;
@@ -32,7 +33,12 @@ impl MemoryStore {
 
     /// One that dates its objects, by a clock of its own.
     pub fn with_clock(clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        MemoryStore { objects: Arc::default(), clock: Some(Arc::new(clock)) }
+        MemoryStore { clock: Some(Arc::new(clock)), ..Self::default() }
+    }
+
+    /// One that is told from others by its URL.
+    pub fn called(name: &str) -> Self {
+        MemoryStore { name: name.to_owned(), ..Self::default() }
     }
 
     fn now(&self) -> Option<SystemTime> {
@@ -158,7 +164,7 @@ impl Store for MemoryStore {
     }
 
     fn url(&self) -> String {
-        "memory:".to_owned()
+        format!("memory:{}", self.name)
     }
 
     fn sweep_abandoned(&self, _older_than: Duration) -> Result<u64, StoreError> {

@@ -464,3 +464,25 @@ fn a_damaged_copy_of_the_ring_is_not_carried_on() {
         committed_backups_are_whole(&store, &trees, dir);
     }
 }
+
+#[test]
+fn a_ring_of_a_newer_program_is_neither_read_nor_written_over() {
+    let store = Arc::new(MemoryStore::new());
+    let shared: Arc<dyn Store> = store.clone();
+    one_backup(&shared);
+    for ring in objects(&*shared).into_iter().filter(|n| n.as_str().starts_with("keyring")) {
+        let newer = |bytes: &mut Vec<u8>| {
+            let text = b"\"version\":1";
+            let at = bytes.windows(text.len()).position(|w| w == text).unwrap();
+            bytes[at + text.len() - 1] = b'9';
+        };
+        store.damage(&ring, newer).unwrap();
+    }
+    let before = objects(&*shared);
+    let refused = |e: Option<RepoError>| assert!(matches!(e, Some(RepoError::Unsupported { found: 9, .. })), "{e:?}");
+    refused(open(&shared).err());
+    refused(push(&shared, 0).err());
+    refused(rotate(&shared, &unlock(), &[]).err());
+    refused(Repository::init(shared.clone(), &keys(Algorithm::Aes256Gcm)).err());
+    assert_eq!(objects(&*shared), before);
+}

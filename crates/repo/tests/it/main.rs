@@ -19,4 +19,5 @@ mod races;
 mod sample;
 mod sftp;
 mod tamper;
+mod transient;
 mod writer;

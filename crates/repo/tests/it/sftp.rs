@@ -460,6 +460,8 @@ fn a_server_that_hangs_is_given_up_in_time() {
     writer.write(b"x").unwrap();
     assert_eq!(code(&writer.finish().unwrap_err()), "E-SFTP-TIMEOUT");
     assert!((5..20).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // What hung does not outlive the test.
+    sshd.stop();
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn week() -> ExpireOptions {
 }
 
 /// As `at_time`, on a machine that was started long ago, when the true time is this.
-fn at_time_up(wall: i64, truth: i64) -> Ctx {
+pub fn at_time_up(wall: i64, truth: i64) -> Ctx {
     let mut ctx = at_time(wall);
     ctx.uptime = Arc::new(move || Some(Uptime { boot: "first".into(), seconds: truth }));
     ctx

@@ -3,6 +3,7 @@
 use pgark_engine::replicate::lacking::{Lacks, lacks};
 use pgark_engine::replicate::{self, ReplicateOptions, Which};
 use pgark_engine::verify::{Depth, VerifyOptions, verify};
+use pgark_repo::names;
 use pgark_repo::store::FaultStore;
 use pgark_repo::store::fault::{Fault, Op, When};
 
@@ -54,6 +55,26 @@ fn a_copy_that_does_not_fit_gives_its_room_back_at_once() {
     }
     assert!(used(&*inner) > before);
     assert_eq!(listed(&inner), listed(&template.store));
+}
+
+/// Who may only add objects there is faster than the copy, and stops one backup with that and no other.
+#[test]
+fn what_stands_in_the_way_of_one_backup_leaves_the_others_alone() {
+    let template = Template::new();
+    let source = open(&template.store);
+    let there: Arc<dyn Store> = Arc::new(MemoryStore::called("copy"));
+    let (to, _) = source.open_copy(there.clone()).unwrap();
+    let planted = names::pack(&cluster(), &backup_id(2), 1);
+    there.put_new(&planted, b"pay us").unwrap();
+    let plan = replicate::plan(&source, Some(&to), &all()).unwrap();
+    let report = replicate::run(&source, &to, &all(), &plan, &evening()).unwrap();
+    let [(what, why)] = report.failed.as_slice() else { panic!("{report:?}") };
+    assert!(what == backup_id(2).as_str() && why.contains(planted.as_str()), "{what}: {why}");
+    assert_eq!(listed(&there), ids([1, 3, 4, 5]));
+    assert_eq!(there.read(&planted, 100).unwrap(), b"pay us");
+    there.delete(&planted).unwrap();
+    copied(&source, &to).unwrap();
+    assert_eq!(listed(&there), listed(&template.store));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use pgark_pg::wal::Changes;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, CatalogStore, Claim, JobKind};
 use pgark_repo::crypto::Algorithm;
+use pgark_repo::keyring::NewKeys;
 use pgark_repo::names::BackupId;
 use pgark_repo::store::{MemoryStore, ObjectName, Store};
 use pgark_repo::wal::SegmentData;
@@ -23,9 +24,11 @@ use crate::sample::{self, Tree, archive, backup_id, cluster, segment, segment_si
 mod beside;
 mod clocks;
 mod copies;
+mod kills;
 mod reports;
 mod revive;
 mod run;
+mod steady;
 mod store;
 mod wal;
 
@@ -40,7 +43,7 @@ const LAST_SEGMENT: u64 = 26;
 
 type Trees = BTreeMap<BackupId, Tree>;
 
-fn keys() -> pgark_repo::keyring::NewKeys {
+fn keys() -> NewKeys {
     sample::new_keys(Algorithm::None, None, "")
 }
 
@@ -96,8 +99,8 @@ fn complete(entry: &mut BackupEntry, n: u32) {
     (entry.started, entry.finished) = (day(n), day(n));
 }
 
-fn fill(store: &Arc<dyn Store>) -> Trees {
-    let (repo, _) = Repository::init(store.clone(), &keys()).unwrap();
+fn fill(store: &Arc<dyn Store>, keys: &NewKeys) -> Trees {
+    let (repo, _) = Repository::init(store.clone(), keys).unwrap();
     let catalog = CatalogStore::new(&repo, &cluster());
     catalog.register(&sample::lineage(), false).unwrap();
     let mut trees = Trees::new();
@@ -121,8 +124,12 @@ struct Template {
 
 impl Template {
     fn new() -> Self {
+        Template::with(&keys())
+    }
+
+    fn with(keys: &NewKeys) -> Self {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let trees = fill(&store);
+        let trees = fill(&store, keys);
         Template { store, trees }
     }
 
@@ -186,26 +193,32 @@ fn archived(store: &Arc<dyn Store>) -> Vec<(u64, u64)> {
     archive(&open(store)).head().unwrap().timeline(timeline(1)).unwrap().ranges.clone()
 }
 
-/// Whatever is listed restores: files, and WAL from start to stop; and whatever the head names is there.
+/// `listed_is_whole`, and the newest is listed.
 fn everything_listed_is_whole(store: &Arc<dyn Store>, trees: &Trees, place: &str) {
     let repo = open(store);
     let catalog = CatalogStore::new(&repo, &cluster()).read().unwrap();
-    let newest = backup_id(BACKUPS);
-    assert!(catalog.backup(&newest).is_some(), "{place}: the newest is not listed");
-    let head = archive(&repo).head().unwrap();
-    let span = head.timeline(timeline(1)).unwrap();
+    assert!(catalog.backup(&backup_id(BACKUPS)).is_some(), "{place}: the newest is not listed");
+    listed_is_whole(&repo, trees, place);
+}
+
+/// Whatever is listed restores: files, and WAL from start to stop; and whatever the head names is there.
+fn listed_is_whole(repo: &Repository, trees: &Trees, place: &str) {
+    let catalog = CatalogStore::new(repo, &cluster()).read().unwrap();
+    let head = archive(repo).head().unwrap();
+    let span = head.timeline(timeline(1));
     for b in &catalog.backups {
-        let (_, tree) = sample::read_backup(&repo, b).unwrap_or_else(|e| panic!("{place}: {}: {e}", b.id));
+        let (_, tree) = sample::read_backup(repo, b).unwrap_or_else(|e| panic!("{place}: {}: {e}", b.id));
         assert!(trees.get(&b.id).is_none_or(|t| *t == tree), "{place}: {} came back different", b.id);
         let (first, last) = b.as_physical().unwrap().segments(segment_size());
-        assert!((first.0..=last.0).all(|n| span.contains(segment(n).segment)), "{place}: WAL of {} is gone", b.id);
+        let archived = |n: u64| span.is_some_and(|s| s.contains(segment(n).segment));
+        assert!((first.0..=last.0).all(archived), "{place}: WAL of {} is gone", b.id);
     }
-    for n in span.ranges.iter().flat_map(|(a, b)| *a..=*b) {
-        let read = sample::read_segment(&archive(&repo), &segment(n));
+    for n in span.into_iter().flat_map(|s| &s.ranges).flat_map(|(a, b)| *a..=*b) {
+        let read = sample::read_segment(&archive(repo), &segment(n));
         let bytes = read.unwrap_or_else(|e| panic!("{place}: segment {n}: {e}")).1;
         assert!(bytes == sample::wal_segment(&segment(n), n), "{place}: segment {n} came back different");
     }
-    assert!(span.gaps().is_empty(), "{place}: what expired became a gap");
+    assert!(span.is_none_or(|s| s.gaps().is_empty()), "{place}: what expired became a gap");
 }
 
 /// Nothing is left to be done, and nothing of what expired is left.
