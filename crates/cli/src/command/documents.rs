@@ -182,7 +182,7 @@ impl BackupDocument {
 
 pub fn database(d: &DatabaseDump) -> serde_json::Value {
     serde_json::json!({"name": d.name, "taken": d.taken, "size_bytes": d.size_bytes, "dump_bytes": d.dump_bytes,
-        "entries": d.entries, "tables": d.table_data, "owner": d.owner, "encoding": d.encoding, "snapshot": d.snapshot,
+        "entries": d.entries, "tables": d.table_data, "keys_outside": d.keys_outside, "owner": d.owner, "encoding": d.encoding, "snapshot": d.snapshot,
         "schemas_selected": d.schemas, "tables_selected": d.tables, "truth": d.truth.as_ref().map(truth)})
 }
 

@@ -20,7 +20,7 @@ use pgark_repo::record::{DatabaseDump, PartsRecord};
 use pgark_repo::report::ReportId;
 
 use super::LogicalOptions;
-use super::select::{LeftKey, Selection};
+use super::select::{LeftKey, Selection, told_outside};
 use super::tools::{self, ToolOptions, Tools};
 use crate::cluster::provision::{self, AppliedGlobals};
 use crate::cluster::{AskAs, ConnectOptions, Connection};
@@ -325,6 +325,7 @@ fn plan_database(
             ));
         }
         notes.push(format!("the backup holds only parts of the database: {parts}"));
+        notes.extend(told_outside(&dump.name, &dump.keys_outside));
     }
     if there && matches!(wanted.replace, Replace::Refuse) {
         return Err(exists(to, "exists"));

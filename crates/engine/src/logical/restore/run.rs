@@ -16,7 +16,7 @@ use super::list::{ListFile, read_toc};
 use super::schemas;
 use super::{
     DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, exists,
-    is_damage, plan,
+    is_damage, is_partial, plan,
 };
 use crate::backup::claim::KeptClaim;
 use crate::cluster::provision;
@@ -271,7 +271,7 @@ impl Restore<'_> {
         admin: &Connection,
         report: &mut RestoreReport,
     ) -> Result<()> {
-        let chosen = self.chosen(&dump, report)?;
+        let chosen = self.chosen(plan, &dump, report)?;
         self.owners_are_there(plan, &dump, admin)?;
         let schemas = self.lacking_schemas(plan, &dump, report)?;
         if plan.replaces {
@@ -280,7 +280,7 @@ impl Restore<'_> {
         let undo = |e| self.undo(plan, admin, e);
         let list = chosen.as_ref().map(|c| &c.list);
         let create = || {
-            self.create(plan, list.is_none(), admin)?;
+            self.create(plan, self.parts().is_none(), admin)?;
             self.make_schemas(plan, &schemas).map_err(undo)
         };
         create()?;
@@ -339,8 +339,7 @@ impl Restore<'_> {
         if plan.dump.tables.is_empty() {
             return Ok(vec![]);
         }
-        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
-        let lacking = schemas::lacking(&read_toc(dump)?, selection);
+        let lacking = schemas::lacking(&read_toc(dump)?, self.parts());
         report.warnings.extend(lacking.iter().map(|name| {
             let name = name.escape_debug();
             format!("not in this dump of single tables: schema '{name}'; it was made, without its owner and rights")
@@ -426,24 +425,40 @@ impl Restore<'_> {
         }
     }
 
-    /// The list of entries to restore, where not all of them are.
-    fn chosen(&self, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<Chosen>> {
-        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
-        let Some(selection) = selection else { return Ok(None) };
+    /// What of the dump was asked for, where that is not all of it.
+    fn parts(&self) -> Option<&Selection> {
+        self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything())
+    }
+
+    /// The list of entries to restore, where not all of them are: also of a dump of parts, which may have foreign keys to tables that it
+    /// does not hold.
+    fn chosen(
+        &self,
+        plan: &DatabasePlan,
+        dump: &std::fs::File,
+        report: &mut RestoreReport,
+    ) -> Result<Option<Chosen>> {
+        let everything = Selection::default();
+        let selection = match self.parts() {
+            Some(parts) => parts,
+            None if is_partial(&plan.dump) => &everything,
+            None => return Ok(None),
+        };
         let toc = read_toc(dump)?;
         let Selected { ids, left_out, .. } = all_are_there(&self.plan.record.id, select(&toc, selection))?;
+        if selection.is_everything() && left_out.is_empty() {
+            return Ok(None);
+        }
         report.warnings.extend(left_out.iter().map(LeftKey::warning));
         report.keys_left_out = left_out;
-        let encoding = self.plan.database.as_ref().map_or("", |d| d.dump.encoding.as_str());
-        let scope = Scope::of(&toc, Some(&ids), encoding);
+        let scope = Scope::of(&toc, Some(&ids), &plan.dump.encoding);
         Ok(Some(Chosen { list: ListFile::write(&self.options.scratch, &ids)?, scope }))
     }
 
     /// Before anything is loaded: `pg_restore` would end at the first one.
     fn owners_are_there(&self, plan: &DatabasePlan, dump: &std::fs::File, admin: &Connection) -> Result<()> {
         let toc = read_toc(dump)?;
-        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
-        let chosen = selection.map(|selection| select(&toc, selection).ids);
+        let chosen = self.parts().map(|parts| select(&toc, parts).ids);
         let is_chosen = |id: &u32| chosen.as_ref().is_none_or(|ids| ids.contains(id));
         let owned = toc.entries.iter().filter(|e| OWNED.contains(&e.kind.as_slice()) && is_chosen(&e.id));
         let owners: std::collections::BTreeSet<&[u8]> = owned.map(|e| e.owner.as_slice()).collect();
