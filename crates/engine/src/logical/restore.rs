@@ -5,7 +5,9 @@
 //! ends it, and what was loaded so far is removed.
 
 pub(super) mod compare;
+mod fetch;
 mod list;
+mod place;
 mod run;
 mod schemas;
 
@@ -28,8 +30,8 @@ use crate::error::{EngineError, Result};
 use crate::parts::Source;
 use crate::validate::{Report, UserCheck};
 
+pub(crate) use fetch::{fetch_dump, fetch_globals};
 pub(crate) use list::read_toc;
-pub(crate) use run::{fetch_dump, fetch_globals};
 pub use run::{run, run_until};
 
 /// The annotation of a backup that was taken before a restore replaced the database.
