@@ -362,7 +362,10 @@ fn foreign_keys_to_what_was_not_dumped(site: &Site) {
     let document = site.pgark.json(["backup", "--kind", "logical", "--database", "app", "--table", "near"]);
     let key = serde_json::json!([{"name": "near_far_fkey", "table": "public.near", "refers_to": "public.far"}]);
     assert_eq!(document["logical"]["databases"][0]["keys_outside"], key, "{document}");
-    assert!(document["logical"]["notes"].to_string().contains("near_far_fkey of public.near to public.far"), "{document}");
+    assert!(
+        document["logical"]["notes"].to_string().contains("near_far_fkey of public.near to public.far"),
+        "{document}"
+    );
     let id = document["id"].as_str().expect("an id");
     assert!(site.pgark.json(["info", id]).to_string().contains("near_far_fkey"));
     let words = ["restore", id, "--kind", "logical", "--database", "app", "--to-database", "near", "--json"];
@@ -377,4 +380,14 @@ fn foreign_keys_to_what_was_not_dumped(site: &Site) {
     let words = ["validate", "--database", "near", "--against", id, "--source", "app", "--amcheck", "off", "--json"];
     let report = site.pgark.run(words).expect_code(0).json();
     assert!(report.to_string().contains(said), "{report}");
+    // What a table is made of is not in its dump either, and cannot be left out.
+    site.cluster.psql_db("app", "create type mood as enum ('a'); create table moody (m mood)");
+    let document = site.pgark.json(["backup", "--kind", "logical", "--database", "app", "--table", "moody"]);
+    let id = document["id"].as_str().expect("an id");
+    let words = ["restore", id, "--kind", "logical", "--database", "app", "--to-database", "moody", "--json"];
+    let error = site.pgark.run(words).expect_code(1).json()["error"].clone();
+    assert_eq!(error["code"], "E-RESTORE-FAILED", "{error}");
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("holds only parts")), "{error}");
+    let left = "select count(*) from pg_database where datname ~ 'moody|^pgark_restore'";
+    assert_eq!(site.cluster.psql(left), "0");
 }

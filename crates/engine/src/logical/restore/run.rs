@@ -38,6 +38,10 @@ const OWNED: [&[u8]; 11] = [
     b"VIEW",
 ];
 
+/// Foreign keys are left out; types and functions cannot be.
+const OF_PARTS: &str = "the backup holds only parts of the database: what they are made of must be in it, too; name its schemas or tables \
+                        when you take it, or restore these parts out of a backup of the whole";
+
 /// Restores. `announce` is shown the plan before anything is written, and again when another backup had to be taken.
 pub fn run(
     options: &RestoreOptions,
@@ -258,12 +262,7 @@ impl Restore<'_> {
 
     /// The list of entries to restore, where not all of them are: also of a dump of parts, which may have foreign keys to tables that it
     /// does not hold.
-    fn chosen(
-        &self,
-        plan: &DatabasePlan,
-        dump: &std::fs::File,
-        report: &mut RestoreReport,
-    ) -> Result<Option<Chosen>> {
+    fn chosen(&self, plan: &DatabasePlan, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<Chosen>> {
         let everything = Selection::default();
         let selection = match self.parts() {
             Some(parts) => parts,
@@ -332,7 +331,11 @@ impl Restore<'_> {
         command.args(["--", "/dev/stdin"]).stdin(Stdio::from(dump)).stdout(Stdio::null());
         let (status, said) = Running::start(command)?.wait_for(self.ctx)?;
         if !status.success() {
-            return Err(child::failure("E-RESTORE-FAILED", "pg_restore", &format!("to load '{shown}'"), status, &said));
+            let failed = child::failure("E-RESTORE-FAILED", "pg_restore", &format!("to load '{shown}'"), status, &said);
+            return Err(match is_partial(&plan.dump) {
+                true => EngineError::failed(failed.code(), failed.to_string(), OF_PARTS),
+                false => failed,
+            });
         }
         Ok(said.lines)
     }
