@@ -17,8 +17,8 @@ use crate::store::ObjectName;
 use crate::stream::{Fingerprint, StreamReader, seal_bytes};
 
 pub use parts::{
-    DatabaseDump, DatabaseSetting, FilesPart, FilesRoot, GlobalsPart, Grant, HexPath, LeftOut, LeftOutWhy, PartsRecord,
-    Section, TruthPart,
+    DatabaseDump, DatabaseSetting, FilesPart, FilesRoot, GlobalsPart, Grant, HexPath, KeyOutside, LeftOut, LeftOutWhy,
+    PartsRecord, Section, TruthPart,
 };
 
 /// Of a physical backup.

@@ -9,13 +9,15 @@
 //! could create one that was passed long ago. So each sealed version carries the marks of those it was built
 //! on, and a writer that is not the newest looks for its own mark in the newest.
 
+mod anew;
+mod check;
 mod lost;
 mod staged;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::crypto::{Form, HEADER_BYTES, KeySet, ObjectKind, fill_random, form_of, generation_of};
+use crate::crypto::{Form, KeySet, ObjectKind, fill_random, form_of};
 use crate::error::{RepoError, Result};
 use crate::limits::{
     KEYRING_BYTES_MAX, REGISTER_BYTES_MAX, REGISTER_MARKS_MAX, REGISTER_RETRIES, REGISTER_VALUE_BYTES_MAX,
@@ -24,6 +26,7 @@ use crate::manifest::bytes::Cursor;
 use crate::store::{ObjectName, ObjectWriter, Store, StoreError};
 use crate::stream::{open_bytes, seal_bytes_in};
 
+pub use check::RegisterProblem;
 pub use lost::Lost;
 pub use staged::Staged;
 
@@ -57,20 +60,6 @@ pub struct Version {
     /// A register stays of the form for a writer once it has it, also where a process that began earlier changes it.
     form: Form,
 }
-
-/// Something a check found wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegisterProblem {
-    pub object: String,
-    pub what: String,
-    pub missing: bool,
-    /// Another copy says what this one should.
-    pub has_other: bool,
-}
-
-/// A check that finds something looks again before it says so.
-const CHECK_RETRIES: u32 = 50;
-const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 impl Register {
     pub fn sealed(store: Arc<dyn Store>, keys: &KeySet, kind: ObjectKind, dir: String, mirror: Mirror) -> Self {
@@ -245,70 +234,6 @@ impl Register {
             std::thread::sleep(Duration::from_millis(u64::from(attempt.min(50))));
         }
         Err(self.too_busy())
-    }
-
-    /// Writes the value once more when the version before the newest has another one, so that this goes away. For what
-    /// must not stay at hand. False when some of it is still there: the store keeps what is deleted, or denies it.
-    pub fn retire_older(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
-        let Some((newest, ())) = self.read_with(open)? else { return Ok(true) };
-        if !self.has_older_values(&newest)? {
-            return Ok(true);
-        }
-        self.update_with(open, |current, _| Ok(current.map(|v| v.value.clone())))?;
-        let newest = self.read_with(open)?.map(|(version, ())| version);
-        Ok(!newest.map_or(Ok(false), |n| self.has_older_values(&n))?)
-    }
-
-    /// Makes every version that can still be read one of this generation of the key, by writing the value anew. False when
-    /// an older one is still there: the store keeps what is deleted, or denies it.
-    pub fn seal_anew(&self, generation: u32) -> Result<bool> {
-        // The first makes the newest version, the second the one before it.
-        for _ in 0..2 {
-            if self.newest_number()?.is_none() || self.is_sealed_under(generation)? {
-                return Ok(true);
-            }
-            self.update(|current| Ok(current.map(|v| v.value.clone())))?;
-        }
-        self.is_sealed_under(generation)
-    }
-
-    fn is_sealed_under(&self, generation: u32) -> Result<bool> {
-        for dir in self.dirs() {
-            for number in self.numbers(&dir)? {
-                let mut header = [0; HEADER_BYTES];
-                match self.store.read_at(&Self::name(&dir, number)?, 0, &mut header) {
-                    Ok(()) if generation_of(&header).is_some_and(|g| g < generation) => return Ok(false),
-                    Ok(()) | Err(StoreError::NotFound { .. } | StoreError::Truncated { .. }) => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Makes the newest version and the one before it ones that the cluster's writer can read, by writing the value anew.
-    pub fn open_to_writer(&self) -> Result<()> {
-        for _ in 0..2 {
-            let Some(newest) = self.read()? else { return Ok(()) };
-            if newest.form == Form::Writer && self.is_of_form(newest.number - 1, Form::Writer)? {
-                return Ok(());
-            }
-            self.update(|current| Ok(current.map(|v| v.value.clone())))?;
-        }
-        Ok(())
-    }
-
-    /// True also of what is not there, or damaged.
-    fn is_of_form(&self, number: u64, form: Form) -> Result<bool> {
-        for dir in self.dirs() {
-            match self.read_copy(&Self::name(&dir, number)?, number) {
-                Ok(version) if version.form != form => return Ok(false),
-                Ok(_) => {}
-                Err(e) if e.is_damage() => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(true)
     }
 
     /// The versions before this one that can still be read, damaged ones left out.
@@ -506,96 +431,6 @@ impl Register {
         plain.extend(version.marks.iter().flatten());
         plain.extend_from_slice(&version.value);
         seal_bytes_in(version.form, keys, *kind, name, &plain)
-    }
-
-    /// Every copy of the newest version and of the one before, opened. Empty when all is well.
-    pub fn check(&self) -> Result<Vec<RegisterProblem>> {
-        self.check_with(&mut |_| Ok(()))
-    }
-
-    /// As `check`, and each value must satisfy `open` too.
-    pub fn check_with(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Vec<RegisterProblem>> {
-        let mut before = None;
-        for attempt in 0..CHECK_RETRIES {
-            if attempt > 0 {
-                std::thread::sleep(CHECK_PAUSE);
-            }
-            let found = self.look_through(open)?;
-            // What a writer was just changing looks different the next time.
-            if found.1.is_empty() || before.as_ref() == Some(&found) {
-                return Ok(found.1);
-            }
-            before = Some(found);
-        }
-        Err(self.too_busy())
-    }
-
-    /// Makes every copy of the newest version and of the one before what the other copy says. Returns the objects that
-    /// were missing or damaged and are not any more; what no copy says is left as it is.
-    pub fn mend(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Vec<String>> {
-        let mut mended = vec![];
-        let Some(newest) = self.newest_number()? else { return Ok(mended) };
-        for number in newest.saturating_sub(1).max(1)..=newest {
-            let Ok((version, ())) = self.read_number(number, open) else { continue };
-            for dir in self.dirs() {
-                let name = Self::name(&dir, number)?;
-                match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
-                    Ok(()) => continue,
-                    Err(e) if e.is_not_found() => {}
-                    Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => {
-                        match self.store.delete(&name) {
-                            Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                            Err(e) => return Err(e.into()),
-                        }
-                    }
-                    Err(e) => return Err(e),
-                }
-                self.put_copy(&dir, &version)?;
-                if self.read_copy(&name, number)? != version {
-                    return Err(RepoError::corrupt(&name, "it reads differently from what was written"));
-                }
-                mended.push(name.to_string());
-            }
-        }
-        // What a change has passed meanwhile must not stay because we put it back.
-        if !mended.is_empty() && self.newest_number()? != Some(newest) {
-            self.prune()?;
-        }
-        Ok(mended)
-    }
-
-    /// The newest number, and what is wrong with it and the one before.
-    fn look_through(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(u64, Vec<RegisterProblem>)> {
-        let mut problems = vec![];
-        let Some(newest) = self.newest_number()? else { return Ok((0, problems)) };
-        let unfinished = self.is_unfinished(newest)?;
-        for (copy, dir) in self.dirs().iter().enumerate() {
-            for number in newest.saturating_sub(1).max(1)..=newest {
-                let name = Self::name(dir, number)?;
-                match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
-                    Ok(()) => {}
-                    Err(e) if e.is_not_found() && copy > 0 && number == newest && unfinished => {}
-                    Err(e) if e.is_damage() || matches!(e, RepoError::WrongKey { .. }) => {
-                        let has_other = self.read_number(number, open).is_ok();
-                        let what = match has_other {
-                            true => format!("{e}; its other copy is whole, and 'pgark verify --repair' writes it anew"),
-                            false => e.to_string(),
-                        };
-                        let missing = e.is_not_found();
-                        problems.push(RegisterProblem { object: name.to_string(), what, missing, has_other })
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        Ok((newest, problems))
-    }
-
-    /// Whether whoever created the newest version has not come to the end: then the version before the one it
-    /// replaced is still there. The next change puts the missing copy in place.
-    fn is_unfinished(&self, newest: u64) -> Result<bool> {
-        let Some(old) = newest.checked_sub(2).filter(|n| *n > 0) else { return Ok(false) };
-        Ok(self.numbers(&self.dir)?.contains(&old))
     }
 
     /// Removes versions that are not needed any more, which a client that may not remove anything has left. Returns how

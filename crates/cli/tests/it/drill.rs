@@ -13,7 +13,7 @@ use pgark_testkit::{
 };
 use serde_json::Value;
 
-use crate::site::{Site, strings};
+use crate::site::{Site, alerts_into, strings};
 
 const DATABASE: &str = "it's app";
 
@@ -569,6 +569,7 @@ pub fn three_tiers(site: &Site) -> (Pgark, String) {
         assert!(text.contains(from), "{from}");
         text.replace(from, to)
     });
+    let text = alerts_into(&site.scratch.join("told"), &text);
     let config = site.scratch.file("pgark.toml", text.as_bytes(), 0o600);
     let bare = ["PGARK_REPO", "PGARK_PASSPHRASE_FILE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA"];
     let pgark =

@@ -349,4 +349,45 @@ fn only_a_dump_of_the_same_things_stands_in_for_another() {
     assert!(document["warnings"].to_string().contains("; it was made, without its owner and rights"), "{document}");
     assert_eq!(document["validation"]["outcome"], "ok", "{document}");
     assert_eq!(site.cluster.psql_db("one", "select i from \"it's odd\".t"), "3");
+    foreign_keys_to_what_was_not_dumped(&site);
+}
+
+/// `pg_dump` writes them all the same: said when the dump is taken, kept with it, and left out when it is restored.
+fn foreign_keys_to_what_was_not_dumped(site: &Site) {
+    site.cluster.psql_db(
+        "app",
+        "create table far (id int primary key); insert into far values (1); \
+         create table near (id int primary key, far int references far, near int references near); insert into near values (7, 1, 7)",
+    );
+    let document = site.pgark.json(["backup", "--kind", "logical", "--database", "app", "--table", "near"]);
+    let key = serde_json::json!([{"name": "near_far_fkey", "table": "public.near", "refers_to": "public.far"}]);
+    assert_eq!(document["logical"]["databases"][0]["keys_outside"], key, "{document}");
+    assert!(
+        document["logical"]["notes"].to_string().contains("near_far_fkey of public.near to public.far"),
+        "{document}"
+    );
+    let id = document["id"].as_str().expect("an id");
+    assert!(site.pgark.json(["info", id]).to_string().contains("near_far_fkey"));
+    let words = ["restore", id, "--kind", "logical", "--database", "app", "--to-database", "near", "--json"];
+    let document = site.pgark.run(words).expect_code(3).json();
+    let left = "not restored: foreign key near_far_fkey of table public.near: public.far, which it refers to, is not in the backup";
+    assert!(document["warnings"].to_string().contains(left), "{document}");
+    assert_eq!(document["validation"]["outcome"], "ok", "{document}");
+    let said = "near_far_fkey of public.near: both of its tables would have to be restored";
+    assert!(document["validation"].to_string().contains(said), "{document}");
+    let keys = "select string_agg(conname, ',' order by conname), (select far from near) from pg_constraint where conrelid = 'near'::regclass";
+    assert_eq!(site.cluster.psql_db("near", keys), "near_near_fkey,near_pkey|1");
+    let words = ["validate", "--database", "near", "--against", id, "--source", "app", "--amcheck", "off", "--json"];
+    let report = site.pgark.run(words).expect_code(0).json();
+    assert!(report.to_string().contains(said), "{report}");
+    // What a table is made of is not in its dump either, and cannot be left out.
+    site.cluster.psql_db("app", "create type mood as enum ('a'); create table moody (m mood)");
+    let document = site.pgark.json(["backup", "--kind", "logical", "--database", "app", "--table", "moody"]);
+    let id = document["id"].as_str().expect("an id");
+    let words = ["restore", id, "--kind", "logical", "--database", "app", "--to-database", "moody", "--json"];
+    let error = site.pgark.run(words).expect_code(1).json()["error"].clone();
+    assert_eq!(error["code"], "E-RESTORE-FAILED", "{error}");
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("holds only parts")), "{error}");
+    let left = "select count(*) from pg_database where datname ~ 'moody|^pgark_restore'";
+    assert_eq!(site.cluster.psql(left), "0");
 }

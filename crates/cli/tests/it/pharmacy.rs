@@ -11,7 +11,7 @@ use pgark_testkit::{
 };
 use serde_json::Value;
 
-use crate::site::{BINARY, Site, strings};
+use crate::site::{BINARY, Site, alerts_into, strings};
 
 const EXAMPLE: &str = include_str!("../../../../examples/pharmacy.toml");
 
@@ -52,6 +52,7 @@ pub fn configured(server: &Server, store: &ObjectServer) -> (Site, PathBuf) {
         assert!(text.contains(from), "{from}");
         text.replace(from, to)
     });
+    let text = alerts_into(&scratch.join("told"), &text);
     scratch.file("pgark.toml", text.as_bytes(), 0o644);
     let pgark = elsewhere.clone().env("PGDATA", cluster.data_dir());
     pgark.run(["init"]).expect_code(0);

@@ -11,7 +11,7 @@ use pgark_testkit::{
 };
 use serde_json::Value;
 
-use crate::site::{Site, full_sweep, sample};
+use crate::site::{Site, alerts_into, full_sweep, sample};
 
 const EXAMPLE: &str = include_str!("../../../../examples/imaging.toml");
 
@@ -64,6 +64,7 @@ impl Imaging {
             assert!(text.contains(from), "{from}");
             text.replace(from, to)
         });
+        let text = alerts_into(&site.scratch.join("told"), &text);
         let config = site.scratch.file("pgark.toml", text.as_bytes(), 0o600);
         let bare = ["PGARK_REPO", "PGARK_PASSPHRASE_FILE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE"];
         bare.iter().fold(site.pgark.clone(), |pgark, name| pgark.without_env(name)).env("PGARK_CONFIG", config)

@@ -12,7 +12,7 @@ use pgark_testkit::{
 };
 use serde_json::Value;
 
-use crate::site::{Site, full_sweep, sample, strings};
+use crate::site::{Site, alerts_into, full_sweep, sample, strings};
 
 const EXAMPLE: &str = include_str!("../../../../examples/cutover.toml");
 const SECONDS: Duration = Duration::from_secs(120);
@@ -131,6 +131,7 @@ impl Cutover {
             assert!(text.contains(from), "{from}");
             text.replace(from, to)
         });
+        let text = alerts_into(&site.scratch.join("told"), &text);
         let config = site.scratch.file("pgark.toml", text.as_bytes(), 0o600);
         let bare = ["PGARK_REPO", "PGARK_PASSPHRASE_FILE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA"];
         let path = format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", self.bin.display());

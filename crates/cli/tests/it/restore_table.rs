@@ -41,7 +41,7 @@ fn tables() -> String {
          create table app.parts_1 partition of app.parts for values from ('2026-01-01') to ('2026-07-01'); \
          create table app.parts_2 partition of app.parts for values from ('2026-07-01') to ('2027-01-01'); \
          insert into app.parts select i, date '2026-01-01' + i from generate_series(0, 360) i; \
-         create unlogged table app.fleeting (i int)",
+         create unlogged table app.fleeting (i int); create table app.\"Ledger\" (i int)",
         odd = quote_identifier(ODD)
     )
 }
@@ -191,8 +191,10 @@ fn dropped_partitioned_and_oddly_named_tables_come_back() {
     assert_eq!(lost.psql("select count(*), sum(id), (select relkind from pg_class where relname = 'The parts') from app.\"The parts\""), "361|64980|r");
     lost.psql("drop table app.\"The parts\"");
     assert_eq!(lost.state(), state, "the live database changed");
+    let folded = lost.run("app.Ledger", &[]).expect_code(4).json()["error"].clone();
+    assert_eq!(folded["code"], "E-TABLE-NONE", "{folded}");
+    assert!(folded["hint"].as_str().is_some_and(|hint| hint.contains("there was app.\"Ledger\";")), "{folded}");
     for (table, code) in [
-        ("app.nothing", "E-TABLE-NONE"),
         ("app.fleeting", "E-TABLE-UNLOGGED"),
         ("nowhere.orders", "E-TABLE-SCHEMA"),
         ("a.b.c", "E-TABLE-NAME"),

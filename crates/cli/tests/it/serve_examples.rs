@@ -27,6 +27,9 @@ impl Served {
         let state = scratch.join("server");
         fs::write(&config, format!("{text}\n[server]\nstate_dir = \"{}\"\n", state.display())).expect("written");
         pgark.run(["config", "check"]).expect_code(0);
+        pgark.run(["alert", "test"]).expect_code(0);
+        let told = fs::read_to_string(scratch.join("told")).expect("somebody was told");
+        assert!(told.contains("\"test\""), "{told}");
         let (admin, viewer) = (token(pgark, "admin", &[]), token(pgark, "viewer", &[]));
         Served { serving: Serving::start(pgark), admin, viewer }
     }

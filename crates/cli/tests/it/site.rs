@@ -19,6 +19,25 @@ pub struct Site {
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_pgark");
 
+/// An example's settings with a file in the place of each receiver of alerts: none of them is called by a test.
+pub fn alerts_into(file: &Path, text: &str) -> String {
+    let (mut kept, mut of_a_sink, mut sinks) = (String::new(), false, 0);
+    for line in text.lines() {
+        if line.starts_with('[') {
+            of_a_sink = line.starts_with("[alerts.sinks.");
+        } else if of_a_sink {
+            continue;
+        }
+        kept += &format!("{line}\n");
+        if of_a_sink {
+            kept += &format!("kind = \"command\"\ncommand = [\"/usr/bin/tee\", \"-a\", \"{}\"]\n\n", file.display());
+            sinks += 1;
+        }
+    }
+    assert!(sinks > 0, "an example tells nobody of trouble:\n{text}");
+    kept
+}
+
 impl Site {
     /// A cluster shaped by `shape`, an initialised repository beside it, and an empty ledger.
     pub fn new(server: &Server, label: &str, shape: impl FnOnce(ClusterBuilder) -> ClusterBuilder) -> Site {

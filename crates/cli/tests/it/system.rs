@@ -9,7 +9,7 @@ use pgark_testkit::{Outcome, Pgark, as_postgres};
 use serde_json::Value;
 
 use crate::files::{NEVER, app, facts, wanted};
-use crate::site::Site;
+use crate::site::{Site, alerts_into};
 
 fn failed(outcome: Outcome, code: i32, name: &str) {
     let outcome = outcome.expect_code(code);
@@ -31,6 +31,7 @@ pub fn configured(site: &Site, app: &Path) -> Pgark {
         assert!(text.contains(from), "{from}");
         text.replace(from, to)
     });
+    let text = alerts_into(&site.scratch.join("told"), &text);
     without_environment(site, &site.scratch.file("pgark.toml", text.as_bytes(), 0o600))
 }
 

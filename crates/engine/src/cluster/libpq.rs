@@ -3,10 +3,11 @@
 //! Invariants: nothing here blocks past the deadline of the call (the socket is non-blocking; only the resolver of
 //! host names is outside our reach); after a failed wait the connection is either drained or marked as broken, so a
 //! late answer is never taken for the answer to a later question; each message is stripped of secrets where it is
-//! made. This and the module in it are the only ones of the crate with `unsafe` code. SIGPIPE cannot reach us: libpq sends with
+//! made. This and the modules in it are the only ones of the crate with `unsafe` code. SIGPIPE cannot reach us: libpq sends with
 //! MSG_NOSIGNAL, or masks the signal around TLS writes.
 #![allow(unsafe_code)]
 
+pub(super) mod conninfo;
 mod result;
 mod wait;
 

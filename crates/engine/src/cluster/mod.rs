@@ -35,8 +35,8 @@ pub use inspect::{
 };
 pub use libpq::{Notice, ResultFormat};
 pub use objects::{
-    DatabaseState, NORMAL, ObjectFacts, ObjectKind, database_state, each_object, has_foreign_options, is_of_version_2,
-    is_of_version_3, is_printed, is_type_of_version_2,
+    DatabaseState, HIDDEN, NORMAL, ObjectFacts, ObjectKind, database_state, each_object, has_foreign_options,
+    is_of_version_2, is_of_version_3, is_printed, is_type_of_version_2,
 };
 pub use options::{ConnectOptions, Handover};
 pub use row::Row;

@@ -8,6 +8,7 @@
 use pgark_pg::Major;
 use pgark_pg::printed::{Elements, normal_form};
 
+use super::libpq::conninfo;
 use super::objects_sql;
 use super::row::Row;
 use super::{ClusterError, Deadline, SnapshotSession};
@@ -20,6 +21,9 @@ const DIGEST_CHARS: usize = 32;
 pub(super) const PRINTED: &str = "printed_";
 /// Before the name of a fact: a digest of the normal form of that text.
 pub const NORMAL: &str = "normal_";
+
+/// A connection string, in hexadecimal: told as a digest of what it says, without its secrets.
+pub(super) const CONNINFO: &str = "conninfo_hexadecimal";
 
 /// A column that says "yes" where no array constructor of the object has arrays for elements.
 pub(super) const SCALARS: &str = "arrays_of_scalars";
@@ -64,6 +68,13 @@ impl ObjectKind {
     ];
 }
 
+/// What of an object's secrets the role can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    All,
+    NoSecrets,
+}
+
 /// One object: up to three names that tell it apart, and its facts under fixed names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectFacts {
@@ -81,8 +92,10 @@ pub fn each_object<E: From<ClusterError>>(
     mut each: impl FnMut(ObjectFacts) -> Result<(), E>,
 ) -> Result<(), E> {
     let conn = session.connection();
+    let role = conn.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
+    let sight = if role.flag("rolsuper")? { Sight::All } else { Sight::NoSecrets };
     for kind in ObjectKind::ALL {
-        let sql = objects_sql::of(kind, conn.major());
+        let sql = objects_sql::of(kind, conn.major(), sight);
         // A cursor, so that neither side ever holds all of it.
         conn.query_by(&format!("DECLARE pgark_objects NO SCROLL CURSOR FOR {sql}"), &[], deadline)?;
         loop {
@@ -112,6 +125,7 @@ fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
             "key" => object.key = Some(row.parse("key")?),
             // What does not apply is NULL; that a fact is missing says the same.
             _ if value.is_empty() => {}
+            CONNINFO => object.facts.push(connection(&value)?),
             fact if fact.starts_with(PRINTED) => {
                 let name = fact.trim_start_matches(PRINTED);
                 object.facts.push((format!("{NORMAL}{name}"), normal_digest(&value, elements)?));
@@ -127,12 +141,31 @@ fn object(kind: ObjectKind, row: &Row) -> Result<ObjectFacts, ClusterError> {
 }
 
 fn normal_digest(hexadecimal: &[u8], elements: Elements) -> Result<Vec<u8>, ClusterError> {
-    let text = std::str::from_utf8(hexadecimal).ok().and_then(pgark_repo::crypto::unhex);
-    let text =
-        text.ok_or_else(|| ClusterError::Unexpected { message: "a definition is not hexadecimal".to_owned() })?;
-    let mut digest = blake3::hash(&normal_form(&text, elements)).to_hex().to_string();
+    Ok(digest(&normal_form(&bytes_of(hexadecimal)?, elements)))
+}
+
+fn bytes_of(hexadecimal: &[u8]) -> Result<Vec<u8>, ClusterError> {
+    let bytes = std::str::from_utf8(hexadecimal).ok().and_then(pgark_repo::crypto::unhex);
+    bytes.ok_or_else(|| ClusterError::Unexpected { message: "a definition is not hexadecimal".to_owned() })
+}
+
+fn digest(bytes: &[u8]) -> Vec<u8> {
+    let mut digest = blake3::hash(bytes).to_hex().to_string();
     digest.truncate(DIGEST_CHARS);
-    Ok(digest.into_bytes())
+    digest.into_bytes()
+}
+
+/// Where a subscription connects to, in an order of its own. What is not understood may be a secret in any part of it.
+fn connection(hexadecimal: &[u8]) -> Result<(String, Vec<u8>), ClusterError> {
+    let Some(mut options) = conninfo::without_secrets(&bytes_of(hexadecimal)?) else {
+        return Ok((HIDDEN.to_owned(), b"yes".to_vec()));
+    };
+    options.sort();
+    let line = |(keyword, value): &(String, Vec<u8>)| {
+        [keyword.as_bytes(), b"=".as_slice(), value.as_slice(), b"\0".as_slice()].concat()
+    };
+    let text: Vec<u8> = options.iter().flat_map(line).collect();
+    Ok(("connection".to_owned(), digest(&text)))
 }
 
 /// Facts that PostgreSQL prints or rewrites, and may write otherwise in another major version.
@@ -174,6 +207,9 @@ pub fn is_of_version_2(kind: ObjectKind, fact: &str) -> bool {
         ),
     }
 }
+
+/// That some of an object's facts could not be read.
+pub const HIDDEN: &str = "options_hidden";
 
 /// Facts that truths before version 3 do not have.
 pub fn is_of_version_3(kind: ObjectKind, fact: &str) -> bool {

@@ -6,13 +6,13 @@ mod others;
 
 use pgark_pg::Major;
 
-use super::objects::{ObjectKind, PRINTED, SCALARS};
+use super::objects::{ObjectKind, PRINTED, SCALARS, Sight};
 
 /// Schemas of users; no user's schema can be called `pg_…`.
 const USER_SCHEMA: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 const SORTED: &str = " ORDER BY id1 COLLATE \"C\", id2 COLLATE \"C\", id3 COLLATE \"C\"";
 
-pub(super) fn of(kind: ObjectKind, major: Major) -> String {
+pub(super) fn of(kind: ObjectKind, major: Major, sight: Sight) -> String {
     let sql = match kind {
         ObjectKind::Database => database(major),
         ObjectKind::Schema => schemas(),
@@ -22,7 +22,7 @@ pub(super) fn of(kind: ObjectKind, major: Major) -> String {
              AS extension_comment FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace"
                 .to_owned()
         }
-        ObjectKind::Type => types(),
+        ObjectKind::Type => types(major),
         ObjectKind::Function => functions(major),
         ObjectKind::Relation => relations(major),
         ObjectKind::Index => indexes(),
@@ -32,7 +32,7 @@ pub(super) fn of(kind: ObjectKind, major: Major) -> String {
         ObjectKind::Policy => policies(),
         ObjectKind::SequenceUse => sequence_uses(),
         ObjectKind::LargeObjects => large_objects(),
-        ObjectKind::Other => others::others(major),
+        ObjectKind::Other => others::others(major, sight),
     };
     format!("SELECT * FROM ({sql}) AS object {SORTED}")
 }
@@ -71,7 +71,11 @@ fn of_scalars(trees: &[&str]) -> String {
 /// Privileges as what they differ in from those that PostgreSQL gives by default: that is the same whether the defaults are written
 /// out or not, and does not change when a major version adds a privilege of owners.
 fn acl(acl: &str, object_type: &str, owner: &str) -> String {
-    let default = format!("acldefault('{object_type}', {owner})");
+    acl_beside(acl, &format!("acldefault('{object_type}', {owner})"))
+}
+
+/// As what they differ in from these; NULL: from none.
+fn acl_beside(acl: &str, default: &str) -> String {
     let line = |sign: &str, these: &str, those: &str| {
         format!(
             "SELECT '{sign}' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_literal(pg_get_userbyid(a.grantee)::text) END \
@@ -80,7 +84,7 @@ fn acl(acl: &str, object_type: &str, owner: &str) -> String {
              FROM (SELECT * FROM aclexplode({these}) EXCEPT SELECT * FROM aclexplode({those})) AS a"
         )
     };
-    let (more, less) = (line("+", acl, &default), line("-", &default, acl));
+    let (more, less) = (line("+", acl, default), line("-", default, acl));
     format!(
         "CASE WHEN {acl} IS NOT NULL THEN (SELECT string_agg(d.line, ' ' ORDER BY d.line COLLATE \"C\") \
          FROM ({more} UNION ALL {less}) AS d) END"
@@ -145,8 +149,8 @@ fn schemas() -> String {
     )
 }
 
-/// Enumerations, domains, composite types, ranges. Those of tables and arrays come with what they belong to.
-fn types() -> String {
+/// Enumerations, domains, composite types, ranges, base types. Those of tables and arrays come with what they belong to.
+fn types(major: Major) -> String {
     let domain = "concat_ws(' ', format_type(t.typbasetype, t.typtypmod), CASE WHEN t.typnotnull THEN 'not null' END, t.typdefault, \
          (SELECT string_agg(pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname) FROM pg_constraint AS k \
           WHERE k.contypid = t.oid AND k.contype = 'c'))";
@@ -157,15 +161,20 @@ fn types() -> String {
         "SELECT n.nspname::text AS id1, t.typname::text AS id2, ''::text AS id3, {owner}, {acl} AS acl, t.typtype::text AS typtype, \
          CASE t.typtype WHEN 'e' THEN (SELECT {labels} FROM pg_enum AS e WHERE e.enumtypid = t.oid) \
                         WHEN 'c' THEN {columns} WHEN 'r' THEN {range} END AS shape, \
-         {range_details} AS made_of, {domain}, {scalars}, {comment}, {column_comments} \
+         {made_of} AS made_of, {domain}, {scalars}, {comment}, {column_comments} \
          FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace \
          WHERE {USER_SCHEMA} AND {mine} AND (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND EXISTS \
-               (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c'))",
+               (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c') \
+               OR t.typtype = 'b' AND NOT EXISTS (SELECT FROM pg_type AS e WHERE e.oid = t.typelem AND e.typarray = t.oid))",
         owner = owner("t.typowner"),
         acl = acl("t.typacl", "T", "t.typowner"),
         labels = digest("string_agg(quote_literal(e.enumlabel::text), ',' ORDER BY e.enumsortorder)"),
         columns = digest(&format!("coalesce({columns}, '')")),
-        range_details = digest(&made_of::range("t.oid")),
+        made_of = digest(&format!(
+            "CASE t.typtype WHEN 'b' THEN {} ELSE {} END",
+            made_of::base_type(major),
+            made_of::range("t.oid")
+        )),
         domain = printed("definition", domain, "t.typtype = 'd'"),
         scalars = of_scalars(&[
             "t.typdefaultbin",

@@ -2,7 +2,8 @@
 //!
 //! Invariants: what cannot be examined is told with its reason, and nothing counts as sound that was not read. An extension is
 //! installed only when that was allowed, and only inside a transaction that is rolled back. amcheck evaluates expressions of indexes
-//! only where PostgreSQL does that with the rights of the table's owner.
+//! only where PostgreSQL does that with the rights of the table's owner. Functions are called with all of their arguments in their own
+//! types: one that a user made beside them under the same name can not be meant.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +15,9 @@ use super::row::{Composed, Row};
 use super::{ClusterError, ConnectOptions, Connection, Deadline};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A session of the server remembers each relation that it has read, some 10 kB of it, and one with a borrowed extension keeps vacuum
+/// from removing anything: after so many the next one goes on.
+const RELATIONS_PER_SESSION: usize = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Examiners {
@@ -46,11 +50,16 @@ impl Examined {
 
     fn query(self) -> &'static str {
         match self {
-            // The schema of the extension, and whether every tuple of the heap is looked up.
+            // The schema of the extension, and whether every tuple of the heap is looked up. From 1.4 on, which comes with PostgreSQL
+            // 17, amcheck also knows whether a unique index leads to two visible rows of one key.
             Self::Indexes => {
                 "SELECT n.nspname AS schema, c.relname AS name, \
-                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %L::boolean) AS checked', \
-                        $1::text, c.oid, $2::text) AS statement \
+                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %L::boolean%s) AS checked', \
+                        $1::text, c.oid, $2::text, (SELECT ', true'::text FROM pg_proc AS p JOIN pg_namespace AS s ON s.oid = p.pronamespace \
+                            JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' \
+                            JOIN pg_extension AS e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass \
+                            WHERE s.nspname = $1::text AND p.proname = 'bt_index_check' AND p.pronargs = 3 AND e.extname = 'amcheck')) \
+                        AS statement \
                  FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
                  JOIN pg_am AS a ON a.oid = c.relam \
                  WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't' \
@@ -59,7 +68,8 @@ impl Examined {
             Self::Heaps => {
                 "SELECT n.nspname AS schema, c.relname AS name, \
                  format('SELECT count(*) AS problems, min(format(''block %%s, tuple %%s: %%s'', h.blkno, h.offnum, h.msg)) AS first \
-                         FROM %I.verify_heapam(%L::regclass, false, true) AS h', $1::text, c.oid) AS statement, $2::text AS unused \
+                         FROM %I.verify_heapam(%L::regclass, false, true, ''none''::text, NULL::bigint, NULL::bigint) AS h', \
+                        $1::text, c.oid) AS statement, $2::text AS unused \
                  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_am AS a ON a.oid = c.relam \
                  WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' \
                    AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) ORDER BY c.relpages DESC, c.oid"
@@ -136,51 +146,98 @@ pub fn examine(
     if examiners == Examiners::Off {
         return Ok(());
     }
-    let conn = Connection::open(&options.to_database(database), CONNECT_TIMEOUT)?;
-    conn.interrupt_by(interrupt);
-    if conn.query_one("SELECT current_setting('server_encoding') AS encoding", &[])?.text("encoding")? == "SQL_ASCII" {
-        conn.use_raw_bytes()?;
-    }
-    for examined in Examined::ALL {
-        if examined == Examined::Heaps && conn.major() == Major::V13 {
-            each(examined, Finding::Unavailable { reason: "amcheck reads heaps from PostgreSQL 14 on".to_owned() });
-            continue;
-        }
-        let mut tell = |finding| each(examined, finding);
-        let ready = match examined.extension() {
-            Some(extension) => prepare(&conn, extension, examiners),
-            None => Ok(Ready::In { schema: vec![], borrowed: false }),
-        };
-        match ready {
-            Ok(Ready::In { schema, borrowed }) => {
-                let done = examine_all(&conn, examined, &schema, borrowed, deadline, &mut tell);
-                if borrowed {
-                    conn.script("ROLLBACK")?;
-                }
-                done?;
-            }
-            Ok(Ready::No { reason }) => tell(Finding::Unavailable { reason }),
-            Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => {
-                conn.script("ROLLBACK")?;
-                tell(Finding::Unavailable { reason: error.to_string() });
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let examination = Examination { target: options.to_database(database), examiners, interrupt, deadline };
+    Examined::ALL.into_iter().try_for_each(|examined| examination.all_of(examined, &mut |f| each(examined, f)))
+}
+
+struct Examination {
+    target: ConnectOptions,
+    examiners: Examiners,
+    interrupt: Arc<AtomicBool>,
+    deadline: Deadline,
+}
+
+/// Where the functions of an extension are.
+struct Place {
+    extension: &'static str,
+    schema: Vec<u8>,
+    borrowed: bool,
 }
 
 enum Ready {
-    In { schema: Vec<u8>, borrowed: bool },
+    In(Place),
     No { reason: String },
 }
 
-fn prepare(conn: &Connection, extension: &str, examiners: Examiners) -> Result<Ready, ClusterError> {
+impl Examination {
+    fn open(&self) -> Result<Connection, ClusterError> {
+        let conn = Connection::open(&self.target, CONNECT_TIMEOUT)?;
+        conn.interrupt_by(self.interrupt.clone());
+        let encoding = conn.query_one("SELECT current_setting('server_encoding') AS encoding", &[])?;
+        if encoding.text("encoding")? == "SQL_ASCII" {
+            conn.use_raw_bytes()?;
+        }
+        Ok(conn)
+    }
+
+    fn all_of(&self, examined: Examined, tell: &mut dyn FnMut(Finding)) -> Result<(), ClusterError> {
+        let mut conn = self.open()?;
+        if examined == Examined::Heaps && conn.major() == Major::V13 {
+            tell(Finding::Unavailable { reason: "amcheck reads heaps from PostgreSQL 14 on".to_owned() });
+            return Ok(());
+        }
+        let ready = examined.extension().map(|extension| prepare(&conn, extension, self.examiners)).transpose();
+        let place = match ready {
+            Ok(None) => None,
+            Ok(Some(Ready::In(place))) => Some(place),
+            Ok(Some(Ready::No { reason })) => {
+                tell(Finding::Unavailable { reason });
+                return Ok(());
+            }
+            Err(error) => return unavailable(error, tell),
+        };
+        let borrowed = place.as_ref().filter(|place| place.borrowed);
+        let schema = place.as_ref().map(|place| place.schema.as_slice()).unwrap_or_default();
+        let relations = relations(&conn, examined, schema, self.deadline, tell)?;
+        for (n, some) in relations.chunks(RELATIONS_PER_SESSION).enumerate() {
+            if n > 0 {
+                // The transaction of the one before ends first: the next makes a schema of the same name.
+                if borrowed.is_some() {
+                    conn.script("ROLLBACK")?;
+                }
+                conn = self.open()?;
+                if let Some(Err(error)) = borrowed.map(|place| borrow(&conn, place)) {
+                    return unavailable(error, tell);
+                }
+            }
+            for relation in some {
+                tell(examine_relation(&conn, examined, relation, borrowed.is_some(), self.deadline)?);
+            }
+        }
+        if borrowed.is_some() {
+            conn.script("ROLLBACK")?;
+        }
+        Ok(())
+    }
+}
+
+/// The session ends, and with it what was begun.
+fn unavailable(error: ClusterError, tell: &mut dyn FnMut(Finding)) -> Result<(), ClusterError> {
+    match error {
+        ClusterError::Denied { .. } | ClusterError::Query { .. } => {
+            tell(Finding::Unavailable { reason: error.to_string() });
+            Ok(())
+        }
+        error => Err(error),
+    }
+}
+
+fn prepare(conn: &Connection, extension: &'static str, examiners: Examiners) -> Result<Ready, ClusterError> {
     let installed = "SELECT n.nspname AS schema FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
                      WHERE e.extname = $1";
     if let Some(row) = conn.query(installed, &[extension])?.first() {
         let schema = row.bytes("schema")?.unwrap_or_default().to_vec();
-        return Ok(Ready::In { schema, borrowed: false });
+        return Ok(Ready::In(Place { extension, schema, borrowed: false }));
     }
     let no = |reason: String| Ok(Ready::No { reason });
     if examiners != Examiners::Borrowed {
@@ -192,10 +249,18 @@ fn prepare(conn: &Connection, extension: &str, examiners: Examiners) -> Result<R
     let schema =
         conn.query_one("SELECT 'pgark_borrowed_' || replace(gen_random_uuid()::text, '-', '') AS name", &[])?;
     let schema = schema.bytes("name")?.unwrap_or_default().to_vec();
-    let create_schema = conn.compose("SELECT format('CREATE SCHEMA %I', $1::text) AS statement", &[&schema])?;
+    let place = Place { extension, schema, borrowed: true };
+    borrow(conn, &place)?;
+    Ok(Ready::In(place))
+}
+
+/// In a transaction that stays open.
+fn borrow(conn: &Connection, place: &Place) -> Result<(), ClusterError> {
+    let schema = place.schema.as_slice();
+    let create_schema = conn.compose("SELECT format('CREATE SCHEMA %I', $1::text) AS statement", &[schema])?;
     let create = conn.compose(
         "SELECT format('CREATE EXTENSION %I SCHEMA %I', $1::text, $2::text) AS statement",
-        &[extension.as_bytes(), &schema],
+        &[place.extension.as_bytes(), schema],
     )?;
     conn.script("BEGIN")?;
     // Event triggers of the database stay out of it.
@@ -203,17 +268,17 @@ fn prepare(conn: &Connection, extension: &str, examiners: Examiners) -> Result<R
     for statement in [&create_schema, &create] {
         conn.query_composed(statement, &[], conn.default_deadline())?;
     }
-    Ok(Ready::In { schema, borrowed: true })
+    Ok(())
 }
 
-fn examine_all(
+/// What there is to be examined, the largest first, with the statement that does it.
+fn relations(
     conn: &Connection,
     examined: Examined,
     schema: &[u8],
-    borrowed: bool,
     deadline: Deadline,
     tell: &mut dyn FnMut(Finding),
-) -> Result<(), ClusterError> {
+) -> Result<Vec<Row>, ClusterError> {
     // Before, index expressions were evaluated with the rights of who examines (CVE-2022-1552).
     let careful =
         matches!(conn.version_num(), 130_007.. if conn.major() != Major::V14 || conn.version_num() >= 140_003);
@@ -224,34 +289,38 @@ fn examine_all(
     }
     let all_indexed = if careful { "true" } else { "false" };
     let params = [Some(schema), Some(all_indexed.as_bytes())];
-    let rows = conn.query_bytes(examined.query(), &params, super::ResultFormat::Text, deadline)?;
-    for row in rows {
-        let name = |column| {
-            Ok::<_, ClusterError>(String::from_utf8_lossy(row.bytes(column)?.unwrap_or_default()).into_owned())
-        };
-        let relation = format!("{}.{}", name("schema")?, name("name")?);
-        if borrowed {
-            conn.script("SAVEPOINT pgark_relation")?;
-        }
-        let statement = row.composed("statement")?;
-        let problem = match examined {
-            Examined::Rows => count_twice(conn, &statement, deadline),
-            _ => examine_one(conn, &statement, deadline),
-        };
-        if borrowed {
-            // Also when all is well: the locks of thousands of relations would not find room.
-            conn.script("ROLLBACK TO pgark_relation")?;
-            conn.script("RELEASE pgark_relation")?;
-        }
-        let finding = match problem {
-            Ok(None) => Finding::Sound,
-            Ok(Some(problem)) => Finding::Damaged { relation, problem },
-            Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => finding_of(error, relation),
-            Err(error) => return Err(error),
-        };
-        tell(finding);
+    conn.query_bytes(examined.query(), &params, super::ResultFormat::Text, deadline)
+}
+
+fn examine_relation(
+    conn: &Connection,
+    examined: Examined,
+    row: &Row,
+    borrowed: bool,
+    deadline: Deadline,
+) -> Result<Finding, ClusterError> {
+    let name =
+        |column| Ok::<_, ClusterError>(String::from_utf8_lossy(row.bytes(column)?.unwrap_or_default()).into_owned());
+    let relation = format!("{}.{}", name("schema")?, name("name")?);
+    if borrowed {
+        conn.script("SAVEPOINT pgark_relation")?;
     }
-    Ok(())
+    let statement = row.composed("statement")?;
+    let problem = match examined {
+        Examined::Rows => count_twice(conn, &statement, deadline),
+        _ => examine_one(conn, &statement, deadline),
+    };
+    if borrowed && !matches!(problem, Err(ClusterError::Lost { .. })) {
+        // Also when all is well: the locks of thousands of relations would not find room.
+        conn.script("ROLLBACK TO pgark_relation")?;
+        conn.script("RELEASE pgark_relation")?;
+    }
+    match problem {
+        Ok(None) => Ok(Finding::Sound),
+        Ok(Some(problem)) => Ok(Finding::Damaged { relation, problem }),
+        Err(error @ (ClusterError::Denied { .. } | ClusterError::Query { .. })) => Ok(finding_of(error, relation)),
+        Err(error) => Err(error),
+    }
 }
 
 fn examine_one(conn: &Connection, statement: &Composed, deadline: Deadline) -> Result<Option<String>, ClusterError> {

@@ -160,6 +160,14 @@ impl TableSession {
         })
     }
 
+    /// Tables of names that differ from this one in no more than capital letters, as SQL writes them.
+    pub fn alike(&self, table: &TableName) -> Result<Vec<String>, ClusterError> {
+        let sql = "SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+                   WHERE c.relkind IN ('r', 'p', 'm') AND lower(n.nspname::text) = lower($1) AND lower(c.relname::text) = lower($2) ORDER BY 1";
+        let rows = self.conn.query(sql, &[&table.schema, &table.name])?;
+        rows.iter().map(|row| Ok(row.text("name")?.to_owned())).collect()
+    }
+
     /// Types of columns, as SQL writes them.
     pub fn column_types(&self, oid: u32) -> Result<Vec<String>, ClusterError> {
         let sql = "SELECT DISTINCT format_type(atttypid, NULL) AS name FROM pg_attribute \

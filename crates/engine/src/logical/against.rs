@@ -78,7 +78,9 @@ fn read(
             ));
         }
     };
-    let scope = if options.selection.is_everything() { None } else { Some(selected(options, &source, dump, ctx)?) };
+    // A dump of parts has foreign keys that no load can make.
+    let whole = options.selection.is_everything() && !is_partial(dump);
+    let scope = if whole { None } else { Some(selected(options, &source, dump, ctx)?) };
     Ok(Against { backup: record.id.clone(), database: dump.name.clone(), truth, scope })
 }
 

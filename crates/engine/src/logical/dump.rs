@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jiff::Timestamp;
-use pgark_repo::record::{DatabaseDump, TruthPart};
+use pgark_pg::dump_toc::DumpToc;
+use pgark_repo::record::{DatabaseDump, KeyOutside, TruthPart};
 
 use super::child::{self, Running};
+use super::select::keys_outside;
 use super::toc::TocBeginning;
 use super::truth::Truth;
 use super::{Dumped, Job};
@@ -64,6 +66,8 @@ pub(super) struct DumpDone<'a> {
     pub of: DumpOf<'a>,
     pub part: Finished,
     pub said: Vec<String>,
+    /// Of a dump of parts.
+    pub keys_outside: Vec<KeyOutside>,
     pub truth: Option<(TruthPart, Finished)>,
 }
 
@@ -83,12 +87,12 @@ impl Job<'_> {
             Some(done) => done,
             None => {
                 let (of, session) = DumpOf::new(database, open()?, &path)?;
-                let (part, said, _) = self.run_pg_dump(&of, sink, stop)?;
+                let (part, said, toc) = self.run_pg_dump(&of, sink, stop)?;
                 session.end()?;
-                DumpDone { of, part, said, truth: None }
+                DumpDone { of, part, said, keys_outside: outside(toc.as_ref()), truth: None }
             }
         };
-        let DumpDone { of, part, said, truth } = done;
+        let DumpDone { of, part, said, keys_outside, truth } = done;
         warnings.extend(said.iter().map(|line| format!("'{}': {line}", database.name.escape_debug())));
         let (truth, truth_part) = truth.unzip();
         let facts = DatabaseDump {
@@ -121,18 +125,19 @@ impl Job<'_> {
             truth,
             schemas: options.schemas.clone(),
             tables: options.tables.clone(),
+            keys_outside,
             path,
         };
         Ok(Dumped { facts, parts: [Some(part), truth_part].into_iter().flatten().collect(), warnings })
     }
 
-    /// Returns the part, what the program said although it succeeded, and, where parts of the database were selected, which.
+    /// Returns the part, what the program said although it succeeded, and, where parts of the database were selected, what is in it.
     pub(super) fn run_pg_dump(
         &self,
         of: &DumpOf<'_>,
         sink: &mut PartSink<'_>,
         stop: &AtomicBool,
-    ) -> Result<(Finished, Vec<String>, Option<TocBeginning>)> {
+    ) -> Result<(Finished, Vec<String>, Option<DumpToc>)> {
         let options = self.options;
         let database = of.database;
         let mut command = child::command(&self.server.tools.dump, &of.handover, &database.name)?;
@@ -193,6 +198,7 @@ impl Job<'_> {
                     "run pg_dump by hand, and look at the server's log",
                 ));
             }
+            let toc = toc.map(|toc| understood(toc, &of.database.name)).transpose()?;
             Ok((part, said.lines, toc))
         })
     }
@@ -210,6 +216,18 @@ impl Job<'_> {
             }
         }
     }
+}
+
+fn understood(toc: TocBeginning, database: &str) -> Result<DumpToc> {
+    toc.finish().map_err(|problem| {
+        let shown = database.escape_debug();
+        let what = format!("the table of contents of the dump of '{shown}' is not understood: {problem:?}");
+        EngineError::failed("E-DUMP-UNREADABLE", what, "use a newer pgark")
+    })
+}
+
+pub(super) fn outside(toc: Option<&DumpToc>) -> Vec<KeyOutside> {
+    toc.map(keys_outside).unwrap_or_default()
 }
 
 /// Until the program closes its output, or nobody wants more.

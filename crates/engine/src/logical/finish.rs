@@ -9,6 +9,7 @@ use pgark_repo::record::{DatabaseDump, FilesPart, GlobalsPart, PartsRecord};
 
 use super::child::{self, Running};
 use super::dump::dump_path;
+use super::select::told_outside;
 use super::tools::Tools;
 use super::{Job, LogicalReport};
 use crate::ctx::Ctx;
@@ -64,6 +65,8 @@ impl Job<'_> {
 
     pub(super) fn store_record(&self, record: PartsRecord, list: PartList, new_bytes: u64) -> Result<LogicalReport> {
         let print = record.store(self.repo)?;
+        let outside = record.databases.iter().filter_map(|d| told_outside(&d.name, &d.keys_outside));
+        let notes = self.server.notes.iter().cloned().chain(outside).collect();
         let entry = BackupEntry {
             id: record.id.clone(),
             kind: record.kind,
@@ -98,7 +101,7 @@ impl Job<'_> {
             new_bytes,
             tools: self.server.tools.clone(),
             warnings: record.warnings,
-            notes: self.server.notes.clone(),
+            notes,
         })
     }
 }

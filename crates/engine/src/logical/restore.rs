@@ -5,7 +5,9 @@
 //! ends it, and what was loaded so far is removed.
 
 pub(super) mod compare;
+mod fetch;
 mod list;
+mod place;
 mod run;
 mod schemas;
 
@@ -20,7 +22,7 @@ use pgark_repo::record::{DatabaseDump, PartsRecord};
 use pgark_repo::report::ReportId;
 
 use super::LogicalOptions;
-use super::select::{LeftKey, Selection};
+use super::select::{LeftKey, Selection, told_outside};
 use super::tools::{self, ToolOptions, Tools};
 use crate::cluster::provision::{self, AppliedGlobals};
 use crate::cluster::{AskAs, ConnectOptions, Connection};
@@ -28,8 +30,8 @@ use crate::error::{EngineError, Result};
 use crate::parts::Source;
 use crate::validate::{Report, UserCheck};
 
+pub(crate) use fetch::{fetch_dump, fetch_globals};
 pub(crate) use list::read_toc;
-pub(crate) use run::{fetch_dump, fetch_globals};
 pub use run::{run, run_until};
 
 /// The annotation of a backup that was taken before a restore replaced the database.
@@ -325,6 +327,7 @@ fn plan_database(
             ));
         }
         notes.push(format!("the backup holds only parts of the database: {parts}"));
+        notes.extend(told_outside(&dump.name, &dump.keys_outside));
     }
     if there && matches!(wanted.replace, Replace::Refuse) {
         return Err(exists(to, "exists"));

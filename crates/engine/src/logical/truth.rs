@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use pgark_repo::record::TruthPart;
 
 use super::Job;
-use super::dump::{DumpDone, DumpOf};
+use super::dump::{DumpDone, DumpOf, outside};
 use crate::cluster::SnapshotSession;
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -92,19 +92,15 @@ impl Job<'_> {
                 beside.go.send(None).map_err(|_| EngineError::Cancelled)?;
             }
             let (part, said, toc) = self.run_pg_dump(&of, sink, stop)?;
-            if let Some(toc) = toc {
-                let toc = toc.finish().map_err(|problem| {
-                    let what = format!("the table of contents of the dump of '{shown}' is not understood: {problem:?}");
-                    EngineError::failed("E-DUMP-UNREADABLE", what, "use a newer pgark")
-                })?;
-                let scope = Scope::of(&toc, None, &of.database.encoding);
+            if let Some(toc) = &toc {
+                let scope = Scope::of(toc, None, &of.database.encoding);
                 beside.go.send(Some(scope)).map_err(|_| EngineError::Cancelled)?;
             }
             let (session, read) = self.join(&mut beside, stop)?;
             session.end()?;
-            Ok::<_, EngineError>(Some((part, said, read)))
+            Ok::<_, EngineError>(Some((part, said, outside(toc.as_ref()), read)))
         })?;
-        let Some((part, said, read)) = read else { return Ok(None) };
+        let Some((part, said, keys_outside, read)) = read else { return Ok(None) };
         let truth = match read {
             Ok((summary, file)) => {
                 warnings.extend(unread(&shown, &summary));
@@ -117,7 +113,7 @@ impl Job<'_> {
                 None
             }
         };
-        Ok(Some(DumpDone { of, part, said, truth }))
+        Ok(Some(DumpDone { of, part, said, keys_outside, truth }))
     }
 
     fn read_beside<'s>(

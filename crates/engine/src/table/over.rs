@@ -36,7 +36,13 @@ impl Carry<'_> {
                 None => EngineError::refused(
                     "E-TABLE-NONE",
                     format!("there was no table {} at that moment", self.table),
-                    "choose another moment: 'pgark wal history' tells when tables were dropped",
+                    match there.alike(self.table)?.as_slice() {
+                        [] => "choose another moment: 'pgark wal history' tells when tables were dropped".to_owned(),
+                        alike => format!(
+                            "there was {}; a name without quotes is read in lower case, as SQL does: write it as here, within '…'",
+                            alike.join(", ")
+                        ),
+                    },
                 ),
             });
         };

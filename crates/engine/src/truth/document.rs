@@ -1,7 +1,7 @@
 //! A truth as a file: JSON lines, so that it can be written, read and compared as a stream, whatever the size of the database.
 //!
 //! ```text
-//! {"pgark_truth":3, …}                                   the header
+//! {"pgark_truth":4, …}                                   the header
 //! {"kind":"relation","name":["app","orders"],"facts":{…}}   objects, in the order of kind and of the bytes of their names
 //! {"objects":…,"blake3":…}                               the end: what came before, counted and hashed
 //! ```
@@ -19,8 +19,9 @@ use crate::cluster::ObjectKind;
 use crate::error::{EngineError, Result};
 
 /// 2 also tells of comments, of options and of finer properties, 3 of options of foreign objects in an order of their own and of what
-/// collations, operators and the like are made of; 1 and 2 are still read.
-pub const SCHEMA: u32 = 3;
+/// collations, operators and the like are made of, 4 of subscriptions, base types, and default privileges as what they add and take
+/// away; 1 to 3 are still read.
+pub const SCHEMA: u32 = 4;
 const SCHEMA_MIN: u32 = 1;
 /// The longest line that is read. An enumeration of ten thousand labels, or the settings of a database, stay far below.
 const LINE_BYTES_MAX: u64 = 4 << 20;
@@ -356,7 +357,7 @@ mod tests {
         assert!(read(&written(&[b"b", b"a"])).is_err());
         assert!(read(&written(&[b"a", b"a"])).is_err());
         assert!(read(&[&whole[..], b"{}\n"].concat()).is_err());
-        let other = String::from_utf8_lossy(&whole).replace("\"pgark_truth\":3", "\"pgark_truth\":4");
+        let other = String::from_utf8_lossy(&whole).replace("\"pgark_truth\":4", "\"pgark_truth\":5");
         assert_eq!(TruthReader::open(other.as_bytes()).err().expect("newer").code(), "E-TRUTH-VERSION");
         let endless = vec![b'['; (LINE_BYTES_MAX + 10) as usize];
         assert!(TruthReader::open(&endless[..]).is_err());

@@ -3,19 +3,19 @@
 //! Invariants: an object that one side has and the other has not is a failure; a fact that was not comparable is counted as not
 //! checked. It knows what the facts mean, and no SQL.
 
+mod figures;
 mod name;
+mod older;
 mod words;
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
 
 use name::{Name, check_of, existence};
-use words::{is_digest, position, said, shown, value};
+use words::{is_digest, said, shown, value};
 
 use super::report::{Check, Tally};
-use crate::cluster::{
-    NORMAL, ObjectKind, has_foreign_options, is_of_version_2, is_of_version_3, is_printed, is_type_of_version_2,
-};
+use crate::cluster::{HIDDEN, NORMAL, ObjectKind, is_printed};
 use crate::error::Result;
 use crate::truth::{Header, Object, Place, Scope, Sink, Text, TruthReader};
 
@@ -53,16 +53,7 @@ impl<R: BufRead> Sink for Comparison<R> {
     fn begin(&mut self, header: &Header) -> Result<()> {
         self.live = Some(header.clone());
         self.announce_contents();
-        if self.is_of_version_1() {
-            for name in [Name::Definitions, Name::Comments, Name::Privileges, Name::Others] {
-                self.tally(name).left_out(OLDER);
-            }
-        }
-        if self.is_before_version_3() {
-            for name in [Name::Database, Name::Definitions, Name::Others] {
-                self.tally(name).left_out(BEFORE_3);
-            }
-        }
+        self.announce_age();
         self.advance()
     }
 
@@ -160,14 +151,6 @@ impl<R: BufRead> Comparison<R> {
             && self.hashes_differ().is_none()
     }
 
-    fn is_of_version_1(&self) -> bool {
-        self.recorded.as_ref().is_some_and(|r| r.header().pgark_truth < 2)
-    }
-
-    fn is_before_version_3(&self) -> bool {
-        self.recorded.as_ref().is_some_and(|r| r.header().pgark_truth < 3)
-    }
-
     fn majors_differ(&self) -> bool {
         let recorded = self.recorded.as_ref().map(|r| r.header().major());
         recorded.is_some_and(|major| self.live.as_ref().is_some_and(|live| live.major() != major))
@@ -181,6 +164,10 @@ impl<R: BufRead> Comparison<R> {
             let reason = format!("{}: it was not valid, and a dump leaves such out", shown(recorded));
             return self.tally(Name::InvalidIndexes).left_out(&reason);
         }
+        if is_subscription(recorded) && recorded.fact(HIDDEN).is_some() && !self.expect.physical {
+            let reason = format!("{}: pg_dump leaves them out unless a superuser runs it", shown(recorded));
+            return self.tally(Name::Subscriptions).left_out(&reason);
+        }
         let shown = shown(recorded);
         self.tally(existence(recorded)).failed(format!("{shown} is missing"));
     }
@@ -190,6 +177,10 @@ impl<R: BufRead> Comparison<R> {
         let place = self.expect.scope.as_ref().map_or(Place::Inside, |scope| scope.place(recorded));
         match place {
             Place::Inside => {}
+            Place::Outside if self.has_its_table(recorded) && recorded.says("contype", "f") => {
+                let reason = format!("{}: both of its tables would have to be restored", shown(recorded));
+                self.tally(Name::NotRestored).left_out(&reason);
+            }
             Place::Outside => self.tally(Name::NotRestored).left_out(NOT_RESTORED),
             Place::Unknown => {
                 let reason = format!("{}: the dump writes its name in another encoding", shown(recorded));
@@ -199,12 +190,16 @@ impl<R: BufRead> Comparison<R> {
         place == Place::Inside
     }
 
+    fn has_its_table(&self, constraint: &Object) -> bool {
+        let [schema, table, _] = constraint.name.as_slice() else { return false };
+        self.expect.scope.as_ref().is_some_and(|scope| scope.has_relation(&schema.0, &table.0))
+    }
+
     fn extra(&mut self, live: &Object) {
         if self.recorded.as_ref().is_some_and(|r| r.header().partial) {
             return self.tally(Name::NotRestored).left_out("the truth is of a part of the database");
         }
-        let object_type = live.name.first().map(|Text(name)| name.as_slice()).unwrap_or_default();
-        if self.is_of_version_1() && live.kind == ObjectKind::Other && is_type_of_version_2(object_type) {
+        if self.is_younger(live) {
             return;
         }
         let shown = shown(live);
@@ -245,16 +240,16 @@ impl<R: BufRead> Comparison<R> {
 
     fn fact(&mut self, fact: &str, recorded: &Object, live: &Object) {
         let check = check_of(recorded.kind, fact);
-        if self.is_of_version_1() && told_otherwise(recorded, fact) {
+        if self.is_told_otherwise(recorded, fact) || has_no_toast(fact, recorded, live) {
             return;
         }
-        if self.is_before_version_3() && is_of_version_3(recorded.kind, fact) || has_no_toast(fact, recorded, live) {
-            return;
-        }
-        let hidden = |side: &Object| fact == "mapping_options" && side.fact("options_hidden").is_some();
-        if fact == "options_hidden" || hidden(recorded) || hidden(live) {
+        let hidden = |side: &Object| side.fact(HIDDEN).is_some();
+        if !ALWAYS_SEEN.contains(&fact) && (hidden(recorded) || hidden(live)) {
             let reason = format!("{}: only a superuser sees its options", shown(live));
             return self.tally(check).not_checked(&reason);
+        }
+        if fact == "enabled" && is_subscription(recorded) {
+            return self.switched_on(recorded, live);
         }
         let normal = format!("{NORMAL}{fact}");
         // The same text, or texts of which the one is what PostgreSQL makes of the other when a dump is loaded.
@@ -281,9 +276,7 @@ impl<R: BufRead> Comparison<R> {
                 format!("{}: its locale is in ICU's older form, which PostgreSQL 16 and newer rewrite", shown(live));
             return self.tally(check).not_checked(&reason);
         }
-        let object_type = recorded.name.first().map(|Text(name)| name.as_slice()).unwrap_or_default();
-        let in_order = !has_foreign_options(recorded.kind, recorded.says("relkind", "f"), object_type, fact);
-        if self.is_before_version_3() && !in_order {
+        if self.has_other_order(recorded, fact) {
             let reason = format!(
                 "{}: the truth was taken by an earlier version, which kept options in the order in which they were given",
                 shown(live)
@@ -301,121 +294,18 @@ impl<R: BufRead> Comparison<R> {
         self.tally(check).failed(detail);
     }
 
-    fn rows(&mut self, recorded: &Object, live: &Object) {
-        if recorded.says("relkind", "f") {
-            return self.tally(Name::ForeignTables).left_out("their rows lie elsewhere");
-        }
-        let (before, now) = (recorded.fact("rows"), live.fact("rows"));
-        let (before, now) = match (before, now) {
-            (Some(before), Some(now)) => (before, now),
-            _ => return self.unread(Name::Rows, recorded, live),
-        };
-        if before != now && self.expect.physical && recorded.says("persistence", "u") {
-            return self.tally(Name::UnloggedTables).left_out("a physical backup does not hold them");
-        }
-        let hashes = |fact| (recorded.fact(fact), live.fact(fact));
-        let others = matches!(hashes("hash"), (Some(a), Some(b)) if a != b) && self.contents_are_comparable();
-        if recorded.says("relkind", "m") && !self.expect.physical && (before != now || others) {
-            let reason = format!(
-                "{}: computed anew when it was restored, with {} rows, and {} when it was backed up",
-                shown(live),
-                now.lossy(),
-                before.lossy()
-            );
-            return self.tally(Name::MaterializedViews).left_out(&reason);
-        }
-        if before == now {
-            self.tally(Name::Rows).ok();
+    /// A dump leaves subscriptions switched off: two databases that receive by one slot would rob each other.
+    fn switched_on(&mut self, recorded: &Object, live: &Object) {
+        let (was, is) = (recorded.says("enabled", "yes"), live.says("enabled", "yes"));
+        if was == is {
+            self.tally(Name::Subscriptions).ok();
+        } else if was && !self.expect.physical {
+            let reason = format!("{}: a dump leaves it switched off; it was on", shown(live));
+            self.tally(Name::Subscriptions).left_out(&reason);
         } else {
-            let detail = format!("{}: {} rows, were {}", shown(live), now.lossy(), before.lossy());
-            self.tally(Name::Rows).failed(detail);
-        }
-        if self.contents_are_comparable() {
-            match (recorded.fact("hash"), live.fact("hash")) {
-                (Some(a), Some(b)) if a == b => self.tally(Name::Contents).ok(),
-                _ if !self.expect.physical && matches!(hashes("hash_given"), (Some(a), Some(b)) if a == b) => {
-                    let reason = format!(
-                        "{}: its generated columns were computed anew when it was restored, and have other values; all others are the same",
-                        shown(live)
-                    );
-                    self.tally(Name::GeneratedColumns).not_checked(&reason);
-                }
-                (Some(_), Some(_)) => {
-                    let what = if before == now { "other values in as many rows" } else { "other rows" };
-                    self.tally(Name::Contents).failed(format!("{}: {what}", shown(live)));
-                }
-                _ => self.unread(Name::Contents, recorded, live),
-            }
-        }
-    }
-
-    /// One side has no figure. What only the live one lacks because reading it fails is a defect.
-    fn unread(&mut self, name: Name, recorded: &Object, live: &Object) {
-        let place = shown(live);
-        let reason = |side: &Object| side.fact("unread").map(|text| text.lossy().into_owned());
-        match (reason(recorded), reason(live)) {
-            (_, Some(why)) if live.says("unread_because", "failed") => {
-                self.tally(name).failed(format!("{place} cannot be read: {why}"));
-            }
-            (_, Some(why)) => self.tally(name).not_checked(&format!("{place}: {why}")),
-            (Some(why), None) => self.tally(name).not_checked(&format!("{place}: when the truth was taken: {why}")),
-            // Views and partitioned tables have no rows of their own.
-            (None, None)
-                if NO_FIGURES.iter().all(|fact| recorded.fact(fact).is_none() && live.fact(fact).is_none()) => {}
-            (None, None) => self.tally(name).not_checked(&format!("{place}: one side has no figure of it")),
-        }
-    }
-
-    fn large_objects(&mut self, recorded: &Object, live: &Object) {
-        if self.contents_are_comparable() {
-            match (recorded.fact("hash"), live.fact("hash")) {
-                (Some(a), Some(b)) if a == b => self.tally(Name::LargeObjects).ok(),
-                (Some(_), Some(_)) => self.tally(Name::LargeObjects).failed("their contents differ".into()),
-                _ => self.unread(Name::LargeObjects, recorded, live),
-            }
-        } else if !recorded.says("count", "0") {
-            self.tally(Name::LargeObjects).left_out("only counted: contents are not compared");
-        }
-    }
-
-    /// A restored sequence may be further on than it was, since sequences go on while a snapshot stands still; never behind.
-    fn sequence(&mut self, recorded: &Object, live: &Object) {
-        let (before, now) = (position(recorded), position(live));
-        let (Some(before), Some(now)) = (before, now) else { return self.unread(Name::SequenceValues, recorded, live) };
-        if before.cycles && before.next != now.next {
-            return self.tally(Name::SequenceValues).not_checked("a sequence that cycles stands elsewhere");
-        }
-        let behind = if before.increment < 0 { now.next > before.next } else { now.next < before.next };
-        if behind {
-            let detail = format!("{} would give {} next, {} was next", shown(live), now.next, before.next);
-            self.tally(Name::SequenceValues).failed(detail);
-        } else {
-            self.tally(Name::SequenceValues).ok();
-        }
-    }
-
-    fn sequence_use(&mut self, recorded: Option<&Object>, live: &Object) {
-        let place = shown(live);
-        if live.fact("cycles").is_some() || live.fact("other_type").is_some() {
-            return self
-                .tally(Name::SequencesAhead)
-                .left_out("sequences that cycle, or whose column is no whole number");
-        }
-        if let Some(why) = live.fact("unread").map(|text| text.lossy().into_owned()) {
-            return match live.says("unread_because", "failed") {
-                true => self.tally(Name::SequencesAhead).failed(format!("{place}: its column cannot be read: {why}")),
-                false => self.tally(Name::SequencesAhead).not_checked(&format!("{place}: {why}")),
-            };
-        }
-        if live.says("behind", "no") {
-            return self.tally(Name::SequencesAhead).ok();
-        }
-        let furthest = live.fact("furthest").map(|text| text.lossy().into_owned()).unwrap_or_default();
-        let detail = format!("{place}: the column has {furthest} already, and the sequence would give it");
-        if recorded.is_some_and(|r| r.says("behind", "yes")) {
-            self.tally(Name::SequencesAhead).noted(format!("{detail}; so it was when the truth was taken"));
-        } else {
-            self.tally(Name::SequencesAhead).failed(detail);
+            let state = |on| if on { "on" } else { "off" };
+            let detail = format!("{}: it is switched {}, and was {}", shown(live), state(is), state(was));
+            self.tally(Name::Subscriptions).failed(detail);
         }
     }
 
@@ -451,10 +341,13 @@ impl<R: BufRead> Comparison<R> {
     }
 }
 
-/// Whether a truth of version 1 says nothing of this, or says it otherwise.
-fn told_otherwise(recorded: &Object, fact: &str) -> bool {
-    let options_as_state = fact == "enabled" && recorded.name.first() == Some(&Text::from("foreign-data wrapper"));
-    is_of_version_2(recorded.kind, fact) || recorded.kind == ObjectKind::Other && options_as_state
+/// Of kind `Other`.
+fn is_of_type(object: &Object, object_type: &str) -> bool {
+    object.kind == ObjectKind::Other && object.name.first().is_some_and(|name| name.0 == object_type.as_bytes())
+}
+
+fn is_subscription(object: &Object) -> bool {
+    is_of_type(object, "subscription")
 }
 
 /// A table keeps its TOAST table when the last column that needed one is dropped; a dump does not bring it, nor what was said of it.
@@ -470,13 +363,9 @@ fn is_of_old_form(recorded: &Object, live: &Object) -> bool {
         && [recorded, live].iter().any(|s| s.fact("locale").is_some_and(is_old))
 }
 
-const OLDER: &str = "an earlier version of pgark took the truth, which does not tell of comments, of privileges and options of foreign \
-     servers, and of finer properties";
-const BEFORE_3: &str = "an earlier version of pgark took the truth, which does not tell what collations, operators, casts, operator classes, \
-     conversions, statistics, languages, aggregates and ranges are made of, of TOAST options, and whether the database is a template";
 const NOT_RESTORED: &str = "they are in the backup, and were not to be restored";
-/// Of what is counted, hashed or read.
-const NO_FIGURES: [&str; 3] = ["rows", "hash", "last_value"];
+/// Also where the rest of an object is hidden from the role that looks.
+const ALWAYS_SEEN: [&str; 2] = ["owner", "enabled"];
 /// Compared by rules of their own.
 const SPECIAL: [&str; 12] = [
     "rows",

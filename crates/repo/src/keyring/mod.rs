@@ -5,6 +5,7 @@
 //! what the client demands, never lower it. A writer's slot opens no key for that code: what it opens authenticates itself.
 //! Every master key that sealed something which is still there stays in the ring.
 
+mod cache;
 mod change;
 mod edit;
 mod given_up;
@@ -26,6 +27,7 @@ use given_up::GivenUp;
 use slot::{Attempt, Slot, SlotKind};
 use wrap::{unwrap, wrap};
 
+pub use cache::{open_from_cache, ring_name, seal_for_cache};
 pub use change::{Change, edit, left_over, read, retire_older};
 pub use edit::{Fate, Secrets, SlotError, SlotFate, SlotSecret};
 pub(crate) use given_up::kept;
@@ -345,27 +347,6 @@ fn content_key_data(repository_id: &[u8]) -> Vec<u8> {
     [repository_id, b"content id"].concat()
 }
 
-/// A master key wrapped for a cache beside a passphrase file, so that not every call pays for the slow key
-/// derivation. Bound to this very ring: a changed ring makes the cache worthless. Whoever can read the cache and
-/// guess the passphrase can check a guess quickly, so it is made only where the passphrase itself lies in a file of
-/// the same owner.
-pub fn seal_for_cache(passphrase: &[u8], ring: &[u8], master: &Key32) -> Result<Vec<u8>> {
-    wrap(&cache_key(passphrase, ring), b"cache", master)
-}
-
-pub fn open_from_cache(passphrase: &[u8], ring: &[u8], cached: &[u8]) -> Option<Key32> {
-    unwrap(&cache_key(passphrase, ring), b"cache", cached)
-}
-
-/// What to call the cached key of this ring.
-pub fn ring_name(ring: &[u8]) -> String {
-    blake3::hash(ring).to_hex().as_str().chars().take(32).collect()
-}
-
-fn cache_key(passphrase: &[u8], ring: &[u8]) -> Key32 {
-    derive(passphrase, blake3::hash(ring).as_bytes(), &[b"pgark v1 key cache"])
-}
-
 /// What can be read of a ring before it is opened. Not authenticated.
 pub fn peek_repository_id(bytes: &[u8]) -> Result<String> {
     Ok(hex(&parse(bytes)?.0.repository_id))
@@ -467,16 +448,6 @@ mod tests {
         assert!(by_pass.newest_key() == by_age.newest_key() && by_pass.newest_key() == ring.newest_key());
         assert!(matches!(Keyring::open(&bytes, &Unlock::passphrase(b"wrong")), Err(RepoError::WrongKey { .. })));
         assert!(matches!(Keyring::open(&bytes, &Unlock::default()), Err(RepoError::KeyRequired)));
-    }
-
-    #[test]
-    fn a_cached_key_opens_with_its_passphrase_and_ring_only() {
-        let master = Key32([5; 32]);
-        let cached = seal_for_cache(b"p", b"ring", &master).unwrap();
-        assert!(open_from_cache(b"p", b"ring", &cached) == Some(master));
-        assert!(open_from_cache(b"q", b"ring", &cached).is_none());
-        assert!(open_from_cache(b"p", b"other ring", &cached).is_none());
-        assert!(open_from_cache(b"p", b"ring", &cached[..20]).is_none());
     }
 
     #[test]

@@ -196,6 +196,17 @@ pub struct DatabaseDump {
     pub schemas: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
+    /// Foreign keys of these to tables that are not in the dump: no load of it can make them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys_outside: Vec<KeyOutside>,
+}
+
+/// A foreign key of a table in a dump to one that is not. Names for people: `schema.table`, what is not UTF-8 is replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyOutside {
+    pub name: String,
+    pub table: String,
+    pub refers_to: String,
 }
 
 /// A truth beside its dump; its own figures.

@@ -12,6 +12,12 @@ create type app.pair as (a int, "b b" text);
 create domain app.positive as int check (value > 0);
 create function app.twice(int) returns int language sql immutable as 'select $1 * 2';
 create function app.note() returns trigger language plpgsql as 'begin new.note := coalesce(new.note, ''-''); return new; end';
+create type app.label;
+create function app.label_in(cstring) returns app.label language internal immutable strict as 'textin';
+create function app.label_out(app.label) returns cstring language internal immutable strict as 'textout';
+create type app.label (input = app.label_in, output = app.label_out, like = text, category = 'S', delimiter = ';', default = 'none');
+create table app.labelled (l app.label, ls app.label[]);
+insert into app.labelled values ('x', '{a;b}');
 create aggregate app.total(int) (sfunc = int4pl, stype = int, initcond = '0');
 create procedure app.nothing() language sql as 'select 1';
 create table app.customers (
@@ -113,6 +119,9 @@ grant update (name, note) on app.customers to "it's ""reader""; drop role postgr
 alter table app.customers owner to "app owner";
 alter table app.orders owner to "app owner";
 alter default privileges in schema app grant select on tables to "it's ""reader""; drop role postgres";
+alter default privileges in schema app grant select on tables to "app owner";
+alter default privileges for role "app owner" revoke execute on functions from public;
+alter default privileges for role "app owner" grant usage on sequences to "it's ""reader""; drop role postgres";
 create publication news for table app.parent;
 create foreign data wrapper wrapper options (debug 'true');
 create server far foreign data wrapper wrapper options (host 'far.example.org');

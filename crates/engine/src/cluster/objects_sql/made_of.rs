@@ -180,6 +180,30 @@ pub(super) fn publication(major: Major) -> &'static str {
     if major >= Major::V18 { "nullif(pubgencols, 'n')" } else { "NULL" }
 }
 
+/// Without its connection, its owner and whether it is switched on. What says no more than PostgreSQL does by itself is left out, so
+/// that a version which cannot be asked says the same. Before 16 a subscription always did its work as its owner.
+pub(super) fn subscription(major: Major) -> String {
+    let since = |first: Major, text: &str| if major >= first { text.to_owned() } else { "NULL".to_owned() };
+    let mut parts = vec![
+        (
+            "publications",
+            "SELECT string_agg(quote_literal(p), ',' ORDER BY p COLLATE \"C\") FROM unnest(s.subpublications) AS p"
+                .to_owned(),
+        ),
+        ("slot", "quote_literal(s.subslotname::text)".to_owned()),
+        ("commit", "s.subsynccommit".to_owned()),
+        ("binary", since(Major::V14, "nullif(s.subbinary, false)")),
+        ("streaming", since(Major::V14, "nullif(left(s.substream::text, 1), 'f')")),
+        ("two phases", since(Major::V15, "nullif(s.subtwophasestate <> 'd', false)")),
+        ("off after errors", since(Major::V15, "nullif(s.subdisableonerr, false)")),
+        ("origin", since(Major::V16, "nullif(s.suborigin, 'any')")),
+        ("password", since(Major::V16, "nullif(s.subpasswordrequired, true)")),
+        ("failover", since(Major::V17, "nullif(s.subfailover, false)")),
+    ];
+    parts.push(("as owner", if major >= Major::V16 { "s.subrunasowner" } else { "true" }.to_owned()));
+    words(&parts)
+}
+
 pub(super) fn transform() -> String {
     words(&[("from", function("trffromsql")), ("to", function("trftosql"))])
 }
@@ -197,6 +221,35 @@ pub(super) fn range(of: &str) -> String {
         ("difference", function("r.rngsubdiff")),
     ]);
     format!("(SELECT {parts} FROM pg_range AS r WHERE r.rngtypid = {of})")
+}
+
+/// Of a base type. `LIKE` is no more than a way to write some of it. PostgreSQL gives some types a subscript function of its own from 14
+/// on; those of users count.
+pub(super) fn base_type(major: Major) -> String {
+    let subscript = match major {
+        Major::V13 => "NULL".to_owned(),
+        _ => format!("CASE WHEN t.typsubscript::oid >= 16384 THEN {} END", function("t.typsubscript")),
+    };
+    words(&[
+        ("input", function("t.typinput")),
+        ("output", function("t.typoutput")),
+        ("receive", function("t.typreceive")),
+        ("send", function("t.typsend")),
+        ("modifier in", function("t.typmodin")),
+        ("modifier out", function("t.typmodout")),
+        ("analyze", function("t.typanalyze")),
+        ("subscript", subscript),
+        ("length", "t.typlen".into()),
+        ("by value", "t.typbyval".into()),
+        ("alignment", "t.typalign".into()),
+        ("storage", "t.typstorage".into()),
+        ("category", "t.typcategory".into()),
+        ("preferred", "t.typispreferred".into()),
+        ("delimiter", "quote_literal(t.typdelim::text)".into()),
+        ("element", type_name("t.typelem")),
+        ("collatable", "t.typcollation <> 0".into()),
+        ("default", "quote_literal(t.typdefault)".into()),
+    ])
 }
 
 /// Of an aggregate, beside its transition and final functions.

@@ -3,7 +3,8 @@
 
 use pgark_pg::Major;
 
-use super::{acl, digest, made_of, of_scalars, printed, sorted};
+use super::super::objects::{CONNINFO, Sight};
+use super::{acl, acl_beside, digest, made_of, of_scalars, printed, sorted};
 
 /// One catalog, and what of its rows is told. Expressions over its columns; NULL where there is nothing.
 struct Catalog<'a> {
@@ -49,6 +50,10 @@ impl<'a> Catalog<'a> {
         Catalog { acl: acl(column, object_type, self.owner), ..self }
     }
 
+    fn acl_beside(self, column: &str, default: &str) -> Self {
+        Catalog { acl: acl_beside(column, default), ..self }
+    }
+
     fn sql(&self) -> String {
         let Catalog { name, owner, acl, state, details, made_of, locale } = self;
         format!(
@@ -58,7 +63,7 @@ impl<'a> Catalog<'a> {
     }
 }
 
-pub(super) fn others(major: Major) -> String {
+pub(super) fn others(major: Major, sight: Sight) -> String {
     let all: Vec<String> = catalogs(major).iter().map(Catalog::sql).collect();
     let options = digest(&format!("concat_ws(' ', {})", sorted("u.umoptions")));
     let may_see = "(SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user)";
@@ -82,27 +87,50 @@ pub(super) fn others(major: Major) -> String {
     format!(
         "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled, \
                 o.acl, {details} AS details, {made_of} AS made_of, o.locale, {publishes}, {expressions}, {scalars}, {comment} AS comment, \
-                NULL::text AS mapping_options, NULL::text AS options_hidden \
+                NULL::text AS mapping_options, NULL::text AS options_hidden, NULL::text AS {CONNINFO} \
          FROM ({all}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
          WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = o.classid AND e.objid = o.oid \
                AND e.deptype = 'e') \
          UNION ALL \
          SELECT 'user mapping', i.identity, '', {nothing}, \
-                CASE WHEN {may_see} THEN {options} END, CASE WHEN NOT {may_see} THEN 'yes' END \
+                CASE WHEN {may_see} THEN {options} END, CASE WHEN NOT {may_see} THEN 'yes' END, NULL \
          FROM pg_user_mappings AS u CROSS JOIN LATERAL pg_identify_object('pg_user_mapping'::regclass, u.umid, 0) AS i \
-         UNION ALL \
+         UNION ALL {subscriptions} UNION ALL \
          SELECT 'system', 'objects of PostgreSQL and of extensions', '', NULL, NULL, ({system}), {rest}",
         details = digest("o.details"),
         made_of = digest("o.made_of"),
         // From `owner` to `comment`, and from `details` to the end.
         nothing = nulls(12),
-        rest = nulls(11),
+        rest = nulls(12),
+        subscriptions = subscriptions(major, sight),
         expressions = printed("definition", expressions, of_statistics),
         scalars = of_scalars(&trees),
         publishes = printed("publishes", publishes(major), "o.classid = 'pg_publication'::regclass"),
         comment = digest("obj_description(o.oid, (SELECT k.relname FROM pg_class AS k WHERE k.oid = o.classid))"),
         all = all.join(" UNION ALL "),
         system = system_privileges(),
+    )
+}
+
+/// What `ALTER DEFAULT PRIVILEGES` begins with: in a schema, nothing. `acldefault` calls sequences otherwise than `pg_default_acl`.
+const DEFAULT_ACL: &str = "CASE WHEN defaclnamespace = 0 \
+     THEN acldefault(CASE defaclobjtype WHEN 'S' THEN 's'::\"char\" ELSE defaclobjtype END, defaclrole) END";
+
+/// Those of this database. Their connection strings, and on 13 even their OIDs, are for superusers alone.
+fn subscriptions(major: Major, sight: Sight) -> String {
+    let told = match sight {
+        Sight::All => format!(
+            "NULL, {}, NULL, {}, {}, NULL, NULL, encode(convert_to(s.subconninfo, getdatabaseencoding()), 'hex')",
+            digest(&made_of::subscription(major)),
+            nulls(5),
+            digest("obj_description(s.oid, 'pg_subscription')"),
+        ),
+        Sight::NoSecrets => format!("{}, 'yes', NULL", nulls(10)),
+    };
+    format!(
+        "SELECT 'subscription', quote_ident(s.subname::text), '', pg_get_userbyid(s.subowner)::text, \
+                CASE WHEN s.subenabled THEN 'yes' ELSE 'no' END, NULL, {told} \
+         FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid WHERE d.datname = current_database()"
     )
 }
 
@@ -157,7 +185,7 @@ fn catalogs(major: Major) -> Vec<Catalog<'static>> {
             .made_of(made_of::publication(major)),
         Catalog::new("pg_transform", "NULL").made_of(made_of::transform()),
         Catalog::new("pg_am", "NULL").made_of(made_of::method()),
-        Catalog::new("pg_default_acl", "defaclrole").state("defaclacl"),
+        Catalog::new("pg_default_acl", "defaclrole").acl_beside("defaclacl", DEFAULT_ACL),
     ]
 }
 

@@ -1,41 +1,28 @@
-//! What the plan says is done: the dump is fetched, loaded beside what is there, and put in its place.
+//! What the plan says is done: the dump is fetched, loaded beside what is there, compared, and put in its place.
 
-use std::io::{Seek, SeekFrom, Write};
-use std::ops::ControlFlow;
-use std::path::Path;
+use std::io::{Seek, SeekFrom};
 use std::process::Stdio;
-use std::time::Duration;
 
 use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Claim, Needs};
-use pgark_repo::names::BackupId;
-use pgark_repo::record::DatabaseDump;
 
-use super::compare::{StoredTruth, fetch_truth};
+use super::compare::StoredTruth;
+use super::fetch::{Fetched, all_are_there, fetch};
 use super::list::{ListFile, read_toc};
 use super::schemas;
-use super::{
-    DatabasePlan, Old, Replace, RestoreDatabase, RestoreOptions, RestorePlan, RestoreReport, SAFETY, admin, exists,
-    is_damage, plan,
-};
+use super::{DatabasePlan, RestoreOptions, RestorePlan, RestoreReport, admin, exists, is_damage, is_partial, plan};
 use crate::backup::claim::KeptClaim;
+use crate::cluster::Connection;
 use crate::cluster::provision;
-use crate::cluster::{Connection, Globals};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::child::{self, Running};
-use crate::logical::dump::dump_path;
 use crate::logical::select::{LeftKey, Selected, Selection, select};
-use crate::logical::toc::TocBeginning;
-use crate::logical::{Wanted, run as back_up};
-use crate::parts::{PartReader, Source, nameless};
 use crate::reports::{self, Validated};
 use crate::restore::run::claim_to_read;
 use crate::truth::Scope;
 use crate::validate;
 
-/// How long sessions may take to end.
-const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
 /// Entries whose owner is set when they are loaded.
 const OWNED: [&[u8]; 11] = [
     b"AGGREGATE",
@@ -50,7 +37,10 @@ const OWNED: [&[u8]; 11] = [
     b"TYPE",
     b"VIEW",
 ];
-const GLOBALS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Foreign keys are left out; types and functions cannot be.
+const OF_PARTS: &str = "the backup holds only parts of the database: what they are made of must be in it, too; name its schemas or tables \
+                        when you take it, or restore these parts out of a backup of the whole";
 
 /// Restores. `announce` is shown the plan before anything is written, and again when another backup had to be taken.
 pub fn run(
@@ -115,97 +105,6 @@ fn store_report(
     }
 }
 
-/// What was read from the repository, compared, and now lies here.
-struct Fetched {
-    dump: Option<std::fs::File>,
-    truth: Option<StoredTruth>,
-    globals: Option<Globals>,
-}
-
-fn fetch(options: &RestoreOptions, repo: &Repository, ctx: &Ctx, plan: &RestorePlan) -> Result<Fetched> {
-    let source = Source { repo, cluster: &options.cluster, record: &plan.record };
-    let globals = match plan.record.globals.as_ref().filter(|_| plan.globals) {
-        Some(part) => Some(fetch_globals(&source, &part.path, ctx)?),
-        None => None,
-    };
-    if let (Some(wanted), Some(planned)) = (&options.database, &plan.database)
-        && !wanted.selection.is_everything()
-    {
-        check_selection(&source, &planned.dump, &wanted.selection, ctx)?;
-    }
-    let dump = plan.database.as_ref().map(|d| fetch_dump(&source, &d.dump, &options.scratch, ctx)).transpose()?;
-    let wanted = plan.database.as_ref().filter(|_| options.validate.is_some());
-    let truth = wanted.map(|d| fetch_truth(&source, &d.dump, &options.scratch, ctx)).transpose()?;
-    Ok(Fetched { dump, truth, globals })
-}
-
-/// By the beginning of the dump, before all of it is read.
-fn check_selection(source: &Source<'_>, dump: &DatabaseDump, selection: &Selection, ctx: &Ctx) -> Result<()> {
-    let mut toc = TocBeginning::default();
-    PartReader::new(source)?.read(&dump_path(&dump.path), ctx, &mut |bytes| {
-        toc.push(bytes);
-        Ok(if toc.is_complete() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    // What is not understood is told when it was read as a whole: it may be damaged.
-    match toc.finish() {
-        Ok(toc) => all_are_there(&source.record.id, select(&toc, selection)).map(drop),
-        Err(_) => Ok(()),
-    }
-}
-
-/// What was chosen, when nothing of it is missing.
-fn all_are_there(backup: &BackupId, chosen: Selected) -> Result<Selected> {
-    if chosen.missing.is_empty() {
-        return Ok(chosen);
-    }
-    Err(EngineError::refused(
-        "E-SELECT-NONE",
-        format!("backup {backup} has no {}", chosen.missing.join(", no ")),
-        "names are taken as they are: TABLE or SCHEMA.TABLE, in the case in which they were created",
-    ))
-}
-
-pub(crate) fn fetch_globals(source: &Source<'_>, path: &str, ctx: &Ctx) -> Result<Globals> {
-    let mut text = vec![];
-    PartReader::new(source)?.read(path, ctx, &mut |bytes| {
-        text.extend_from_slice(bytes);
-        Ok(if text.len() > GLOBALS_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    let globals: Globals = serde_json::from_slice(&text).map_err(|e| {
-        EngineError::Repo(pgark_repo::RepoError::corrupt(format!("globals of backup {}", source.record.id), e))
-    })?;
-    Ok(globals)
-}
-
-/// Into a file without a name, which is gone whatever happens. Seekable, so that `pg_restore` can work in parallel.
-pub(crate) fn fetch_dump(source: &Source<'_>, dump: &DatabaseDump, scratch: &Path, ctx: &Ctx) -> Result<std::fs::File> {
-    let failed = |what| move |e: std::io::Error| EngineError::file(what, scratch, e);
-    let space = rustix::fs::statvfs(scratch).map_err(|e| failed("looking for room in")(e.into()))?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    if free < dump.dump_bytes {
-        return Err(EngineError::refused(
-            "E-SCRATCH-SPACE",
-            format!("{} has {free} bytes free, and the dump takes {}", scratch.display(), dump.dump_bytes),
-            "name a directory with more room: logical.scratch in pgark.toml, or TMPDIR; nothing was changed",
-        ));
-    }
-    let mut file = std::io::BufWriter::new(nameless(scratch).map_err(failed("making a temporary file in"))?);
-    ctx.progress.begin(&format!("reading the dump of '{}'", dump.name.escape_debug()), Some(dump.dump_bytes));
-    let read = PartReader::new(source)?.read(&dump_path(&dump.path), ctx, &mut |bytes| {
-        ctx.progress.advance(bytes.len() as u64);
-        file.write_all(bytes).map_err(failed("writing a temporary file in"))?;
-        Ok(ControlFlow::Continue(()))
-    });
-    ctx.progress.end();
-    if read? != dump.dump_bytes {
-        let what = format!("dump of '{}' in backup {}", dump.name.escape_debug(), source.record.id);
-        return Err(pgark_repo::RepoError::corrupt(what, "not as long as it was").into());
-    }
-    let mut file = file.into_inner().map_err(|e| failed("writing a temporary file in")(e.into_error()))?;
-    file.seek(SeekFrom::Start(0)).map_err(failed("reading a temporary file in"))?;
-    Ok(file)
-}
-
 /// For a program that starts to read there.
 fn from_the_beginning(file: &std::fs::File) -> std::io::Result<std::fs::File> {
     let mut again = file.try_clone()?;
@@ -241,7 +140,7 @@ fn with_globals(e: EngineError, failed: &[String]) -> EngineError {
 
 pub(super) struct Restore<'a> {
     pub options: &'a RestoreOptions,
-    repo: &'a Repository,
+    pub repo: &'a Repository,
     pub ctx: &'a Ctx,
     pub plan: &'a RestorePlan,
     may_place: &'a dyn Fn(&Ctx) -> Result<()>,
@@ -271,7 +170,7 @@ impl Restore<'_> {
         admin: &Connection,
         report: &mut RestoreReport,
     ) -> Result<()> {
-        let chosen = self.chosen(&dump, report)?;
+        let chosen = self.chosen(plan, &dump, report)?;
         self.owners_are_there(plan, &dump, admin)?;
         let schemas = self.lacking_schemas(plan, &dump, report)?;
         if plan.replaces {
@@ -280,7 +179,7 @@ impl Restore<'_> {
         let undo = |e| self.undo(plan, admin, e);
         let list = chosen.as_ref().map(|c| &c.list);
         let create = || {
-            self.create(plan, list.is_none(), admin)?;
+            self.create(plan, self.parts().is_none(), admin)?;
             self.make_schemas(plan, &schemas).map_err(undo)
         };
         create()?;
@@ -339,8 +238,7 @@ impl Restore<'_> {
         if plan.dump.tables.is_empty() {
             return Ok(vec![]);
         }
-        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
-        let lacking = schemas::lacking(&read_toc(dump)?, selection);
+        let lacking = schemas::lacking(&read_toc(dump)?, self.parts());
         report.warnings.extend(lacking.iter().map(|name| {
             let name = name.escape_debug();
             format!("not in this dump of single tables: schema '{name}'; it was made, without its owner and rights")
@@ -357,93 +255,35 @@ impl Restore<'_> {
         schemas.iter().try_for_each(|name| Ok(provision::create_schema(&conn, name)?))
     }
 
-    fn safety_backup(&self, plan: &DatabasePlan) -> Result<Option<BackupId>> {
-        let Some(RestoreDatabase { replace: Replace::Replace { safety: Some(options), .. }, .. }) =
-            &self.options.database
-        else {
-            return Ok(None);
+    /// What of the dump was asked for, where that is not all of it.
+    fn parts(&self) -> Option<&Selection> {
+        self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything())
+    }
+
+    /// The list of entries to restore, where not all of them are: also of a dump of parts, which may have foreign keys to tables that it
+    /// does not hold.
+    fn chosen(&self, plan: &DatabasePlan, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<Chosen>> {
+        let everything = Selection::default();
+        let selection = match self.parts() {
+            Some(parts) => parts,
+            None if is_partial(&plan.dump) => &everything,
+            None => return Ok(None),
         };
-        self.ctx.progress.note(&format!("backing up '{}' as it is now", plan.to.escape_debug()));
-        let mut options = options.clone();
-        options.databases = Wanted::Named(vec![plan.to.clone()]);
-        options.annotations.insert(SAFETY.into(), format!("before the restore of {}", self.plan.record.id));
-        let report = back_up(&options, self.repo, self.ctx).map_err(|e| {
-            EngineError::failed(
-                "E-SAFETY-BACKUP",
-                format!("the database as it is now could not be backed up, and was not touched: {}: {e}", e.code()),
-                "see to that first, or go on without it: --no-safety-backup",
-            )
-        })?;
-        Ok(Some(report.entry.id))
-    }
-
-    /// Nothing is wrong with it as far as is known: it takes its name, and the old one goes.
-    fn place(&self, plan: &DatabasePlan, admin: &Connection, report: &mut RestoreReport) -> Result<()> {
-        if !plan.replaces {
-            return provision::rename_database(admin, &plan.loading, &plan.to).map_err(|e| {
-                match provision::is_taken(&e) {
-                    true => exists(&plan.to, "was made by somebody else meanwhile"),
-                    false => e.into(),
-                }
-            });
-        }
-        let wanted = self.options.database.as_ref().map(|d| &d.replace);
-        let keep = matches!(wanted, Some(Replace::Replace { old: Old::Keep, .. }));
-        self.swap(plan, keep)?;
-        // From here on the restored database is in place, and nothing is undone.
-        if keep {
-            report.kept = Some(plan.aside.clone());
-        } else if let Err(e) = provision::drop_database(admin, &plan.aside) {
-            report.warnings.push(format!("the old database is there as '{}': {e}", plan.aside));
-            report.kept = Some(plan.aside.clone());
-        }
-        Ok(())
-    }
-
-    /// In sessions of its own, which a wish to stop interrupts: until the last moment everything is as before.
-    fn swap(&self, plan: &DatabasePlan, keep: bool) -> Result<()> {
-        let shown = plan.to.escape_debug();
-        self.ctx.progress.note(&format!("ending the sessions in '{shown}', and putting the restored one in its place"));
-        let (conn, ender) = (admin(self.options)?, admin(self.options)?);
-        let stop = self.ctx.cancel_flag();
-        conn.interrupt_by(stop.clone());
-        let (old, aside, new) = (plan.to.as_str(), plan.aside.as_str(), plan.loading.as_str());
-        let swap = provision::Swap { old, aside, keep, new, within: SESSIONS_WITHIN, stop: &stop };
-        match provision::swap_databases(&conn, ender, &swap) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                self.ctx.check_cancelled()?;
-                Err(EngineError::failed(
-                    "E-DATABASE-IN-USE",
-                    format!("sessions in '{shown}' did not end within {} s", SESSIONS_WITHIN.as_secs()),
-                    "end them, or stop what uses the database, and try again",
-                ))
-            }
-            Err(e) => {
-                self.ctx.check_cancelled()?;
-                Err(e.into())
-            }
-        }
-    }
-
-    /// The list of entries to restore, where not all of them are.
-    fn chosen(&self, dump: &std::fs::File, report: &mut RestoreReport) -> Result<Option<Chosen>> {
-        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
-        let Some(selection) = selection else { return Ok(None) };
         let toc = read_toc(dump)?;
         let Selected { ids, left_out, .. } = all_are_there(&self.plan.record.id, select(&toc, selection))?;
+        if selection.is_everything() && left_out.is_empty() {
+            return Ok(None);
+        }
         report.warnings.extend(left_out.iter().map(LeftKey::warning));
         report.keys_left_out = left_out;
-        let encoding = self.plan.database.as_ref().map_or("", |d| d.dump.encoding.as_str());
-        let scope = Scope::of(&toc, Some(&ids), encoding);
+        let scope = Scope::of(&toc, Some(&ids), &plan.dump.encoding);
         Ok(Some(Chosen { list: ListFile::write(&self.options.scratch, &ids)?, scope }))
     }
 
     /// Before anything is loaded: `pg_restore` would end at the first one.
     fn owners_are_there(&self, plan: &DatabasePlan, dump: &std::fs::File, admin: &Connection) -> Result<()> {
         let toc = read_toc(dump)?;
-        let selection = self.options.database.as_ref().map(|d| &d.selection).filter(|s| !s.is_everything());
-        let chosen = selection.map(|selection| select(&toc, selection).ids);
+        let chosen = self.parts().map(|parts| select(&toc, parts).ids);
         let is_chosen = |id: &u32| chosen.as_ref().is_none_or(|ids| ids.contains(id));
         let owned = toc.entries.iter().filter(|e| OWNED.contains(&e.kind.as_slice()) && is_chosen(&e.id));
         let owners: std::collections::BTreeSet<&[u8]> = owned.map(|e| e.owner.as_slice()).collect();
@@ -491,7 +331,11 @@ impl Restore<'_> {
         command.args(["--", "/dev/stdin"]).stdin(Stdio::from(dump)).stdout(Stdio::null());
         let (status, said) = Running::start(command)?.wait_for(self.ctx)?;
         if !status.success() {
-            return Err(child::failure("E-RESTORE-FAILED", "pg_restore", &format!("to load '{shown}'"), status, &said));
+            let failed = child::failure("E-RESTORE-FAILED", "pg_restore", &format!("to load '{shown}'"), status, &said);
+            return Err(match is_partial(&plan.dump) {
+                true => EngineError::failed(failed.code(), failed.to_string(), OF_PARTS),
+                false => failed,
+            });
         }
         Ok(said.lines)
     }

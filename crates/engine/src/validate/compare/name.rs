@@ -37,6 +37,7 @@ pub enum Name {
     SequenceValues,
     SequencesAhead,
     Others,
+    Subscriptions,
     /// What a selection left out: said once, and no part of any other check.
     NotRestored,
 }
@@ -75,6 +76,7 @@ impl Name {
             Self::SequenceValues => ("positions of sequences", Sequences),
             Self::SequencesAhead => ("sequences are ahead of their columns", Sequences),
             Self::Others => ("other objects", Catalog),
+            Self::Subscriptions => ("subscriptions are switched on", Catalog),
             Self::NotRestored => ("objects that were left out", Catalog),
         }
     }

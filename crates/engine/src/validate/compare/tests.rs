@@ -328,3 +328,73 @@ fn what_a_load_makes_of_toast_options_and_locales_is_no_defect() {
     assert_eq!(of(("'de_DE@euro' 'C'", "c"), ("'C' 'C'", "c"), 150_018), Outcome::Failed);
     assert_eq!(of(("de", "i"), ("de", "j"), 180_004), Outcome::Failed);
 }
+
+#[test]
+fn a_truth_before_version_4_says_nothing_of_subscriptions_base_types_and_default_privileges() {
+    let default_acl =
+        |fact, value| object(ObjectKind::Other, &["default acl", "for role r on tables"], &[(fact, value)]);
+    let base = object(ObjectKind::Type, &["app", "label"], &[("typtype", "b"), ("made_of", "d")]);
+    let subscription = object(ObjectKind::Other, &["subscription", "s"], &[("enabled", "no"), ("made_of", "d")]);
+    let recorded = [default_acl("enabled", "{b=r/a,c=r/a}")];
+    let live = [base.clone(), default_acl("acl", "+'b'=SELECT/'a' +'c'=SELECT/'a'"), subscription.clone()];
+    let old = Header { pgark_truth: 3, ..header(150_018) };
+    let checks = compare((old, &recorded), (header(150_018), &live), NOTHING_SPECIAL);
+    assert!(checks.values().all(|check| check.failed == 0), "{checks:?}");
+    for name in ["types", "privileges", "other objects"] {
+        assert_eq!((outcome(&checks, name), checks[name].expected), (Outcome::NotChecked, true), "{name}");
+        assert!(checks[name].reasons[0].contains("earlier version"), "{checks:?}");
+    }
+    // Of those that an earlier one tells of, all count.
+    let old = Header { pgark_truth: 3, ..header(150_018) };
+    let mood = object(ObjectKind::Type, &["app", "mood"], &[("typtype", "e")]);
+    let checks = compare((old, &[]), (header(150_018), &[mood, subscription.clone()]), NOTHING_SPECIAL);
+    assert_eq!(checks["types"].details, ["type app.mood is not in the truth"]);
+    let checks = compare((header(150_018), &[]), (header(150_018), &[base, subscription]), NOTHING_SPECIAL);
+    for name in ["types", "other objects"] {
+        assert_eq!((outcome(&checks, name), checks[name].failed), (Outcome::Failed, 1), "{name}");
+    }
+}
+
+#[test]
+fn a_subscription_may_be_switched_off_by_a_dump_and_by_nothing_else() {
+    let of = |enabled: &str, connection: &str| {
+        let facts = [("enabled", enabled), ("connection", connection), ("made_of", "d"), ("owner", "o")];
+        [object(ObjectKind::Other, &["subscription", "s"], &facts)]
+    };
+    let hidden = || {
+        [object(
+            ObjectKind::Other,
+            &["subscription", "s"],
+            &[("enabled", "yes"), ("options_hidden", "yes"), ("owner", "o")],
+        )]
+    };
+    let one = |recorded: &[Object], live: &[Object], physical| {
+        let expect = Expectations { physical, ..NOTHING_SPECIAL };
+        compare((header(150_018), recorded), (header(150_018), live), expect)
+    };
+    let state = "subscriptions are switched on";
+    for (was, is, physical, expected) in [
+        ("yes", "yes", false, Outcome::Ok),
+        ("no", "no", true, Outcome::Ok),
+        ("yes", "no", false, Outcome::NotChecked),
+        ("yes", "no", true, Outcome::Failed),
+        ("no", "yes", false, Outcome::Failed),
+    ] {
+        let checks = one(&of(was, "c"), &of(is, "c"), physical);
+        assert_eq!(outcome(&checks, state), expected, "{was} {is} {physical}");
+        assert_eq!(outcome(&checks, "other objects"), Outcome::Ok);
+    }
+    let checks = one(&of("yes", "c"), &of("yes", "d"), true);
+    assert_eq!(checks["other objects"].details, ["subscription s: where it connects to differs"]);
+    // Somebody who is no superuser does not see where it connects to, and dumps none.
+    for (recorded, live) in [(of("yes", "c"), hidden()), (hidden(), of("yes", "c"))] {
+        let checks = one(&recorded, &live, true);
+        assert_eq!((outcome(&checks, state), outcome(&checks, "owners")), (Outcome::Ok, Outcome::Ok));
+        assert_eq!((outcome(&checks, "other objects"), checks["other objects"].expected), (Outcome::NotChecked, false));
+    }
+    let checks = one(&hidden(), &[], false);
+    assert_eq!((outcome(&checks, state), checks[state].expected), (Outcome::NotChecked, true), "{checks:?}");
+    for checks in [one(&hidden(), &[], true), one(&of("no", "c"), &[], false)] {
+        assert_eq!(checks["other objects"].details, ["subscription s is missing"]);
+    }
+}

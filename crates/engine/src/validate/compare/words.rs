@@ -21,6 +21,7 @@ pub fn is_digest(fact: &str) -> bool {
             | "made_of"
             | "publishes"
             | "mapping_options"
+            | "connection"
     )
 }
 
@@ -46,6 +47,7 @@ pub fn said(fact: &str) -> String {
         "details" => "what it is made of or its options".to_owned(),
         "made_of" => "what it is made of".to_owned(),
         "toast_options" => "the list of options of its TOAST table".to_owned(),
+        "connection" => "where it connects to".to_owned(),
         "publishes" => "the list of what is published".to_owned(),
         "planner" => "cost, rows or support function".to_owned(),
         "owned_by" => "the column that it belongs to".to_owned(),
