@@ -19,6 +19,7 @@ mod crash;
 mod dashboard;
 mod delta;
 mod drill;
+mod drill_majors;
 mod export;
 mod extract;
 mod files;

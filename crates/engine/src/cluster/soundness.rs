@@ -44,12 +44,24 @@ impl Examined {
         }
     }
 
+    /// What is called of it, by version: the first that is there.
+    fn functions(self) -> &'static [&'static str] {
+        match self {
+            // The second looks up tuples of the table (`heapallindexed`), the first also whether unique indexes are (since 17).
+            Self::Indexes => &[UNIQUE, "bt_index_check(regclass,boolean)"],
+            Self::Heaps => &["verify_heapam(regclass,boolean,boolean,text,bigint,bigint)"],
+            Self::VisibilityMaps => &["pg_check_frozen(regclass)"],
+            Self::Rows => &[],
+        }
+    }
+
     fn query(self) -> &'static str {
         match self {
-            // The schema of the extension, and whether every tuple of the heap is looked up.
+            // The schema of the extension, and what else the function is told: whether every tuple of the heap is looked up, and equal ones
+            // in unique indexes.
             Self::Indexes => {
                 "SELECT n.nspname AS schema, c.relname AS name, \
-                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %L::boolean) AS checked', \
+                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %s) AS checked', \
                         $1::text, c.oid, $2::text) AS statement \
                  FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
                  JOIN pg_am AS a ON a.oid = c.relam \
@@ -94,6 +106,8 @@ impl Examined {
         }
     }
 }
+
+const UNIQUE: &str = "bt_index_check(regclass,boolean,boolean)";
 
 /// Counts once what the table has, and once what an index leads to: entries of pages that the visibility map calls all-visible count
 /// without the table being looked at, those of others are looked up.
@@ -176,11 +190,13 @@ enum Ready {
 }
 
 fn prepare(conn: &Connection, extension: &str, examiners: Examiners) -> Result<Ready, ClusterError> {
-    let installed = "SELECT n.nspname AS schema FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
-                     WHERE e.extname = $1";
+    let installed = "SELECT n.nspname AS schema, COALESCE(a.default_version <> e.extversion, false) AS is_other \
+                     FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
+                     LEFT JOIN pg_available_extensions AS a ON a.name = e.extname WHERE e.extname = $1";
     if let Some(row) = conn.query(installed, &[extension])?.first() {
         let schema = row.bytes("schema")?.unwrap_or_default().to_vec();
-        return Ok(Ready::In { schema, borrowed: false });
+        let borrowed = examiners == Examiners::Borrowed && row.flag("is_other")? && updated(conn, extension)?;
+        return Ok(Ready::In { schema, borrowed });
     }
     let no = |reason: String| Ok(Ready::No { reason });
     if examiners != Examiners::Borrowed {
@@ -197,13 +213,47 @@ fn prepare(conn: &Connection, extension: &str, examiners: Examiners) -> Result<R
         "SELECT format('CREATE EXTENSION %I SCHEMA %I', $1::text, $2::text) AS statement",
         &[extension.as_bytes(), &schema],
     )?;
+    borrow(conn, &[&create_schema, &create])?;
+    Ok(Ready::In { schema, borrowed: true })
+}
+
+/// An upgraded cluster keeps the version that it had, which lacks what came since. Whether the server's own could take its place; if
+/// not, what is there has to do.
+fn updated(conn: &Connection, extension: &str) -> Result<bool, ClusterError> {
+    let update =
+        conn.compose("SELECT format('ALTER EXTENSION %I UPDATE', $1::text) AS statement", &[extension.as_bytes()])?;
+    match borrow(conn, &[&update]) {
+        Ok(()) => Ok(true),
+        Err(ClusterError::Denied { .. } | ClusterError::Query { .. }) => {
+            conn.script("ROLLBACK")?;
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// In a transaction that is to be rolled back.
+fn borrow(conn: &Connection, statements: &[&Composed]) -> Result<(), ClusterError> {
     conn.script("BEGIN")?;
     // Event triggers of the database stay out of it.
     conn.script("SET LOCAL session_replication_role = replica")?;
-    for statement in [&create_schema, &create] {
+    for statement in statements {
         conn.query_composed(statement, &[], conn.default_deadline())?;
     }
-    Ok(Ready::In { schema, borrowed: true })
+    Ok(())
+}
+
+/// What of the extension is called, as this version of it has it; None: it lacks it.
+fn function_of(conn: &Connection, examined: Examined, schema: &[u8]) -> Result<Option<&'static str>, ClusterError> {
+    let there = "SELECT to_regprocedure(format('%I.', $1::text) || $2::text) IS NOT NULL AS there";
+    for function in examined.functions() {
+        let params = [Some(schema), Some(function.as_bytes())];
+        let rows = conn.query_bytes(there, &params, super::ResultFormat::Text, conn.default_deadline())?;
+        if rows.first().map(|row| row.flag("there")).transpose()? == Some(true) {
+            return Ok(Some(function));
+        }
+    }
+    Ok(None)
 }
 
 fn examine_all(
@@ -217,13 +267,25 @@ fn examine_all(
     // Before, index expressions were evaluated with the rights of who examines (CVE-2022-1552).
     let careful =
         matches!(conn.version_num(), 130_007.. if conn.major() != Major::V14 || conn.version_num() >= 140_003);
+    let function = function_of(conn, examined, schema)?;
+    if let (None, Some(extension)) = (function, examined.extension()) {
+        let reason =
+            format!("extension {extension} of this database is older than that: ALTER EXTENSION {extension} UPDATE");
+        tell(Finding::Unavailable { reason });
+        return Ok(());
+    }
     if examined == Examined::Indexes && !careful {
         let reason =
             "this minor version would run functions of users: indexes are not compared with their tables".to_owned();
         tell(Finding::Lenient { reason });
     }
-    let all_indexed = if careful { "true" } else { "false" };
-    let params = [Some(schema), Some(all_indexed.as_bytes())];
+    let told = match (careful, function == Some(UNIQUE)) {
+        (true, true) => "true, true",
+        (false, true) => "false, true",
+        (true, false) => "true",
+        (false, false) => "false",
+    };
+    let params = [Some(schema), Some(told.as_bytes())];
     let rows = conn.query_bytes(examined.query(), &params, super::ResultFormat::Text, deadline)?;
     for row in rows {
         let name = |column| {
@@ -282,13 +344,16 @@ fn only_row(conn: &Connection, statement: &Composed, deadline: Deadline) -> Resu
 
 /// Insufficient resources of the server: locks, memory, disk.
 const OUT_OF_ROOM: &str = "53";
+/// Something is not there, not allowed or not of the right kind: a table was dropped meanwhile, a function in an index's expression finds
+/// what it calls by a `search_path` that is not ours.
+const NOT_FOUND: &str = "42";
 
 fn finding_of(error: ClusterError, relation: String) -> Finding {
     match &error {
-        // Dropped meanwhile, locked, not allowed, not supported of this relation: nothing is known of it.
+        // Also locked, not supported of this relation: nothing is known of it.
         ClusterError::Query { sqlstate, .. }
-            if matches!(sqlstate.as_str(), "42P01" | "55P03" | "0A000" | "42809" | "25006")
-                || sqlstate.starts_with(OUT_OF_ROOM) =>
+            if matches!(sqlstate.as_str(), "55P03" | "0A000" | "25006")
+                || [NOT_FOUND, OUT_OF_ROOM].iter().any(|class| sqlstate.starts_with(class)) =>
         {
             Finding::Unread { relation, reason: error.to_string() }
         }
