@@ -206,6 +206,10 @@ impl Physical {
         conf::open_door(dir)?;
         let mut settings: Vec<(String, String)> = PRIVATE.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec();
         settings.extend(restore::settings::hold(version_num).into_iter().map(|(n, v)| (n.to_owned(), v)));
+        if version_num >= 170_000 {
+            // Those of logins would run for us, too.
+            settings.push(("event_triggers".into(), "off".into()));
+        }
         settings.push(("hba_file".into(), text(&dir.join(conf::HBA))));
         settings.push(("data_directory".into(), text(dir)));
         let superuser = bootstrap_superuser(dir)?;
