@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::application::{StopService, Until, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step, within};
-use super::report::span;
+use super::report::{PLACED, span};
 use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
 use super::{Goal, Recovery, Safety};
 use crate::service::State as ServiceState;
@@ -83,6 +83,15 @@ impl Logical {
     fn of_run(&self, prefix: &str, run: &str) -> Result<Vec<String>> {
         let ours = |name: &String| backup_of(name, prefix, run).is_some();
         Ok(self.databases()?.into_iter().filter(ours).collect())
+    }
+
+    /// What shows that what was restored took its place, which is one transaction: the name that it gave to what it replaced, or its
+    /// own where nothing was.
+    fn placed(&self, before: &Before) -> Result<Option<String>> {
+        Ok(match before.was_there {
+            true => self.of_run(ASIDE, &before.run)?.into_iter().next(),
+            false => self.databases()?.contains(&self.database).then(|| self.database.clone()),
+        })
     }
 
     /// How old what can be restored is, and whether that is in the bounds.
@@ -312,6 +321,11 @@ impl Restore {
         *at.notes.borrow_mut() = facts;
     }
 
+    /// Where what it replaced is.
+    fn left(&self, before: &Before) -> Result<Vec<String>> {
+        Ok(self.0.of_run(ASIDE, &before.run)?.iter().map(|aside| self.kept(aside)).collect())
+    }
+
     fn kept(&self, aside: &str) -> String {
         format!(
             "the database that was replaced is there as '{aside}', without connections; when it is not needed any more: drop database \"{aside}\""
@@ -353,8 +367,8 @@ impl Step for Restore {
         let mut announce = |plan: &RestorePlan| {
             at.ctx.progress.note(&format!("backup {}", plan.record.id));
         };
-        let run = read(at.before).run;
-        let options = RestoreOptions { run: Some(run.clone()), ..self.0.options.clone() };
+        let before = read(at.before);
+        let options = RestoreOptions { run: Some(before.run.clone()), ..self.0.options.clone() };
         // Loading takes its time, and somebody may have started the application meanwhile.
         let again = RefCell::new(None);
         let may_place = |ctx: &Ctx| {
@@ -366,9 +380,8 @@ impl Step for Restore {
         let restored = restore::run_until(&options, &self.0.recovery.repo, at.ctx, &mut announce, &may_place);
         let (plan, report) = restored.inspect_err(|_| {
             // It may have lost the server just when names were exchanged.
-            if let Ok(aside) = self.0.of_run(ASIDE, &run) {
-                let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
-                self.notes(at, json!({"left": left}));
+            if let (Ok(placed), Ok(left)) = (self.0.placed(&before), self.left(&before)) {
+                self.notes(at, json!({PLACED: placed.is_some(), "left": left}));
             }
         })?;
         let mut facts = self.0.judged(&plan.record, &plan.notes).told();
@@ -421,16 +434,12 @@ impl Step for Restore {
 
     fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
         let before = read(at.before);
-        let is_there = self.0.databases()?.contains(&self.0.database);
         if let Some(facts) = acted {
+            let is_there = self.0.databases()?.contains(&self.0.database);
             return Ok(if is_there { Effect::Took(facts.clone()) } else { Effect::None });
         }
-        // The exchange of names is one transaction.
-        let (loading, aside) = (self.0.of_run(LOADING, &before.run)?, self.0.of_run(ASIDE, &before.run)?);
-        let placed = if before.was_there { aside.first().cloned() } else { is_there.then(|| self.0.database.clone()) };
-        match placed {
+        match self.0.placed(&before)? {
             Some(name) => {
-                let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
                 let told = "it took its place before this was cut off, as nothing does that is found wrong";
                 // Where nothing was replaced, no name tells the backup.
                 let mut facts = match backup_of(&name, ASIDE, &before.run) {
@@ -439,14 +448,14 @@ impl Step for Restore {
                 };
                 let Some(fields) = facts.as_object_mut() else { return Ok(Effect::Took(facts)) };
                 fields.insert("told".into(), json!(told));
-                fields.insert("left".into(), json!(left));
-                fields.insert("kept".into(), json!(aside.first()));
+                fields.insert("left".into(), json!(self.left(&before)?));
+                fields.insert("kept".into(), json!(before.was_there.then_some(name)));
                 if let Some(Value::Array(warnings)) = fields.get_mut("warnings") {
                     warnings.push(json!("the restore was cut off at its end: what comparing it found is in its own report, if that was stored"));
                 }
                 Ok(Effect::Took(facts))
             }
-            None if loading.is_empty() => Ok(Effect::None),
+            None if self.0.of_run(LOADING, &before.run)?.is_empty() => Ok(Effect::None),
             None => Ok(Effect::Partly),
         }
     }
@@ -465,10 +474,10 @@ impl Step for Restore {
             provision::drop_database(&session, &name)?;
             told.push(format!("'{name}' is removed"));
         }
-        for aside in self.0.of_run(ASIDE, &before.run)? {
-            told.push(format!("what was restored stays, and what was there before is '{aside}'"));
-        }
-        Ok(json!({"told": if told.is_empty() { "nothing of it was there".into() } else { told.join("; ") }}))
+        let placed = self.0.placed(&before)?;
+        told.extend(placed.as_ref().map(|_| "what was restored had taken its place, and stays".to_owned()));
+        let told = if told.is_empty() { "nothing of it was there".into() } else { told.join("; ") };
+        Ok(json!({"told": told, PLACED: placed.is_some(), "left": self.left(&before)?}))
     }
 
     fn state(&self) -> State {
