@@ -49,6 +49,7 @@ mod rebuild;
 mod rebuild_catalog;
 mod recover;
 mod recover_cluster;
+mod recover_repoint;
 mod reencrypt;
 mod refusals;
 mod replicate;
