@@ -18,12 +18,11 @@ use pgark_repo::record::PartsRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::application::{StopService, Until, still_stopped};
+use super::application::{StopService, Until, answers, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step, within};
-use super::report::{PLACED, span};
-use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
+use super::report::PLACED;
+use super::steps::{self, PREFLIGHT, RESTORE, SAFETY};
 use super::{Goal, Recovery, Safety};
-use crate::service::State as ServiceState;
 
 const MOMENT: Duration = Duration::from_secs(300);
 /// The code of a database that is not what was backed up.
@@ -53,10 +52,9 @@ pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
     if recovery.opening.safety_backup != Safety::Off {
         all.push(Box::new(SafetyBackup(logical.clone())));
     }
-    all.push(Box::new(Choose(logical.clone())));
-    if recovery.notify.is_some() && recovery.opening.rpo_ms.is_some() {
-        all.push(Box::new(steps::Escalate(recovery.clone())));
-    }
+    let chosen = logical.clone();
+    let judge = move |_: &At<'_>| chosen.plan().map(|plan| chosen.judged(&plan.record, &plan.notes).told());
+    all.extend(steps::choose(&recovery, String::new(), judge));
     all.push(Box::new(Restore(logical)));
     all.extend(steps::after_restore(&recovery, Until::Stopped, false));
     all
@@ -144,14 +142,8 @@ struct Chosen {
 
 impl Chosen {
     fn told(&self) -> Value {
-        let verdict = match self.rpo.met {
-            Some(true) => " (within the objective)",
-            Some(false) => " (the recovery point objective is MISSED)",
-            None => "",
-        };
-        let old = span(self.rpo.measured_ms);
         let point = self.recovery_point.strftime("%Y-%m-%dT%H:%M:%SZ");
-        let told = format!("backup {} of {point}, {old} before the incident was declared{verdict}", self.backup);
+        let told = format!("backup {} of {point}, {}", self.backup, self.rpo.lost());
         json!({"told": told, "backup": self.backup, "recovery_point": self.recovery_point, "rpo": self.rpo,
             "bytes": self.bytes, "warnings": self.warnings})
     }
@@ -180,24 +172,9 @@ impl Step for Preflight {
             format!("{} {}", plan.tools.restore.display(), plan.tools.version),
         ];
         if let Some(service) = &self.0.recovery.service {
-            let seen = service.look(at.ctx);
-            if seen.state == ServiceState::Unknown {
-                return Err(EngineError::refused(
-                    "E-RECOVER-SERVICE",
-                    format!(
-                        "{} does not tell its state, so that it stopped could not be proved: {}",
-                        service.kind, seen.detail
-                    ),
-                    "see that status in [clusters.NAME.recover.service] ends with 0 when it runs, with 1 to 3 when not; nothing was changed",
-                ));
-            }
-            told.push(format!("{}: {}", service.kind, seen.detail));
+            told.push(answers(service, at.ctx)?);
         }
         Ok(json!({"told": told.join("; ")}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn state(&self) -> State {
@@ -205,7 +182,7 @@ impl Step for Preflight {
     }
 }
 
-/// What is about to be replaced, as it is now.
+/// What is about to be replaced, as it is now. One that was cut off is no backup, and is taken again.
 struct SafetyBackup(Rc<Logical>);
 
 impl Step for SafetyBackup {
@@ -251,50 +228,6 @@ impl Step for SafetyBackup {
                 Ok(json!({"told": why, "warnings": [why]}))
             }
         }
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // One that was cut off is no backup.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
-    fn state(&self) -> State {
-        State::Halted
-    }
-}
-
-/// Which backup, and how much is lost with it.
-struct Choose(Rc<Logical>);
-
-impl Step for Choose {
-    fn name(&self) -> &'static str {
-        CHOOSE
-    }
-
-    fn what(&self) -> String {
-        let opening = &self.0.recovery.opening;
-        let rpo = opening.rpo_ms.map(|ms| format!(", and compare its age with {}", span(ms))).unwrap_or_default();
-        match &opening.backup {
-            Some(id) => format!("take backup {id}{rpo}"),
-            None => format!("take the newest backup that can be used{rpo}"),
-        }
-    }
-
-    fn deadline(&self) -> Duration {
-        MOMENT
-    }
-
-    fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let plan = self.0.plan()?;
-        let chosen = self.0.judged(&plan.record, &plan.notes).told();
-        if let Some(told) = chosen.get("told").and_then(Value::as_str) {
-            at.ctx.progress.note(told);
-        }
-        Ok(chosen)
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn state(&self) -> State {

@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 
 use super::{MOMENT, Physical, Place, conf, fact, postmaster};
 use crate::recover::application::list;
-use crate::recover::machine::{At, Effect, Failure, State, Step};
+use crate::recover::machine::{At, Failure, State, Step};
 use crate::recover::report::ARCHIVES;
 use crate::recover::steps::{ADOPT, REPLAY};
 use crate::service::State as ServiceState;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// Doing it once more does no harm.
 pub struct Adopt(pub Rc<Physical>);
 
 /// What `pg_wal/archive_status` says of the timeline that began with the promotion.
@@ -61,11 +62,6 @@ impl Step for Adopt {
             }
             adopted => adopted,
         }
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // Doing it once more does no harm.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn goes_back(&self, failure: &Failure, _: bool) -> bool {

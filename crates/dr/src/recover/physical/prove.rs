@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{CONNECTS_WITHIN, MOMENT, Physical, Place, Private, STOPS_WITHIN, conf, fact, lost, postmaster};
 use crate::recover::logical::VALIDATION;
-use crate::recover::machine::{At, Effect, Failure, State, Step};
+use crate::recover::machine::{At, Effect, Failure, State, Step, said};
 use crate::recover::steps::{RESTORE, VALIDATE};
 
 /// How long a server may take to start that has nothing to recover.
@@ -83,7 +83,7 @@ impl Step for Validate {
         if acted.is_none() {
             postmaster::stop(self.0.dir(), STOPS_WITHIN, at.ctx)?;
         }
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+        Ok(said(acted))
     }
 
     fn goes_back(&self, failure: &Failure, _: bool) -> bool {
