@@ -63,7 +63,16 @@ impl Ended {
 
     /// One line for people: how it ended, and the last thing it said.
     pub fn told(&self) -> String {
-        let said = [&self.stderr, &self.stdout].into_iter().find_map(|bytes| {
+        self.told_of(&[&self.stderr, &self.stdout])
+    }
+
+    /// The same of a program whose standard output nobody is to read.
+    pub fn complained(&self) -> String {
+        self.told_of(&[&self.stderr])
+    }
+
+    fn told_of(&self, streams: &[&Vec<u8>]) -> String {
+        let said = streams.iter().find_map(|bytes| {
             let text = String::from_utf8_lossy(bytes);
             text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
         });

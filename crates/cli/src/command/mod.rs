@@ -36,6 +36,7 @@ pub mod readers;
 mod rebuild_catalog;
 mod recover;
 mod recover_logical;
+mod recover_opening;
 mod recover_physical;
 mod recover_text;
 mod rehearsed;

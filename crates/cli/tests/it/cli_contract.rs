@@ -73,6 +73,18 @@ fn output_to_a_closed_pipe_is_no_panic() {
 }
 
 #[test]
+fn a_full_disk_behind_the_log_changes_no_result_and_one_behind_the_result_is_said() {
+    let (_scratch, pgark) = without_repository();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let output = pgark.command(["info", "--json", "-vv"]).stderr(full()).output().expect("pgark runs");
+    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(output.status.code() == Some(10) && said["error"]["code"].is_string(), "{said}");
+    let output = pgark.command(["man"]).stdout(full()).output().expect("pgark runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("E-OUTPUT"), "{said}");
+}
+
+#[test]
 fn the_json_of_every_command_has_the_documented_fields() {
     let server = installed_or_skip!();
     let site = Site::small(&server, "json");

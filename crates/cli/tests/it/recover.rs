@@ -11,7 +11,7 @@ use pgark_testkit::{
 };
 use serde_json::Value;
 
-use crate::site::{Site, alerts_into, full_sweep, sample};
+use crate::site::{Site, alerts_into, writes};
 
 const EXAMPLE: &str = include_str!("../../../../examples/imaging.toml");
 
@@ -315,10 +315,8 @@ fn killed_at_a_write_of_the_journal_it_goes_on_to_its_end() {
     let (pgark, app) = (imaging.pgark(&[]), &imaging.app);
     imaging.back_up(&pgark);
     let words = ["recover", "--json", "--yes", "--no-safety-backup"];
-    let all: Vec<u32> = (1..40).collect();
     let (mut killed, mut ended) = (0, false);
-    let chosen = if full_sweep() { all } else { sample(&[4, 7, 10, 13], 4) };
-    for when in chosen {
+    for when in writes(&[4, 7, 10, 13]) {
         imaging.tidy_up();
         imaging.psql("delete from studies where i > 10");
         let outcome = traced(&pgark, Point { syscall: "fdatasync", when }, Fault::Kill, &words);
@@ -409,8 +407,31 @@ fn killed_at_a_write_of_the_journal_it_goes_on_to_its_end() {
     imaging.psql("delete from studies where i > 10");
     let outcome = traced(&pgark, Point { syscall: "fdatasync", when: 9 }, Fault::Kill, &words);
     assert!(!outcome.succeeded(), "{outcome}");
+    // By one at a time: whoever holds the journal is at it.
+    let held = fs::File::open(imaging.reports.join("recovery-main.journal")).expect("the journal");
+    held.lock().expect("nobody is at it any more");
+    for wish in ["--resume", "--abandon"] {
+        let other = pgark.run(["recover", wish, "--yes", "--json"]).expect_code(4).json();
+        assert_eq!(other["error"]["code"], "E-RECOVERY-RUNNING", "{other}");
+    }
+    drop(held);
     let report = pgark.run(["recover", "--abandon", "--yes", "--json"]).expect_code(5).json();
-    assert_eq!(report["state"], "abandoned", "{report}");
+    assert_eq!((&report["state"], &report["in_place"]), (&"abandoned".into(), &false.into()), "{report}");
     assert!(!app.runs() && imaging.databases("pgark_restore%").is_empty(), "{report}");
     assert_eq!(imaging.psql("select count(*) from studies"), "10");
+
+    // Given up when what was restored is in its place already: that is said, and where the old one is.
+    imaging.tidy_up();
+    let mut running = patient.command(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+    let exchanged = || !imaging.databases("pgark\\_replaced%").is_empty();
+    wait_until("the database", SECONDS, || exchanged().then_some(()));
+    running.kill().expect("kill");
+    running.wait().expect("its end");
+    let report = patient.run(["recover", "--abandon", "--yes", "--json"]).expect_code(5).json();
+    assert_eq!((&report["state"], &report["in_place"]), (&"abandoned".into(), &true.into()), "{report}");
+    assert!(!app.runs() && imaging.psql("select count(*) from studies") == "500", "{report}");
+    let left = report["left"].to_string();
+    assert!(left.contains("pgark_replaced_") && left.contains("when the application is started"), "{report}");
+    let listed = pgark.run(["report", "list", "--severity", "incident"]).expect_code(0).stdout;
+    assert!(listed.contains("restored, and the service is NOT back (abandoned)"), "{listed}");
 }

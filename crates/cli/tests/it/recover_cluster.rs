@@ -12,11 +12,11 @@ use pgark_testkit::{
 };
 use serde_json::Value;
 
-use crate::site::{Site, alerts_into, full_sweep, sample, strings};
+use crate::site::{Site, alerts_into, full_sweep, strings, writes};
 
-const EXAMPLE: &str = include_str!("../../../../examples/cutover.toml");
+pub const EXAMPLE: &str = include_str!("../../../../examples/cutover.toml");
 const SECONDS: Duration = Duration::from_secs(120);
-const PORT: u16 = 5433;
+pub const PORT: u16 = 5433;
 
 /// Managers that do what they are told, and write it down: a deployment whose ConfigMap is `app.env`, and two units.
 const KUBECTL: &str = r#"#!/bin/sh
@@ -73,9 +73,10 @@ pub struct Cutover {
     pub app: Application,
     new: Instance,
     pub site: Site,
-    reports: PathBuf,
+    pub reports: PathBuf,
     bin: PathBuf,
-    settings: String,
+    /// Of the application, as they were.
+    pub settings: String,
 }
 
 impl Cutover {
@@ -182,7 +183,7 @@ impl Cutover {
         self.app.restart();
     }
 
-    fn jobs(&self) -> String {
+    pub fn jobs(&self) -> String {
         self.site.cluster.psql_db("transformation", "select count(*) from jobs")
     }
 
@@ -193,7 +194,7 @@ impl Cutover {
         all.filter(|p| p.display().to_string().contains(&format!(".pgark-{word}-"))).collect()
     }
 
-    fn tidy_up(&self) {
+    pub fn tidy_up(&self) {
         self.new.remove();
         for path in [self.aside("before"), self.aside("failed")].concat() {
             fs::remove_dir_all(path).expect("removed");
@@ -218,7 +219,19 @@ fn recover(pgark: &Pgark, more: &[&str]) -> Outcome {
     pgark.run([&["recover", "--json", "--yes"], more].concat())
 }
 
-fn outcome_of(report: &Value, step: &str) -> String {
+/// Goes on with one that was killed. One that was killed behind its last line has ended, and that is said: None.
+fn gone_on_with(pgark: &Pgark, at: &str) -> Option<Value> {
+    let outcome = pgark.run(["recover", "--resume", "--yes", "--json"]);
+    let report = outcome.json();
+    if report["error"]["code"] == "E-RECOVER-NONE" {
+        assert!(report["error"]["message"].to_string().contains("has ended: restored"), "{at}: {outcome}");
+        return None;
+    }
+    assert!(outcome.succeeded() && report["state"] == "restored", "{at}: {outcome}");
+    Some(report)
+}
+
+pub fn outcome_of(report: &Value, step: &str) -> String {
     let steps = report["steps"].as_array().into_iter().flatten();
     steps.filter(|s| s["name"] == step).find_map(|s| s["outcome"].as_str()).unwrap_or("absent").to_owned()
 }
@@ -480,12 +493,10 @@ fn killed_in_the_middle_of_a_cluster_it_goes_on_to_its_end() {
                 cutover.site.cluster.data_dir().join("PG_VERSION").exists() || cutover.aside("before").len() == 1,
                 "{what}: what was there is gone"
             );
-            let outcome = pgark.run(["recover", "--resume", "--yes", "--json"]);
-            assert!(outcome.succeeded() || outcome.code == Some(3), "{what}: {outcome}");
-            let report = outcome.json();
-            assert_eq!(report["state"], "restored", "{what}: {report}");
+            gone_on_with(&pgark, what);
         }
         assert_eq!(cutover.jobs(), rows, "{what}");
+        assert!(cutover.site.cluster.psql("show archive_command").contains("archive-push"), "{what}");
         assert!(cutover.app.runs(), "{what}");
         assert!(cutover.aside("before").len() == 1 && cutover.aside("failed").is_empty(), "{what}");
         let calls = cutover.app.calls();
@@ -494,17 +505,21 @@ fn killed_in_the_middle_of_a_cluster_it_goes_on_to_its_end() {
         cutover.tidy_up();
     };
     let mut rows = 500;
-    // Up to the service of the server: what it starts, strace would go on to follow.
-    let all: Vec<u32> = (1..25).collect();
-    for when in if full_sweep() { all } else { sample(&[9, 17, 21], 3) } {
+    // Of the first thread alone: the servers that it starts live on.
+    for when in writes(&[9, 17, 21, 33]) {
         rows += 1;
         cutover.site.cluster.psql_db("transformation", &format!("insert into jobs values ({rows}, 'more')"));
-        let outcome = traced(&pgark, Point { syscall: "fdatasync", when }, Fault::Kill, &words);
-        if when == 1 && !cutover.reports.join("recovery-main.journal").exists() {
+        let outcome = killed_alone(&pgark, Point { syscall: "fdatasync", when }, &words);
+        let is_over = outcome.succeeded();
+        assert!(!is_over || full_sweep(), "it ended before {when}: {outcome}");
+        if !is_over && cutover.aside("before").is_empty() && !cutover.reports.join("recovery-main.journal").exists() {
+            // Before its first line: nothing was begun.
             continue;
         }
-        assert!(!outcome.succeeded(), "at {when}: {outcome}");
         resume(&format!("at {when}"), &rows.to_string());
+        if is_over {
+            break;
+        }
     }
 
     // Killed when something of a step is there already: the directory put aside, files restored, a server that recovers, one that serves.
@@ -555,26 +570,23 @@ fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
     let words = ["recover", "--json", "--yes", "--target-timeline", "1", "--target-lsn", &before];
     let journal = cutover.reports.join("recovery-main.journal");
     let old = cutover.site.cluster.data_dir().join("PG_VERSION");
+    // Whether it was killed there; false: it had ended before.
     let strike = |when: u32| {
         cutover.as_before();
         let outcome = killed_alone(&pgark, Point { syscall: "fdatasync", when }, &words);
         assert!(old.exists(), "at {when}");
-        (!outcome.succeeded() && outcome.code != Some(3)).then_some(())
+        assert!(!outcome.succeeded() || full_sweep(), "it ended before {when}: {outcome}");
+        !outcome.succeeded()
     };
-    let last = || {
-        let mut all = 1..;
-        all.find(|when| strike(*when).is_none()).expect("an end")
-    };
-    let all: Vec<u32> = if full_sweep() { (1..last()).collect() } else { vec![14, 23, 27, 31] };
-    for when in all {
+    for when in writes(&[14, 27, 31, 33]) {
         // Gone on with.
-        strike(when).unwrap_or_else(|| panic!("it ended before {when}"));
+        if !strike(when) {
+            break;
+        }
         if !journal.exists() {
             continue;
         }
-        let outcome = pgark.run(["recover", "--resume", "--yes", "--json"]);
-        let report = outcome.json();
-        assert_eq!((&report["state"], outcome.code), (&"restored".into(), Some(3)), "at {when}: {report}");
+        gone_on_with(&pgark, &format!("at {when}"));
         assert_eq!(cutover.ask_new("select count(*) from jobs"), "500", "at {when}");
         assert!(cutover.ask_new("show archive_command").contains("archive-push"), "at {when}");
         let settings = fs::read_to_string(cutover.app.settings()).expect("settings");
@@ -585,12 +597,29 @@ fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
         assert!(cutover.app.runs() && old.exists() && !old.with_file_name("postmaster.pid").exists(), "at {when}");
 
         // Given up: the old one serves, nothing points to the new one, and nobody has started the application.
-        strike(when).unwrap_or_else(|| panic!("it ended before {when}"));
+        strike(when);
         if !journal.exists() {
             continue;
         }
-        let report = pgark.run(["recover", "--abandon", "--yes", "--json"]).expect_code(5).json();
-        assert_eq!(report["state"], "abandoned", "at {when}: {report}");
+        let outcome = pgark.run(["recover", "--abandon", "--yes", "--json"]);
+        let report = outcome.json();
+        let points_to_new = || cutover.ask_new("select count(*) from jobs") == "500" && cutover.app.runs();
+        match report["failure"]["step"].as_str() {
+            // There was nothing left to be given up, or nothing but telling of it.
+            None if report["error"]["code"] == "E-RECOVER-NONE" || report["state"] == "restored" => {
+                assert!(points_to_new(), "at {when}: {report}");
+                continue;
+            }
+            // The service was back: it stays, and archives nothing.
+            Some("adopt") => {
+                assert!(outcome.code == Some(5) && points_to_new(), "at {when}: {report}");
+                assert!(report["left"].to_string().contains("ALTER SYSTEM RESET"), "at {when}: {report}");
+                let listed = pgark.run(["report", "list"]).expect_code(0).stdout;
+                assert!(listed.contains("restored, and not adopted (abandoned)"), "at {when}: {listed}");
+                continue;
+            }
+            _ => assert_eq!((&report["state"], outcome.code), (&"abandoned".into(), Some(5)), "at {when}: {report}"),
+        }
         assert_eq!(fs::read_to_string(cutover.app.settings()).expect("settings"), cutover.settings, "at {when}");
         assert_eq!(cutover.jobs(), "500", "at {when}: {report}");
         assert!(!cutover.new.data.join("postmaster.pid").exists(), "at {when}: {report}");

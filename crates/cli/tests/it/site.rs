@@ -150,6 +150,14 @@ pub fn full_sweep() -> bool {
     std::env::var_os("PGARK_SWEEP").is_some_and(|value| value == "full")
 }
 
+/// More writes than any journal has.
+const WRITES_MAX: u32 = 200;
+
+/// Numbers of writes at which a program is killed: each, until it ends before that one, in a full sweep; else these.
+pub fn writes(few: &[u32]) -> Vec<u32> {
+    if full_sweep() { (1..WRITES_MAX).collect() } else { few.to_vec() }
+}
+
 /// All items in a full sweep, else `count` of them spread evenly, with the first and the last.
 pub fn sample<T: Clone>(items: &[T], count: usize) -> Vec<T> {
     if full_sweep() || items.len() <= count {

@@ -8,7 +8,7 @@ use pgark_engine::error::{EngineError, Result};
 use serde_json::{Value, json};
 
 use super::Ask;
-use super::machine::{At, Effect, Failure, State, Step};
+use super::machine::{At, Effect, Failure, State, Step, said};
 use super::steps::{ADOPT, ANSWERS_WITHIN, MARGIN, READY, RESTORE, SMOKE, START, STOP};
 use crate::journal::{Event, Line};
 use crate::service::{Proof, Seen, Service, State as ServiceState};
@@ -77,7 +77,7 @@ impl Step for StopService {
 
     fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
         if self.until == Until::Repointed {
-            return Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())));
+            return Ok(said(acted));
         }
         let seen = self.service.look(at.ctx);
         Ok(match acted {
@@ -123,6 +123,19 @@ impl Step for StopService {
     fn state(&self) -> State {
         State::NotStopped
     }
+}
+
+/// What its manager says of it, before anything is touched: of one that does not tell, nothing could be proved.
+pub fn answers(service: &Service, ctx: &Ctx) -> Result<String> {
+    let seen = service.look(ctx);
+    if seen.state != ServiceState::Unknown {
+        return Ok(format!("{}: {}", service.kind, seen.detail));
+    }
+    Err(EngineError::refused(
+        "E-RECOVER-SERVICE",
+        format!("{} does not tell its state, so that nothing could be proved: {}", service.kind, seen.detail),
+        "see that status in [clusters.NAME.recover.service] (or server) ends with 0 when it runs, with 1 to 3 when not; nothing was changed",
+    ))
 }
 
 fn begun(lines: &[Line], step: &str) -> usize {
@@ -287,10 +300,6 @@ impl Step for Questions {
             })
             .collect();
         Ok(json!({"told": told.join("; "), "probes": found}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn state(&self) -> State {

@@ -18,12 +18,11 @@ use pgark_repo::record::PartsRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::application::{StopService, Until, still_stopped};
+use super::application::{StopService, Until, answers, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step, within};
-use super::report::span;
-use super::steps::{self, CHOOSE, PREFLIGHT, RESTORE, SAFETY};
+use super::report::PLACED;
+use super::steps::{self, PREFLIGHT, RESTORE, SAFETY};
 use super::{Goal, Recovery, Safety};
-use crate::service::State as ServiceState;
 
 const MOMENT: Duration = Duration::from_secs(300);
 /// The code of a database that is not what was backed up.
@@ -53,10 +52,9 @@ pub fn all(logical: Logical) -> Vec<Box<dyn Step>> {
     if recovery.opening.safety_backup != Safety::Off {
         all.push(Box::new(SafetyBackup(logical.clone())));
     }
-    all.push(Box::new(Choose(logical.clone())));
-    if recovery.notify.is_some() && recovery.opening.rpo_ms.is_some() {
-        all.push(Box::new(steps::Escalate(recovery.clone())));
-    }
+    let chosen = logical.clone();
+    let judge = move |_: &At<'_>| chosen.plan().map(|plan| chosen.judged(&plan.record, &plan.notes).told());
+    all.extend(steps::choose(&recovery, String::new(), judge));
     all.push(Box::new(Restore(logical)));
     all.extend(steps::after_restore(&recovery, Until::Stopped, false));
     all
@@ -83,6 +81,15 @@ impl Logical {
     fn of_run(&self, prefix: &str, run: &str) -> Result<Vec<String>> {
         let ours = |name: &String| backup_of(name, prefix, run).is_some();
         Ok(self.databases()?.into_iter().filter(ours).collect())
+    }
+
+    /// What shows that what was restored took its place, which is one transaction: the name that it gave to what it replaced, or its
+    /// own where nothing was.
+    fn placed(&self, before: &Before) -> Result<Option<String>> {
+        Ok(match before.was_there {
+            true => self.of_run(ASIDE, &before.run)?.into_iter().next(),
+            false => self.databases()?.contains(&self.database).then(|| self.database.clone()),
+        })
     }
 
     /// How old what can be restored is, and whether that is in the bounds.
@@ -135,14 +142,8 @@ struct Chosen {
 
 impl Chosen {
     fn told(&self) -> Value {
-        let verdict = match self.rpo.met {
-            Some(true) => " (within the objective)",
-            Some(false) => " (the recovery point objective is MISSED)",
-            None => "",
-        };
-        let old = span(self.rpo.measured_ms);
         let point = self.recovery_point.strftime("%Y-%m-%dT%H:%M:%SZ");
-        let told = format!("backup {} of {point}, {old} before the incident was declared{verdict}", self.backup);
+        let told = format!("backup {} of {point}, {}", self.backup, self.rpo.lost());
         json!({"told": told, "backup": self.backup, "recovery_point": self.recovery_point, "rpo": self.rpo,
             "bytes": self.bytes, "warnings": self.warnings})
     }
@@ -171,24 +172,9 @@ impl Step for Preflight {
             format!("{} {}", plan.tools.restore.display(), plan.tools.version),
         ];
         if let Some(service) = &self.0.recovery.service {
-            let seen = service.look(at.ctx);
-            if seen.state == ServiceState::Unknown {
-                return Err(EngineError::refused(
-                    "E-RECOVER-SERVICE",
-                    format!(
-                        "{} does not tell its state, so that it stopped could not be proved: {}",
-                        service.kind, seen.detail
-                    ),
-                    "see that status in [clusters.NAME.recover.service] ends with 0 when it runs, with 1 to 3 when not; nothing was changed",
-                ));
-            }
-            told.push(format!("{}: {}", service.kind, seen.detail));
+            told.push(answers(service, at.ctx)?);
         }
         Ok(json!({"told": told.join("; ")}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn state(&self) -> State {
@@ -196,7 +182,7 @@ impl Step for Preflight {
     }
 }
 
-/// What is about to be replaced, as it is now.
+/// What is about to be replaced, as it is now. One that was cut off is no backup, and is taken again.
 struct SafetyBackup(Rc<Logical>);
 
 impl Step for SafetyBackup {
@@ -244,50 +230,6 @@ impl Step for SafetyBackup {
         }
     }
 
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // One that was cut off is no backup.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
-    fn state(&self) -> State {
-        State::Halted
-    }
-}
-
-/// Which backup, and how much is lost with it.
-struct Choose(Rc<Logical>);
-
-impl Step for Choose {
-    fn name(&self) -> &'static str {
-        CHOOSE
-    }
-
-    fn what(&self) -> String {
-        let opening = &self.0.recovery.opening;
-        let rpo = opening.rpo_ms.map(|ms| format!(", and compare its age with {}", span(ms))).unwrap_or_default();
-        match &opening.backup {
-            Some(id) => format!("take backup {id}{rpo}"),
-            None => format!("take the newest backup that can be used{rpo}"),
-        }
-    }
-
-    fn deadline(&self) -> Duration {
-        MOMENT
-    }
-
-    fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let plan = self.0.plan()?;
-        let chosen = self.0.judged(&plan.record, &plan.notes).told();
-        if let Some(told) = chosen.get("told").and_then(Value::as_str) {
-            at.ctx.progress.note(told);
-        }
-        Ok(chosen)
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
     fn state(&self) -> State {
         State::Halted
     }
@@ -310,6 +252,11 @@ const ASIDE: &str = "pgark_replaced_";
 impl Restore {
     fn notes(&self, at: &At<'_>, facts: Value) {
         *at.notes.borrow_mut() = facts;
+    }
+
+    /// Where what it replaced is.
+    fn left(&self, before: &Before) -> Result<Vec<String>> {
+        Ok(self.0.of_run(ASIDE, &before.run)?.iter().map(|aside| self.kept(aside)).collect())
     }
 
     fn kept(&self, aside: &str) -> String {
@@ -353,8 +300,8 @@ impl Step for Restore {
         let mut announce = |plan: &RestorePlan| {
             at.ctx.progress.note(&format!("backup {}", plan.record.id));
         };
-        let run = read(at.before).run;
-        let options = RestoreOptions { run: Some(run.clone()), ..self.0.options.clone() };
+        let before = read(at.before);
+        let options = RestoreOptions { run: Some(before.run.clone()), ..self.0.options.clone() };
         // Loading takes its time, and somebody may have started the application meanwhile.
         let again = RefCell::new(None);
         let may_place = |ctx: &Ctx| {
@@ -366,9 +313,8 @@ impl Step for Restore {
         let restored = restore::run_until(&options, &self.0.recovery.repo, at.ctx, &mut announce, &may_place);
         let (plan, report) = restored.inspect_err(|_| {
             // It may have lost the server just when names were exchanged.
-            if let Ok(aside) = self.0.of_run(ASIDE, &run) {
-                let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
-                self.notes(at, json!({"left": left}));
+            if let (Ok(placed), Ok(left)) = (self.0.placed(&before), self.left(&before)) {
+                self.notes(at, json!({PLACED: placed.is_some(), "left": left}));
             }
         })?;
         let mut facts = self.0.judged(&plan.record, &plan.notes).told();
@@ -421,16 +367,12 @@ impl Step for Restore {
 
     fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
         let before = read(at.before);
-        let is_there = self.0.databases()?.contains(&self.0.database);
         if let Some(facts) = acted {
+            let is_there = self.0.databases()?.contains(&self.0.database);
             return Ok(if is_there { Effect::Took(facts.clone()) } else { Effect::None });
         }
-        // The exchange of names is one transaction.
-        let (loading, aside) = (self.0.of_run(LOADING, &before.run)?, self.0.of_run(ASIDE, &before.run)?);
-        let placed = if before.was_there { aside.first().cloned() } else { is_there.then(|| self.0.database.clone()) };
-        match placed {
+        match self.0.placed(&before)? {
             Some(name) => {
-                let left: Vec<String> = aside.iter().map(|aside| self.kept(aside)).collect();
                 let told = "it took its place before this was cut off, as nothing does that is found wrong";
                 // Where nothing was replaced, no name tells the backup.
                 let mut facts = match backup_of(&name, ASIDE, &before.run) {
@@ -439,14 +381,14 @@ impl Step for Restore {
                 };
                 let Some(fields) = facts.as_object_mut() else { return Ok(Effect::Took(facts)) };
                 fields.insert("told".into(), json!(told));
-                fields.insert("left".into(), json!(left));
-                fields.insert("kept".into(), json!(aside.first()));
+                fields.insert("left".into(), json!(self.left(&before)?));
+                fields.insert("kept".into(), json!(before.was_there.then_some(name)));
                 if let Some(Value::Array(warnings)) = fields.get_mut("warnings") {
                     warnings.push(json!("the restore was cut off at its end: what comparing it found is in its own report, if that was stored"));
                 }
                 Ok(Effect::Took(facts))
             }
-            None if loading.is_empty() => Ok(Effect::None),
+            None if self.0.of_run(LOADING, &before.run)?.is_empty() => Ok(Effect::None),
             None => Ok(Effect::Partly),
         }
     }
@@ -465,10 +407,10 @@ impl Step for Restore {
             provision::drop_database(&session, &name)?;
             told.push(format!("'{name}' is removed"));
         }
-        for aside in self.0.of_run(ASIDE, &before.run)? {
-            told.push(format!("what was restored stays, and what was there before is '{aside}'"));
-        }
-        Ok(json!({"told": if told.is_empty() { "nothing of it was there".into() } else { told.join("; ") }}))
+        let placed = self.0.placed(&before)?;
+        told.extend(placed.as_ref().map(|_| "what was restored had taken its place, and stays".to_owned()));
+        let told = if told.is_empty() { "nothing of it was there".into() } else { told.join("; ") };
+        Ok(json!({"told": told, PLACED: placed.is_some(), "left": self.left(&before)?}))
     }
 
     fn state(&self) -> State {

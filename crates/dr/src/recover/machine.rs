@@ -87,6 +87,11 @@ pub enum Effect {
     Unknown(String),
 }
 
+/// What a step said, where nothing else is looked at.
+pub fn said(acted: Option<&Value>) -> Effect {
+    acted.map_or(Effect::None, |facts| Effect::Took(facts.clone()))
+}
+
 /// What is known when a step runs.
 pub struct At<'a> {
     pub ctx: &'a Ctx,
@@ -117,8 +122,11 @@ pub trait Step {
 
     fn act(&mut self, at: &At<'_>) -> Result<Value>;
 
-    /// Whether it took effect. `acted` is what `act` said, and None when nobody knows how far it came.
-    fn check(&mut self, at: &At<'_>, acted: Option<&Value>) -> Result<Effect>;
+    /// Whether it took effect. `acted` is what `act` said, and None when nobody knows how far it came. A step that does not look counts by
+    /// what it said, and runs again when it was cut off: it does no harm twice.
+    fn check(&mut self, _at: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
+        Ok(said(acted))
+    }
 
     /// Asked of a step that is done when a recovery goes on: why it has to be done again, if it has to.
     fn lost(&mut self, _at: &At<'_>) -> Result<Option<String>> {

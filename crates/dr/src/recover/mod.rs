@@ -28,6 +28,7 @@ use crate::service::Service;
 pub use machine::{Ended, Failure, Machine, State, Step, Wish};
 pub use render::{to_html, to_markdown};
 pub use report::Report;
+use report::span;
 
 /// `StoredReport::what` of reports of recoveries.
 pub const WHAT: &str = "recover";
@@ -173,5 +174,15 @@ impl Goal {
 
     pub fn missed(&self) -> bool {
         self.met == Some(false)
+    }
+
+    /// Of a recovery point, for people.
+    pub fn lost(&self) -> String {
+        let verdict = match self.met {
+            Some(true) => " (within the objective)",
+            Some(false) => " (the recovery point objective is MISSED)",
+            None => "",
+        };
+        format!("{} before the incident was declared{verdict}", span(self.measured_ms))
     }
 }

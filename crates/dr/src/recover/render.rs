@@ -43,7 +43,13 @@ fn verdict(report: &Report) -> &'static str {
         State::RolledBack => {
             "The application points again to where it pointed before; the steps tell whether it runs on that."
         }
-        State::Abandoned if report.stands_in_place() => {
+        State::Abandoned if report.serves() => {
+            "It was given up when the service was back: what was left is that the recovered cluster archives."
+        }
+        State::Abandoned if report.in_place && report.database.is_some() => {
+            "It was given up. The restored database is in its place; the application was not started."
+        }
+        State::Abandoned if report.in_place => {
             "It was given up. The recovered cluster is in its place; the application was not started."
         }
         State::Abandoned => "It was given up, and what could be was taken back. The application was not started.",

@@ -11,9 +11,12 @@ use super::Recovery;
 use super::application::{Until, list, still_stopped};
 use super::machine::{At, Effect, Failure, State, Step};
 use super::steps::{READY, REPOINT, SMOKE, START};
+use crate::journal::{Event, Line};
 use crate::repoint::{Stands, Turn};
 
 const EACH_WITHIN: Duration = Duration::from_secs(120);
+/// A fact of its failure.
+const BEGUN: &str = "begun";
 /// Failures that lead back to the database of before.
 pub const LEADS_BACK: &[&str] = &[REPOINT, START, READY, SMOKE];
 
@@ -52,6 +55,15 @@ impl Repoint {
         ))
     }
 
+    /// How many of them it came to, when it was seen to fail.
+    fn begun(&self, lines: &[Line]) -> usize {
+        let failed = lines.iter().rev().find_map(|l| match &l.event {
+            Event::Failed { step, facts, .. } if step == REPOINT => facts.get(BEGUN)?.as_u64(),
+            _ => None,
+        });
+        failed.and_then(|n| usize::try_from(n).ok()).unwrap_or(self.turns.len())
+    }
+
     fn told(&self) -> String {
         self.turns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
@@ -79,7 +91,9 @@ impl Step for Repoint {
     }
 
     fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        for (turn, planned) in self.turns.iter().zip(self.planned(at.before)?) {
+        for (n, (turn, planned)) in self.turns.iter().zip(self.planned(at.before)?).enumerate() {
+            // Those behind one that fails are not taken back: a command may not bear that.
+            *at.notes.borrow_mut() = json!({BEGUN: n + 1});
             turn.turn(planned, self.kept_as(), at.ctx)?;
         }
         let again = at.before.get("again").and_then(Value::as_str).map(str::to_owned);
@@ -110,7 +124,8 @@ impl Step for Repoint {
     /// In reverse order. One that cannot be taken back keeps none of the others.
     fn undo(&mut self, at: &At<'_>) -> Result<Value> {
         let mut failed: Option<EngineError> = None;
-        for (turn, planned) in self.turns.iter().zip(self.planned(at.before)?).rev() {
+        let begun = self.begun(at.lines);
+        for (turn, planned) in self.turns.iter().zip(self.planned(at.before)?).take(begun).rev() {
             match turn.take_back(planned, at.ctx) {
                 Ok(()) => {}
                 Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),

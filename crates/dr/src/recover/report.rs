@@ -27,8 +27,12 @@ pub const SCHEMA: u32 = 1;
 const MODE: u32 = 0o640;
 /// Facts of steps: what is there now that somebody has to know of.
 const LEFT: &str = "left";
+/// A fact of the `restore` of a dump that failed or was given up: what was restored took its place all the same.
+pub const PLACED: &str = "placed";
 /// A fact of `replay`: how archiving is switched on in the recovered cluster, which does not archive until it is adopted.
 pub const HELD: &str = "held";
+/// A fact of `adopt` that was given up: whether the recovered cluster archives.
+pub const ARCHIVES: &str = "archives";
 /// Reports that are looked through for one that was stored before a crash.
 const LOOKED_THROUGH: usize = 20;
 
@@ -77,6 +81,9 @@ pub struct Report {
     pub state: State,
     /// The service is back.
     pub restored: bool,
+    /// What was restored, and was found right, stands where the database or the cluster was before.
+    #[serde(default)]
+    pub in_place: bool,
     pub began: Timestamp,
     pub declared: Timestamp,
     pub ended: Timestamp,
@@ -141,8 +148,9 @@ impl Report {
         let read = |name: &str| of(name).and_then(|v| serde_json::from_value(v).ok());
         let recovery_point = of("recovery_point").and_then(|v| serde_json::from_value::<Timestamp>(v).ok());
         let rpo = recovery_point.map(|point| Goal::judge(opening.rpo_ms, point, opening.declared));
-        let ended = ended_at(opening, lines).filter(|_| restored).unwrap_or(now);
-        let rto = restored.then(|| Goal::judge(opening.rto_ms, opening.declared, ended));
+        let is_back = restored || failure.is_some_and(|f| f.step == ADOPT);
+        let ended = ended_at(opening, lines).filter(|_| is_back).unwrap_or(now);
+        let rto = is_back.then(|| Goal::judge(opening.rto_ms, opening.declared, ended));
         // It cannot tell of itself.
         let planned = opening.steps.iter().filter(|s| s.name != REPORT);
         let steps = planned.map(|s| step(&s.name, &s.what, lines)).collect();
@@ -156,10 +164,13 @@ impl Report {
             _ => None,
         }));
         let mut left = gathered(lines, LEFT);
-        if failure.is_some() {
-            held_back(opening, &found, &mut warnings, &mut left);
+        let in_place = stands_in_place(opening, lines, &found);
+        if let Some(failure) = failure {
+            if !lines.iter().any(archives) {
+                held_back(opening, &found, &mut warnings, &mut left);
+            }
             stays_stopped(&found, lines, &mut left);
-            comes_back(opening, &found, state, &mut left);
+            left.extend(comes_back(opening, &found, (failure, state), in_place).map(str::to_owned));
         }
         if rpo.is_some_and(|g| g.missed()) {
             warnings.insert(0, missed("recovery point", rpo, "old"));
@@ -176,6 +187,7 @@ impl Report {
             place: opening.place.clone(),
             state,
             restored,
+            in_place,
             began: opening.began,
             declared: opening.declared,
             ended,
@@ -215,10 +227,10 @@ impl Report {
             None => format!("{of} restored{rto}{validation}"),
             Some(f) => {
                 // The data is there then, and right.
-                let what = match self.state {
-                    State::NotStarted => "restored, and the service is NOT back",
-                    State::Abandoned if self.stands_in_place() => "restored, and the service is NOT back",
-                    _ => "NOT restored",
+                let what = match self.state == State::NotStarted || self.in_place {
+                    _ if self.serves() => "restored, and not adopted",
+                    true => "restored, and the service is NOT back",
+                    false => "NOT restored",
                 };
                 format!("{of} {what} ({}): step {} failed: {}{validation}", self.state.as_str(), f.step, f.code)
             }
@@ -227,14 +239,12 @@ impl Report {
 
     /// Whether the database is what was restored. What was chosen and did not take its place has lost nothing.
     pub fn took_place(&self) -> bool {
-        matches!(self.state, State::UnderWay | State::Restored | State::NotStarted) || self.stands_in_place()
+        matches!(self.state, State::UnderWay | State::Restored | State::NotStarted) || self.in_place || self.serves()
     }
 
-    /// Whether a recovered cluster that was found right is in the place of the one before it.
-    pub fn stands_in_place(&self) -> bool {
-        let is_done = |name: &str| self.steps.iter().any(|s| s.name == name && s.outcome == StepOutcome::Done);
-        let is_planned = |name: &str| self.steps.iter().any(|s| s.name == name);
-        is_done(ASIDE) && is_done(REPLAY) && (is_done(VALIDATE) || !is_planned(VALIDATE))
+    /// Whether the application had answered on it when this ended: only adopting it was left.
+    pub fn serves(&self) -> bool {
+        self.failure.as_ref().is_some_and(|f| f.step == ADOPT)
     }
 
     /// The worst that was found.
@@ -307,6 +317,11 @@ fn with(base: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
+/// Adopting it was given up when it archived already.
+fn archives(line: &Line) -> bool {
+    matches!(&line.event, Event::Undone { step, facts } if step == ADOPT && facts.get(ARCHIVES) == Some(&Value::Bool(true)))
+}
+
 /// A recovered cluster that was not adopted archives nothing, and nobody would see it.
 fn held_back(opening: &Opening, found: &BTreeMap<String, Value>, warnings: &mut Vec<String>, left: &mut Vec<String>) {
     let how = found.get(REPLAY).and_then(|f| f.get(HELD)).and_then(Value::as_str);
@@ -326,19 +341,40 @@ fn was_found_right(opening: &Opening, found: &BTreeMap<String, Value>) -> bool {
     found.contains_key(VALIDATE) || !opening.steps.iter().any(|s| s.name == VALIDATE)
 }
 
-/// What is missing to the service, where the recovered cluster stays in the place of the one before it.
-fn comes_back(opening: &Opening, found: &BTreeMap<String, Value>, state: State, left: &mut Vec<String>) {
-    let in_place = found.contains_key(ASIDE) && found.contains_key(REPLAY) && was_found_right(opening, found);
-    match (in_place, found.contains_key(SERVE)) {
-        (true, false) => left.push(
-            "the service is back when the server is started on the recovered cluster, and then the application; to go \
-             back instead, with the server stopped, give the directory that was put aside its name again"
-                .into(),
-        ),
-        (true, true) if state == State::Abandoned => {
-            left.push("the recovered cluster runs: the service is back when the application is started".into());
+fn stands_in_place(opening: &Opening, lines: &[Line], found: &BTreeMap<String, Value>) -> bool {
+    if opening.database.is_none() {
+        return found.contains_key(ASIDE) && found.contains_key(REPLAY) && was_found_right(opening, found);
+    }
+    let placed = |l: &Line| match &l.event {
+        Event::Failed { step, facts, .. } | Event::Undone { step, facts } if step == RESTORE => {
+            facts.get(PLACED).and_then(Value::as_bool) == Some(true)
         }
-        _ => {}
+        _ => false,
+    };
+    found.contains_key(RESTORE) || lines.iter().any(placed)
+}
+
+/// What is missing to the service, where what was restored stays in the place of what was there before it.
+fn comes_back(
+    opening: &Opening,
+    found: &BTreeMap<String, Value>,
+    (failure, state): (&Failure, State),
+    in_place: bool,
+) -> Option<&'static str> {
+    match (in_place, &opening.database) {
+        // The application answers.
+        _ if failure.step == ADOPT => None,
+        (true, Some(_)) if state == State::Abandoned || failure.step == RESTORE => {
+            Some("the restored database is in its place: the service is back when the application is started")
+        }
+        (true, None) if !found.contains_key(SERVE) => Some(
+            "the service is back when the server is started on the recovered cluster, and then the application; to go \
+             back instead, with the server stopped, give the directory that was put aside its name again",
+        ),
+        (true, None) if state == State::Abandoned => {
+            Some("the recovered cluster runs: the service is back when the application is started")
+        }
+        _ => None,
     }
 }
 

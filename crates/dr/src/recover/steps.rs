@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Recovery;
 use super::application::{Questions, StartService, Until};
 use super::machine::{At, Effect, State, Step};
-use super::report::Report;
+use super::report::{Report, span};
 use crate::program;
 
 pub const PREFLIGHT: &str = "preflight";
@@ -36,6 +36,8 @@ pub const REPORT: &str = "report";
 /// Above what the service itself is given, so that its own verdict comes first.
 pub const MARGIN: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(60);
+/// Looking for backups and WAL in slow repositories.
+const CHOOSES_WITHIN: Duration = Duration::from_secs(1200);
 /// How long a database may take to answer that is there.
 pub const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -78,12 +80,46 @@ impl Step for Authorise {
         Ok(json!({"told": format!("by {by}: {why}")}))
     }
 
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    fn state(&self) -> State {
+        State::Refused
+    }
+}
+
+/// Which backup, to which moment, and how much is lost with it.
+struct Choose<J> {
+    recovery: Rc<Recovery>,
+    /// `, target latest`, where there is one.
+    target: String,
+    judge: J,
+}
+
+impl<J: Fn(&At<'_>) -> Result<Value>> Step for Choose<J> {
+    fn name(&self) -> &'static str {
+        CHOOSE
+    }
+
+    fn what(&self) -> String {
+        let opening = &self.recovery.opening;
+        let rpo = opening.rpo_ms.map(|ms| format!(", and compare its age with {}", span(ms))).unwrap_or_default();
+        let newest = || "the newest backup that can be used".to_owned();
+        let from = opening.backup.as_ref().map_or_else(newest, |id| format!("backup {id}"));
+        format!("take {from}{}{rpo}", self.target)
+    }
+
+    fn deadline(&self) -> Duration {
+        CHOOSES_WITHIN
+    }
+
+    fn act(&mut self, at: &At<'_>) -> Result<Value> {
+        let chosen = (self.judge)(at)?;
+        if let Some(told) = chosen.get("told").and_then(Value::as_str) {
+            at.ctx.progress.note(told);
+        }
+        Ok(chosen)
     }
 
     fn state(&self) -> State {
-        State::Refused
+        State::Halted
     }
 }
 
@@ -215,13 +251,22 @@ impl Step for WriteReport {
         })
     }
 
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
     fn state(&self) -> State {
         State::Restored
     }
+}
+
+/// Choosing, by what judges what there is to choose from, and telling at once when that is too old.
+pub fn choose(
+    recovery: &Rc<Recovery>,
+    target: String,
+    judge: impl Fn(&At<'_>) -> Result<Value> + 'static,
+) -> Vec<Box<dyn Step>> {
+    let mut all: Vec<Box<dyn Step>> = vec![Box::new(Choose { recovery: recovery.clone(), target, judge })];
+    if recovery.notify.is_some() && recovery.opening.rpo_ms.is_some() {
+        all.push(Box::new(Escalate(recovery.clone())));
+    }
+    all
 }
 
 /// The steps that begin after the data is restored, and those at the end of everything.

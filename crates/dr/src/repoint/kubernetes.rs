@@ -16,9 +16,11 @@ use serde_json::{Value, json};
 
 use super::file::hash;
 use super::{Edit, Format, Stands, edited};
-use crate::program;
+use crate::program::{self, Ended};
 
 const KEPT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Of an encoded value.
+const QUOTED_BYTES: usize = 8;
 
 /// Which object, and what of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +82,7 @@ impl Object {
         let ended = program::run(&self.argv(&["get", "--output=json"]), &self.hidden, self.within, ctx);
         ctx.check_cancelled()?;
         if !ended.succeeded() {
-            return Err(self.failed("read", &ended.told()));
+            return Err(self.failed("read", &self.said(&ended, &Data::new())));
         }
         let object: Value =
             serde_json::from_slice(&ended.stdout).map_err(|_| self.failed("read", "the answer is not JSON"))?;
@@ -158,7 +160,19 @@ impl Object {
         let argv = self.argv(&["patch", "--type=merge", "--patch-file=/dev/stdin"]);
         let ended = program::run_told(&argv, &self.hidden, self.within, patch.to_string().into_bytes(), ctx);
         ctx.check_cancelled()?;
-        if ended.succeeded() { Ok(()) } else { Err(self.failed("changed", &ended.told())) }
+        if ended.succeeded() { Ok(()) } else { Err(self.failed("changed", &self.said(&ended, data))) }
+    }
+
+    /// What `kubectl` said. Of a Secret: its standard output is the object, and a server that refuses a patch may quote it.
+    fn said(&self, ended: &Ended, data: &Data) -> String {
+        if !self.is_secret() {
+            return ended.told();
+        }
+        let told = ended.complained();
+        if data.values().any(|value| quotes(&told, value)) {
+            return format!("{}; what it said quotes an entry, and is not repeated", ended.how);
+        }
+        told
     }
 
     fn changed_by_somebody(&self, planned: &Patched) -> EngineError {
@@ -168,6 +182,15 @@ impl Object {
             "compare the two, and put right what is wrong",
         )
     }
+}
+
+/// Whether a part of the value is in the text that is long enough to be no coincidence.
+fn quotes(text: &str, value: &str) -> bool {
+    if value.len() <= QUOTED_BYTES {
+        return !value.is_empty() && text.contains(value);
+    }
+    let mut parts = (0..text.len()).filter_map(|at| text.get(at..at + QUOTED_BYTES));
+    parts.any(|part| value.contains(part))
 }
 
 fn print(data: &Data) -> String {
@@ -236,5 +259,30 @@ mod tests {
         let planned = Patched { kept: path, before: print(&old), after: print(&new) };
         let told = format!("{:?} {}", secret.argv(&["get"]), serde_json::to_string(&planned).expect("JSON"));
         assert!(!told.contains(new["url"].as_str()) && !told.contains("db-2"), "{told}");
+    }
+
+    #[test]
+    fn what_is_told_of_a_secret_quotes_nothing_of_it() {
+        let object = |name: &str| Object {
+            name: name.into(),
+            namespace: None,
+            entries: vec![],
+            within: Duration::from_secs(10),
+            hidden: vec![],
+        };
+        let data = Data::from([("url".to_owned(), STANDARD.encode("postgres://u:hunter2@a:1/d"))]);
+        let said = |name: &str, stdout: &str, stderr: &str| {
+            let (stdout, stderr) = (stdout.as_bytes().to_vec(), stderr.as_bytes().to_vec());
+            let how = crate::program::How::Exited(1);
+            object(name).said(&Ended { how, stdout, stderr, took: Duration::ZERO }, &data)
+        };
+        let forbidden = "Error from server (Forbidden): secrets \"app\" is forbidden";
+        assert!(said("secret/app", "", forbidden).ends_with("is forbidden"));
+        assert!(!said("secret/app", &data["url"], "").contains(&data["url"]));
+        for quoted in [data["url"].as_str(), &data["url"][3..14]] {
+            let told = said("secret/app", "", &format!("illegal base64: ...|{quoted}|..."));
+            assert_eq!(told, "exit code 1; what it said quotes an entry, and is not repeated");
+            assert!(said("configmap/app", "", quoted).contains(quoted), "nothing of it is secret");
+        }
     }
 }

@@ -93,6 +93,27 @@ fn comments_stay_behind_what_is_quoted_in_yaml() {
     assert_eq!(text, before.replacen("\"h\"", "\"z\"", 1));
 }
 
+/// Why goes into logs and reports.
+#[test]
+fn what_cannot_be_read_is_not_quoted() {
+    for (format, text) in [
+        (Format::Env, "A=1\nhunter2\n"),
+        (Format::Env, "hunter2 hunter2=1\n"),
+        (Format::Ini, "[a]\nhunter2\n"),
+        (Format::Toml, "a = hunter2\n"),
+        (Format::Toml, "a = \"hunter2\n"),
+        (Format::Yaml, "a: \"hunter2\nb: 1\n"),
+        (Format::Yaml, "a: [hunter2\n"),
+        (Format::Yaml, "a: *hunter2\n"),
+        (Format::Json, "{\"a\": hunter2}"),
+        (Format::Json, "{\"a\": \"hunter2"),
+        (Format::Json, "{\"a\": \"hunter2\" \"b\"}"),
+    ] {
+        let why = refused(format, text, "a", "x");
+        assert!(!why.contains("hunter2"), "{text:?}: {why}");
+    }
+}
+
 #[test]
 fn formats_go_by_names() {
     for (name, format) in [
@@ -206,6 +227,12 @@ fn commands_are_told_where_and_say_where_they_stand() {
     assert_eq!(stands(&known, false), Stands::New);
     known.take_back(&planned, &ctx).expect("taken back");
     assert_eq!(stands(&known, true), Stands::Old, "what it says counts, not that it ended well");
+    known.take_back(&planned, &ctx).expect("there is nothing to take back, and nothing is run");
+    let lies = command(Some("true"));
+    std::fs::write(dir.path().join("now"), "").expect("written");
+    assert_eq!(lies.take_back(&planned, &ctx).expect_err("it still points there").code(), "E-REPOINT-BACK");
+    let silent = command(Some("exit 7"));
+    assert_eq!(silent.plan("id", &kept, &ctx).expect_err("nobody can tell").code(), "E-REPOINT-COMMAND");
     // Without a status it is known only by whoever has seen it end.
     let unknown = command(None);
     assert!(matches!(stands(&unknown, false), Stands::Other(_)));

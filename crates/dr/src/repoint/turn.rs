@@ -63,7 +63,7 @@ impl Turn {
         let planned = match self {
             Turn::File { file, format, edits } => Planned::File(file::plan(file, *format, edits, kept_as)?.0),
             Turn::Kubernetes(object) => Planned::Kubernetes(object.plan(kept, ctx)?),
-            Turn::Command(_) => Planned::Command,
+            Turn::Command(command) => command.plan(ctx)?,
         };
         serde_json::to_value(planned).map_err(|e| internal(&e))
     }
@@ -91,20 +91,49 @@ impl Turn {
         match (self, read(planned)?) {
             (Turn::File { .. }, Planned::File(done)) => take_back(&done),
             (Turn::Kubernetes(object), Planned::Kubernetes(planned)) => object.take_back(&planned, ctx),
-            (Turn::Command(command), Planned::Command) => match &command.back {
-                Some(back) => command.run(back, ctx),
-                None => Err(EngineError::failed(
-                    "E-REPOINT-BACK",
-                    format!("nothing is configured that takes back {self}"),
-                    "take it back by hand; back in [clusters.NAME.recover.repoint] is the command for it",
-                )),
-            },
+            (Turn::Command(command), Planned::Command) => command.take_back(self, ctx),
             _ => Err(other()),
         }
     }
 }
 
 impl Command {
+    /// That nobody can tell where it points is found before anything is stopped.
+    fn plan(&self, ctx: &Ctx) -> Result<Planned> {
+        match self.status.is_some().then(|| self.stands(false, ctx)) {
+            Some(Stands::Other(why)) => {
+                ctx.check_cancelled()?;
+                Err(EngineError::refused(
+                    "E-REPOINT-COMMAND",
+                    format!("status does not say to which database the application points: {why}"),
+                    "it has to end with 0 for the new one, with 1 for the old one: look at [clusters.NAME.recover.repoint]",
+                ))
+            }
+            _ => Ok(Planned::Command),
+        }
+    }
+
+    fn take_back(&self, turn: &Turn, ctx: &Ctx) -> Result<()> {
+        let tells = self.status.is_some();
+        if tells && self.stands(false, ctx) == Stands::Old {
+            return Ok(());
+        }
+        let failed = |why: String| {
+            EngineError::failed(
+                "E-REPOINT-BACK",
+                why,
+                "take it back by hand; back in [clusters.NAME.recover.repoint] is the command for it",
+            )
+        };
+        let Some(back) = &self.back else {
+            return Err(failed(format!("nothing is configured that takes back {turn}")));
+        };
+        self.run(back, ctx)?;
+        let back = !tells || self.stands(true, ctx) == Stands::Old;
+        ctx.check_cancelled()?;
+        if back { Ok(()) } else { Err(failed(format!("{turn} was to be taken back, and status says that it is not"))) }
+    }
+
     fn run(&self, argv: &[String], ctx: &Ctx) -> Result<()> {
         let ended = program::run_told(argv, &self.hidden, self.within, self.told.to_string().into_bytes(), ctx);
         ctx.check_cancelled()?;

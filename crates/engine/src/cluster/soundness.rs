@@ -48,18 +48,26 @@ impl Examined {
         }
     }
 
+    /// What is called of it, by version: the first that is there.
+    fn functions(self) -> &'static [&'static str] {
+        match self {
+            // The second looks up tuples of the table (`heapallindexed`). The first also knows whether a unique index leads to two visible
+            // rows of one key: amcheck 1.4, which comes with PostgreSQL 17.
+            Self::Indexes => &[UNIQUE, "bt_index_check(regclass,boolean)"],
+            Self::Heaps => &["verify_heapam(regclass,boolean,boolean,text,bigint,bigint)"],
+            Self::VisibilityMaps => &["pg_check_frozen(regclass)"],
+            Self::Rows => &[],
+        }
+    }
+
     fn query(self) -> &'static str {
         match self {
-            // The schema of the extension, and whether every tuple of the heap is looked up. From 1.4 on, which comes with PostgreSQL
-            // 17, amcheck also knows whether a unique index leads to two visible rows of one key.
+            // The schema of the extension, and what else the function is told: whether every tuple of the heap is looked up, and equal ones
+            // in unique indexes.
             Self::Indexes => {
                 "SELECT n.nspname AS schema, c.relname AS name, \
-                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %L::boolean%s) AS checked', \
-                        $1::text, c.oid, $2::text, (SELECT ', true'::text FROM pg_proc AS p JOIN pg_namespace AS s ON s.oid = p.pronamespace \
-                            JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' \
-                            JOIN pg_extension AS e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass \
-                            WHERE s.nspname = $1::text AND p.proname = 'bt_index_check' AND p.pronargs = 3 AND e.extname = 'amcheck')) \
-                        AS statement \
+                 format('SELECT 0 AS problems, NULL AS first FROM %I.bt_index_check(%L::regclass, %s) AS checked', \
+                        $1::text, c.oid, $2::text) AS statement \
                  FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
                  JOIN pg_am AS a ON a.oid = c.relam \
                  WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't' \
@@ -104,6 +112,8 @@ impl Examined {
         }
     }
 }
+
+const UNIQUE: &str = "bt_index_check(regclass,boolean,boolean)";
 
 /// Counts once what the table has, and once what an index leads to: entries of pages that the visibility map calls all-visible count
 /// without the table being looked at, those of others are looked up.
@@ -161,7 +171,15 @@ struct Examination {
 struct Place {
     extension: &'static str,
     schema: Vec<u8>,
-    borrowed: bool,
+    loan: Option<Loan>,
+}
+
+/// What of an extension is there for the time of a transaction only.
+#[derive(Clone, Copy)]
+enum Loan {
+    Whole,
+    /// Its version: an upgraded cluster keeps the one that it had, which lacks what came since.
+    Update,
 }
 
 enum Ready {
@@ -196,9 +214,16 @@ impl Examination {
             }
             Err(error) => return unavailable(error, tell),
         };
-        let borrowed = place.as_ref().filter(|place| place.borrowed);
+        let borrowed = place.as_ref().filter(|place| place.loan.is_some());
         let schema = place.as_ref().map(|place| place.schema.as_slice()).unwrap_or_default();
-        let relations = relations(&conn, examined, schema, self.deadline, tell)?;
+        let function = function_of(&conn, examined, schema)?;
+        if let (None, Some(extension)) = (function, examined.extension()) {
+            let reason =
+                format!("extension {extension} of this database is older than that: ALTER EXTENSION {extension} UPDATE");
+            tell(Finding::Unavailable { reason });
+            return Ok(());
+        }
+        let relations = relations(&conn, examined, schema, function == Some(UNIQUE), self.deadline, tell)?;
         for (n, some) in relations.chunks(RELATIONS_PER_SESSION).enumerate() {
             if n > 0 {
                 // The transaction of the one before ends first: the next makes a schema of the same name.
@@ -233,11 +258,24 @@ fn unavailable(error: ClusterError, tell: &mut dyn FnMut(Finding)) -> Result<(),
 }
 
 fn prepare(conn: &Connection, extension: &'static str, examiners: Examiners) -> Result<Ready, ClusterError> {
-    let installed = "SELECT n.nspname AS schema FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
-                     WHERE e.extname = $1";
+    let installed = "SELECT n.nspname AS schema, COALESCE(a.default_version <> e.extversion, false) AS is_other \
+                     FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace \
+                     LEFT JOIN pg_available_extensions AS a ON a.name = e.extname WHERE e.extname = $1";
     if let Some(row) = conn.query(installed, &[extension])?.first() {
-        let schema = row.bytes("schema")?.unwrap_or_default().to_vec();
-        return Ok(Ready::In(Place { extension, schema, borrowed: false }));
+        let mut place = Place { extension, schema: row.bytes("schema")?.unwrap_or_default().to_vec(), loan: None };
+        if examiners == Examiners::Borrowed && row.flag("is_other")? {
+            place.loan = Some(Loan::Update);
+            match borrow(conn, &place) {
+                Ok(()) => {}
+                // What is there has to do.
+                Err(ClusterError::Denied { .. } | ClusterError::Query { .. }) => {
+                    conn.script("ROLLBACK")?;
+                    place.loan = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        return Ok(Ready::In(place));
     }
     let no = |reason: String| Ok(Ready::No { reason });
     if examiners != Examiners::Borrowed {
@@ -249,26 +287,50 @@ fn prepare(conn: &Connection, extension: &'static str, examiners: Examiners) -> 
     let schema =
         conn.query_one("SELECT 'pgark_borrowed_' || replace(gen_random_uuid()::text, '-', '') AS name", &[])?;
     let schema = schema.bytes("name")?.unwrap_or_default().to_vec();
-    let place = Place { extension, schema, borrowed: true };
+    let place = Place { extension, schema, loan: Some(Loan::Whole) };
     borrow(conn, &place)?;
     Ok(Ready::In(place))
 }
 
 /// In a transaction that stays open.
 fn borrow(conn: &Connection, place: &Place) -> Result<(), ClusterError> {
-    let schema = place.schema.as_slice();
-    let create_schema = conn.compose("SELECT format('CREATE SCHEMA %I', $1::text) AS statement", &[schema])?;
-    let create = conn.compose(
-        "SELECT format('CREATE EXTENSION %I SCHEMA %I', $1::text, $2::text) AS statement",
-        &[place.extension.as_bytes(), schema],
-    )?;
+    let (schema, extension) = (place.schema.as_slice(), place.extension.as_bytes());
+    let statements = match place.loan {
+        None => return Ok(()),
+        Some(Loan::Whole) => vec![
+            conn.compose("SELECT format('CREATE SCHEMA %I', $1::text) AS statement", &[schema])?,
+            conn.compose(
+                "SELECT format('CREATE EXTENSION %I SCHEMA %I', $1::text, $2::text) AS statement",
+                &[extension, schema],
+            )?,
+        ],
+        Some(Loan::Update) => {
+            vec![conn.compose("SELECT format('ALTER EXTENSION %I UPDATE', $1::text) AS statement", &[extension])?]
+        }
+    };
     conn.script("BEGIN")?;
     // Event triggers of the database stay out of it.
     conn.script("SET LOCAL session_replication_role = replica")?;
-    for statement in [&create_schema, &create] {
+    for statement in &statements {
         conn.query_composed(statement, &[], conn.default_deadline())?;
     }
     Ok(())
+}
+
+/// What of the extension is called, as this version of it has it; None: it lacks it. What a user made is not of the extension.
+fn function_of(conn: &Connection, examined: Examined, schema: &[u8]) -> Result<Option<&'static str>, ClusterError> {
+    let there = "SELECT EXISTS (SELECT FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid \
+                 WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' \
+                   AND d.objid = to_regprocedure(format('%I.', $1::text) || $2::text) AND e.extname = $3::text) AS there";
+    let extension = examined.extension().unwrap_or_default();
+    for function in examined.functions() {
+        let params = [Some(schema), Some(function.as_bytes()), Some(extension.as_bytes())];
+        let rows = conn.query_bytes(there, &params, super::ResultFormat::Text, conn.default_deadline())?;
+        if rows.first().map(|row| row.flag("there")).transpose()? == Some(true) {
+            return Ok(Some(function));
+        }
+    }
+    Ok(None)
 }
 
 /// What there is to be examined, the largest first, with the statement that does it.
@@ -276,6 +338,7 @@ fn relations(
     conn: &Connection,
     examined: Examined,
     schema: &[u8],
+    unique: bool,
     deadline: Deadline,
     tell: &mut dyn FnMut(Finding),
 ) -> Result<Vec<Row>, ClusterError> {
@@ -287,8 +350,13 @@ fn relations(
             "this minor version would run functions of users: indexes are not compared with their tables".to_owned();
         tell(Finding::Lenient { reason });
     }
-    let all_indexed = if careful { "true" } else { "false" };
-    let params = [Some(schema), Some(all_indexed.as_bytes())];
+    let told = match (careful, unique) {
+        (true, true) => "true, true",
+        (false, true) => "false, true",
+        (true, false) => "true",
+        (false, false) => "false",
+    };
+    let params = [Some(schema), Some(told.as_bytes())];
     conn.query_bytes(examined.query(), &params, super::ResultFormat::Text, deadline)
 }
 
@@ -351,13 +419,16 @@ fn only_row(conn: &Connection, statement: &Composed, deadline: Deadline) -> Resu
 
 /// Insufficient resources of the server: locks, memory, disk.
 const OUT_OF_ROOM: &str = "53";
+/// Something is not there, not allowed or not of the right kind: a table was dropped meanwhile, a function in an index's expression finds
+/// what it calls by a `search_path` that is not ours.
+const NOT_FOUND: &str = "42";
 
 fn finding_of(error: ClusterError, relation: String) -> Finding {
     match &error {
-        // Dropped meanwhile, locked, not allowed, not supported of this relation: nothing is known of it.
+        // Also locked, not supported of this relation: nothing is known of it.
         ClusterError::Query { sqlstate, .. }
-            if matches!(sqlstate.as_str(), "42P01" | "55P03" | "0A000" | "42809" | "25006")
-                || sqlstate.starts_with(OUT_OF_ROOM) =>
+            if matches!(sqlstate.as_str(), "55P03" | "0A000" | "25006")
+                || [NOT_FOUND, OUT_OF_ROOM].iter().any(|class| sqlstate.starts_with(class)) =>
         {
             Finding::Unread { relation, reason: error.to_string() }
         }

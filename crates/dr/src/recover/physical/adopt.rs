@@ -10,12 +10,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{MOMENT, Physical, Place, conf, fact, postmaster};
-use crate::recover::machine::{At, Effect, State, Step};
+use crate::recover::application::list;
+use crate::recover::machine::{At, Failure, State, Step};
+use crate::recover::report::ARCHIVES;
 use crate::recover::steps::{ADOPT, REPLAY};
 use crate::service::State as ServiceState;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// Doing it once more does no harm.
 pub struct Adopt(pub Rc<Physical>);
 
 /// What `pg_wal/archive_status` says of the timeline that began with the promotion.
@@ -61,9 +64,17 @@ impl Step for Adopt {
         }
     }
 
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // Doing it once more does no harm.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+    fn goes_back(&self, failure: &Failure, _: bool) -> bool {
+        failure.is_abandoned() && failure.step == ADOPT
+    }
+
+    /// The service is back, and nothing of that is changed: only how it is is told.
+    fn undo(&mut self, _: &At<'_>) -> Result<Value> {
+        let archives = !conf::is_held(self.0.dir())?;
+        let told = if archives { "archiving had been switched on, and stays so" } else { "archiving stays off" };
+        Ok(
+            json!({"told": told, ARCHIVES: archives, "left": list(archives.then(|| "the recovered cluster archives".to_owned()))}),
+        )
     }
 
     fn state(&self) -> State {

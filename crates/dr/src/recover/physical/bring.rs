@@ -108,6 +108,7 @@ fn files(physical: &Physical, options: &RestoreOptions, at: &At<'_>) -> Result<(
         own.extend(physical.port.map(|port| ("port", port.to_string())));
         own.extend(physical.socket_dir.as_ref().map(|d| ("unix_socket_directories", d.to_string_lossy().into_owned())));
         conf::set(physical.dir(), &own)?;
+        conf::wait_for_nobody(physical.dir())?;
     }
     Ok(restored)
 }

@@ -13,6 +13,7 @@ const FILE: &str = "postgresql.auto.conf";
 /// The access rules of the server that nobody but us reaches.
 pub const HBA: &str = "pgark-hba.conf";
 const HELD: [&str; 2] = ["archive_command", "archive_library"];
+const FOR_NOBODY: &[u8] = b"synchronous_standby_names = ''";
 /// What the recovery alone needed.
 const RECOVERY: [&str; 8] = [
     "restore_command",
@@ -32,6 +33,16 @@ pub fn set(data: &Path, pairs: &[(&str, String)]) -> Result<()> {
         for (name, value) in pairs {
             new.extend_from_slice(format!("{name} = {}\n", quote(value)).as_bytes());
         }
+        new
+    })
+}
+
+/// Commits wait for nobody. What the cluster brought is before it, and can still be read there.
+pub fn wait_for_nobody(data: &Path) -> Result<()> {
+    rewrite(data, |old| {
+        let mut new = without(old, |line| line.trim_ascii_end() == FOR_NOBODY);
+        new.extend_from_slice(FOR_NOBODY);
+        new.push(b'\n');
         new
     })
 }
@@ -129,5 +140,9 @@ mod tests {
         let expected = own.replace("PORT = 5432\n", "") + "port = '6000'\nunix_socket_directories = '/it''s'\n";
         assert_eq!(text(), expected);
         assert!(!is_held(&dir.path().join("nowhere")).expect("there is none"));
+        dir.file(FILE, b"synchronous_standby_names = 's1'\n", 0o600);
+        wait_for_nobody(dir.path()).expect("written");
+        wait_for_nobody(dir.path()).expect("and once more");
+        assert_eq!(text(), "synchronous_standby_names = 's1'\nsynchronous_standby_names = ''\n");
     }
 }

@@ -25,7 +25,8 @@ use crate::recover::repointing::LEADS_BACK;
 use crate::recover::steps::{ANSWERS_WITHIN, ASIDE, FENCE, PREFLIGHT, SALVAGE, SERVE};
 use crate::service::{Service, State as ServiceState};
 
-/// Stops the server that is replaced, and proves it by its service manager, its processes and its address.
+/// Stops the server that is replaced, and proves it by its service manager, its processes and its address. Doing so once more does no
+/// harm.
 pub struct Fence(pub Rc<Physical>);
 
 impl Fence {
@@ -96,11 +97,6 @@ impl Step for Fence {
         }
     }
 
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // Stopping it once more does no harm, and proves it.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
     fn lost(&mut self, at: &At<'_>) -> Result<Option<String>> {
         // In its own place, what runs from then on is the recovered one.
         let own = self.0.place == Place::Own && at.lines.iter().any(|l| l.event.step() == Some(SERVE));
@@ -135,7 +131,7 @@ impl Step for Fence {
     }
 }
 
-/// Brings into the repositories what WAL the server left that is replaced.
+/// Brings into the repositories what WAL the server left that is replaced; what is there already, not twice.
 pub struct Salvage(pub Rc<Physical>);
 
 impl Salvage {
@@ -229,11 +225,6 @@ impl Step for Salvage {
         let all = if complete { ", which is all there was" } else { "" };
         let told = format!("{} files of WAL that waited here are archived{all}", found.pushed);
         Ok(json!({"told": told, "complete": complete, "server": found.server, "warnings": found.warnings}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // What is archived already is not archived twice.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn state(&self) -> State {

@@ -13,12 +13,11 @@ use pgark_engine::scratch::server::room;
 use serde_json::{Value, json};
 
 use super::{DIR_BYTES_MAX, MOMENT, Physical, Place, branch, postmaster};
-use crate::recover::application::Until;
-use crate::recover::machine::{At, Effect, State, Step};
+use crate::recover::application::{Until, answers};
+use crate::recover::machine::{At, State, Step};
 use crate::recover::repointing::Repoint;
-use crate::recover::report::span;
-use crate::recover::steps::{ANSWERS_WITHIN, CHOOSE, PREFLIGHT};
-use crate::service::{Service, State as ServiceState};
+use crate::recover::steps::{ANSWERS_WITHIN, PREFLIGHT};
+use crate::service::State as ServiceState;
 
 /// Looks whether everything is there that this needs, before anything is touched.
 pub struct Preflight(pub Rc<Physical>);
@@ -57,7 +56,7 @@ impl Step for Preflight {
             Place::Own => own_place(physical.dir(), &plan)?,
         }
         for service in [physical.recovery.service.as_ref(), Some(&physical.server)].into_iter().flatten() {
-            told.push(answers(service, at)?);
+            told.push(answers(service, at.ctx)?);
         }
         if let Some(fence) = &physical.fence {
             let seen = fence.look(at.ctx);
@@ -71,10 +70,6 @@ impl Step for Preflight {
         // Where the way back leads, if there is one.
         let old = Connection::open(&physical.old, ANSWERS_WITHIN).is_ok();
         Ok(json!({"told": told.join("; "), "old_answers": old}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn state(&self) -> State {
@@ -102,18 +97,6 @@ impl Preflight {
             "choose another port or socket_dir in [clusters.NAME.recover]; nothing was changed",
         ))
     }
-}
-
-fn answers(service: &Service, at: &At<'_>) -> Result<String> {
-    let seen = service.look(at.ctx);
-    if seen.state != ServiceState::Unknown {
-        return Ok(format!("{}: {}", service.kind, seen.detail));
-    }
-    Err(EngineError::refused(
-        "E-RECOVER-SERVICE",
-        format!("{} does not tell its state, so that nothing could be proved: {}", service.kind, seen.detail),
-        "see that status ends with 0 when it runs, with 1 to 3 when not; nothing was changed",
-    ))
 }
 
 /// The directory can be put aside, and there is room for another one.
@@ -168,45 +151,6 @@ fn refused(path: &Path, what: &str, hint: &str) -> EngineError {
         format!("{} {what}", path.display()),
         format!("{hint}; nothing was changed"),
     )
-}
-
-/// Which backup, to which moment, and how much is lost with it.
-pub struct Choose(pub Rc<Physical>);
-
-impl Step for Choose {
-    fn name(&self) -> &'static str {
-        CHOOSE
-    }
-
-    fn what(&self) -> String {
-        let opening = &self.0.recovery.opening;
-        let rpo = opening.rpo_ms.map(|ms| format!(", and compare its age with {}", span(ms))).unwrap_or_default();
-        let from = opening
-            .backup
-            .as_ref()
-            .map_or("the newest backup that can be used".to_owned(), |id| format!("backup {id}"));
-        format!("take {from}, target {}{rpo}", self.0.options.target)
-    }
-
-    fn deadline(&self) -> Duration {
-        MOMENT * 4
-    }
-
-    fn act(&mut self, at: &At<'_>) -> Result<Value> {
-        let chosen = self.0.judged(&self.0.plan()?, at)?;
-        if let Some(told) = chosen.get("told").and_then(Value::as_str) {
-            at.ctx.progress.note(told);
-        }
-        Ok(chosen)
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
-    }
-
-    fn state(&self) -> State {
-        State::Halted
-    }
 }
 
 /// Whether anything of a server works in one of these directories.

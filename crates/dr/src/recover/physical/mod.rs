@@ -32,7 +32,6 @@ use serde_json::{Value, json};
 use super::application::{StopService, Until, WayBack};
 use super::machine::{At, Failure, Step};
 use super::repointing::{LEADS_BACK, Repoint};
-use super::report::span;
 use super::steps::{self, FENCE, SALVAGE};
 use super::{Goal, Recovery};
 use crate::repoint::Turn;
@@ -116,10 +115,9 @@ pub fn all(physical: Physical) -> Vec<Box<dyn Step>> {
     if salvages {
         all.push(Box::new(fence::Salvage(physical.clone())));
     }
-    all.push(Box::new(ground::Choose(physical.clone())));
-    if recovery.notify.is_some() && recovery.opening.rpo_ms.is_some() {
-        all.push(Box::new(steps::Escalate(recovery.clone())));
-    }
+    let chosen = physical.clone();
+    let judge = move |at: &At<'_>| chosen.judged(&chosen.plan()?, at);
+    all.extend(steps::choose(&recovery, format!(", target {}", physical.options.target), judge));
     if place == Place::Own {
         all.push(Box::new(fence::Aside(physical.clone())));
     }
@@ -180,19 +178,12 @@ impl Physical {
             warnings.push("what is restored is newer than the declaration: it may hold what this is to undo".into());
         }
         let rpo = point.map(|point| Goal::judge(opening.rpo_ms, point, opening.declared));
-        let verdict = match rpo.and_then(|rpo| rpo.met) {
-            Some(true) => " (within the objective)",
-            Some(false) => " (the recovery point objective is MISSED)",
-            None => "",
-        };
         let old = match point.zip(rpo) {
             _ if everything => "all that was written to it".to_owned(),
             None => "how much is lost with it is not known".to_owned(),
-            Some((point, rpo)) => format!(
-                "what was committed until {}, {} before the incident was declared{verdict}",
-                point.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                span(rpo.measured_ms)
-            ),
+            Some((point, rpo)) => {
+                format!("what was committed until {}, {}", point.strftime("%Y-%m-%dT%H:%M:%SZ"), rpo.lost())
+            }
         };
         let told = format!("backup {} and WAL up to {}: {old}", plan.backup.id, plan.stop.end);
         Ok(json!({"told": told, "backup": plan.backup.id.to_string(), "recovery_point": point, "rpo": rpo,
@@ -206,6 +197,10 @@ impl Physical {
         conf::open_door(dir)?;
         let mut settings: Vec<(String, String)> = PRIVATE.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec();
         settings.extend(restore::settings::hold(version_num).into_iter().map(|(n, v)| (n.to_owned(), v)));
+        if version_num >= 170_000 {
+            // Those of logins would run for us, too.
+            settings.push(("event_triggers".into(), "off".into()));
+        }
         settings.push(("hba_file".into(), text(&dir.join(conf::HBA))));
         settings.push(("data_directory".into(), text(dir)));
         let superuser = bootstrap_superuser(dir)?;

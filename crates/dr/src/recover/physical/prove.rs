@@ -9,6 +9,7 @@ use pgark_engine::cluster::{ConnectOptions, Connection, inspect};
 use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
 use pgark_engine::logical::is_remains;
+use pgark_engine::restore::settings::quote;
 use pgark_engine::restore::start::start_new;
 use pgark_engine::truth::TruthReader;
 use pgark_engine::validate::{
@@ -16,9 +17,9 @@ use pgark_engine::validate::{
 };
 use serde_json::{Value, json};
 
-use super::{CONNECTS_WITHIN, MOMENT, Physical, Private, STOPS_WITHIN, conf, fact, lost, postmaster};
+use super::{CONNECTS_WITHIN, MOMENT, Physical, Place, Private, STOPS_WITHIN, conf, fact, lost, postmaster};
 use crate::recover::logical::VALIDATION;
-use crate::recover::machine::{At, Effect, Failure, State, Step};
+use crate::recover::machine::{At, Effect, Failure, State, Step, said};
 use crate::recover::steps::{RESTORE, VALIDATE};
 
 /// How long a server may take to start that has nothing to recover.
@@ -27,6 +28,9 @@ const STARTS_WITHIN: Duration = Duration::from_secs(300);
 const OF_EVERY_CLUSTER: [&str; 2] = ["postgres", "template1"];
 /// Files of another cluster, which a setting names.
 const ELSEWHERE: &str = "SELECT name, setting FROM pg_file_settings WHERE name = 'data_directory' AND setting <> $1";
+
+/// In the order in which the files are read; the last one counts.
+const STANDBYS: &str = "SELECT setting FROM pg_file_settings WHERE name = 'synchronous_standby_names' ORDER BY seqno";
 
 type Truth = TruthReader<BufReader<File>>;
 
@@ -79,7 +83,7 @@ impl Step for Validate {
         if acted.is_none() {
             postmaster::stop(self.0.dir(), STOPS_WITHIN, at.ctx)?;
         }
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
+        Ok(said(acted))
     }
 
     fn goes_back(&self, failure: &Failure, _: bool) -> bool {
@@ -121,8 +125,8 @@ impl Validate {
         let conn = Connection::open(connect, CONNECTS_WITHIN)?;
         self.keeps_to_its_place(&conn)?;
         let databases = inspect(&conn)?.databases.unwrap_or_default();
+        let mut notes: Vec<String> = self.waits(&conn)?.into_iter().collect();
         drop(conn);
-        let mut notes = vec![];
         let mut names = vec![];
         for database in databases {
             match std::str::from_utf8(&database.name) {
@@ -176,6 +180,26 @@ impl Validate {
                 "take that out of its postgresql.conf, and begin again",
             )),
         }
+    }
+
+    /// Commits that wait for a standby wait for ever when none follows.
+    fn waits(&self, conn: &Connection) -> Result<Option<String>> {
+        let rows = conn.query(STANDBYS, &[])?;
+        let settings = rows.iter().map(|row| row.text("setting")).collect::<std::result::Result<Vec<_>, _>>()?;
+        let last = settings.last().filter(|s| !s.is_empty());
+        let brought = settings.iter().rev().find(|s| !s.is_empty());
+        Ok(match (self.0.place, last, brought) {
+            (Place::Own, Some(names), _) => Some(format!(
+                "commits wait for synchronous standbys ({names}), which may not follow the recovered cluster: when none does, \
+                 ALTER SYSTEM SET synchronous_standby_names = '', and reload"
+            )),
+            (Place::New, None, Some(names)) => Some(format!(
+                "commits of the new instance wait for no standby; when some follow it: ALTER SYSTEM SET \
+                 synchronous_standby_names = {}, and reload",
+                quote(names)
+            )),
+            _ => None,
+        })
     }
 
     fn truths(&self) -> Result<Vec<Truth>> {

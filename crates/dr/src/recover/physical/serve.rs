@@ -10,7 +10,7 @@ use pgark_engine::restore::state::{Lies, state};
 use serde_json::{Value, json};
 
 use super::{CONNECTS_WITHIN, MOMENT, Physical, Place, STOPS_WITHIN, conf, postmaster};
-use crate::recover::machine::{At, Effect, Failure, State, Step};
+use crate::recover::machine::{At, Failure, State, Step};
 use crate::recover::repointing::LEADS_BACK;
 use crate::recover::steps::SERVE;
 use crate::service::State as ServiceState;
@@ -21,6 +21,7 @@ const IDENTITY: &str = "SELECT (SELECT system_identifier::text FROM pg_control_s
                         (SELECT timeline_id::text FROM pg_control_checkpoint()) AS timeline, \
                         pg_is_in_recovery() AS in_recovery";
 
+/// One that was cut off runs again: what runs is looked at, and not started twice.
 pub struct Serve(pub Rc<Physical>);
 
 impl Step for Serve {
@@ -62,11 +63,6 @@ impl Step for Serve {
         };
         let who = self.who(at.ctx)?;
         Ok(json!({"told": format!("runs: {detail}; {who}")}))
-    }
-
-    fn check(&mut self, _: &At<'_>, acted: Option<&Value>) -> Result<Effect> {
-        // What runs is looked at there, and not started twice.
-        Ok(acted.map_or(Effect::None, |facts| Effect::Took(facts.clone())))
     }
 
     fn goes_back(&self, failure: &Failure, _: bool) -> bool {

@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::super::machine::ABANDONED;
 use super::super::steps::{SMOKE, START, STOP};
 use super::super::{Aim, Planned, Safety, to_html, to_markdown};
 use super::*;
@@ -116,10 +117,54 @@ fn a_failure_says_what_is_where_and_names_stay_text() {
 }
 
 #[test]
+fn a_database_that_took_its_place_is_restored_although_it_was_given_up() {
+    let old = "the old one is there under another name";
+    let given_up = |step: &str| Event::Failed {
+        step: step.into(),
+        code: ABANDONED.into(),
+        why: "it was given up".into(),
+        hint: None,
+        facts: Value::Null,
+    };
+    let undone = |placed: bool, left: Value| {
+        let facts = json!({"told": "so", PLACED: placed, "left": left});
+        (4, Event::Undone { step: RESTORE.into(), facts })
+    };
+    let made = |step: &str, state: State, events: Vec<(i64, Event)>| {
+        let chosen = json!({"backup": "20260822-010000L", "recovery_point": at(0)});
+        let all = [vec![(1, is_done(CHOOSE, chosen)), (2, begins(RESTORE))], events].concat();
+        let failure = Failure { step: step.into(), code: ABANDONED.into(), why: "so".into(), hint: None };
+        Report::made(&opening(), &lines(all), Some(&failure), state, at(30))
+    };
+    let done = is_done(RESTORE, json!({"left": [old]}));
+    let lost = json!({PLACED: true, "left": [old]});
+    let lost = Event::Failed { step: RESTORE.into(), code: "E-PG".into(), why: "so".into(), hint: None, facts: lost };
+    for (step, state, events) in [
+        // Behind the restore, just when names were exchanged, and when the server went away with its answer.
+        (START, State::Abandoned, vec![(3, done), (4, begins(START)), (5, given_up(START))]),
+        (RESTORE, State::Abandoned, vec![(3, given_up(RESTORE)), undone(true, json!([old]))]),
+        (RESTORE, State::Halted, vec![(3, lost)]),
+    ] {
+        let report = made(step, state, events);
+        assert!(report.in_place && !report.restored, "{report:?}");
+        let wanted = format!("restored, and the service is NOT back ({})", state.as_str());
+        assert!(report.summary().contains(&wanted) && !report.summary().contains("NOT restored"), "{report:?}");
+        let left = report.left.join("\n");
+        assert!(left.contains(old) && left.contains("back when the application is started"), "{report:?}");
+        assert!(to_markdown(&report).contains("objective 1h 0m met"), "{}", to_markdown(&report));
+        let said = to_markdown(&report).contains("The restored database is in its place");
+        assert_eq!(said, state == State::Abandoned, "{}", to_markdown(&report));
+    }
+    let report = made(RESTORE, State::Abandoned, vec![(3, given_up(RESTORE)), undone(false, json!([]))]);
+    assert!(!report.in_place && report.summary().contains("NOT restored (abandoned)"), "{report:?}");
+    assert!(report.left.is_empty() && to_markdown(&report).contains("nothing was restored"), "{report:?}");
+}
+
+#[test]
 fn a_cluster_that_was_not_adopted_is_said_to_archive_nothing() {
     let failure = Failure { step: SMOKE.into(), code: "E-PROBE".into(), why: "so".into(), hint: None };
     let made = |in_place: bool, state: State, more: Vec<(i64, Event)>| {
-        let mut opening = opening();
+        let mut opening = Opening { kind: "physical".into(), database: None, ..opening() };
         let steps = [(FENCE, true), (ASIDE, in_place), (REPLAY, true), (ADOPT, true)];
         let steps = steps.into_iter().filter(|(_, is_there)| *is_there);
         opening.steps.extend(steps.map(|(name, _)| Planned { name: name.into(), what: name.into() }));
@@ -145,6 +190,11 @@ fn a_cluster_that_was_not_adopted_is_said_to_archive_nothing() {
     assert!(to_markdown(&report).contains("The recovered cluster is in its place"), "{}", to_markdown(&report));
     let runs = made(true, State::Abandoned, vec![(7, is_done(SERVE, Value::Null))]);
     assert!(says(&runs.left, "when the application is started"), "{runs:?}");
+    // Only adopting it was left.
+    let mut given_up = runs.clone();
+    given_up.failure = Some(Failure { step: ADOPT.into(), code: ABANDONED.into(), why: "so".into(), hint: None });
+    assert!(given_up.summary().contains("restored, and not adopted (abandoned)"), "{}", given_up.summary());
+    assert!(to_markdown(&given_up).contains("when the service was back"), "{}", to_markdown(&given_up));
     // What was there before is back, and archives.
     let back = Event::Undone { step: ASIDE.into(), facts: Value::Null };
     let report = made(true, State::Halted, vec![(7, back)]);
@@ -155,7 +205,7 @@ fn a_cluster_that_was_not_adopted_is_said_to_archive_nothing() {
     assert!(says(&report.left, "stays stopped"), "{report:?}");
     assert!(to_markdown(&report).contains("nothing was restored"), "{}", to_markdown(&report));
     // One that was not found right is not to be made to archive.
-    let mut opening = opening();
+    let mut opening = Opening { kind: "physical".into(), database: None, ..opening() };
     opening.steps.push(Planned { name: VALIDATE.into(), what: VALIDATE.into() });
     let lines = lines(vec![(5, is_done(REPLAY, json!({HELD: "switch it on"}))), (6, failed(VALIDATE, "E-DIFFERS"))]);
     let report = Report::made(&opening, &lines, Some(&failure), State::Halted, at(30));
