@@ -24,7 +24,7 @@ pub enum Role {
     Operator,
     /// Restores and recovers as well
     RecoveryOperator,
-    /// Sees everything, and points applications to what was restored
+    /// Sees everything, and says yes to what points applications to another database
     AppAdmin,
     /// Everything, tokens too
     Admin,
@@ -41,9 +41,15 @@ pub enum Right {
     Operate,
     /// Jobs that restore, or remove backups by name
     Recover,
+    /// Saying to which database an application goes
+    Repoint,
+    /// Saying yes to what somebody else asked for; to what of it, is compared with the job
+    Approve,
     Administer,
 }
 
+/// What a role is shown to be allowed to.
+pub const RIGHTS: [Right; 5] = [Right::View, Right::Operate, Right::Recover, Right::Repoint, Right::Administer];
 pub const ROLES: [Role; 5] = [Role::Viewer, Role::Operator, Role::RecoveryOperator, Role::AppAdmin, Role::Admin];
 
 impl Role {
@@ -52,6 +58,8 @@ impl Role {
             Right::Anyone | Right::View => true,
             Right::Operate => matches!(self, Role::Operator | Role::RecoveryOperator | Role::Admin),
             Right::Recover => matches!(self, Role::RecoveryOperator | Role::Admin),
+            Right::Repoint => matches!(self, Role::AppAdmin | Role::Admin),
+            Right::Approve => self.may(Right::Recover) || self.may(Right::Repoint),
             Right::Administer => self == Role::Admin,
         }
     }
@@ -176,8 +184,7 @@ impl Caller {
 
     /// What it may do on a cluster with the strongest of its roles; the first of equals.
     pub fn strongest(&self) -> Option<&Grant> {
-        let rights = [Right::View, Right::Operate, Right::Recover, Right::Administer];
-        let strength = |grant: &Grant| rights.iter().filter(|right| grant.role.may(**right)).count();
+        let strength = |grant: &Grant| RIGHTS.iter().filter(|right| grant.role.may(**right)).count();
         self.grants.iter().rev().max_by_key(|grant| strength(grant))
     }
 }
@@ -236,20 +243,21 @@ mod tests {
 
     #[test]
     fn rights_grow_with_roles_and_end_at_the_cluster() {
-        let rights = [Right::View, Right::Operate, Right::Recover, Right::Administer];
-        let allowed = |role: Role| rights.map(|right| role.may(right));
-        assert_eq!(allowed(Role::Viewer), [true, false, false, false]);
-        assert_eq!(allowed(Role::Operator), [true, true, false, false]);
-        assert_eq!(allowed(Role::RecoveryOperator), [true, true, true, false]);
-        assert_eq!(allowed(Role::AppAdmin), [true, false, false, false]);
-        assert_eq!(allowed(Role::Admin), [true; 4]);
+        let allowed = |role: Role| RIGHTS.map(|right| role.may(right));
+        assert_eq!(allowed(Role::Viewer), [true, false, false, false, false]);
+        assert_eq!(allowed(Role::Operator), [true, true, false, false, false]);
+        assert_eq!(allowed(Role::RecoveryOperator), [true, true, true, false, false]);
+        assert_eq!(allowed(Role::AppAdmin), [true, false, false, true, false]);
+        assert_eq!(allowed(Role::Admin), [true; 5]);
+        let approvers = ROLES.into_iter().filter(|role| role.may(Right::Approve));
+        assert!(approvers.eq([Role::RecoveryOperator, Role::AppAdmin, Role::Admin]));
         let caller = |cluster: Option<&str>| Caller {
             means: Means::Token,
             id: "t".into(),
             name: "n".into(),
             grants: vec![Grant { role: Role::Admin, cluster: cluster.map(str::to_owned) }],
         };
-        for right in rights {
+        for right in RIGHTS {
             assert!(caller(None).may(right, Some("a")) && caller(None).may(right, None));
             assert!(caller(Some("a")).may(right, Some("a")) && !caller(Some("a")).may(right, Some("b")));
         }

@@ -248,7 +248,7 @@ mod tests {
 
     fn cluster(n: usize, repo: &str) -> ClusterConfig {
         let (name, repos) = (format!("c{n:03}"), vec![repo.to_owned()]);
-        ClusterConfig { name, repos, rpo: None, rto: None, system: None, is_priced: false }
+        ClusterConfig { name, repos, rpo: None, rto: None, system: None, is_priced: false, repoints: false }
     }
 
     fn refresher(label: &str) -> (Refresher, pgark_testkit::Scratch) {

@@ -97,6 +97,8 @@ pub struct ClusterConfig {
     pub system: Option<SystemConfig>,
     /// What its repository costs can be said.
     pub is_priced: bool,
+    /// A recovery points its application to another database.
+    pub repoints: bool,
 }
 
 impl ClusterConfig {

@@ -23,6 +23,7 @@ mod sshd;
 mod state;
 mod strace;
 mod tamper;
+mod tls_client;
 mod tree;
 
 pub use application::{Application, Mood};
@@ -43,6 +44,7 @@ pub use sshd::{Proxy, Sshd, Subsystem};
 pub use state::{Ask, assert_same_state, assert_sound, state_of};
 pub use strace::{Errno, Fault, IO_SYSCALLS, Point, killed_alone, points_of, strace_works, traced, traced_without};
 pub use tamper::{Damage, Damaged, objects_under};
+pub use tls_client::TlsClient;
 pub use tree::{Tree, repository_tree, tree_of};
 
 /// True when a missing tool must fail the test instead of skipping it.

@@ -248,6 +248,7 @@ fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {
         rto: cluster.rto,
         system,
         is_priced: repos.first().is_some_and(|repo| repo.space.prices.is_some()),
+        repoints: cluster.recover.as_ref().is_some_and(|recover| !recover.repoint.is_empty()),
     }
 }
 

@@ -49,7 +49,7 @@ fn the_commands_in_the_guides_work() {
     let server = installed_or_skip!();
     // Before the cluster, so that it is dropped after it.
     let scratch = Scratch::new("guide");
-    for dir in ["lib", "mnt", "pg", "bin", "home", "lib-state"] {
+    for dir in ["mnt", "pg", "bin", "home"] {
         scratch.dir(dir);
     }
     let cluster =
@@ -169,4 +169,55 @@ fn the_reference_is_up_to_date_and_every_error_is_explained() {
     command.arg(docs().join("../scripts/reference")).args(["--check", "--binary", BINARY]);
     let output = run_bounded(command, b"", LIMIT).expect("python3");
     assert!(output.status.is_some_and(|s| s.success()), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Commands in blocks of documents, and in the heads of examples, by file; those with parts left open are not.
+fn documented_commands() -> Vec<(PathBuf, String)> {
+    let top = docs().join("..");
+    let files = |dir: &str, kind: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir(top.join(dir)).expect("a directory").map(|e| e.expect("an entry").path());
+        entries.filter(|path| path.extension().is_some_and(|e| e == kind)).collect()
+    };
+    let mut found = vec![];
+    let markdown = [vec![top.join("README.md")], files("docs", "md"), files("docs/guide", "md")].concat();
+    for path in markdown.into_iter().chain(files("examples", "toml")) {
+        let text = fs::read_to_string(&path).expect("text");
+        let blocks: Vec<&str> = match path.extension().is_some_and(|e| e == "md") {
+            true => text.split("```sh\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect(),
+            false => vec![text.as_str()],
+        };
+        for line in blocks.join("\n").replace("\\\n", " ").lines() {
+            let line = line.trim_start_matches("#   ").replace(" -E ", " ");
+            let line = line.strip_prefix("sudo -u postgres ").unwrap_or(&line);
+            let Some(command) = line.strip_prefix("pgark ").filter(|command| !command.contains(['…', '['])) else {
+                continue;
+            };
+            let ends = [" #", " | ", " || ", " && ", " > ", " < ", ";"];
+            let end = ends.iter().filter_map(|end| command.find(end)).min().unwrap_or(command.len());
+            found.push((path.clone(), command[..end].trim().to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn commands_in_the_documents_are_ones_that_the_program_takes() {
+    let commands = documented_commands();
+    assert!(commands.len() > 90, "{}", commands.len());
+    for (path, text) in commands {
+        // What is between quotes is one word, and has spaces that no other word has.
+        let mut words: Vec<String> = vec![];
+        for (n, part) in text.split(['\'', '"']).enumerate() {
+            match n % 2 {
+                0 => words.extend(part.split_whitespace().map(str::to_owned)),
+                _ => words.push(part.to_owned()),
+            }
+        }
+        let mut command = Command::new(BINARY);
+        // What comes before is looked at first.
+        command.args(&words).arg("--help");
+        let output = run_bounded(command, b"", LIMIT).expect("pgark");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.is_some_and(|s| s.success()), "{}: pgark {text}\n{said}", path.display());
+    }
 }

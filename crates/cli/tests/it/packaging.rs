@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use pgark_testkit::{Pgark, Scratch, run_bounded, skip};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::serve::files_under;
 use crate::site::BINARY;
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -75,6 +76,8 @@ fn the_package_holds_what_runs_and_its_units_are_right() {
         "./lib/systemd/system/pgark.service",
         "./lib/systemd/system/pgark-backup@.timer",
         "./lib/systemd/system/pgark-.service.d/10-hardening.conf",
+        "./lib/systemd/system/pgark-drill@.service.d/20-drill.conf",
+        "./lib/systemd/system/pgark-metrics.service.d/20-metrics.conf",
         "./usr/share/man/man1/pgark.1.gz",
         "./usr/share/man/man1/pgark-restore.1.gz",
         "./usr/share/bash-completion/completions/pgark",
@@ -104,30 +107,96 @@ fn the_package_holds_what_runs_and_its_units_are_right() {
     }
 
     units(here, &root, &program);
+    installed_and_purged(here, deb);
+}
+
+/// What a directory of drop-ins says counts more than the unit itself, and of two the one that sorts behind the other.
+fn nothing_is_lost_to_hardening(units: &Path) {
+    let keys = |path: &Path| -> BTreeSet<String> {
+        let text = fs::read_to_string(path).expect("text");
+        let set = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
+        // Of these each adds to the others.
+        let adds = ["StateDirectory", "ReadWritePaths"];
+        set.map(|(key, _)| key.to_owned()).filter(|key| !adds.contains(&key.as_str())).collect()
+    };
+    let hardening = units.join("pgark-.service.d/10-hardening.conf");
+    let hardened = keys(&hardening);
+    assert!(hardened.len() > 20, "{hardened:?}");
+    for (path, _) in files_under(units).into_iter().filter(|(path, _)| *path != hardening) {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if name.starts_with("pgark-") && name.ends_with(".service") {
+            let lost: Vec<_> = keys(&path).intersection(&hardened).cloned().collect();
+            assert!(lost.is_empty(), "{name} sets what 10-hardening.conf sets again: {lost:?}");
+        }
+        assert!(!name.ends_with(".conf") || *name > *"10-hardening.conf", "{name} comes before 10-hardening.conf");
+    }
+}
+
+/// dpkg itself installs, updates, removes and purges it, in a root where nothing else is.
+fn installed_and_purged(here: &Path, deb: &str) {
+    if !pgark_testkit::is_root() {
+        eprintln!("NOT CHECKED: dpkg --install takes root");
+        return;
+    }
+    let root = here.join("installed");
+    for dir in ["var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/pgark"] {
+        fs::create_dir_all(root.join(dir)).expect("made");
+    }
+    for file in ["var/lib/dpkg/status", "var/lib/pgark/repository"] {
+        fs::write(root.join(file), "").expect("written");
+    }
+    let options = [format!("--root={}", root.display()), format!("--log={}", here.join("dpkg.log").display())];
+    let options = [options[0].as_str(), options[1].as_str(), "--force-depends", "--force-script-chrootless"];
+    let dpkg = |words: &[&str]| done(here, &[&["dpkg"][..], &options[..], words].concat());
+    dpkg(&["--install", deb]);
+    assert!(dpkg(&["--status", "pgark"]).contains("Status: install ok installed"));
+    assert_eq!(dpkg(&["--verify", "pgark"]), "");
+    let listed = dpkg(&["--listfiles", "pgark"]);
+    let listed: Vec<&str> = listed.lines().filter(|line| *line != "/.").collect();
+    for path in &listed {
+        let found = fs::symlink_metadata(root.join(&path[1..])).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let mode = if found.is_dir() || *path == "/usr/bin/pgark" { 0o755 } else { 0o644 };
+        assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (mode, 0, 0), "{path}");
+    }
+    let program = root.join("usr/bin/pgark").display().to_string();
+    assert_eq!(done(here, &[&program, "--version"]), done(here, &[BINARY, "--version"]));
+
+    // What somebody has written into it stays when it is installed again, and when it is removed.
+    let (settings, passphrase) = (root.join("etc/pgark/pgark.toml"), root.join("etc/pgark/passphrase"));
+    let own = fs::read_to_string(&settings).expect("readable") + "# ours\n";
+    fs::write(&settings, &own).expect("written");
+    fs::write(&passphrase, "secret").expect("written");
+    dpkg(&["--install", deb]);
+    assert_eq!(fs::read_to_string(&settings).expect("there"), own);
+    dpkg(&["--remove", "pgark"]);
+    assert_eq!(fs::read_to_string(&settings).expect("there"), own);
+    let left = |path: &&&str| !root.join(&path[1..]).is_dir() && root.join(&path[1..]).exists();
+    assert_eq!(listed.iter().filter(left).collect::<Vec<_>>(), [&"/etc/pgark/pgark.toml"]);
+    // What is ours alone goes; secrets and backups are nobody's but theirs.
+    dpkg(&["--purge", "pgark"]);
+    assert_eq!(listed.iter().filter(left).collect::<Vec<_>>(), [&""; 0]);
+    assert!(!root.join("usr").exists() && passphrase.exists() && root.join("var/lib/pgark/repository").exists());
 }
 
 /// systemd reads them as it would on the machine, but for where the program lies.
 fn units(here: &Path, root: &Path, program: &str) {
     let (from, to) = (root.join("lib/systemd/system"), here.join("units"));
-    fs::create_dir_all(to.join("pgark-.service.d")).expect("made");
     let mut services = vec![];
-    for entry in fs::read_dir(&from).expect("units").chain(fs::read_dir(from.join("pgark-.service.d")).expect("units"))
-    {
-        let path = entry.expect("an entry").path();
-        if path.is_file() {
-            let name = path.strip_prefix(&from).expect("inside").display().to_string();
-            let text = fs::read_to_string(&path).expect("text").replace("/usr/bin/pgark", program);
-            fs::write(to.join(&name), text).expect("written");
-            // A template is looked at as one of its instances.
-            let instance = name.replace("@.", "@main.");
-            if instance.ends_with(".service") || instance.ends_with(".timer") {
-                if instance != name {
-                    fs::copy(to.join(&name), to.join(&instance)).expect("copied");
-                }
-                services.push(instance);
+    for (path, text) in files_under(&from) {
+        let name = path.strip_prefix(&from).expect("inside").display().to_string();
+        fs::create_dir_all(to.join(&name).parent().expect("a directory")).expect("made");
+        let text = String::from_utf8(text).expect("text").replace("/usr/bin/pgark", program);
+        fs::write(to.join(&name), text).expect("written");
+        // A template is looked at as one of its instances.
+        let instance = name.replace("@.", "@main.");
+        if instance.ends_with(".service") || instance.ends_with(".timer") {
+            if instance != name {
+                fs::copy(to.join(&name), to.join(&instance)).expect("copied");
             }
+            services.push(instance);
         }
     }
+    nothing_is_lost_to_hardening(&from);
     assert_eq!(services.len(), 13, "{services:?}");
     let mut command = Command::new("systemd-analyze");
     command.args(["verify", "--man=no", "--recursive-errors=one"]).args(services.iter().map(|name| to.join(name)));
@@ -213,6 +282,96 @@ fn containers_and_charts_are_well_formed() {
         fs::write(scratch.path().join(name), rendered).expect("written");
         done_if_installed(scratch.path(), &["kubernetes-validate", "--strict", "-k", "1.27", name]);
     }
+}
+
+/// What units, cron, Compose and the chart would run, as words after the program; with where it stands.
+fn packed_commands() -> Vec<(String, Vec<String>)> {
+    let mut found = vec![];
+    for (path, text) in files_under(&top().join("packaging")) {
+        let Ok(text) = String::from_utf8(text) else { continue };
+        let name = path.strip_prefix(top()).expect("inside").display().to_string();
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            let unit = ["ExecStart=", "ExecStartPre=", "ExecReload="].iter().find_map(|key| line.strip_prefix(key));
+            let shell = line.split_once("archive_command=").map(|(_, command)| command);
+            let list = ["command: ", "args: "].iter().find_map(|key| line.strip_prefix(key)?.strip_prefix('['));
+            let words: Vec<String> = match (unit.or(shell), list) {
+                (Some(command), _) => command.split_whitespace().map(str::to_owned).collect(),
+                (None, Some(list)) => {
+                    serde_json::from_str(&format!("[{list}")).unwrap_or_else(|e| panic!("{name}: {line}: {e}"))
+                }
+                // Times, a user, the command, and where its output goes.
+                (None, None) if name.ends_with("cron/pgark") => {
+                    let command = line.split_once("pgark ").map(|(_, command)| command).unwrap_or_default();
+                    command.split_whitespace().take_while(|word| !word.starts_with('>')).map(str::to_owned).collect()
+                }
+                (None, None) => continue,
+            };
+            // Other programs are begun too.
+            if words.first().is_none_or(|first| first.starts_with('/') && !first.ends_with("bin/pgark")) {
+                continue;
+            }
+            let words = words.into_iter().skip_while(|word| word == "pgark" || word.ends_with("bin/pgark"));
+            let words: Vec<String> = words.map(|word| word.replace("%i", "main")).collect();
+            if !words.is_empty() {
+                found.push((name.clone(), words));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn packed_commands_are_ones_that_the_program_takes() {
+    // What comes before is looked at first.
+    let takes = |words: &[String]| {
+        let words: Vec<&str> = [BINARY].into_iter().chain(words.iter().map(String::as_str)).chain(["--help"]).collect();
+        run(&top(), &words)
+    };
+    let commands = packed_commands();
+    for (file, words) in &commands {
+        let (well, said) = takes(words);
+        assert!(well, "{file}: {}\n{said}", words.join(" "));
+    }
+    let from = |part: &str| commands.iter().filter(|(file, _)| file.contains(part)).count();
+    assert_eq!((from("systemd"), from("cron"), from("docker"), from("helm")), (9, 6, 3, 6), "{commands:?}");
+    assert!(!takes(&["backup".into(), "--no-such-flag".into()]).0);
+}
+
+/// Docker sees what is copied, and of that what `.dockerignore` lets through: the rest of this directory is not there.
+#[test]
+fn an_image_is_built_of_all_that_the_program_is_made_of() {
+    let dockerfile = fs::read_to_string(top().join("packaging/docker/Dockerfile")).expect("a file");
+    let ignored = fs::read_to_string(top().join(".dockerignore")).expect("a file");
+    let of_here =
+        dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--"));
+    let copied: Vec<&Path> =
+        of_here.flat_map(|line| line.rsplit_once(' ').expect("from and to").0.split(' ')).map(Path::new).collect();
+    let let_through: Vec<&Path> = ignored.lines().filter_map(|line| line.strip_prefix('!')).map(Path::new).collect();
+    for path in &copied {
+        assert!(top().join(path).exists(), "{} is not there", path.display());
+        assert!(let_through.iter().any(|dir| path.starts_with(dir)), "{} is ignored", path.display());
+    }
+    let mut included = 0;
+    for (source, text) in files_under(&top().join("crates")) {
+        if source.extension().is_none_or(|e| e != "rs") || !source.components().any(|part| part.as_os_str() == "src") {
+            continue;
+        }
+        let text = String::from_utf8(text).expect("text");
+        let text = text.split("#[cfg(test)]\nmod tests {").next().expect("the program");
+        for part in text.split("include_str!(\"").skip(1).chain(text.split("include_bytes!(\"").skip(1)) {
+            let name = part.split('"').next().expect("a path");
+            let path = source.parent().expect("a directory").join(name).canonicalize();
+            let path = path.unwrap_or_else(|e| panic!("{}: {name}: {e}", source.display()));
+            let path = path.strip_prefix(top()).expect("inside").to_owned();
+            assert!(copied.iter().any(|dir| path.starts_with(dir)), "{} includes {name}", source.display());
+            included += 1;
+        }
+    }
+    assert!(included > 5, "{included}");
+    let manifest = fs::read_to_string(top().join("Cargo.toml")).expect("a file");
+    let version =
+        manifest.split("rust-version = \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a version");
+    assert!(dockerfile.contains(&format!("ARG RUST_VERSION={version}\n")), "{version}");
 }
 
 /// What pgark.service relies on: `Type=notify`, `WatchdogSec`, `ExecReload`. There is no repository: the server does not need one.

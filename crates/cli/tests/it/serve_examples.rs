@@ -110,7 +110,18 @@ fn a_lost_cluster_is_cut_over_by_a_job() {
     cutover.site.archive_all();
     let known = served.cluster("the backup", |c| c["can_recover"] == true);
     assert_eq!(known["meets_rpo"], true, "{known}");
-    let report = served.done(&json!({"job": "recover", "reason": "moved", "confirm": "main"}));
+    // Who restores does not say where the application goes: who looks after it says yes.
+    let (operator, app) = (token(&pgark, "recovery-operator", &[]), token(&pgark, "app-admin", &["-c", "main"]));
+    let asked = json!({"job": "recover", "reason": "moved", "confirm": "main"}).to_string();
+    let (status, job) = served.serving.ask("POST", "/api/v1/clusters/main/jobs", &operator, &asked);
+    assert_eq!((status, &job["state"]), (202, &json!("waiting_for_approval")), "{job}");
+    let id = job["id"].as_str().expect("an id");
+    let approve = |by: &str| served.serving.ask("POST", &format!("/api/v1/jobs/{id}/approve"), by, "");
+    assert_eq!(approve(&operator).0, 403);
+    assert_eq!(approve(&app).0, 200);
+    let job = ended(&served.serving, &app, id);
+    assert_eq!((&job["state"], &job["approved_by"]), (&json!("done"), &json!("token app-admin")), "{job}");
+    let report = &job["result"];
     assert_eq!((&report["state"], &report["backup"]), (&json!("restored"), &backup["id"]), "{report}");
     assert_eq!(cutover.ask_new("select count(*) from jobs"), "550");
     assert!(cutover.app.runs());

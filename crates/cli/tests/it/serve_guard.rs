@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use pgark_testkit::{Certificate, Pgark, Scratch};
+use pgark_testkit::{Certificate, Pgark, Scratch, TlsClient};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -170,6 +170,70 @@ fn an_address_that_others_reach_takes_tls_and_somebody_who_may_ask() {
     wrong(&["config", "check"], 2, "E-SERVER-TLS");
     write("[server.tls]\ncertificate = \"/c\"\nkey = \"/k\"\nclient = \"/ca\"\n");
     wrong(&["config", "check"], 2, "pgark.toml:13:1");
+}
+
+#[test]
+fn certificates_are_exchanged_while_it_runs_and_cookies_are_for_tls_alone() {
+    let (place, elsewhere) = (place("serve-tls", ""), Scratch::new("serve-tls-new"));
+    let (old, new) = (Certificate::of_localhost(&place.scratch), Certificate::of_localhost(&elsewhere));
+    let install = |name: &str, from: &Path, mode: u32| {
+        place.scratch.file(name, &fs::read(from).expect("made"), mode).display().to_string()
+    };
+    let (certificate, key) = (install("server.crt", &old.certificate, 0o644), install("server.key", &old.key, 0o600));
+    let text = fs::read_to_string(&place.config).expect("readable");
+    let tls = format!("[server.tls]\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n");
+    fs::write(&place.config, text + &tls).expect("written");
+    let file = secret(&place, "password", PASSWORD);
+    place.pgark.run(["user", "add", "ada", "--role", "viewer", "--password-file", &file]).expect_code(0);
+    let log = place.scratch.join("log");
+    let serving = Serving::logged(&place.pgark, &log);
+    let connect = |authority: &Path| TlsClient::connect(&serving.address, authority);
+
+    // What a browser keeps is sent by it over TLS alone, to no script, and with no other site's request.
+    let mut first = connect(&old.authority);
+    let body = json!({"name": "ada", "password": PASSWORD}).to_string();
+    let (status, head, _) = first.ask("POST", "/api/v1/session", "", &body).expect("an answer");
+    let kept = |head: &str| {
+        let cookie = head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a cookie");
+        cookie.split_once("; ").map(|(pair, rest)| (pair.to_owned(), rest.to_owned())).expect("what it is for")
+    };
+    let (cookie, is_for) = kept(&head);
+    assert!(status == 200 && cookie.starts_with("pgark_session="), "{head}");
+    assert_eq!(is_for, "Path=/; HttpOnly; SameSite=Strict; Max-Age=43200; Secure");
+    let (_, head, _) = first.ask("GET", "/sign-in", "", "").expect("a page");
+    assert_eq!(kept(&head).1, "Path=/sign-in; HttpOnly; SameSite=Strict; Secure");
+    let me = |client: &mut TlsClient| {
+        client.ask("GET", "/api/v1/me", &format!("Cookie: {cookie}\r\n"), "").map(|(status, ..)| status)
+    };
+    assert_eq!((me(&mut first), me(&mut connect(&new.authority))), (Some(200), None));
+
+    // What is broken changes nothing, and is told.
+    let reload = |what: &str| {
+        serving.signal(Signal::HUP);
+        until(what, || fs::read_to_string(&log).expect("a log").contains(what).then_some(()));
+    };
+    install("server.crt", &new.certificate, 0o644);
+    reload("the certificate and the key do not go together");
+    place.pgark.run(["config", "check"]).expect_code(2);
+    place.scratch.file("server.crt", b"no certificate", 0o644);
+    reload("server.crt holds no certificate in PEM");
+    assert!(fs::read_to_string(&log).expect("a log").contains("those in force stay"));
+    assert_eq!((me(&mut first), me(&mut connect(&old.authority))), (Some(200), Some(200)));
+    assert_eq!(me(&mut connect(&new.authority)), None);
+
+    // What is right counts for new connections; those that are there go on.
+    install("server.crt", &new.certificate, 0o644);
+    install("server.key", &new.key, 0o600);
+    reload("the settings were read again");
+    assert_eq!((me(&mut connect(&new.authority)), me(&mut connect(&old.authority))), (Some(200), None));
+    assert_eq!(me(&mut first), Some(200));
+    // And are no reason to stay signed in.
+    let headers = format!("Cookie: {cookie}\r\nSec-Fetch-Site: same-origin\r\n");
+    let (status, head, _) = first.ask("DELETE", "/api/v1/session", &headers, "").expect("an answer");
+    let gone = ("pgark_session=".to_owned(), "Path=/; HttpOnly; SameSite=Strict; Max-Age=0; Secure".to_owned());
+    assert_eq!((status, kept(&head)), (200, gone));
+    assert_eq!((me(&mut first), me(&mut connect(&new.authority))), (Some(401), Some(401)));
+    serving.drained();
 }
 
 #[test]

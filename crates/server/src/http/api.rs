@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use std::sync::atomic::Ordering;
 
+use super::approve::right_to_approve;
 use super::{Answer, Api, Asked, Problem};
-use crate::access::{Right, Role};
+use crate::access::{RIGHTS, ROLES, Right, Role};
 use crate::jobs::{Job, JobState, NewJob, Request};
 use crate::known::{of_cluster, source};
 use crate::serve::ClusterConfig;
@@ -51,8 +52,7 @@ pub fn openapi(_: &Api, _: &Asked<'_>) -> Made {
 
 pub fn me(_: &Api, asked: &Asked<'_>) -> Made {
     let caller = asked.caller()?;
-    let rights = [Right::View, Right::Operate, Right::Recover, Right::Administer];
-    let rights: Vec<Right> = rights.into_iter().filter(|right| caller.may_somewhere(*right)).collect();
+    let rights: Vec<Right> = RIGHTS.into_iter().filter(|right| caller.may_somewhere(*right)).collect();
     let own = caller.strongest();
     let (role, cluster) = (own.map(|o| o.role), own.and_then(|o| o.cluster.as_deref()));
     ok(json!({"name": caller.name, "role": role, "cluster": cluster, "grants": caller.grants, "rights": rights}))
@@ -199,6 +199,10 @@ pub fn shown(job: &Job, whole: bool, api: &Api) -> Value {
     if job.state == JobState::Running {
         value["progress"] = job.progress(&api.state).into();
     }
+    if job.state == JobState::WaitingForApproval {
+        let right = right_to_approve(api, &job.request, &job.cluster);
+        value["waits_for"] = json!(ROLES.into_iter().filter(|role| role.may(right)).collect::<Vec<_>>());
+    }
     if whole {
         value["result"] = job.result(&api.state);
         value["log"] = job.log(&api.state).into();
@@ -269,7 +273,10 @@ pub fn new_job(api: &Api, asked: &Asked<'_>, cluster: &str, request: Request, co
     };
     let config = api.config.get();
     let web = &config.web;
-    let needs_approval = web.require_second_person && request.needs_confirmation();
+    // Who restores does not say by that where an application goes.
+    let is_allowed =
+        !request.needs_confirmation() || caller.may(right_to_approve(api, &request, cluster), Some(cluster));
+    let needs_approval = !is_allowed || web.require_second_person && request.needs_confirmation();
     let approve_until = asked.now.checked_add(web.approve_within).unwrap_or(asked.now);
     let new = NewJob {
         cluster: cluster.to_owned(),

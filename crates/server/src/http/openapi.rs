@@ -176,7 +176,7 @@ fn schemas() -> Value {
         "Job": object(&["id", "cluster", "request", "state"], json!({"schema": {"const": 1}, "id": text(), "cluster": text(),
             "request": {"type": "object"},
             "state": {"enum": ["waiting_for_approval", "queued", "running", "done", "warnings", "failed", "cancelled", "timed_out", "interrupted"]},
-            "requested_by": text(), "approve_until": time(), "approved_by": {"type": ["string", "null"]}, "created": time(), "started": time(), "finished": time(), "exit_code": number(),
+            "requested_by": text(), "waits_for": {"type": "array", "items": {"enum": roles}, "description": "roles that may approve it, while it waits"}, "approve_until": time(), "approved_by": {"type": ["string", "null"]}, "created": time(), "started": time(), "finished": time(), "exit_code": number(),
             "error_code": {"type": ["string", "null"]}, "message": {"type": ["string", "null"]},
             "progress": {"type": ["string", "null"]}, "result": any(), "log": text()})),
         "Jobs": object(&["schema", "jobs"], json!({"schema": {"const": 1}, "jobs": list(named("Job"))})),

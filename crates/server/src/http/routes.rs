@@ -91,7 +91,7 @@ impl Route {
     }
 }
 
-use Right::{Administer, Anyone, Operate, Recover, View};
+use Right::{Administer, Anyone, Approve, Operate, View};
 
 pub const ROUTES: &[Route] = &[
     Route::get("/health/live", Anyone, "Health", api::live).says("The server answers"),
@@ -137,7 +137,7 @@ pub const ROUTES: &[Route] = &[
         .says("One job, what it said and how it ended")
         .finds_cluster(),
     Route::post("/api/v1/jobs/{job}/cancel", Operate, "Job", api::cancel_job).says("End a job").finds_cluster(),
-    Route::post("/api/v1/jobs/{job}/approve", Recover, "Job", approve::approve_job)
+    Route::post("/api/v1/jobs/{job}/approve", Approve, "Job", approve::approve_job)
         .says("Say yes to a job that somebody else asked for")
         .finds_cluster(),
     Route::get("/api/v1/schedules", View, "Schedules", api::schedules)
@@ -216,7 +216,7 @@ pub const ROUTES: &[Route] = &[
     Route::page("/jobs", View, page::jobs::all).finds_cluster(),
     Route::page("/jobs/{job}", View, page::jobs::one).finds_cluster(),
     Route::form("/jobs/{job}/cancel", Operate, page::jobs::cancel).finds_cluster(),
-    Route::form("/jobs/{job}/approve", Recover, page::jobs::approve).finds_cluster(),
+    Route::form("/jobs/{job}/approve", Approve, page::jobs::approve).finds_cluster(),
     Route::page("/alerts", View, page::watch::alerts).finds_cluster(),
     Route::page("/schedules", View, page::watch::schedules).finds_cluster(),
     Route::page("/settings", View, page::watch::settings).finds_cluster(),

@@ -45,6 +45,7 @@ fn bench(label: &str) -> Bench {
         rto: Some(Duration::from_secs(4 * 3600)),
         system,
         is_priced: false,
+        repoints: false,
     };
     let clusters = vec![cluster("a", Some(system)), cluster("b", None)];
     let config = Shared::new(Config { clusters, ..Config::default() });
@@ -341,7 +342,8 @@ fn roles_document() -> String {
     let mut text = String::from(
         "# Routes and roles\n\nMade of the table that the router is made of; a test compares both (`PGARK_TEST_WRITE=1` writes this anew). What is not here is not there.\n\
          A token, user or certificate of one cluster has these rights on that cluster alone; of others it gets 404, and 403 for what is about no cluster and changes\n\
-         something. Jobs that restore or remove need `recovery-operator` or `admin`, whatever the route says.\n\n| | route | without | ",
+         something. Jobs that restore or remove need `recovery-operator` or `admin`, whatever the route says; who says yes to one needs the same, and `app-admin` or `admin`\n\
+         for a recovery that points an application to another database.\n\n| | route | without | ",
     );
     text += &ROLES.map(|role| role.word()).join(" | ");
     text += &format!(" |\n|{}\n", "---|".repeat(ROLES.len() + 3));

@@ -34,6 +34,9 @@ const CA_BYTES_MAX: u64 = 1 << 20;
 /// Then it is read again what the provider says of itself.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
+/// What rustls says of a certificate that nobody has signed whom we believe.
+const NOT_BELIEVED: &str = "invalid peer certificate: UnknownIssuer";
+
 /// Signatures that are verified with a public key.
 const SIGNATURES: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
@@ -149,7 +152,11 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 /// With what caused it, and without the address.
 fn told(error: reqwest::Error) -> String {
-    with_causes(&error.without_url())
+    let why = with_causes(&error.without_url());
+    if !why.contains(NOT_BELIEVED) {
+        return why;
+    }
+    format!("{why}; ca_file in [server.oidc] names certificates that are believed beside those of the system")
 }
 
 /// What is known of the provider, which is asked when somebody signs in.

@@ -63,16 +63,34 @@ impl State {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is the same as before is not written again, but for when it was looked at.
     pub fn keep_document(&self, kind: &'static str, cluster: &str, document: &Value, now: Timestamp) -> Result<()> {
-        let change = "insert into documents (kind, cluster, document, refreshed) values (?1, ?2, ?3, ?4)
-            on conflict do update set document = ?3, refreshed = ?4, failed = null, error = null";
-        self.copies().prepare(change)?.execute(params![kind, cluster, document.to_string(), text(now)])?;
+        let words = document.to_string();
+        let content = blake3::hash(words.as_bytes());
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kind, cluster.to_owned());
+        if kept.get(&key) != Some(&content) || !self.was_seen_again(kind, cluster, now)? {
+            // Until it is there nothing is known of what is.
+            kept.remove(&key);
+            let change = "insert into documents (kind, cluster, document, refreshed) values (?1, ?2, ?3, ?4)
+                on conflict do update set document = ?3, refreshed = ?4, failed = null, error = null";
+            self.copies().prepare(change)?.execute(params![kind, cluster, words, text(now)])?;
+            kept.insert(key, content);
+        }
+        drop(kept);
         if HAVE_FACTS.contains(&kind) {
             let known = Known::said(document, now, cluster);
             self.facts().insert((kind, cluster.to_owned()), Arc::new(known));
             self.version.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// SQLite writes the pages of a row that differ when its length does not: the one with the time. False when nothing is kept.
+    fn was_seen_again(&self, kind: &str, cluster: &str, now: Timestamp) -> Result<bool> {
+        let change =
+            "update documents set refreshed = ?3, failed = null, error = null where kind = ?1 and cluster = ?2";
+        Ok(self.copies().prepare(change)?.execute(params![kind, cluster, text(now)])? == 1)
     }
 
     /// What was known before stays, with its age.
@@ -112,5 +130,61 @@ impl State {
             connection.execute("delete from schedules where name = ?1", [name])?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_document_that_is_the_same_is_written_once_and_its_age_each_time() {
+        let scratch = pgark_testkit::Scratch::new("documents");
+        let dir = scratch.join("state");
+        let state = State::open(&dir).expect("opened");
+        let (begun, each) = (Timestamp::now(), SignedDuration::from_mins(1));
+        let backup = |n: u32| json!({"id": format!("{n:08}"), "complete": true, "finished": begun});
+        let backups: Vec<Value> = (0..20_000).map(backup).collect();
+        let clusters = json!([{"name": "a", "backups": backups}]);
+        let with_room = |bytes: u64| json!({"clusters": clusters, "repository": {"free": {"bytes": bytes}}});
+        let long = with_room(100_000_000);
+        let length = long.to_string().len() as u64;
+        let log = || std::fs::metadata(dir.join("server.sqlite-wal")).expect("a log").len();
+        state.keep_document("info", "a", &long, begun).expect("kept");
+        let (first, mut now) = (log(), begun);
+        assert!(first > length);
+        for _ in 0..20 {
+            now += each;
+            state.keep_document("info", "a", &long, now).expect("kept");
+        }
+        assert!(log() - first < length / 4, "{} after {first}, of {length} bytes", log());
+        // Room is another at each look, and nothing else: what is before it stays where it is.
+        for n in 1..20 {
+            state.keep_document("info", "a", &with_room(100_000_000 + n), now).expect("kept");
+        }
+        state.keep_document("info", "a", &long, now).expect("kept");
+        assert!(log() - first < length / 2, "{} after {first}, of {length} bytes", log());
+        // What is said of it is of the last look, here and after a restart.
+        let seconds = |at: Option<Timestamp>| at.expect("looked at").as_second();
+        let known = |state: &State| state.known("info", "a").expect("known");
+        assert_eq!((seconds(known(&state).refreshed), known(&state).backups), (now.as_second(), 20_000));
+        state.document_failed("info", "a", "E-STORE away", now + each).expect("noted");
+        let again = State::open(&dir).expect("opened");
+        let found = again.document("info", "a").expect("read").expect("there");
+        assert_eq!((found.refreshed.as_second(), found.failed.is_some()), (now.as_second(), true));
+        assert!(found.document == long);
+        state.keep_document("info", "a", &long, now + each).expect("kept");
+        let found = again.document("info", "a").expect("read").expect("there");
+        assert_eq!((found.refreshed.as_second(), found.failed, found.error), ((now + each).as_second(), None, None));
+        // Another one is another one, also when the row is gone.
+        let short = json!({"clusters": []});
+        state.keep_document("info", "a", &short, now).expect("kept");
+        assert_eq!(again.document("info", "a").expect("read").expect("there").document, short);
+        state.copies().execute("delete from documents", []).expect("deleted");
+        state.keep_document("info", "a", &short, now).expect("kept");
+        assert_eq!(again.document("info", "a").expect("read").expect("there").document, short);
     }
 }

@@ -101,9 +101,12 @@ pub struct State {
     known: Arc<Mutex<Facts>>,
     /// Counts changes of that.
     version: Arc<AtomicU64>,
+    /// What each document that was kept holds: what is the same is not written again. Taken before `copies`, never after it.
+    kept: Arc<Mutex<Contents>>,
 }
 
 type Facts = HashMap<(&'static str, String), Arc<Known>>;
+type Contents = HashMap<(&'static str, String), blake3::Hash>;
 
 impl State {
     /// Opens the database, made when it is missing.
@@ -132,7 +135,8 @@ impl State {
         let copies = connected(&file, "normal")?;
         let shared = |connection| Arc::new(Mutex::new(connection));
         let (connection, copies) = (shared(connection), shared(copies));
-        Ok(State { dir: dir.to_owned(), inode, connection, copies, known: Arc::default(), version: Arc::default() })
+        let (known, version, kept) = Default::default();
+        Ok(State { dir: dir.to_owned(), inode, connection, copies, known, version, kept })
     }
 
     pub fn dir(&self) -> &Path {

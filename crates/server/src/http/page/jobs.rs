@@ -8,7 +8,7 @@ use super::parts::{self, Text, duration, empty, job_state, number, segment, sinc
 use super::{Page, Place, csrf, may, older, told};
 use crate::access::Right;
 use crate::http::api::{self, Made, job_of};
-use crate::http::approve::approve_job;
+use crate::http::approve::{approve_job, right_to_approve};
 use crate::http::{Answer, Api, Asked, Problem};
 use crate::jobs::{Job, JobState};
 use crate::known::{list, time};
@@ -154,7 +154,7 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
                 @if let Some(code) = job.get("exit_code").and_then(Value::as_i64) { div { dt { "Exit code" } dd { (code) } } }
                 @if number(&job, "attempt").unwrap_or(1) > 1 { div { dt { "Attempt" } dd { (number(&job, "attempt").unwrap_or(1)) } } }
             }
-            @if own.state == JobState::WaitingForApproval { (approval(&own, asked)) }
+            @if own.state == JobState::WaitingForApproval { (approval(api, &own, asked)) }
             @if open && may(asked, right, cluster) {
                 @if time(&job, "cancel_requested").is_some() {
                     p.notice.warn role="status" { "It was told to end, and stops at its next safe point." }
@@ -197,18 +197,23 @@ fn progress<'a>(job: &'a Value, state: &str) -> &'a str {
 }
 
 /// Who may say yes, and until when; with the button for who may.
-fn approval(job: &Job, asked: &Asked<'_>) -> Markup {
+fn approval(api: &Api, job: &Job, asked: &Asked<'_>) -> Markup {
+    let right = right_to_approve(api, &job.request, &job.cluster);
     let is_own = asked.caller.is_some_and(|c| job.requester.as_deref() == Some(&c.identity()));
     html! {
         div.notice.warn role="status" {
             p {
-                "This restores or removes something, and begins when a second person has approved it"
+                @if right == Right::Repoint {
+                    "This points an application to another database, and begins when somebody with the role app-admin or admin has approved it"
+                } @else {
+                    "This restores or removes something, and begins when a second person has approved it"
+                }
                 @if let Some(until) = job.approve_until { ", until " (parts::moment(until)) }
                 "."
             }
             @if is_own { p { "You have asked for it yourself: somebody else has to." } }
         }
-        @if !is_own && may(asked, Right::Recover, &job.cluster) {
+        @if !is_own && may(asked, right, &job.cluster) {
             form.inline method="post" action={ "/jobs/" (segment(&job.id)) "/approve" } {
                 (csrf(asked))
                 button.danger type="submit" { "Approve this job" }

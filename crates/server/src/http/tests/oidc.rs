@@ -2,7 +2,8 @@
 //! should not. That a real one signs people in is in `crates/cli/tests/it/oidc.rs`.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -12,8 +13,12 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use super::wire::Authority;
 use super::*;
 use crate::access::Role;
+use crate::http::tls::TlsFiles;
 use crate::oidc::{GroupRule, OidcConfig};
 
 const CLIENT: &str = "pgark";
@@ -45,8 +50,24 @@ struct Provider {
 
 impl Provider {
     fn start() -> Provider {
+        Provider::listening("http", None)
+    }
+
+    /// With a certificate of this authority for these names.
+    fn over_tls(bench: &Bench, ca: &Authority, names: &[&str]) -> Provider {
+        let (certificate, key) = ca.sign("provider", names);
+        let files = TlsFiles {
+            certificate: bench.scratch.file("provider.crt", certificate.as_bytes(), 0o644),
+            key: bench.scratch.file("provider.key", key.as_bytes(), 0o600),
+            client_ca: None,
+            client_required: false,
+        };
+        Provider::listening("https", Some(tls::load(&files).expect("both are right")))
+    }
+
+    fn listening(scheme: &str, tls: Option<Arc<ServerConfig>>) -> Provider {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
-        let issuer = format!("http://{}", listener.local_addr().expect("an address"));
+        let issuer = format!("{scheme}://{}", listener.local_addr().expect("an address"));
         let discovery = json!({"issuer": issuer, "authorization_endpoint": format!("{issuer}/authorize"),
             "token_endpoint": format!("{issuer}/token"), "jwks_uri": format!("{issuer}/keys"),
             "response_types_supported": ["code"], "subject_types_supported": ["public"],
@@ -58,7 +79,13 @@ impl Provider {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 // Who hangs up is not waited for.
-                let _ = served(stream, &shared);
+                let _ = match &tls {
+                    None => served(stream, &shared),
+                    Some(tls) => {
+                        let connection = ServerConnection::new(Arc::clone(tls)).expect("a connection");
+                        served(StreamOwned::new(connection, stream), &shared)
+                    }
+                };
             }
         });
         Provider { issuer, answers }
@@ -81,7 +108,7 @@ impl Provider {
     }
 }
 
-fn served(stream: TcpStream, answers: &Mutex<Answers>) -> std::io::Result<()> {
+fn served(stream: impl Read + Write, answers: &Mutex<Answers>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     let (mut head, mut length) = (String::new(), 0);
     loop {
@@ -408,4 +435,63 @@ fn a_provider_that_means_no_good_signs_nobody_in() {
     let one = visit();
     let codes: Vec<String> = (0..21).map(|_| one.refused("/sign-in/oidc", "", "").0).collect();
     assert!(codes[19] == "E-OIDC-PROVIDER" && codes[20] == "E-REQUEST-RATE", "{codes:?}");
+}
+
+#[test]
+fn a_provider_with_an_authority_of_its_own_is_believed_by_ca_file_alone() {
+    let bench = bench("oidc-tls");
+    let (ca, other) = (Authority::new("ours"), Authority::new("others"));
+    let right = bench.scratch.file("ca.crt", format!("{}{}", other.pem, ca.pem).as_bytes(), 0o644);
+    let wrong = bench.scratch.file("other.crt", other.pem.as_bytes(), 0o644);
+    let provider = Provider::over_tls(&bench, &ca, &["127.0.0.1"]);
+    let named = Provider::over_tls(&bench, &ca, &["id.example.org"]);
+    let key = new_key();
+    provider.publish("one", &key);
+    let with = |provider: &Provider, ca_file: Option<&Path>| {
+        let oidc = OidcConfig { ca_file: ca_file.map(Path::to_owned), ..config(&provider.issuer) };
+        bench.with(|all| all.web.oidc = Some(oidc.clone()));
+        oidc
+    };
+    let visit = || Visit { bench: &bench, peer: bench.peer.clone() };
+    // Neither without it, nor with another one; nor under another name.
+    let unknown = "UnknownIssuer; ca_file in [server.oidc] names certificates";
+    for (provider, ca_file, why) in [
+        (&provider, None, unknown),
+        (&provider, Some(&*wrong), unknown),
+        (&named, Some(&*right), "certificate not valid for name \"127.0.0.1\""),
+    ] {
+        let oidc = with(provider, ca_file);
+        assert_eq!(oidc.check(), Ok(()));
+        let said = bench.api.oidc.begin(&oidc, "/").err().expect("it is not believed").to_string();
+        assert!(said.contains("cannot be asked what it is") && said.contains(why), "{said}");
+        assert_eq!(visit().refused("/sign-in/oidc", "", "").0, "E-OIDC-PROVIDER");
+    }
+    assert!(provider.answers().asked.is_empty());
+
+    // One of several in the file is enough: discovery, keys and token come over TLS.
+    with(&provider, Some(&right));
+    let signs_in = || {
+        let visit = visit();
+        let begun = visit.begin("/");
+        provider.gives(&by_key("one", &key, &claims(&provider.issuer, begun.has("nonce"))));
+        (begun.cookie.clone(), back(&begun))
+    };
+    let (cookie, query) = signs_in();
+    let Answer::Page { status, html, .. } = visit().answer("/sign-in/oidc/callback", &query, &cookie) else {
+        panic!("no page")
+    };
+    assert!(status == 200 && html.contains("url=/\""), "{html}");
+    assert!(provider.answers().asked.contains("canary+of+a+code"));
+    // What is known of a provider does not make up for a certificate that is believed no longer.
+    let (cookie, query) = signs_in();
+    provider.answers().asked.clear();
+    with(&provider, Some(&wrong));
+    assert_eq!(visit().refused("/sign-in/oidc/callback", &query, &cookie).0, "E-OIDC-PROVIDER");
+    assert!(provider.answers().asked.is_empty(), "the code was told to nobody");
+    // A file that holds none is found before anybody is asked.
+    let empty = bench.scratch.file("empty.crt", b"no certificate", 0o644);
+    let why = with(&provider, Some(&empty)).check().expect_err("nothing in it");
+    assert!(why.contains("empty.crt cannot be used"), "{why}");
+    let why = with(&provider, Some(Path::new("/nowhere.crt"))).check().expect_err("not there");
+    assert!(why.contains("/nowhere.crt cannot be used"), "{why}");
 }

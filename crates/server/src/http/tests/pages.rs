@@ -273,6 +273,17 @@ fn people_sign_in_on_the_page_and_approve_what_others_asked_for() {
     let approved = bench.api.state.job(&id).expect("there");
     assert_eq!((approved.state, approved.approved_by.as_deref()), (JobState::Queued, Some("token t")));
     assert!(ada.page("/jobs/{job}", job).contains("Approved by"));
+    // One that points an application elsewhere is approved by who looks after it, and the page says so.
+    bench.with(|config| config.clusters[0].repoints = true);
+    let (status, gone) = ada.sends(JOBS, CLUSTER, "job=recover&confirm=a");
+    assert_eq!(status, 303, "{gone}");
+    let id = gone["to"].as_str().and_then(|to| to.strip_prefix("/jobs/")).expect("a job").to_owned();
+    let job = &[("job", id.as_str())];
+    assert!(ada.page("/jobs/{job}", job).contains("the role app-admin or admin"));
+    assert!(!second.page("/jobs/{job}", job).contains("/approve\""));
+    let app = Visitor::new(&bench, &format!("token={}", bench.token(Role::AppAdmin, Some("a"))));
+    assert!(app.page("/jobs/{job}", job).contains("/approve\""));
+    assert_eq!(app.sends("/jobs/{job}/approve", job, "").0, 303);
     // Guessing on the page is counted as elsewhere.
     let statuses: Vec<u16> = (0..6).map(|_| sign_in(&bench, "name=ada&password=wrong").0).collect();
     assert_eq!(statuses, [403, 403, 403, 403, 429, 429]);

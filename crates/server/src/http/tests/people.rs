@@ -154,6 +154,53 @@ fn what_restores_waits_for_a_second_person() {
     assert_eq!(approve(&late, &two).0, 409);
 }
 
+#[test]
+fn a_recovery_that_points_an_application_elsewhere_waits_for_who_looks_after_it() {
+    let bench = bench("repoints");
+    bench.with(|config| config.clusters[0].repoints = true);
+    let token = |role: Role, cluster: Option<&str>| bench.token(role, cluster);
+    let (operator, app, admin) =
+        (token(Role::RecoveryOperator, None), token(Role::AppAdmin, Some("a")), token(Role::Admin, None));
+    let jobs = route("POST", "/api/v1/clusters/{cluster}/jobs");
+    let start = |token: &str, cluster: &str, body: &str| {
+        let body = body.replace("CLUSTER", cluster);
+        bench.ask(jobs, &[("cluster", cluster)], Some(token), &body)
+    };
+    let approve = |job: &Value, token: &str| {
+        let id = job["id"].as_str().expect("an id");
+        let (status, value) = bench.ask(route("POST", "/api/v1/jobs/{job}/approve"), &[("job", id)], Some(token), "");
+        (status, value["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let refused = |code: &str| (403, code.to_owned());
+    let recover = r#"{"job": "recover", "confirm": "CLUSTER"}"#;
+    let restore = r#"{"job": "restore", "to": "/new", "confirm": "CLUSTER"}"#;
+    // Who looks after the application recovers no database, and is asked when one is.
+    assert_eq!(start(&app, "a", recover).0, 403);
+    let (status, job) = start(&operator, "a", recover);
+    let waits = (&job["state"], &job["waits_for"]);
+    assert_eq!((status, waits), (202, (&json!("waiting_for_approval"), &json!(["app-admin", "admin"]))), "{job}");
+    assert_eq!(approve(&job, &token(Role::RecoveryOperator, None)), refused("E-NOT-ALLOWED"));
+    assert_eq!(approve(&job, &token(Role::AppAdmin, Some("b"))).0, 404);
+    assert_eq!(approve(&job, &app), (200, String::new()));
+    let approved = bench.api.state.job(job["id"].as_str().expect("an id")).expect("there");
+    assert_eq!((approved.state, approved.approved_by.as_deref()), (JobState::Queued, Some("token t")));
+    // Nothing waits that points nowhere, nor for somebody who may both.
+    assert_eq!(start(&operator, "a", restore).1["state"], "queued");
+    assert_eq!(start(&operator, "b", recover).1["state"], "queued");
+    let job = start(&admin, "a", recover).1;
+    assert_eq!((&job["state"], &job["waits_for"]), (&json!("queued"), &Value::Null), "{job}");
+    // With a second person: of those who may say where the application goes. Of a restore they are none.
+    bench.with(|config| config.web.require_second_person = true);
+    let job = start(&admin, "a", recover).1;
+    assert_eq!(approve(&job, &admin), refused("E-APPROVAL-SELF"));
+    assert_eq!(approve(&job, &operator), refused("E-NOT-ALLOWED"));
+    assert_eq!(approve(&job, &app).0, 200);
+    let job = start(&operator, "a", restore).1;
+    assert_eq!(job["waits_for"], json!(["recovery-operator", "admin"]), "{job}");
+    assert_eq!(approve(&job, &app), refused("E-NOT-ALLOWED"));
+    assert_eq!(approve(&job, &admin).0, 200);
+}
+
 /// Asked for at the same moment, as by clients that got no answer.
 #[test]
 fn one_key_makes_one_job_however_many_ask() {

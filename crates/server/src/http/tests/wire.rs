@@ -172,13 +172,13 @@ fn what_was_asked_is_answered_when_the_server_ends() {
 }
 
 /// An authority, and what it signs.
-struct Authority {
+pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub(super) pem: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub(super) fn new(name: &str) -> Authority {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -188,7 +188,7 @@ impl Authority {
     }
 
     /// Certificate and key.
-    fn sign(&self, common_name: &str, names: &[&str]) -> (String, String) {
+    pub(super) fn sign(&self, common_name: &str, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
         let mut params =
             CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).expect("names");
@@ -199,7 +199,7 @@ impl Authority {
     }
 }
 
-fn write_private(path: &Path, text: &str) {
+pub(super) fn write_private(path: &Path, text: &str) {
     std::fs::write(path, text).expect("written");
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("mode");
 }
@@ -221,16 +221,76 @@ fn client(roots: &Authority, own: Option<&(String, String)>) -> Arc<ClientConfig
     })
 }
 
-fn ask_tls(serving: &Serving, client: &Arc<ClientConfig>, head: &str) -> Result<(u16, Value), String> {
+type Secret = StreamOwned<ClientConnection, TcpStream>;
+
+fn handshaken(serving: &Serving, client: &Arc<ClientConfig>) -> Result<Secret, String> {
     let name = "localhost".try_into().expect("a name");
     let connection = ClientConnection::new(Arc::clone(client), name).expect("a connection");
     let mut stream = StreamOwned::new(connection, connect(serving));
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock).map_err(|e| e.to_string())?;
     }
-    match asked(stream, head, "") {
+    Ok(stream)
+}
+
+fn ask_tls(serving: &Serving, client: &Arc<ClientConfig>, head: &str) -> Result<(u16, Value), String> {
+    match asked(handshaken(serving, client)?, head, "") {
         (0, why) => Err(why.to_string()),
         found => Ok(found),
+    }
+}
+
+#[test]
+fn under_tls_large_slow_and_many_clients_get_no_further() {
+    let bench = bench("tls-limits");
+    let ca = Authority::new("ours");
+    let (certificate, key) = ca.sign("server", &["localhost"]);
+    let files = TlsFiles {
+        certificate: bench.scratch.file("server.crt", certificate.as_bytes(), 0o644),
+        key: bench.scratch.file("server.key", key.as_bytes(), 0o600),
+        client_ca: None,
+        client_required: false,
+    };
+    bench.with(|config| config.tls = Some(files));
+    let client = client(&ca, None);
+    let (second, defaults) = (Duration::from_secs(1), Times::default());
+    let serving = served(&bench, Times { head: second, body: second, ..defaults });
+    let open = || handshaken(&serving, &client).expect("TLS");
+    let ask = |head: &str, body: &str| asked(open(), head, body);
+    assert_eq!(ask("GET /health/live HTTP/1.1", "").0, 200);
+    is_told(&ask(&format!("GET /health/live?{} HTTP/1.1", "x".repeat(5000)), ""), 414, "E-REQUEST-SIZE");
+    is_told(&ask(&format!("GET /health/live HTTP/1.1\r\nX-A: {}", "x".repeat(20_000)), ""), 431, "E-REQUEST-SIZE");
+    is_told(&ask("POST /api/v1/session HTTP/1.1", &"x".repeat(BODY_BYTES_MAX + 1)), 413, "E-REQUEST-SIZE");
+    // Half a head, half a body; after the handshake nothing; half a handshake.
+    let half = |text: &str| {
+        let mut stream = open();
+        stream.write_all(text.as_bytes()).expect("sent");
+        answer_of(stream)
+    };
+    is_told(&half("GET /health/live HTTP/1.1\r\nHost: loc"), 408, "E-REQUEST-TIME");
+    let head = "POST /api/v1/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10\r\n\r\n";
+    is_told(&half(&format!("{head}{{")), 408, "E-REQUEST-TIME");
+    assert_eq!(answer_of(open()), (0, json!("")));
+    drop(serving);
+    let serving = served(&bench, quick());
+    let mut stream = connect(&serving);
+    // A record that says that more of a ClientHello comes (RFC 8446, 5.1).
+    stream.write_all(&[22, 3, 1, 2, 0, 1]).expect("sent");
+    assert_eq!(answer_of(stream), (0, json!("")));
+    drop(serving);
+
+    // Many requests; many connections that never shake hands, and give their places back.
+    bench.with(|config| config.web.requests_per_second = 2);
+    let serving = served(&bench, defaults);
+    let live = "GET /health/live HTTP/1.1";
+    let found = (0..20).map(|_| ask_tls(&serving, &client, live).expect("TLS")).find(|found| found.0 == 429);
+    is_told(&found.expect("it is turned away"), 429, "E-REQUEST-RATE");
+    let silent: Vec<TcpStream> = (0..256).map(|_| connect(&serving)).collect();
+    assert!(handshaken(&serving, &client).is_err());
+    drop(silent);
+    let begun = Instant::now();
+    while handshaken(&serving, &client).is_err() {
+        assert!(begun.elapsed() < LIMIT, "the places do not come back");
     }
 }
 
