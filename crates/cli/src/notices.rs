@@ -17,7 +17,7 @@ use crate::settings::alerts::AlertSettings;
 
 /// How long the end of a command waits for receivers; what they do not take then goes out with the next command, or with
 /// `alert run`.
-const BUDGET: Duration = Duration::from_secs(20);
+pub const BUDGET: Duration = Duration::from_secs(20);
 
 /// A command of which people want to know how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

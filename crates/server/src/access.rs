@@ -219,7 +219,8 @@ pub struct TokenRecord {
     pub id: String,
     pub name: String,
     pub role: Role,
-    pub cluster: Option<String>,
+    /// None: every cluster.
+    pub clusters: Option<Vec<String>>,
     pub created: Timestamp,
     pub expires: Option<Timestamp>,
     pub revoked: Option<Timestamp>,
@@ -232,7 +233,11 @@ impl TokenRecord {
     }
 
     pub fn caller(self) -> Caller {
-        let grants = vec![Grant { role: self.role, cluster: self.cluster }];
+        let role = self.role;
+        let grants = match self.clusters {
+            None => vec![Grant { role, cluster: None }],
+            Some(all) => all.into_iter().map(|cluster| Grant { role, cluster: Some(cluster) }).collect(),
+        };
         Caller { means: Means::Token, id: self.id, name: self.name, grants }
     }
 }

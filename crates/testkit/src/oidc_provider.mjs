@@ -22,7 +22,8 @@ const keys = [
 const server = createServer();
 server.listen(0, '127.0.0.1', () => {
   const issuer = `http://127.0.0.1:${server.address().port}`;
-  const client = { redirect_uris: redirects, grant_types: ['authorization_code'], response_types: ['code'] };
+  const left = redirects.map((uri) => uri.replace('/sign-in/oidc/callback', '/sign-in'));
+  const client = { redirect_uris: redirects, post_logout_redirect_uris: left, grant_types: ['authorization_code'], response_types: ['code'] };
   const provider = new Provider(issuer, {
     clients: [
       { ...client, client_id: 'pgark', client_secret: secret },
@@ -33,7 +34,17 @@ server.listen(0, '127.0.0.1', () => {
     enabledJWA: { idTokenSigningAlgValues: ['RS256', 'ES256'] },
     jwks: { keys },
     cookies: { keys: [secret] },
-    features: { devInteractions: { enabled: false } },
+    features: {
+      devInteractions: { enabled: false },
+      // Its own page loads a font from elsewhere.
+      rpInitiatedLogout: {
+        enabled: true,
+        logoutSource: async (ctx, form) => {
+          const yes = '<button type="submit" form="op.logoutForm" value="yes" name="logout">Yes, sign me out</button>';
+          ctx.body = `<!DOCTYPE html><html lang="en"><title>Sign out</title><main>${form}${yes}</main></html>`;
+        },
+      },
+    },
     pkce: { required: () => true },
     findAccount: (_, id) => people[id] && { accountId: id, claims: () => ({ sub: id, ...people[id] }) },
     interactions: { url: (_, interaction) => `/who/${interaction.uid}` },

@@ -89,26 +89,55 @@ pub fn run(args: &AlertArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             told(global, book.deliver(&alerts.routing, which, BUDGET), &[])
         }
         AlertCommand::Test(args) => test(args, global, &context, &book),
-        AlertCommand::Ack(args) => {
-            let by = trail::who(None);
-            let alert = book.acknowledge(&args.id, &format!("{}@{}", by.user, by.host), context.ctx.now());
-            let alert = alert.map_err(failure)?;
-            let delivered = notices::deliver(&book, alerts, BUDGET).map_err(failure)?;
-            notices::tell_failed(&delivered);
-            output::result(global.form(), &line(&alert), || format!("{} is yours\n", alert.id))?;
-            Ok(Exit::Done)
-        }
+        AlertCommand::Ack(args) => acknowledge(args, global, &context, &book),
         AlertCommand::Close(args) => {
-            let all = book.all().map_err(failure)?;
-            let alert = all.iter().find(|a| a.id == args.id && a.is_open());
-            let alert = alert.ok_or_else(|| failure(AlertError::None(args.id.clone())))?;
+            let alert = open_one(&args.id, global, &context, &book)?;
             book.resolve(&alert.finding.key, context.ctx.now()).map_err(failure)?;
-            let delivered = notices::deliver(&book, alerts, BUDGET).map_err(failure)?;
-            notices::tell_failed(&delivered);
-            output::result(global.form(), &line(alert), || format!("{} is over\n", alert.id))?;
+            context.trail().about("alert", &alert.id);
+            tell_soon(&book, alerts)?;
+            output::result(global.form(), &line(&alert), || format!("{} is over\n", alert.id))?;
             Ok(Exit::Done)
         }
     }
+}
+
+impl AlertArgs {
+    /// Whether somebody says something of an alert, which is written down with who it was.
+    pub fn is_said(&self) -> bool {
+        matches!(self.command, AlertCommand::Ack(_) | AlertCommand::Close(_))
+    }
+}
+
+/// In a job of the server it is whoever asked for the job.
+fn acknowledge(args: &AckArgs, global: &GlobalArgs, context: &Context, book: &Book) -> Result<Outcome, Failure> {
+    let found = open_one(&args.id, global, context, book)?;
+    let asked_by = global.job_dir.as_deref().and_then(pgark_server::state::asked_by);
+    let by = asked_by.map(|(requested_by, _)| requested_by).unwrap_or_else(|| {
+        let who = trail::who(None);
+        format!("{}@{}", who.user, who.host)
+    });
+    let alert = book.acknowledge(&found.id, &by, context.ctx.now()).map_err(failure)?;
+    context.trail().about("alert", &alert.id);
+    // Who was first.
+    alert.acknowledged.iter().for_each(|first| context.trail().about("looked_after_by", &first.by));
+    tell_soon(book, &context.settings.alerts)?;
+    output::result(global.form(), &line(&alert), || format!("{} is yours\n", alert.id))?;
+    Ok(Exit::Done)
+}
+
+/// A job of the server is for one cluster, and has nothing to say of others.
+fn open_one(id: &str, global: &GlobalArgs, context: &Context, book: &Book) -> Result<Alert, Failure> {
+    let cluster = &context.settings.selected_cluster.value;
+    let is_it = |a: &Alert| a.id == id && a.is_open() && (global.job_dir.is_none() || a.finding.cluster == *cluster);
+    let found = book.all().map_err(failure)?.into_iter().find(is_it);
+    found.ok_or_else(|| failure(AlertError::None(id.to_owned())))
+}
+
+/// It is written down; whom it does not reach now, the next command tells.
+fn tell_soon(book: &Book, alerts: &AlertSettings) -> Result<(), Failure> {
+    let delivered = notices::deliver(book, alerts, notices::BUDGET).map_err(failure)?;
+    notices::tell_failed(&delivered);
+    Ok(())
 }
 
 pub fn state_dir(context: &Context) -> Result<std::path::PathBuf, Failure> {

@@ -71,6 +71,7 @@ fn audited(command: &Command, arguments: &[String]) -> Option<(&'static str, Sco
         Command::RebuildCatalog(_) => of_cluster("rebuild-catalog"),
         Command::Replicate(_) => of_cluster("replicate"),
         Command::Incident(_) => of_cluster("incident"),
+        Command::Alert(args) if args.is_said() => of_cluster("alert"),
         Command::Audit(args) if args.takes_data_out() => of_cluster("audit"),
         Command::Alert(_)
         | Command::Audit(_)

@@ -100,7 +100,7 @@ pub fn merge(document: &mut serde_json::Value, record: &impl serde::Serialize) -
 }
 
 fn table(tokens: &[TokenRecord], now: Timestamp) -> String {
-    let titles = ["id", "name", "role", "cluster", "expires", "last used", "state"].map(|title| (title, Align::Left));
+    let titles = ["id", "name", "role", "clusters", "expires", "last used", "state"].map(|title| (title, Align::Left));
     let mut table = Table::new(&titles);
     for token in tokens {
         let at = |t: Option<Timestamp>| t.map(output::timestamp).unwrap_or_else(|| "never".into());
@@ -109,9 +109,9 @@ fn table(tokens: &[TokenRecord], now: Timestamp) -> String {
             (None, true) => "valid",
             (None, false) => "expired",
         };
-        let cluster = token.cluster.clone().unwrap_or_else(|| "all".into());
+        let clusters = token.clusters.as_ref().map_or_else(|| "all".into(), |all| all.join(", "));
         let cells: [&str; 7] =
-            [&token.id, &token.name, token.role.word(), &cluster, &at(token.expires), &at(token.last_used), state];
+            [&token.id, &token.name, token.role.word(), &clusters, &at(token.expires), &at(token.last_used), state];
         table.row(cells);
     }
     table.to_text()

@@ -3,8 +3,10 @@
 
 use std::path::PathBuf;
 
-use pgark_testkit::Browser;
+use pgark_testkit::{Browser, as_postgres, connection_string};
+use serde_json::{Value, json};
 
+use crate::recover_cluster::Instance;
 use crate::serve::{Serving, configured, token, until};
 use crate::site::Site;
 
@@ -177,6 +179,121 @@ fn somebody_signs_in_plans_a_restore_and_watches_a_backup() {
     visit.browser.wait_for("Exit code");
     assert!(to.join("PG_VERSION").exists(), "{}", visit.browser.text());
 
+    let complaints = visit.browser.complaints();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    assert!(visit.faults.is_empty(), "{:#?}", visit.faults);
+    drop(visit);
+    serving.drained();
+}
+
+#[test]
+fn somebody_looks_after_an_alert_makes_a_token_and_recovers_with_a_second_person() {
+    let server = installed_or_skip!();
+    let browser = match Browser::start() {
+        Ok(browser) => browser,
+        Err(why) => pgark_testkit::skip!("{why}"),
+    };
+    let site = Site::small(&server, "dashboard-recover");
+    let new = Instance { pg_ctl: server.program("pg_ctl"), data: site.scratch.join("recovered") };
+    let (socket_dir, port) = (site.cluster.socket_dir(), site.cluster.port() + 1);
+    let more = format!(
+        "require_second_person = true\n[local]\nstate_dir = \"{}\"\n[alerts.sinks.all]\nkind = \"command\"\ncommand = [\"/bin/true\"]\n\
+         [clusters.main.recover]\nkind = \"physical\"\nto = \"{}\"\nport = {port}\nsocket_dir = \"{}\"\nreport_dir = \"{}\"\n\
+         [clusters.main.recover.server]\nsteady_for = \"1s\"\n",
+        site.scratch.join("local").display(),
+        new.data.display(),
+        socket_dir.display(),
+        site.scratch.dir("reports").display(),
+    );
+    let (pgark, _) = configured(&site, &more);
+    site.pgark.backup("full");
+    site.cluster.psql("select pg_sleep(1.1)");
+    site.cluster.psql("create table t as select generate_series(1, 1000) as n");
+    site.cluster.psql("select pg_create_restore_point('before the release')");
+    site.cluster.psql("drop table t");
+    site.archive_all();
+    pgark.run(["incident", "open", "--reason", "the release dropped a table"]).expect_code(0);
+    let admin = token(&pgark, "admin", &[]);
+    let serving = Serving::start(&pgark);
+    let mut visit = Visit { browser, serving: &serving, faults: vec![] };
+
+    // Somebody looks after it: one button, and others see who.
+    visit.open("/alerts");
+    visit.browser.type_into("#token", &admin);
+    visit.browser.press("Sign in with the token");
+    visit.browser.wait_for("I look after it");
+    visit.examine("alert");
+    visit.browser.press("I look after it");
+    visit.browser.wait_for("token admin");
+    let alerts = pgark.json(["alert", "list"]);
+    assert_eq!(alerts["alerts"][0]["acknowledged"]["by"], "token admin", "{alerts}");
+    visit.examine("alert-looked-after");
+
+    // A token for somebody else, which is shown once.
+    visit.open("/tokens");
+    visit.browser.type_into("#name", "second");
+    visit.browser.value("document.querySelector('#role').value = 'recovery-operator'");
+    visit.browser.click("input[name=cluster][value=main]");
+    visit.examine("tokens");
+    visit.browser.press("Make the token");
+    visit.browser.wait_for("It is shown this once");
+    visit.examine("token");
+    let second = visit.browser.value("document.querySelector('#token').textContent");
+    let second = second.as_str().expect("a token").to_owned();
+    visit.open("/tokens");
+    assert!(visit.browser.text().contains("second") && !visit.browser.text().contains(&second));
+
+    // From the cluster's page to a plan; from the moment of a restore point to another one, and on.
+    visit.open("/clusters/main");
+    visit.browser.wait_for("Newest backups");
+    visit.browser.press("Plan a guided recovery");
+    visit.browser.wait_for("This can be done");
+    let to = visit.browser.value("document.querySelector('input[name=target_time]').value");
+    assert!(to.as_str().is_some_and(|to| to.ends_with('Z')), "{to}");
+    visit.open("/clusters/main");
+    let link = "[...document.querySelectorAll('details tbody a')].find((a) => a.getAttribute('href').includes('recover?name='))";
+    until("the restore point", || {
+        let href = visit.browser.value(&format!("{link}?.getAttribute('href') ?? ''"));
+        (href == "/clusters/main/recover?name=before%20the%20release").then_some(())
+    });
+    visit.open("/clusters/main/recover?name=before%20the%20release");
+    visit.browser.wait_for("A second person has to say yes");
+    visit.examine("recover");
+    visit.browser.type_into("#reason", "the release dropped a table");
+    visit.browser.type_into("#confirm", "main");
+    visit.browser.click("button.danger");
+    visit.browser.wait_for("somebody else has to");
+    assert!(!new.data.exists(), "nothing has begun");
+    let job = visit.browser.url().replace(&format!("http://{}", serving.address), "");
+
+    // The second person, with the token that was just made.
+    visit.browser.click(".who form button");
+    visit.browser.wait_for("With a token");
+    visit.browser.type_into("#token", &second);
+    visit.browser.press("Sign in with the token");
+    visit.browser.wait_for("Can we recover?");
+    visit.open(&job);
+    visit.browser.press("Approve this job");
+    visit.browser.wait_for("Exit code");
+    visit.examine("recovered");
+    let mut psql = as_postgres(server.program("psql"));
+    psql.args(["-XAtq", "-c", "select count(*) from t", "-d", &connection_string(socket_dir, port, "postgres")]);
+    let output = psql.output().expect("psql");
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert_eq!(said, "1000", "{} {}", String::from_utf8_lossy(&output.stderr), visit.browser.text());
+
+    // Who it was stands in the audit trail.
+    let trail = pgark.json(["audit", "show"]);
+    let about = |command: &str| {
+        let of = |e: &&Value| e["command"] == command;
+        let event = trail["events"].as_array().into_iter().flatten().rfind(of).unwrap_or_else(|| panic!("{trail}"));
+        event["end"]["about"].as_array().expect("ids").clone()
+    };
+    let is = |what: &str, id: &str| json!({"what": what, "id": id});
+    assert!(about("alert").contains(&is("requested_by", "token admin")), "{trail}");
+    for said in [is("requested_by", "token admin"), is("approved_by", "token second")] {
+        assert!(about("recover").contains(&said), "{trail}");
+    }
     let complaints = visit.browser.complaints();
     assert!(complaints.is_empty(), "{complaints:#?}");
     assert!(visit.faults.is_empty(), "{:#?}", visit.faults);

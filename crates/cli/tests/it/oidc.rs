@@ -69,8 +69,8 @@ fn signs_in<'a>(serving: &'a Serving, provider: &OidcProvider, account: &str) ->
 }
 
 /// To a browser the provider is another site (127.0.0.1, and not localhost), and what a way from there leads to gets no cookie of
-/// ours; the page that goes on does.
-fn a_browser_comes_back_with_its_session(provider_host: &str, own: &str) {
+/// ours; the page that goes on does. Signing out ends both sessions, and comes back, too.
+fn a_browser_comes_back_with_its_session_and_leaves(provider_host: &str, issuer: &str, own: &str) {
     let browser = match Browser::start() {
         Ok(browser) => browser,
         Err(why) => pgark_testkit::skip!("{why}"),
@@ -82,6 +82,12 @@ fn a_browser_comes_back_with_its_session(provider_host: &str, own: &str) {
     browser.press("Sign in with Local");
     until("the jobs", || (browser.value("document.querySelector('.caller')?.textContent") == "ada").then_some(()));
     assert_eq!(browser.url(), format!("{own}/jobs"));
+    browser.click(".who form button");
+    browser.wait_for("Yes, sign me out");
+    assert!(browser.url().starts_with(&format!("{issuer}/session/end?")), "{}", browser.url());
+    browser.press("Yes, sign me out");
+    browser.wait_for("Sign in with Local");
+    assert_eq!(browser.url(), format!("{own}/sign-in"));
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
@@ -202,7 +208,7 @@ fn people_of_a_provider_may_do_what_their_groups_give_them() {
     fs::write(&config, text).expect("written");
     serving.signal(Signal::HUP);
     until("localhost", || serving.raw("GET", "/sign-in", "", "").1.contains("Sign in with Local<").then_some(()));
-    a_browser_comes_back_with_its_session(&url, &local);
+    a_browser_comes_back_with_its_session_and_leaves(&url, &provider.issuer, &local);
 
     // Rights are those of now: of the settings, at each request.
     let viewers = ROLES.split_inclusive("role = \"viewer\"\n").next().expect("the first");
@@ -212,6 +218,8 @@ fn people_of_a_provider_may_do_what_their_groups_give_them() {
     assert_eq!(grace.may_not("GET", "/api/v1/me", ""), 401);
     let (status, out) = ada.ask("DELETE", "/api/v1/session", "");
     assert_eq!(status, 200, "{out}");
+    let (end, hint) = out["end_session"].as_str().and_then(|to| to.split_once("&id_token_hint=")).expect("an address");
+    assert!(end.starts_with(&format!("{}/session/end?client_id=pgark&", provider.issuer)), "{end}");
     assert_eq!(ada.may_not("GET", "/api/v1/me", ""), 401);
     assert_eq!(again.ask("GET", "/api/v1/me", "").0, 200, "her other browser");
 
@@ -223,7 +231,7 @@ fn people_of_a_provider_may_do_what_their_groups_give_them() {
     {
         assert!(said.contains(part), "{part}: {said}");
     }
-    let secrets = [SECRET, PASSWORD].map(str::to_owned).into_iter().chain(sessions);
+    let secrets = [SECRET, PASSWORD, hint].map(str::to_owned).into_iter().chain(sessions);
     let secrets: Vec<String> = secrets.collect();
     for (path, bytes) in files_under(&state).into_iter().chain([(log.clone(), said.into_bytes())]) {
         let found = secrets.iter().find(|secret| bytes.windows(secret.len()).any(|w| w == secret.as_bytes()));

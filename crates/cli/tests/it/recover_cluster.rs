@@ -48,9 +48,9 @@ esac
 "#;
 
 /// A failing test leaves no server behind.
-struct Instance {
-    pg_ctl: PathBuf,
-    data: PathBuf,
+pub struct Instance {
+    pub pg_ctl: PathBuf,
+    pub data: PathBuf,
 }
 
 impl Instance {

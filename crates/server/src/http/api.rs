@@ -21,6 +21,7 @@ const DEADLINE_S: u64 = 24 * 60 * 60;
 const LIST: usize = 100;
 const LIST_MAX: usize = 1000;
 const NAME_CHARS_MAX: usize = 63;
+const TOKEN_CLUSTERS_MAX: usize = 100;
 /// RFC drafts leave it open; ours and a caller's own prefix stay short.
 const KEY_CHARS_MAX: usize = 128;
 const RUNS_SHOWN: usize = 3;
@@ -238,9 +239,14 @@ pub fn cancel_job(api: &Api, asked: &Asked<'_>) -> Made {
 
 pub fn create_job(api: &Api, asked: &Asked<'_>) -> Made {
     let job = job_of(api, asked, asked.body.clone())?;
-    let mut value = shown(&job, false, api);
+    Ok(accepted(&job, api))
+}
+
+/// It is written down, and has not begun.
+pub fn accepted(job: &Job, api: &Api) -> Answer {
+    let mut value = shown(job, false, api);
     value["schema"] = SCHEMA.into();
-    Ok(Answer::Json(StatusCode::ACCEPTED, value))
+    Answer::Json(StatusCode::ACCEPTED, value)
 }
 
 /// A job of the cluster of the path, as this document says.
@@ -324,8 +330,25 @@ pub fn tokens(api: &Api, _: &Asked<'_>) -> Made {
 struct TokenRequest {
     name: String,
     role: Role,
+    /// One,
     cluster: Option<String>,
+    /// or several; every cluster without either.
+    clusters: Option<Vec<String>>,
     expires: Option<Timestamp>,
+}
+
+impl TokenRequest {
+    fn clusters(&self) -> Result<Option<Vec<String>>, Problem> {
+        match (&self.cluster, &self.clusters) {
+            (None, None) => Ok(None),
+            (Some(one), None) => Ok(Some(vec![one.clone()])),
+            (None, Some(all)) if !all.is_empty() && all.len() <= TOKEN_CLUSTERS_MAX => Ok(Some(all.clone())),
+            (None, Some(_)) => Err(Problem::wrong(format!(
+                "'clusters' names 1 to {TOKEN_CLUSTERS_MAX} of them; without it the token is for every one"
+            ))),
+            (Some(_), Some(_)) => Err(Problem::wrong("either 'cluster' or 'clusters' is given")),
+        }
+    }
 }
 
 pub fn create_token(api: &Api, asked: &Asked<'_>) -> Made {
@@ -334,15 +357,18 @@ pub fn create_token(api: &Api, asked: &Asked<'_>) -> Made {
     if wanted.name.is_empty() || wanted.name.len() > NAME_CHARS_MAX || !wanted.name.chars().all(allowed) {
         return Err(Problem::wrong("a name has 1 to 63 letters, digits, '-', '_' and '.'"));
     }
-    let known = |name: &String| api.config.get().clusters.iter().any(|c| c.name == *name);
-    if !wanted.cluster.as_ref().is_none_or(known) {
+    let (config, clusters) = (api.config.get(), wanted.clusters()?);
+    let is_known = |name: &String| config.clusters.iter().any(|c| c.name == *name);
+    if !clusters.iter().flatten().all(is_known) {
         return Err(Problem::wrong("there is no such cluster"));
     }
     if wanted.expires.is_some_and(|at| at <= asked.now) {
         return Err(Problem::wrong("it has expired already"));
     }
     let (token, record) =
-        api.state.create_token(&wanted.name, wanted.role, wanted.cluster.as_deref(), wanted.expires, asked.now)?;
+        api.state.create_token_for(&wanted.name, wanted.role, clusters.as_deref(), wanted.expires, asked.now)?;
+    let (by, clusters) = (asked.caller()?.shown(), clusters.map_or_else(|| "all".to_owned(), |all| all.join(", ")));
+    tracing::warn!(target: "pgark", id = %record.id, name = %record.name, role = %record.role, clusters, by, "a token was made");
     let mut value = serde_json::to_value(record).unwrap_or(Value::Null);
     value["token"] = token.expose().into();
     value["schema"] = SCHEMA.into();
@@ -351,5 +377,7 @@ pub fn create_token(api: &Api, asked: &Asked<'_>) -> Made {
 
 pub fn revoke_token(api: &Api, asked: &Asked<'_>) -> Made {
     let record = api.state.revoke_token(asked.path("token").unwrap_or_default(), asked.now)?;
+    let by = asked.caller()?.shown();
+    tracing::warn!(target: "pgark", id = %record.id, name = %record.name, by, "a token was revoked");
     ok(serde_json::to_value(record).unwrap_or(Value::Null))
 }

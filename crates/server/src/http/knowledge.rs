@@ -193,11 +193,10 @@ pub fn plan_within(api: &Api, asked: &Asked<'_>, wait: Duration) -> Made {
         return Err(Problem::not_allowed());
     }
     let nowhere = api.state.dir().join("a-new-directory");
-    let moment = given("target_time").map(str::parse::<Timestamp>).transpose();
     let request = Request::Restore {
         backup: given("backup").map(str::to_owned),
         to: given("to").map_or(nowhere, Into::into),
-        target_time: moment.map_err(|_| Problem::wrong("target_time is no moment such as 2026-01-02T03:04:05Z"))?,
+        target_time: moment(asked)?,
         target_lsn: given("target_lsn").map(str::to_owned),
         target_name: given("target_name").map(str::to_owned),
     };
@@ -210,6 +209,37 @@ pub fn plan_within(api: &Api, asked: &Asked<'_>, wait: Duration) -> Made {
     if given("to").is_none() {
         command.iter_mut().filter(|w| w.starts_with("--to=")).for_each(|w| *w = "--to=DIR".into());
     }
+    ok(json!({"cluster": cluster, "plan": plan, "command": command}))
+}
+
+/// None where nothing says so.
+fn moment(asked: &Asked<'_>) -> Result<Option<Timestamp>, Problem> {
+    let given = asked.query("target_time").filter(|value| !value.is_empty());
+    let moment = given.map(str::parse::<Timestamp>).transpose();
+    moment.map_err(|_| Problem::wrong("target_time is no moment such as 2026-01-02T03:04:05Z"))
+}
+
+pub fn recover_plan(api: &Api, asked: &Asked<'_>) -> Made {
+    recover_within(api, asked, WAITS)
+}
+
+/// The same command that would recover, with `--plan`.
+pub fn recover_within(api: &Api, asked: &Asked<'_>, wait: Duration) -> Made {
+    let cluster = asked.path("cluster").unwrap_or_default();
+    let given = |name: &str| asked.query(name).filter(|value| !value.is_empty()).map(str::to_owned);
+    let request = Request::Recover {
+        backup: given("backup"),
+        reason: None,
+        target_time: moment(asked)?,
+        target_lsn: given("target_lsn"),
+        target_name: given("target_name"),
+    };
+    let mut command = request.words(cluster).map_err(Problem::wrong)?;
+    command.retain(|word| word != "--yes");
+    let mut words = command.clone();
+    words.push("--plan".into());
+    let Some(plan) = looked_up(api, &words, PLAN_FRESH, wait)? else { return Ok(underway()) };
+    command.insert(0, "pgark".into());
     ok(json!({"cluster": cluster, "plan": plan, "command": command}))
 }
 

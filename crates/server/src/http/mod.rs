@@ -3,6 +3,7 @@
 //! Invariant: a request reaches a handler only through `answer`, which asks the table what it takes. What is not in the table is
 //! not there; what needs a token and has none learns nothing. Pages are answers of the same handlers, shown to people.
 
+mod acknowledge;
 mod api;
 mod approve;
 mod compat;
@@ -165,6 +166,11 @@ impl Asked<'_> {
         let Asked { caller, session, headers, now, .. } = *self;
         let (from, path) = (self.from.clone(), self.path.clone());
         Asked { caller, from, session, path, query, headers, body: Value::Null, form: vec![], now }
+    }
+
+    /// The same caller sends this.
+    fn sending(&self, body: Value) -> Asked<'_> {
+        Asked { body, ..self.again(vec![]) }
     }
 
     fn sees(&self, cluster: &str) -> bool {

@@ -54,8 +54,7 @@ fn operation(route: &Route) -> Value {
         json!({"name": name, "in": "query", "required": false, "schema": kind})
     };
     parameters.extend(route.query.iter().map(query));
-    let starts_a_job = route.answer == "Job" && route.body.is_some();
-    if starts_a_job {
+    if route.starts_a_job {
         parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
             "description": "The same key gives the job that it made first", "schema": {"type": "string", "maxLength": 128}}));
     }
@@ -63,7 +62,7 @@ fn operation(route: &Route) -> Value {
     let schema = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let failure =
         |what: &str| json!({"description": what, "content": {"application/json": {"schema": schema("Failure")}}});
-    let status = match (starts_a_job, route.answer) {
+    let status = match (route.starts_a_job, route.answer) {
         (true, _) => "202",
         (_, "NewToken") => "201",
         _ => "200",
@@ -92,16 +91,17 @@ fn operation(route: &Route) -> Value {
     if route.answer == "Session" {
         responses.insert("401".into(), failure("The name or the password is wrong"));
     }
-    if route.answer == "Job" && route.body.is_none() || route.answer == "Message" {
+    if route.answer == "Job" && !route.starts_a_job || route.answer == "Message" {
         responses.insert("409".into(), failure("The job is in another state, or waits for approval"));
     }
-    if matches!(route.answer, "Report" | "RestorePlan") {
+    if matches!(route.answer, "Report" | "RestorePlan" | "RecoverPlan") {
         let underway = json!({"application/json": {"schema": schema("Underway")}});
         responses.insert("202".into(), json!({"description": "It is being looked up: ask again", "content": underway}));
         responses.insert("422".into(), failure("The command that looks it up failed, with this code"));
     }
-    if starts_a_job {
-        responses.insert("409".into(), failure("It has to be confirmed"));
+    if route.starts_a_job {
+        let asked = if route.body.is_some() { "It has to be confirmed" } else { "What it is about is over" };
+        responses.insert("409".into(), failure(asked));
         responses.insert("422".into(), failure("The Idempotency-Key was used for another request"));
     }
     let id: String = route.path.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
@@ -167,11 +167,11 @@ fn schemas() -> Value {
         "Reports": listing("reports"),
         "Drills": listing("drills"),
         "NewJob": object(&["job"], json!({
-            "job": {"enum": ["backup", "verify", "expire", "check", "alerts", "replicate", "drill", "delete", "restore", "restore_system", "recover"]},
+            "job": {"enum": ["backup", "verify", "expire", "check", "alerts", "replicate", "drill", "delete", "restore", "restore_system", "recover", "acknowledge"]},
             "kind": {"enum": ["physical", "logical", "files", "system"]}, "type": {"enum": ["full", "incr", "diff"]},
             "repo": text(), "from": text(), "to": text(), "backup": text(), "quick": {"type": "boolean"},
             "target_time": {"type": "string", "format": "date-time"}, "target_lsn": text(), "target_name": text(),
-            "database": {"type": "boolean"}, "config": {"type": "boolean"}, "files": {"type": "boolean"}, "reason": text(),
+            "database": {"type": "boolean"}, "config": {"type": "boolean"}, "files": {"type": "boolean"}, "reason": text(), "alert": text(),
             "confirm": {"type": "string", "description": "the name of the cluster"}})),
         "Job": object(&["id", "cluster", "request", "state"], json!({"schema": {"const": 1}, "id": text(), "cluster": text(),
             "request": {"type": "object"},
@@ -205,7 +205,8 @@ fn of_people() -> Value {
     let list = |of: Value| json!({"type": "array", "items": of});
     let named = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let roles: Vec<&str> = ROLES.iter().map(|r| r.word()).collect();
-    let token = json!({"schema": {"const": 1}, "id": text(), "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]},
+    let clusters = json!({"type": ["array", "null"], "items": text(), "description": "null: every cluster"});
+    let token = json!({"schema": {"const": 1}, "id": text(), "name": text(), "role": {"enum": roles}, "clusters": clusters,
         "created": time(), "expires": time(), "revoked": time(), "last_used": time()});
     let mut new_token = token.clone();
     new_token["token"] = text();
@@ -213,10 +214,13 @@ fn of_people() -> Value {
         "Tokens": object(&["schema", "tokens"], json!({"schema": {"const": 1}, "tokens": list(named("Token"))})),
         "Token": object(&["id", "name", "role"], token),
         "NewToken": object(&["id", "name", "role", "token"], new_token),
-        "TokenRequest": object(&["name", "role"], json!({"name": text(), "role": {"enum": roles}, "cluster": text(), "expires": time()})),
+        "TokenRequest": object(&["name", "role"], json!({"name": text(), "role": {"enum": roles}, "cluster": text(),
+            "clusters": {"type": "array", "items": text(), "minItems": 1, "maxItems": 100, "description": "instead of cluster; every one without either"}, "expires": time()})),
         "SignIn": object(&["name", "password"], json!({"name": text(), "password": {"type": "string", "format": "password"}})),
         "Session": object(&["schema", "name", "role", "cluster"], json!({"schema": {"const": 1}, "name": text(), "role": {"enum": roles},
             "cluster": {"type": ["string", "null"]}})),
+        "SignedOut": object(&["schema", "status", "end_session"], json!({"schema": {"const": 1}, "status": {"const": "ok"},
+            "end_session": {"type": ["string", "null"], "format": "uri"}})),
         "Users": object(&["schema", "users"], json!({"schema": {"const": 1}, "users": list(object(&["name", "role"], json!({
             "name": text(), "role": {"enum": roles}, "cluster": {"type": ["string", "null"]}, "created": time(), "changed": time(),
             "last_used": time()})))})),
@@ -254,6 +258,8 @@ fn of_knowledge() -> Value {
             "days": list(object(&["day", "succeeded", "failed"], json!({"day": text(), "succeeded": {"type": "integer"},
                 "failed": {"type": "integer"}})))})),
         "RestorePlan": object(&["schema", "cluster", "plan", "command"], json!({"schema": {"const": 1}, "cluster": text(),
+            "plan": {"type": "object"}, "command": list(text())})),
+        "RecoverPlan": object(&["schema", "cluster", "plan", "command"], json!({"schema": {"const": 1}, "cluster": text(),
             "plan": {"type": "object"}, "command": list(text())})),
         "Alerts": object(&["schema", "source", "alerts"], json!({"schema": {"const": 1}, "source": source,
             "alerts": list(json!({"type": "object"}))})),

@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 
-use super::{Handler, api, approve, compat, knowledge, metrics, page, signin};
+use super::{Handler, acknowledge, api, approve, compat, knowledge, metrics, page, signin};
 use crate::access::Right;
 
 pub struct Route {
@@ -17,6 +17,8 @@ pub struct Route {
     pub answer: &'static str,
     pub body: Option<&'static str>,
     pub query: &'static [&'static str],
+    /// What is answered is a job that was written down just now.
+    pub starts_a_job: bool,
     /// For people: in no document, shown as HTML, and a session will do.
     pub page: bool,
     pub handler: Handler,
@@ -48,6 +50,7 @@ impl Route {
             answer,
             body: None,
             query: &[],
+            starts_a_job: false,
             page: false,
             handler,
         }
@@ -84,6 +87,10 @@ impl Route {
 
     const fn asks(self, query: &'static [&'static str]) -> Route {
         Route { query, ..self }
+    }
+
+    const fn starts_a_job(self) -> Route {
+        Route { starts_a_job: true, ..self }
     }
 
     const fn finds_cluster(self) -> Route {
@@ -126,9 +133,13 @@ pub const ROUTES: &[Route] = &[
     Route::get("/api/v1/clusters/{cluster}/restore-plan", View, "RestorePlan", knowledge::restore_plan)
         .says("How a restore to a moment would be done; nothing is changed. 202 while it is being worked out")
         .asks(&["target_time", "target_lsn", "target_name", "backup", "to"]),
+    Route::get("/api/v1/clusters/{cluster}/recover-plan", View, "RecoverPlan", knowledge::recover_plan)
+        .says("The steps of a guided recovery, with the time that each is likely to take; nothing is changed. 202 while it is being worked out")
+        .asks(&["target_time", "target_lsn", "target_name", "backup"]),
     Route::post("/api/v1/clusters/{cluster}/jobs", Operate, "Job", api::create_job)
         .says("Start a job; what restores or removes needs the cluster's name in 'confirm'")
-        .takes("NewJob"),
+        .takes("NewJob")
+        .starts_a_job(),
     Route::get("/api/v1/jobs", View, "Jobs", api::jobs)
         .says("Jobs, the newest first")
         .asks(&["cluster", "state", "limit", "before"])
@@ -146,11 +157,16 @@ pub const ROUTES: &[Route] = &[
     Route::post("/api/v1/session", Anyone, "Session", signin::sign_in)
         .says("Sign in; the session is a cookie")
         .takes("SignIn"),
-    Route::delete("/api/v1/session", View, "Health", signin::sign_out).says("Sign out"),
+    Route::delete("/api/v1/session", View, "SignedOut", signin::sign_out)
+        .says("Sign out; 'end_session' is where a browser goes to be signed out by the provider, too"),
     Route::get("/api/v1/users", Administer, "Users", signin::users).says("All users, without their passwords"),
     Route::get("/api/v1/alerts", View, "Alerts", knowledge::alerts)
         .says("What people were told of, and have still to be told")
         .finds_cluster(),
+    Route::post("/api/v1/alerts/{alert}/acknowledge", Operate, "Job", acknowledge::acknowledge)
+        .says("Look after an alert: nobody else is told of it, and nobody is reminded")
+        .finds_cluster()
+        .starts_a_job(),
     Route::get("/api/v1/incidents", View, "Incidents", knowledge::incidents)
         .says("Declared disasters, as this host knows them")
         .finds_cluster(),
@@ -206,6 +222,7 @@ pub const ROUTES: &[Route] = &[
     Route::form("/sign-out", View, page::sign::sign_out).finds_cluster(),
     Route::page("/clusters/{cluster}", View, page::clusters::one),
     Route::page("/clusters/{cluster}/plan", View, page::plan::plan),
+    Route::page("/clusters/{cluster}/recover", View, page::recover::plan),
     Route::page("/clusters/{cluster}/backups", View, page::backups::all),
     Route::page("/clusters/{cluster}/backups/{backup}", View, page::backups::one),
     Route::page("/clusters/{cluster}/charts", View, page::charts::charts),
@@ -217,9 +234,13 @@ pub const ROUTES: &[Route] = &[
     Route::page("/jobs/{job}", View, page::jobs::one).finds_cluster(),
     Route::form("/jobs/{job}/cancel", Operate, page::jobs::cancel).finds_cluster(),
     Route::form("/jobs/{job}/approve", Approve, page::jobs::approve).finds_cluster(),
-    Route::page("/alerts", View, page::watch::alerts).finds_cluster(),
+    Route::page("/alerts", View, page::alerts::alerts).finds_cluster(),
+    Route::form("/alerts/{alert}/acknowledge", Operate, page::alerts::acknowledge).finds_cluster(),
     Route::page("/schedules", View, page::watch::schedules).finds_cluster(),
     Route::page("/settings", View, page::watch::settings).finds_cluster(),
+    Route::page("/tokens", Administer, page::tokens::all),
+    Route::form("/tokens", Administer, page::tokens::create),
+    Route::form("/tokens/{token}/revoke", Administer, page::tokens::revoke),
     Route::page("/assets/app.css", Anyone, page::assets::style),
     Route::page("/assets/app.js", Anyone, page::assets::script),
     Route::page("/assets/icon.svg", Anyone, page::assets::icon),

@@ -84,12 +84,20 @@ fn nobody() -> Problem {
 }
 
 pub fn sign_out(api: &Api, asked: &Asked<'_>) -> Made {
-    match cookie(asked.headers) {
-        Some(session) => api.state.sign_out(session)?,
-        None => return Err(Problem::wrong("there is no session to end")),
-    }
-    let document = json!({"schema": 1, "status": "ok"});
+    let session = cookie(asked.headers).ok_or_else(|| Problem::wrong("there is no session to end"))?;
+    let document = json!({"schema": 1, "status": "ok", "end_session": ended(api, session)?});
     Ok(Answer::Cookie(document, kept("", 0, asked.from.is_https)))
+}
+
+/// The session is over. Where a browser goes to be signed out by the provider, too, if one signed in and signs out.
+pub fn ended(api: &Api, session: &str) -> Result<Option<String>, Problem> {
+    let config = api.config.get();
+    let leaving = match &config.web.oidc {
+        Some(oidc) => api.state.leaving(session)?.and_then(|leaving| leaving.address(oidc)),
+        None => None,
+    };
+    api.state.sign_out(session)?;
+    Ok(leaving)
 }
 
 pub fn users(api: &Api, _: &Asked<'_>) -> Made {

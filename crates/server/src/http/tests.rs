@@ -1,3 +1,4 @@
+mod forms;
 mod fuzzed;
 mod many;
 mod oidc;
@@ -155,11 +156,14 @@ fn body(route: &Route) -> &'static str {
 fn every_route_takes_what_the_table_says_and_no_less() {
     let bench = bench("routes");
     let own = bench.job("a");
+    let alerts = json!({"alerts": [{"id": "one", "cluster": "a", "summary": "s"}]});
+    bench.api.state.keep_document("alerts", "", &alerts, Timestamp::now()).expect("kept");
     for (at, route) in ROUTES.iter().filter(|r| r.right != Right::Anyone).enumerate() {
         let path = [
             ("cluster", "a"),
             ("job", own.as_str()),
             ("token", "none"),
+            ("alert", "one"),
             ("backup", "none"),
             ("report", "none"),
             ("backup_name", "none"),
@@ -192,7 +196,7 @@ fn every_route_takes_what_the_table_says_and_no_less() {
         // A token of another cluster learns not even that this one is there.
         let stranger = bench.token(Role::Admin, Some("b"));
         let (status, value) = bench.ask(route, &path, Some(&stranger), body(route));
-        let of_a_cluster = route.path.contains("{cluster}") || route.path.contains("{job}");
+        let of_a_cluster = ["{cluster}", "{job}", "{alert}"].iter().any(|name| route.path.contains(name));
         if of_a_cluster {
             assert_eq!(status, 404, "{shown} from b: {value}");
         }

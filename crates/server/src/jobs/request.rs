@@ -79,6 +79,16 @@ pub enum Request {
         backup: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target_time: Option<Timestamp>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target_lsn: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target_name: Option<String>,
+    },
+    /// Somebody looks after an alert of the cluster.
+    Acknowledge {
+        alert: String,
     },
 }
 
@@ -109,6 +119,8 @@ pub enum Lane {
     Watch,
     Rehearse,
     Restore,
+    /// What takes no time, and waits for no other lane, however many jobs run.
+    Prompt,
 }
 
 impl Request {
@@ -125,6 +137,7 @@ impl Request {
             Request::Restore { .. } => "restore",
             Request::RestoreSystem { .. } => "restore_system",
             Request::Recover { .. } => "recover",
+            Request::Acknowledge { .. } => "acknowledge",
         }
     }
 
@@ -137,7 +150,8 @@ impl Request {
             | Request::Check {}
             | Request::Alerts {}
             | Request::Replicate { .. }
-            | Request::Drill { .. } => Right::Operate,
+            | Request::Drill { .. }
+            | Request::Acknowledge { .. } => Right::Operate,
             Request::Delete { .. }
             | Request::Restore { .. }
             | Request::RestoreSystem { .. }
@@ -159,6 +173,7 @@ impl Request {
             Request::Check {} | Request::Alerts {} => Lane::Watch,
             Request::Drill { .. } => Lane::Rehearse,
             Request::Restore { .. } | Request::RestoreSystem { .. } | Request::Recover { .. } => Lane::Restore,
+            Request::Acknowledge { .. } => Lane::Prompt,
         }
     }
 
@@ -219,13 +234,7 @@ impl Request {
                 words.backup(backup.as_deref())?;
                 let to = to.to_str().filter(|t| t.starts_with('/') && !t.contains('\0'));
                 words.option("--to", Some(to.ok_or("'to' is an absolute path")?));
-                let targets = [target_time.is_some(), target_lsn.is_some(), target_name.is_some()];
-                if targets.into_iter().filter(|given| *given).count() > 1 {
-                    return Err("there is more than one target".into());
-                }
-                words.option("--target-time", target_time.map(|t| t.to_string()).as_deref());
-                words.option("--target-lsn", target_lsn.as_deref().map(lsn).transpose()?);
-                words.option("--target-name", target_name.as_deref().map(point).transpose()?);
+                words.target(*target_time, target_lsn.as_deref(), target_name.as_deref())?;
                 words.push("--yes");
             }
             Request::RestoreSystem { backup, database, config, files } => {
@@ -238,13 +247,18 @@ impl Request {
                 words.flag("--config-files", *config);
                 words.flag("--database", *database);
             }
-            Request::Recover { backup, reason } => {
+            Request::Recover { backup, reason, target_time, target_lsn, target_name } => {
                 words.push("recover");
                 words.backup(backup.as_deref())?;
+                words.target(*target_time, target_lsn.as_deref(), target_name.as_deref())?;
                 let reason =
                     reason.as_deref().map(|r| r.chars().filter(|c| !c.is_control()).take(1000).collect::<String>());
                 words.option("--reason", reason.as_deref());
                 words.push("--yes");
+            }
+            Request::Acknowledge { alert } => {
+                words.0.extend(["alert", "ack"].map(str::to_owned));
+                words.push(alert_id(alert)?);
             }
         }
         words.option("--cluster", Some(cluster.as_str()));
@@ -277,6 +291,17 @@ impl Words {
         Ok(())
     }
 
+    /// A moment, a position or a restore point; none is the end of the archive.
+    fn target(&mut self, time: Option<Timestamp>, at: Option<&str>, name: Option<&str>) -> Result<(), String> {
+        if [time.is_some(), at.is_some(), name.is_some()].into_iter().filter(|given| *given).count() > 1 {
+            return Err("there is more than one target".into());
+        }
+        self.option("--target-time", time.map(|t| t.to_string()).as_deref());
+        self.option("--target-lsn", at.map(lsn).transpose()?);
+        self.option("--target-name", name.map(point).transpose()?);
+        Ok(())
+    }
+
     fn backup(&mut self, id: Option<&str>) -> Result<(), String> {
         match id {
             Some("latest") => self.push("latest"),
@@ -289,6 +314,12 @@ impl Words {
 
 fn backup_id(id: &str) -> Result<&str, String> {
     BackupId::parse(id).map(|_| id).map_err(|_| format!("'{}' is no id of a backup", id.escape_debug()))
+}
+
+fn alert_id(text: &str) -> Result<&str, String> {
+    let right = !text.is_empty() && text.len() <= NAME_CHARS_MAX && !text.starts_with('-');
+    let right = right && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    right.then_some(text).ok_or_else(|| format!("'{}' is no id of an alert", text.escape_debug()))
 }
 
 /// Of a configured repository: never a path or a URL, which would say where to write.
@@ -354,6 +385,11 @@ mod tests {
                 "restore --to=/r --target-time=2026-01-02T03:04:05Z --yes --cluster=main",
             ),
             (r#"{"job":"recover","reason":"--help\nme"}"#, "recover --reason=--helpme --yes --cluster=main"),
+            (
+                r#"{"job":"recover","target_time":"2026-01-02T03:04:05Z"}"#,
+                "recover --target-time=2026-01-02T03:04:05Z --yes --cluster=main",
+            ),
+            (r#"{"job":"acknowledge","alert":"20260102-030405-ab"}"#, "alert ack 20260102-030405-ab --cluster=main"),
         ];
         for (json, expected) in cases {
             assert_eq!(words(json).as_deref(), Ok(expected));
@@ -373,6 +409,9 @@ mod tests {
             r#"{"job":"restore","to":"relative"}"#,
             r#"{"job":"restore","to":"/r","target_lsn":"x/y"}"#,
             r#"{"job":"restore","to":"/r","target_lsn":"0/1","target_name":"p"}"#,
+            r#"{"job":"recover","target_lsn":"0/1","target_name":"p"}"#,
+            r#"{"job":"acknowledge","alert":"--help"}"#,
+            r#"{"job":"acknowledge","alert":"../x"}"#,
         ] {
             assert!(words(json).is_err(), "{json}: {:?}", words(json));
         }

@@ -95,7 +95,9 @@ impl Runner {
             }
         }
         for job in open.iter().filter(|j| may_start && j.state == JobState::Queued && j.not_before <= now) {
-            if running < self.options.running_max && busy.insert((job.cluster.clone(), job.request.lane())) {
+            let lane = job.request.lane();
+            let has_place = lane == Lane::Prompt || running < self.options.running_max;
+            if has_place && busy.insert((job.cluster.clone(), lane)) {
                 running += usize::from(self.start(job, now)?);
             }
         }

@@ -2,11 +2,12 @@
 //!
 //! Invariants: of a person nothing is believed but what an ID token says whose signature, issuer, audience, time and nonce were
 //! verified. What somebody may do is in our settings alone: the provider says in which groups they are. It is asked when somebody
-//! signs in, and never otherwise, so that nothing else waits for it. What it answers is bounded in size and time, and no error
+//! signs in, and never otherwise, so that nothing else waits for it: what it takes to sign them out there, too, is kept since then. What it answers is bounded in size and time, and no error
 //! repeats a code, a token or a secret.
 
 mod claims;
 mod flows;
+mod leaving;
 mod provider;
 
 use std::fmt;
@@ -22,11 +23,14 @@ use zeroize::Zeroizing;
 use crate::access::{Caller, Grant, Means, Role};
 pub use flows::FLOW_LASTS;
 use flows::{Flow, Flows};
+pub use leaving::Leaving;
 pub use provider::check_address;
 use provider::{Asking, Provider};
 
 /// Where the provider sends people back to, on this server.
 pub const CALLBACK: &str = "/sign-in/oidc/callback";
+/// Where it sends those whom it has signed out.
+pub const LEFT: &str = "/sign-in";
 /// Each waits for the provider; everything else is answered meanwhile.
 pub const ASKING_MAX: usize = 4;
 
@@ -112,6 +116,11 @@ impl OidcConfig {
         format!("{}{CALLBACK}", self.url.trim_end_matches('/'))
     }
 
+    /// Where the provider sends those whom it has signed out.
+    fn left(&self) -> String {
+        format!("{}{LEFT}", self.url.trim_end_matches('/'))
+    }
+
     /// What the settings of now give somebody; None when that is nothing, or when it was another one's word.
     pub fn caller(&self, person: Person) -> Option<Caller> {
         let Person { issuer, subject, name, groups } = person;
@@ -144,6 +153,15 @@ pub struct Begun {
     pub browser: String,
 }
 
+/// Who was signed in.
+pub struct SignedIn {
+    pub person: Person,
+    /// Where they wanted to go.
+    pub next: String,
+    /// None: the provider signs nobody out.
+    pub leaving: Option<Leaving>,
+}
+
 /// What the provider sent a browser back with.
 pub struct Returned<'a> {
     pub state: &'a str,
@@ -165,6 +183,12 @@ pub struct Oidc {
 }
 
 impl Oidc {
+    /// Where the provider signs people out, as far as it was asked.
+    #[cfg(test)]
+    pub(crate) fn signs_out(&self) -> Option<String> {
+        self.provider.last().and_then(|known| known.end_session.clone())
+    }
+
     /// # Errors
     /// When nothing can be learned of the provider.
     pub fn begin(&self, config: &OidcConfig, next: &str) -> Result<Begun, OidcError> {
@@ -198,7 +222,7 @@ impl Oidc {
     ///
     /// # Errors
     /// Why nobody is signed in.
-    pub fn finish(&self, config: &OidcConfig, returned: &Returned<'_>) -> Result<(Person, String), OidcError> {
+    pub fn finish(&self, config: &OidcConfig, returned: &Returned<'_>) -> Result<SignedIn, OidcError> {
         let flow = self.flows.take(returned.state, Instant::now()).ok_or(OidcError::State)?;
         let is_same = flow.issuer == config.issuer && flow.client_id == config.client_id;
         if !is_same || flow.browser != flows::hash(returned.browser) {
@@ -217,7 +241,13 @@ impl Oidc {
         let nonce = Nonce::new(flow.nonce);
         let claims = self.verified(config, &asking, &known, &token, &nonce)?;
         let person = claims::person(config, &claims).map_err(OidcError::Claims)?;
-        Ok((person, flow.next))
+        let leaving = known.end_session.clone().map(|end_session| Leaving {
+            issuer: config.issuer.clone(),
+            client_id: config.client_id.clone(),
+            end_session,
+            id_token: token.to_string(),
+        });
+        Ok(SignedIn { person, next: flow.next, leaving })
     }
 
     /// Keys are exchanged now and then: with one that is not known, or does not fit any longer, they are read once more.

@@ -12,15 +12,18 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use openidconnect::core::{
-    CoreClient, CoreClientAuthMethod, CoreIdToken, CoreIdTokenVerifier, CoreJwsSigningAlgorithm, CoreProviderMetadata,
+    CoreAuthDisplay, CoreClaimName, CoreClaimType, CoreClient, CoreClientAuthMethod, CoreGrantType, CoreIdToken,
+    CoreIdTokenVerifier, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJweKeyManagementAlgorithm,
+    CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreSubjectIdentifierType,
 };
 use openidconnect::{
-    AuthType, AuthorizationCode, ClaimsVerificationError, ClientId, ClientSecret, DiscoveryError, EndpointMaybeSet,
-    EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, Nonce, PkceCodeVerifier, RedirectUrl,
-    RequestTokenError, SignatureVerificationError, TokenResponse,
+    AdditionalProviderMetadata, AuthType, AuthorizationCode, ClaimsVerificationError, ClientId, ClientSecret,
+    DiscoveryError, EndpointMaybeSet, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, Nonce,
+    PkceCodeVerifier, ProviderMetadata, RedirectUrl, RequestTokenError, SignatureVerificationError, TokenResponse,
 };
 use pgark_dr::probe::with_causes;
 use reqwest::{Certificate, Url};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::claims::shown;
@@ -65,7 +68,7 @@ pub fn check_address(address: &str) -> Result<(), String> {
     is_safe(&url)
 }
 
-fn is_safe(url: &Url) -> Result<(), String> {
+pub(super) fn is_safe(url: &Url) -> Result<(), String> {
     match url.scheme() {
         "https" if url.has_host() => Ok(()),
         "http" if url.host_str().is_some_and(is_this_machine) => Ok(()),
@@ -165,8 +168,49 @@ pub struct Provider(Mutex<Option<Arc<Known>>>);
 
 /// What it said of itself.
 pub struct Known {
-    metadata: CoreProviderMetadata,
+    metadata: Metadata,
+    /// Where browsers are sent to be signed out, if it says so and they can be (RP-Initiated Logout 1.0, 2.1).
+    pub end_session: Option<String>,
     read: Instant,
+}
+
+/// Whatever it is: what cannot be used keeps nobody from signing in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct More {
+    #[serde(default)]
+    end_session_endpoint: Value,
+}
+
+impl AdditionalProviderMetadata for More {}
+
+/// `CoreProviderMetadata`, and more.
+type Metadata = ProviderMetadata<
+    More,
+    CoreAuthDisplay,
+    CoreClientAuthMethod,
+    CoreClaimName,
+    CoreClaimType,
+    CoreGrantType,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJweKeyManagementAlgorithm,
+    CoreJsonWebKey,
+    CoreResponseMode,
+    CoreResponseType,
+    CoreSubjectIdentifierType,
+>;
+
+fn end_session(metadata: &Metadata) -> Option<String> {
+    let given = &metadata.additional_metadata().end_session_endpoint;
+    let url = given.as_str().map(|text| Url::parse(text).map_err(|e| e.to_string()));
+    match url.map(|url| url.and_then(|url| is_safe(&url).map(|()| url))) {
+        Some(Ok(url)) => Some(url.into()),
+        None if given.is_null() => None,
+        Some(Err(_)) | None => {
+            let issuer = metadata.issuer().as_str();
+            tracing::warn!(target: "pgark", issuer, "end_session_endpoint of the provider cannot be used: people are signed out here alone");
+            None
+        }
+    }
 }
 
 impl Provider {
@@ -182,6 +226,11 @@ impl Provider {
         }
     }
 
+    #[cfg(test)]
+    pub fn last(&self) -> Option<Arc<Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Asks, whatever is known.
     ///
     /// # Errors
@@ -191,13 +240,13 @@ impl Provider {
             |why: String| OidcError::Provider(format!("{} cannot be asked what it is: {}", config.issuer, shown(&why)));
         let issuer = IssuerUrl::new(config.issuer.clone()).map_err(|e| failed(e.to_string()))?;
         let http = asking.http();
-        let asked =
-            async { CoreProviderMetadata::discover_async(issuer, &http).await.map_err(|e| failed(discovery(&e))) };
+        let asked = async { Metadata::discover_async(issuer, &http).await.map_err(|e| failed(discovery(&e))) };
         let metadata = asking.wait(asked)?;
         // The one address of it that browsers are sent to.
         is_safe(metadata.authorization_endpoint().url())
             .map_err(|why| failed(format!("authorization_endpoint: {why}")))?;
-        let known = Arc::new(Known { metadata, read: Instant::now() });
+        let end_session = end_session(&metadata);
+        let known = Arc::new(Known { metadata, end_session, read: Instant::now() });
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
         Ok(known)
     }

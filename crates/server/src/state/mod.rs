@@ -5,6 +5,7 @@
 
 mod documents;
 mod jobs;
+mod leaving;
 mod lost;
 mod people;
 mod prune;
@@ -130,7 +131,8 @@ impl State {
             found => return Err(StateError::Version { found }),
         }
         change.pragma_update(None, "user_version", VERSION)?;
-        change.execute_batch(&[users::SCHEMA, sessions::SCHEMA, people::SCHEMA, samples::SCHEMA].concat())?;
+        let later = [users::SCHEMA, sessions::SCHEMA, people::SCHEMA, leaving::SCHEMA, samples::SCHEMA];
+        change.execute_batch(&later.concat())?;
         change.commit()?;
         let copies = connected(&file, "normal")?;
         let shared = |connection| Arc::new(Mutex::new(connection));

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::sessions::{IDLE, OF_ONE_MAX, USED_EVERY_S};
-use super::{Result, State, StateError, text, time};
+use super::{Result, State, StateError, leaving, text, time};
 use crate::access::{Token, token_hash};
 use crate::oidc::Person;
 
@@ -37,6 +37,7 @@ impl State {
         let oldest = "delete from people where issuer = ?1 and subject = ?2 and hash not in
             (select hash from people where issuer = ?1 and subject = ?2 order by rowid desc limit ?3)";
         change.execute(oldest, params![issuer, subject, OF_ONE_MAX])?;
+        leaving::forget(&change)?;
         change.commit()?;
         Ok(session)
     }

@@ -69,6 +69,7 @@ impl State {
         let (connection, hash) = (self.connection(), token_hash(session));
         connection.execute("delete from sessions where hash = ?1", [hash])?;
         connection.execute("delete from people where hash = ?1", [hash])?;
+        connection.execute("delete from leavings where hash = ?1", [hash])?;
         Ok(())
     }
 }

@@ -6,6 +6,8 @@ use rusqlite::{OptionalExtension, Row, params};
 use super::{Result, State, StateError, new_id, optional_time, text, time};
 use crate::access::{Caller, Role, Token, TokenRecord, token_hash};
 
+/// Between names of clusters, of which none has it. A program that knows of one alone takes all of them for one that is not there.
+const SEPARATOR: &str = ",";
 const COLUMNS: &str = "id, name, role, cluster, created, expires, revoked, last_used";
 /// When a token was used last is kept no finer.
 const USED_EVERY_S: i64 = 60;
@@ -13,7 +15,7 @@ const USED_EVERY_S: i64 = 60;
 type Columns = (String, String, String, Option<String>, String, Option<String>, Option<String>, Option<String>);
 
 impl State {
-    /// The token, which nobody can be told again.
+    /// For one cluster, or for every one. The token, which nobody can be told again.
     pub fn create_token(
         &self,
         name: &str,
@@ -22,11 +24,25 @@ impl State {
         expires: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(Token, TokenRecord)> {
+        let cluster = cluster.map(|name| vec![name.to_owned()]);
+        self.create_token_for(name, role, cluster.as_deref(), expires, now)
+    }
+
+    /// The same for several clusters; None: for every one.
+    pub fn create_token_for(
+        &self,
+        name: &str,
+        role: Role,
+        clusters: Option<&[String]>,
+        expires: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<(Token, TokenRecord)> {
+        let clusters = clusters.map(|all| all.join(SEPARATOR));
         let token = Token::random()?;
         let id = new_id(now)?;
         self.connection().execute(
             "insert into tokens (id, hash, name, role, cluster, created, expires) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            params![id, token_hash(token.expose()), name, role.word(), cluster, text(now), expires.map(text)],
+            params![id, token_hash(token.expose()), name, role.word(), clusters, text(now), expires.map(text)],
         )?;
         Ok((token, self.token(&id)?))
     }
@@ -78,12 +94,12 @@ fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?, row.get(7)?))
 }
 
-fn record((id, name, role, cluster, created, expires, revoked, used): Columns) -> Result<TokenRecord> {
+fn record((id, name, role, clusters, created, expires, revoked, used): Columns) -> Result<TokenRecord> {
     Ok(TokenRecord {
         id,
         name,
         role: role.parse().map_err(StateError::Content)?,
-        cluster,
+        clusters: clusters.map(|all| all.split(SEPARATOR).map(str::to_owned).collect()),
         created: time(&created)?,
         expires: optional_time(expires)?,
         revoked: optional_time(revoked)?,

@@ -96,6 +96,12 @@ fn others_are_told_later_unless_somebody_looks_after_it() {
     assert_eq!(only(&book).deliveries.len(), 6);
     book.acknowledge(&only(&book).id, "me", at(24 * 3600 + 1)).expect("acknowledged");
     assert_eq!(book.escalate(&routing, at(72 * 3600)).expect("looked"), 0);
+    // It is over, and comes back: nobody looks after that one, and others are told of it again.
+    assert!(book.resolve("main/x", at(73 * 3600)).expect("resolved"));
+    book.raise(&finding(Severity::Critical), &routing, at(74 * 3600)).expect("raised");
+    let back = book.all().expect("readable").into_iter().find(Alert::is_open).expect("open");
+    assert_eq!((back.acknowledged, back.level), (None, 0));
+    assert_eq!(book.escalate(&routing, at(75 * 3600)).expect("looked"), 1);
 }
 
 #[test]

@@ -133,6 +133,9 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
         @if physical && is(&backup, "complete") {
             p { a href={ "/clusters/" (segment(name)) "/plan?backup=" (segment(id)) } { "Plan a restore of this backup" } }
         }
+        @if is(&backup, "complete") && matches!(word(&backup, "kind"), "physical" | "logical") {
+            p { a href={ "/clusters/" (segment(name)) "/recover?backup=" (segment(id)) } { "Plan a guided recovery from this backup" } }
+        }
         @if may(asked, Right::Recover, name) {
             details.what {
                 summary { "Remove this backup" }

@@ -197,6 +197,11 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
                 input #moment type="datetime-local" name="time" step="1" required data-moment
                     value=[newest_moment(&info).map(|at| at.strftime("%Y-%m-%dT%H:%M:%S").to_string())];
                 button.primary type="submit" { "Show the plan" }
+                button type="submit" formaction={ "/clusters/" (segment(name)) "/recover" } { "Plan a guided recovery" }
+            }
+            p.help {
+                "A restore brings back data into a directory. A guided recovery stops the application, replaces the cluster and starts both again: "
+                a href={ "/clusters/" (segment(name)) "/recover" } { "its plan to the newest moment" } "."
             }
         }
         @if may(asked, Right::Operate, name) {

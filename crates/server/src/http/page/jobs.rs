@@ -65,7 +65,7 @@ pub fn all(api: &Api, asked: &Asked<'_>) -> Made {
 /// What it does, as one says it.
 pub fn what(request: &Value) -> String {
     let mut words = vec![word(request, "job").replace('_', " ")];
-    for key in ["kind", "type", "backup", "target_time", "target_lsn", "target_name"] {
+    for key in ["kind", "type", "backup", "target_time", "target_lsn", "target_name", "alert"] {
         if !word(request, key).is_empty() {
             words.push(word(request, key).to_owned());
         }

@@ -4,6 +4,7 @@
 //! of the API. Nothing gets into a page but through `maud`, which escapes it; what others have named is shown as `Text`. There is
 //! no script and no style in a page, so that the policy of the server forbids both. Without its script every page still works.
 
+pub mod alerts;
 pub mod assets;
 pub mod backups;
 mod chart;
@@ -13,9 +14,11 @@ pub mod jobs;
 pub mod oidc;
 mod parts;
 pub mod plan;
+pub mod recover;
 pub mod reports;
 pub mod sign;
 mod timeline;
+pub mod tokens;
 pub mod watch;
 
 use axum::http::{StatusCode, Uri};
@@ -35,15 +38,17 @@ pub enum Place {
     Alerts,
     Schedules,
     Settings,
+    Tokens,
     Elsewhere,
 }
 
-const PLACES: [(Place, &str, &str); 5] = [
+const PLACES: [(Place, &str, &str); 6] = [
     (Place::Clusters, "/", "Clusters"),
     (Place::Jobs, "/jobs", "Jobs"),
     (Place::Alerts, "/alerts", "Alerts"),
     (Place::Schedules, "/schedules", "Schedules"),
     (Place::Settings, "/settings", "Settings"),
+    (Place::Tokens, "/tokens", "Tokens"),
 ];
 
 pub struct Page<'a> {
@@ -64,6 +69,11 @@ impl Page<'_> {
     fn shown(self, asked: &Asked<'_>) -> Made {
         Ok(answer(StatusCode::OK, whole(&self, Some(asked)), vec![]))
     }
+}
+
+/// Nobody is led to where they may not go.
+fn leads_to(place: Place, caller: &Caller) -> bool {
+    place != Place::Tokens || caller.may(Right::Administer, None)
 }
 
 /// As a tooltip.
@@ -100,7 +110,7 @@ fn whole(page: &Page<'_>, asked: Option<&Asked<'_>>) -> Markup {
                     @if let Some(caller) = caller {
                         nav aria-label="Main" {
                             ul {
-                                @for (place, to, name) in PLACES {
+                                @for (place, to, name) in PLACES.into_iter().filter(|(place, ..)| leads_to(*place, caller)) {
                                     li { a href=(to) aria-current=[(place == page.place).then_some("page")] { (name) } }
                                 }
                             }

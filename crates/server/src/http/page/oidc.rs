@@ -5,14 +5,15 @@
 
 use axum::http::StatusCode;
 use jiff::SignedDuration;
-use maud::{DOCTYPE, html};
+use maud::{DOCTYPE, Markup, html};
 
 use super::answer;
+use super::parts::Text;
 use super::sign::{next, shown};
 use crate::http::api::Made;
 use crate::http::session::{flow, flow_cookie, kept};
 use crate::http::{Answer, Api, Asked, Problem, Turn};
-use crate::oidc::{ASKING_MAX, FLOW_LASTS, OidcConfig, OidcError, Returned};
+use crate::oidc::{ASKING_MAX, FLOW_LASTS, OidcConfig, OidcError, Returned, SignedIn};
 
 pub fn begin(api: &Api, asked: &Asked<'_>) -> Made {
     let config = api.config.get();
@@ -55,7 +56,7 @@ fn signed_in(api: &Api, asked: &Asked<'_>, oidc: &OidcConfig) -> Result<(String,
         error: asked.query("error"),
         issuer: asked.query("iss"),
     };
-    let (person, next) = api.oidc.finish(oidc, &given).map_err(|error| problem(asked, error))?;
+    let SignedIn { person, next, leaving } = api.oidc.finish(oidc, &given).map_err(|error| problem(asked, error))?;
     let (name, subject) = (person.name.escape_debug().to_string(), person.subject.clone());
     let groups = person.groups.join(", ").escape_debug().to_string();
     let Some(caller) = oidc.caller(person.clone()) else {
@@ -66,6 +67,9 @@ fn signed_in(api: &Api, asked: &Asked<'_>, oidc: &OidcConfig) -> Result<(String,
             .hint("ask who looks after this server: [[server.oidc.roles]] says which groups may do what, and its log has those that you came with"));
     };
     let session = api.state.sign_in_person(&person, SignedDuration::from_secs(seconds(oidc)), asked.now)?;
+    if let Some(leaving) = leaving {
+        api.state.keep_leaving(session.expose(), &leaving)?;
+    }
     tracing::info!(target: "pgark", %address, by = caller.shown(), %groups, "signed in by the provider");
     Ok((session.expose().to_owned(), next))
 }
@@ -95,6 +99,21 @@ fn problem(asked: &Asked<'_>, error: OidcError) -> Problem {
 }
 
 fn going_on(next: &str, cookies: Vec<String>) -> Answer {
+    let said = html! { p { "You are signed in. " a href=(next) { "Go on" } } };
+    on_its_way("Signed in", next, &said, cookies)
+}
+
+/// The answer to a form may lead nowhere else (`form-action` of the policy), and a page may.
+pub(super) fn leaving(to: &str, name: &str, cookies: Vec<String>) -> Answer {
+    let said = html! {
+        p { "You are signed out here. " a href=(to) { "Sign out at " (Text(name)) ", too" } }
+        p { a href="/sign-in" { "Stay here" } }
+    };
+    on_its_way("Signed out", to, &said, cookies)
+}
+
+/// A page that goes on by itself.
+fn on_its_way(title: &str, to: &str, said: &Markup, cookies: Vec<String>) -> Answer {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -102,12 +121,12 @@ fn going_on(next: &str, cookies: Vec<String>) -> Answer {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                meta http-equiv="refresh" content={ "0; url=" (next) };
-                title { "Signed in – pgark" }
+                meta http-equiv="refresh" content={ "0; url=" (to) };
+                title { (title) " – pgark" }
                 link rel="icon" href="/assets/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/assets/app.css";
             }
-            body { main #main { p { "You are signed in. " a href=(next) { "Go on" } } } }
+            body { main #main { h1 { (title) } (said) } }
         }
     };
     answer(StatusCode::OK, page, cookies)

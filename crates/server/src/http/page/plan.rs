@@ -17,12 +17,12 @@ use crate::http::{Answer, Api, Asked, Problem, knowledge};
 use crate::known::{list, time};
 
 /// Then one sees that it is under way.
-const WAITS: Duration = Duration::from_millis(1500);
+pub(super) const WAITS: Duration = Duration::from_millis(1500);
 
 /// What the form of the timeline says, in words of the API.
-struct Wanted {
-    query: Vec<(String, String)>,
-    said: String,
+pub(super) struct Wanted {
+    pub query: Vec<(String, String)>,
+    pub said: String,
 }
 
 /// A civil time without a zone is one of UTC, as the form says.
@@ -31,7 +31,7 @@ fn moment_of(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(civil)
 }
 
-fn wanted(asked: &Asked<'_>) -> Result<Wanted, Problem> {
+pub(super) fn wanted(asked: &Asked<'_>) -> Result<Wanted, Problem> {
     let given = |key: &str| asked.query(key).map(str::trim).filter(|value| !value.is_empty());
     let mut query = vec![];
     let mut said = vec![];
@@ -44,7 +44,6 @@ fn wanted(asked: &Asked<'_>) -> Result<Wanted, Problem> {
         ("lsn", "target_lsn", "to position"),
         ("name", "target_name", "to restore point"),
         ("backup", "backup", "of backup"),
-        ("to", "to", "into"),
     ] {
         if let Some(value) = given(key) {
             query.push((name.to_owned(), value.to_owned()));
@@ -56,7 +55,11 @@ fn wanted(asked: &Asked<'_>) -> Result<Wanted, Problem> {
 
 pub fn plan(api: &Api, asked: &Asked<'_>) -> Made {
     let name = path(asked, "cluster");
-    let wanted = wanted(asked)?;
+    let mut wanted = wanted(asked)?;
+    if let Some(to) = asked.query("to").map(str::trim).filter(|to| !to.is_empty()) {
+        wanted.query.push(("to".to_owned(), to.to_owned()));
+        wanted.said.push_str(&format!(", into {to}"));
+    }
     let found = knowledge::plan_within(api, &asked.again(wanted.query.clone()), WAITS);
     let body = html! {
         (of_cluster(name, "/plan"))
@@ -84,6 +87,12 @@ fn ready(value: &Value, wanted: &Wanted, asked: &Asked<'_>, cluster: &str) -> Ma
     let (resolved, wal) = (plan.get("resolved").unwrap_or(&Value::Null), plan.get("wal").unwrap_or(&Value::Null));
     let command: Vec<String> = list(value, "command").iter().filter_map(Value::as_str).map(quoted).collect();
     let notes = list(plan, "notes");
+    let words = |(key, value): &(String, String)| {
+        let key = key.strip_prefix("target_").unwrap_or(key);
+        format!("{key}={}", parts::segment(value))
+    };
+    // The same moment, for the other way to it.
+    let moment: Vec<String> = wanted.query.iter().filter(|(key, _)| key != "to").map(words).collect();
     html! {
         p { (parts::pill(parts::Tone::Good, "This can be done")) " Nothing is changed by looking." }
         dl.facts {
@@ -105,6 +114,10 @@ fn ready(value: &Value, wanted: &Wanted, asked: &Asked<'_>, cluster: &str) -> Ma
         p { "It does the same, on any machine that has the settings and the key; DIR is a directory that is empty or not there yet." }
         pre.command tabindex="0" role="region" aria-labelledby="command-h" { code data-copied { (Text(&command.join(" "))) } }
         p { button.quiet type="button" data-copy hidden { "Copy" } }
+        p {
+            "A restore brings back data, and leaves what runs alone. To stop the application, replace the cluster and start both again: "
+            a href={ "/clusters/" (parts::segment(cluster)) "/recover?" (moment.join("&")) } { "the guided recovery to this moment" } "."
+        }
         @if may(asked, Right::Recover, cluster) {
             section aria-labelledby="do-h" {
                 h2 #do-h { "Restore on this server" }
@@ -127,7 +140,7 @@ fn ready(value: &Value, wanted: &Wanted, asked: &Asked<'_>, cluster: &str) -> Ma
 }
 
 /// As a shell takes it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '=' | '+');
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }

@@ -3,11 +3,12 @@
 use axum::http::{StatusCode, Uri};
 use maud::html;
 
+use super::oidc::leaving;
 use super::parts::{Text, segment};
 use super::{Page, Place, answer, trouble, whole};
 use crate::http::api::Made;
 use crate::http::session::{cookie, forged, form_word, is_form_word, kept};
-use crate::http::signin::{by_password, by_token};
+use crate::http::signin::{by_password, by_token, ended};
 use crate::http::{Answer, Api, Asked, Problem};
 
 /// Where to go on afterwards: a path of ours, or the first screen.
@@ -92,10 +93,16 @@ pub fn sign_in(api: &Api, asked: &Asked<'_>) -> Made {
 }
 
 pub fn sign_out(api: &Api, asked: &Asked<'_>) -> Made {
-    if let Some(session) = cookie(asked.headers) {
-        api.state.sign_out(session)?;
-    }
-    Ok(Answer::Goto { to: "/sign-in".into(), cookies: vec![kept("", 0, asked.from.is_https)] })
+    let to = match cookie(asked.headers) {
+        Some(session) => ended(api, session)?,
+        None => None,
+    };
+    let cookies = vec![kept("", 0, asked.from.is_https)];
+    let config = api.config.get();
+    Ok(match (to, &config.web.oidc) {
+        (Some(to), Some(oidc)) => leaving(&to, &oidc.name, cookies),
+        _ => Answer::Goto { to: "/sign-in".into(), cookies },
+    })
 }
 
 #[cfg(test)]

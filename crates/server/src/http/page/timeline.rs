@@ -256,7 +256,7 @@ fn table(rows: &[Row], asked: &Asked<'_>) -> Markup {
         div.scroll tabindex="0" role="region" aria-label="Timeline as a table" {
             table {
                 caption { "What the timeline shows, the newest first" }
-                thead { tr { th scope="col" { "When" } th scope="col" { "What" } th scope="col" { "More" } th scope="col" { "Restore" } } }
+                thead { tr { th scope="col" { "When" } th scope="col" { "What" } th scope="col" { "More" } th scope="col" { "Plan" } } }
                 tbody {
                     @for (at, what, more, plan) in rows {
                         @let own = format!("time={}", segment(&at.strftime("%Y-%m-%dT%H:%M:%S").to_string()));
@@ -264,7 +264,11 @@ fn table(rows: &[Row], asked: &Asked<'_>) -> Markup {
                             td { (moment(*at)) }
                             td { (Text(what)) }
                             td { (Text(more)) }
-                            td { a href={ "/clusters/" (cluster) "/plan?" (plan.as_ref().unwrap_or(&own)) } { "Plan" span.hidden { " a restore to this moment" } } }
+                            @let to = plan.as_ref().unwrap_or(&own);
+                            td {
+                                a href={ "/clusters/" (cluster) "/plan?" (to) } { "Restore" span.hidden { " to this moment: the plan" } } " "
+                                a href={ "/clusters/" (cluster) "/recover?" (to) } { "Recover" span.hidden { " to this moment: the plan" } }
+                            }
                         }
                     }
                 }

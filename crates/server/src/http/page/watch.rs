@@ -1,102 +1,13 @@
-//! Alerts and incidents, the audit trail, schedules, settings.
+//! The audit trail, schedules, settings.
 
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::parts::{self, Text, Tone, empty, number, pill, segment, since, tree, word};
+use super::parts::{self, Text, Tone, empty, pill, segment, since, tree, word};
 use super::{Page, Place, age, of_cluster, path, told};
 use crate::http::api::{self, Made};
 use crate::http::{Api, Asked, knowledge};
 use crate::known::{list, time};
-
-pub fn alerts(api: &Api, asked: &Asked<'_>) -> Made {
-    let alerts = told(knowledge::alerts(api, asked))?;
-    let incidents = told(knowledge::incidents(api, asked))?;
-    let is_over = |a: &&Value| time(a, "resolved").is_some();
-    let (mut over, open): (Vec<&Value>, Vec<&Value>) = list(&alerts, "alerts").iter().partition(is_over);
-    over.sort_by_key(|a| std::cmp::Reverse(time(a, "resolved")));
-    let body = html! {
-        h1 { "Alerts" }
-        div #state data-live-part {
-            (age(&alerts, asked))
-            h2 { "Open" }
-            @if open.is_empty() { (empty("Nothing is open.")) } @else { (alert_table(&open, "Open alerts", asked)) }
-            h2 { "Incidents" }
-            (age(&incidents, asked))
-            @let found = list(&incidents, "incidents");
-            @if found.is_empty() { (empty("No incident was declared.")) } @else {
-                table.cards {
-                    caption.hidden { "Incidents, the newest first" }
-                    thead { tr { th scope="col" { "Declared" } th scope="col" { "Cluster" } th scope="col" { "State" } th scope="col" { "Reason" } th scope="col" { "By" } } }
-                    tbody {
-                        @for incident in found.iter().rev() {
-                            tr {
-                                th scope="row" { @match time(incident, "declared") { Some(at) => (since(at, asked.now)), None => (Text(word(incident, "id"))) } }
-                                td data-name="Cluster" { (Text(word(incident, "cluster"))) }
-                                td data-name="State" {
-                                    @match incident.get("closed").and_then(|c| time(c, "at")) {
-                                        Some(at) => div { (pill(Tone::Good, "closed")) span.sub { (parts::moment(at)) } },
-                                        None => (pill(Tone::Bad, "open")),
-                                    }
-                                }
-                                td data-name="Reason" { (Text(word(incident, "reason"))) }
-                                td data-name="By" { (Text(word(incident, "by"))) }
-                            }
-                        }
-                    }
-                }
-            }
-            h2 { "Over" }
-            @if over.is_empty() { (empty("None is remembered.")) } @else { (alert_table(&over, "Alerts that are over", asked)) }
-        }
-    };
-    Page { title: "Alerts", place: Place::Alerts, body }.shown(asked)
-}
-
-fn alert_table(alerts: &[&Value], name: &str, asked: &Asked<'_>) -> Markup {
-    html! {
-        table.cards {
-            caption.hidden { (name) }
-            thead { tr { th scope="col" { "Since" } th scope="col" { "Cluster" } th scope="col" { "Severity" } th scope="col" { "What" } th scope="col" { "Told" } } }
-            tbody {
-                @for alert in alerts {
-                    tr {
-                        th scope="row" { @if let Some(at) = time(alert, "opened") { (since(at, asked.now)) } }
-                        td data-name="Cluster" { (Text(word(alert, "cluster"))) }
-                        td data-name="Severity" {
-                            @match (time(alert, "resolved"), word(alert, "severity")) {
-                                (Some(_), _) => (pill(Tone::Good, "over")),
-                                (None, "info") => (pill(Tone::Unknown, "info")),
-                                (None, "warning") => (pill(Tone::Warn, "warning")),
-                                (None, other) => (pill(Tone::Bad, other)),
-                            }
-                        }
-                        td data-name="What" {
-                            div {
-                                (Text(word(alert, "summary")))
-                                @if let Some(by) = alert.get("acknowledged").map(|a| word(a, "by")).filter(|by| !by.is_empty()) {
-                                    span.sub { "looked after by " (Text(by)) }
-                                }
-                                @if let Some(at) = time(alert, "resolved") { span.sub { "over " (parts::ago(at, asked.now)) } }
-                            }
-                        }
-                        td data-name="Told" { (told_to(alert)) }
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn told_to(alert: &Value) -> Markup {
-    let deliveries = list(alert, "deliveries");
-    let told = deliveries.iter().filter(|d| time(d, "delivered").is_some()).count();
-    let waiting = number(alert, "waiting").unwrap_or(0);
-    html! {
-        @if deliveries.is_empty() { span.unknown { "nobody" } } @else { (told) }
-        @if waiting > 0 { span.sub { (waiting) " waiting" } }
-    }
-}
 
 pub fn audit(api: &Api, asked: &Asked<'_>) -> Made {
     let name = path(asked, "cluster");

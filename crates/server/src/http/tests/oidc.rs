@@ -70,6 +70,7 @@ impl Provider {
         let issuer = format!("{scheme}://{}", listener.local_addr().expect("an address"));
         let discovery = json!({"issuer": issuer, "authorization_endpoint": format!("{issuer}/authorize"),
             "token_endpoint": format!("{issuer}/token"), "jwks_uri": format!("{issuer}/keys"),
+            "end_session_endpoint": format!("{issuer}/end?theme=dark"),
             "response_types_supported": ["code"], "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["none", "HS256", "ES256"]});
         let answers =
@@ -287,8 +288,41 @@ fn a_provider_that_means_no_good_signs_nobody_in() {
     let me = || bench.ask_with(route("GET", "/api/v1/me"), &[], std::slice::from_ref(&session), "", "");
     assert_eq!(me().1["grants"], json!([{"role": "operator", "cluster": "a"}]));
 
-    // What comes back that should not.
+    // Out again, in another browser: here, and where the provider does it, with what it gave.
     let callback = "/sign-in/oidc/callback";
+    let signs_in = || {
+        let one = visit();
+        let begun = one.begin("/");
+        let token = by_key("one", &key, &good(&begun));
+        provider.gives(&token);
+        let Answer::Page { cookies, .. } = one.answer(callback, &back(&begun), &begun.cookie) else {
+            panic!("no page")
+        };
+        (cookies[0].split(';').next().expect("a pair").to_owned(), token)
+    };
+    let own = |cookie: &str| super::pages::headers(cookie, &[super::pages::OWN]);
+    let out = |cookie: &str| bench.ask_with(route("DELETE", "/api/v1/session"), &[], &own(cookie), "", "");
+    let (cookie, token) = signs_in();
+    let (status, document) = out(&cookie);
+    let expected = format!(
+        "{}/end?theme=dark&client_id={CLIENT}&post_logout_redirect_uri=http%3A%2F%2F127.0.0.1%3A7432%2Fsign-in&id_token_hint={token}",
+        provider.issuer
+    );
+    assert_eq!((status, &document["end_session"]), (200, &json!(expected)), "{document}");
+    assert_eq!(out(&cookie).0, 401, "it is over");
+    let (cookie, token) = signs_in();
+    let word = Session::of(cookie.split_once('=').expect("a value").1).csrf;
+    let (status, page) = bench.ask_with(route("POST", "/sign-out"), &[], &own(&cookie), "", &format!("csrf={word}"));
+    let page = page.as_str().expect("a page");
+    assert!(status == 200 && page.contains("You are signed out here") && page.contains(&token), "{page}");
+    assert!(page.contains(&format!("content=\"0; url={}/end?theme=dark&amp;client_id=", provider.issuer)), "{page}");
+    // With another client, or another provider, in the settings there is nothing to be ended there.
+    let (cookie, _) = signs_in();
+    bench.with(|all| all.web.oidc.as_mut().expect("set").client_id = "another".into());
+    assert_eq!(out(&cookie).1["end_session"], Value::Null);
+    bench.with(|all| all.web.oidc = Some(config(&provider.issuer)));
+
+    // What comes back that should not.
     assert_eq!(one.returned(&begun), "E-OIDC-STATE", "used already");
     let state = |query: &str, cookie: &str| visit().refused(callback, query, cookie).0;
     assert_eq!(state("code=x&state=other", &begun.cookie), "E-OIDC-STATE");
@@ -411,6 +445,14 @@ fn a_provider_that_means_no_good_signs_nobody_in() {
 
     // A provider that is not who it should be, or sends people and us elsewhere; and one that is not there.
     let discovery = provider.answers().discovery.clone();
+    // Where people are to be signed out matters to nobody who signs in.
+    for value in [json!("http://evil.example/end"), json!("javascript:alert(1)"), json!(7), Value::Null] {
+        let fresh = super::bench("oidc-end");
+        fresh.with(|all| all.web.oidc = Some(config(&provider.issuer)));
+        provider.answers().discovery["end_session_endpoint"] = value.clone();
+        let known = fresh.api.oidc.begin(&config(&provider.issuer), "/");
+        assert!(known.is_ok() && fresh.api.oidc.signs_out().is_none(), "{value}");
+    }
     for (name, value) in [
         ("issuer", "https://id.example.org"),
         ("authorization_endpoint", "http://evil.example/authorize"),

@@ -73,6 +73,7 @@ fn pages_hold_no_script_whatever_others_have_written() {
     let bench = bench("pages");
     let job = hostile(&bench);
     let admin = bench.token(Role::Admin, None);
+    bench.api.state.create_token(HOSTILE, Role::Viewer, Some(HOSTILE), None, Timestamp::now()).expect("made");
     let path = [("cluster", "a"), ("job", job.as_str()), ("backup", NAMED), ("report", "20260101-000000-00000000")];
     // What leads to a provider and back is not there without one (`oidc`).
     let is_page = |r: &&Route| !r.path.starts_with("/assets") && !r.path.starts_with("/sign-in/oidc");
@@ -109,12 +110,12 @@ fn headers_forbid_what_pages_do_not_have() {
 }
 
 /// Somebody with a browser, who has signed in.
-struct Visitor<'a> {
+pub(super) struct Visitor<'a> {
     bench: &'a Bench,
-    cookie: String,
+    pub(super) cookie: String,
 }
 
-fn pair(cookie: &Value) -> String {
+pub(super) fn pair(cookie: &Value) -> String {
     cookie.as_str().and_then(|c| c.split(';').next()).expect("a cookie").to_owned()
 }
 
@@ -123,9 +124,9 @@ fn field(page: &str, name: &str) -> String {
     field.split('"').next().expect("its value").to_owned()
 }
 
-const OWN: (&str, &str) = ("sec-fetch-site", "same-origin");
+pub(super) const OWN: (&str, &str) = ("sec-fetch-site", "same-origin");
 
-fn headers(cookie: &str, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+pub(super) fn headers(cookie: &str, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
     let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
     [("cookie", cookie.to_owned())].into_iter().chain(more).collect()
 }
@@ -146,35 +147,41 @@ fn sign_in(bench: &Bench, fields: &str) -> (u16, Value) {
 }
 
 impl<'a> Visitor<'a> {
-    fn new(bench: &'a Bench, fields: &str) -> Visitor<'a> {
+    pub(super) fn new(bench: &'a Bench, fields: &str) -> Visitor<'a> {
         let (status, signed) = sign_in(bench, fields);
         assert_eq!((status, &signed["to"]), (303, &json!("/jobs")), "{signed}");
         Visitor { bench, cookie: pair(&signed["cookies"][0]) }
     }
 
-    fn get(&self, path: &str, names: &[(&str, &str)]) -> (u16, Value) {
+    pub(super) fn get(&self, path: &str, names: &[(&str, &str)]) -> (u16, Value) {
         self.bench.ask_with(route("GET", path), names, &headers(&self.cookie, &[]), "", "")
     }
 
-    fn page(&self, path: &str, names: &[(&str, &str)]) -> String {
+    pub(super) fn page(&self, path: &str, names: &[(&str, &str)]) -> String {
         let (status, page) = self.get(path, names);
         assert_eq!(status, 200, "{path}: {page}");
         page.as_str().expect("a page").to_owned()
     }
 
-    fn post(&self, path: &str, names: &[(&str, &str)], more: &[(&'static str, &str)], body: &str) -> (u16, Value) {
+    pub(super) fn post(
+        &self,
+        path: &str,
+        names: &[(&str, &str)],
+        more: &[(&'static str, &str)],
+        body: &str,
+    ) -> (u16, Value) {
         self.bench.ask_with(route("POST", path), names, &headers(&self.cookie, more), "", body)
     }
 
     /// As the form of a page does it.
-    fn sends(&self, path: &str, names: &[(&str, &str)], fields: &str) -> (u16, Value) {
+    pub(super) fn sends(&self, path: &str, names: &[(&str, &str)], fields: &str) -> (u16, Value) {
         let word = field(&self.page("/jobs", &[]), "csrf");
         self.post(path, names, &[OWN], &format!("{fields}&csrf={word}"))
     }
 }
 
-const CLUSTER: &[(&str, &str)] = &[("cluster", "a")];
-const JOBS: &str = "/clusters/{cluster}/jobs";
+pub(super) const CLUSTER: &[(&str, &str)] = &[("cluster", "a")];
+pub(super) const JOBS: &str = "/clusters/{cluster}/jobs";
 
 #[test]
 fn a_session_reads_and_its_forms_carry_its_word() {
