@@ -215,7 +215,7 @@ fn does(role: Role) -> &'static str {
         Role::Viewer => "sees",
         Role::Operator => "backs up, verifies, rehearses",
         Role::RecoveryOperator => "restores and recovers as well",
-        Role::AppAdmin => "sees, and is to point applications to what was restored",
+        Role::AppAdmin => "sees, and says yes to what points applications elsewhere",
         Role::Admin => "everything, tokens too",
     }
 }
