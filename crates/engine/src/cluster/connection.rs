@@ -27,9 +27,14 @@ const NEWER_KEYWORDS: [(&str, &str); 6] = [
     ("max_protocol_version", "PGMAXPROTOCOLVERSION"),
 ];
 
-/// The timeouts first, so that a tiny `statement_timeout` of the role has no time to strike.
+/// Before everything else, so that a tiny `statement_timeout` of the role has little time to strike.
+const NO_TIMEOUT: &str = "SET statement_timeout = 0";
+/// It may do so all the same, on a busy server.
+const TIMEOUTS_STRUCK_MAX: usize = 100;
+/// SQLSTATE `query_canceled`.
+const CANCELED: &str = "57014";
 /// `pg_temp` last: where it is not named, temporary tables would shadow the catalog.
-const PIN_SESSION: &str = "SET statement_timeout = 0; SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; \
+const PIN_SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; \
      SET idle_in_transaction_session_timeout = 0; SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; \
      SET extra_float_digits = 3; SET bytea_output = 'hex'; SET standard_conforming_strings = on; \
      SET default_transaction_read_only = off";
@@ -62,6 +67,18 @@ impl fmt::Debug for Connection {
     }
 }
 
+fn outlast_timeouts(pq: &Libpq, deadline: Deadline) -> Result<(), ClusterError> {
+    let mut struck = 0;
+    loop {
+        match pq.exec_script(NO_TIMEOUT, deadline) {
+            Err(ClusterError::Query { sqlstate, .. }) if sqlstate == CANCELED && struck < TIMEOUTS_STRUCK_MAX => {
+                struck += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 impl Connection {
     /// Connects, checks the version and pins the settings of the session. With several hosts each is tried in
     /// turn with an equal share of the time, so that one that swallows packets does not hide the others.
@@ -72,6 +89,7 @@ impl Connection {
         let major = Major::from_version_num(version_num).ok_or_else(|| ClusterError::Unsupported {
             message: format!("the server reports version number {version_num}, PostgreSQL 13 to 18 is needed"),
         })?;
+        outlast_timeouts(&pq, deadline)?;
         pq.exec_script(PIN_SESSION, deadline)?;
         if major >= Major::V14 {
             pq.exec_script(PIN_SESSION_14, deadline)?;

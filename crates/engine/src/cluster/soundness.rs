@@ -218,8 +218,9 @@ impl Examination {
         let schema = place.as_ref().map(|place| place.schema.as_slice()).unwrap_or_default();
         let function = function_of(&conn, examined, schema)?;
         if let (None, Some(extension)) = (function, examined.extension()) {
-            let reason =
-                format!("extension {extension} of this database is older than that: ALTER EXTENSION {extension} UPDATE");
+            let reason = format!(
+                "extension {extension} of this database is older than that: ALTER EXTENSION {extension} UPDATE"
+            );
             tell(Finding::Unavailable { reason });
             return Ok(());
         }
