@@ -163,8 +163,11 @@ fn no_backup_of_kind(facts: &Facts<'_>, limits: &Limits, out: &mut Evaluated) {
 
 fn recovery_point(facts: &Facts<'_>, limits: &Limits, out: &mut Evaluated) {
     let Some(rpo) = limits.rpo else { return };
-    let dumped = facts.backups.iter().map(|b| b.started).max();
-    let Some(point) = facts.recovery_point.max(dumped) else { return };
+    // A dump speaks for its databases alone: it hides no WAL that is lost.
+    let is_physical = |b: &&BackupEntry| b.kind == BackupKind::Physical;
+    let has_physical = facts.backups.iter().any(|b| is_physical(&b));
+    let own = facts.backups.iter().filter(|b| !has_physical || is_physical(b));
+    let Some(point) = facts.recovery_point.max(own.map(|b| b.started).max()) else { return };
     let lost = age(facts.now, point);
     let by_wal = facts.recovery_point.is_some();
     // WAL also stops when nobody writes, which without the server looks the same.

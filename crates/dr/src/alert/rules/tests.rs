@@ -47,6 +47,9 @@ fn age_gaps_and_damage_are_told_with_what_is_fine() {
     assert_eq!(rules(&[], 100, 0, None), (one("no-backup", Severity::Critical), 2));
     assert_eq!(rules(&fresh, 102, 0, None).0, one("rpo", Severity::Critical));
     assert_eq!(rules(&fresh, 104, 0, Some(at(102))).0, one("rpo", Severity::Warning), "an idle server looks the same");
+    let base = BackupEntry { kind: BackupKind::Physical, ..backup(98, 100, 100, 10) };
+    let both = [base, backup(104, 100, 100, 10)];
+    assert_eq!(rules(&both, 104, 0, Some(at(102))).0, one("rpo", Severity::Warning), "a dump is no WAL");
     assert_eq!(rules(&fresh, 100, 2, None).0, one("wal-gap", Severity::Critical));
     let damaged = [BackupEntry { damaged: Some(at(101)), ..backup(100, 100, 100, 10) }];
     assert_eq!(rules(&damaged, 100, 0, None).0, one("damaged", Severity::Critical));
