@@ -7,8 +7,6 @@ use crate::known::{list, time};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
-    pub window_from: Option<Timestamp>,
-    pub window_until: Option<Timestamp>,
     pub gap_segments: f64,
     /// Complete backups, and those of them that are known not to be restorable.
     pub complete: usize,
@@ -46,13 +44,14 @@ pub struct Room {
 impl Figures {
     /// `document` as `info` printed it, and what it says of the cluster.
     pub fn of(document: &Value, found: &Value) -> Figures {
-        let windows = list(found, "windows");
         let complete = list(found, "backups").iter().filter(|b| b.get("complete") == Some(&Value::Bool(true)));
         let drill = found.get("drill").unwrap_or(&Value::Null);
         let mut figures = Figures {
-            window_from: windows.iter().filter_map(|w| time(w, "from_time")).min(),
-            window_until: windows.iter().filter_map(|w| time(w, "to_time")).max(),
-            gap_segments: list(found, "gaps").iter().filter_map(|g| g.get("segments")?.as_f64()).sum(),
+            // The sum of no numbers is -0.
+            gap_segments: list(found, "gaps")
+                .iter()
+                .filter_map(|g| g.get("segments")?.as_f64())
+                .fold(0.0, |sum, n| sum + n),
             drilled: time(drill, "last_green"),
             drill_green: drill.pointer("/last/verdict").and_then(Value::as_str).map(|v| v == "green"),
             room: Room::of(document.get("repository").unwrap_or(&Value::Null)),

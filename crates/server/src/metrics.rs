@@ -143,8 +143,8 @@ impl OfInfo {
 
     fn tell(&self, label: &OfCluster, known: &Known, room: &Room) {
         let of = &known.figures;
-        set(&self.from, label, of.window_from.map(seconds));
-        set(&self.until, label, of.window_until.map(seconds));
+        set(&self.from, label, known.from.map(seconds));
+        set(&self.until, label, known.until.map(seconds));
         set(&self.gaps, label, Some(of.gap_segments));
         set(&self.backups, label, count(of.complete));
         set(&self.damaged, label, count(of.damaged));

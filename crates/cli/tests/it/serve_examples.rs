@@ -213,14 +213,22 @@ fn a_whole_system_is_backed_up_lost_and_restored_by_its_own_interface() {
     let name = made["backup"]["backup_name"].as_str().expect("a name").to_owned();
     assert!(made["backup"]["success"] == true && name.starts_with("radiology_backup_"), "{made}");
     let (wanted, table) = (wanted(&up), site.cluster.psql_db("radiology_db", rows));
+    // What was not read yet is told as an error, which is no list.
+    let list = || served.serving.ask("GET", "/api/backups/list", &served.admin, "").1;
     let listed = until("the backup in the list", || {
-        let all = ask("GET", "/api/backups/list", &Value::Null, 200);
+        let all = list();
         all.as_array()?.iter().find(|b| b["backup_name"] == name.as_str()).cloned()
     });
     assert_eq!(ask("GET", &format!("/api/backups/{name}"), &Value::Null, 200), listed);
     let verified = ask("POST", &format!("/api/backups/verify/{name}"), &Value::Null, 200);
     assert_eq!(verified["verification"]["success"], true, "{verified}");
     assert_eq!(ask("GET", "/api/backups/status/health", &Value::Null, 200)["status"], "healthy");
+    let known = served.cluster("what was read", |c| c["can_recover"] == true);
+    assert_eq!(
+        (&known["recoverable_by"], &known["recoverable_until"]),
+        (&json!("backup"), &listed["datetime"]),
+        "{known}"
+    );
 
     site.cluster.psql("drop database radiology_db");
     fs::remove_dir_all(&app).expect("everything");
@@ -235,10 +243,10 @@ fn a_whole_system_is_backed_up_lost_and_restored_by_its_own_interface() {
     let begun = ask("POST", "/api/backups/create", &Value::Null, 200);
     assert_eq!(begun["status"], "processing", "{begun}");
     assert_eq!(ended(&served.serving, &served.admin, begun["job_id"].as_str().expect("a job"))["state"], "done");
-    until("two backups", || (ask("GET", "/api/backups/list", &Value::Null, 200).as_array()?.len() >= 2).then_some(()));
+    until("two backups", || (list().as_array()?.len() >= 2).then_some(()));
     ask("DELETE", &format!("/api/backups/{name}"), &Value::Null, 200);
     until("its end", || {
-        let all = ask("GET", "/api/backups/list", &Value::Null, 200);
+        let all = list();
         all.as_array()?.iter().all(|b| b["backup_name"] != name.as_str()).then_some(())
     });
     served.serving.drained();

@@ -11,7 +11,7 @@ use super::approve::right_to_approve;
 use super::{Answer, Api, Asked, Problem};
 use crate::access::{RIGHTS, ROLES, Right, Role};
 use crate::jobs::{Job, JobState, NewJob, Request};
-use crate::known::{of_cluster, source};
+use crate::known::{Means, of_cluster, source, whole_seconds};
 use crate::serve::ClusterConfig;
 use crate::state::{Filter, StateError};
 
@@ -77,28 +77,35 @@ pub fn cluster(api: &Api, asked: &Asked<'_>) -> Made {
 fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, StateError> {
     let known = api.state.known("info", &cluster.name)?;
     let (standing, reasons) = known.standing(cluster.rpo, cluster.rto, now);
-    let loss_s = known.loss(now).map(|loss| loss.as_secs());
-    let rpo_s = cluster.rpo.map(|d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let (by, backup) = match &known.means {
+        Means::None => (None, None),
+        Means::Wal => (Some("wal"), None),
+        Means::Backup(id) => (Some("backup"), Some(id)),
+    };
+    // Nothing was counted before it was read.
+    let counted = |number: usize| known.refreshed.map(|_| number);
     let rto_ms = cluster.rto.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
     Ok(json!({
         "name": cluster.name,
         "pg_version": known.pg_version,
         "standing": standing,
         "reasons": reasons,
-        "can_recover": known.until.is_some(),
+        "can_recover": known.can_recover(now),
         "recoverable_from": known.from,
         "recoverable_until": known.until,
-        "rpo_s": rpo_s,
-        "loss_s": loss_s,
-        "meets_rpo": rpo_s.map(|rpo| loss_s.is_some_and(|loss| loss <= rpo)),
+        "recoverable_by": by,
+        "recoverable_backup": backup,
+        "rpo_s": cluster.rpo.map(whole_seconds),
+        "loss_s": known.loss_s(now),
+        "meets_rpo": cluster.rpo.and_then(|rpo| known.meets_rpo(rpo, now)),
         "rto_ms": rto_ms,
         "expected_ms": known.expected_ms,
-        "meets_rto": rto_ms.and_then(|rto| known.expected_ms.map(|e| e <= rto)),
+        "meets_rto": cluster.rto.and_then(|rto| known.meets_rto(rto, now)),
         "proven": known.proven.as_ref().map(|(at, id)| json!({"time": at, "backup": id})),
         "last_drill": known.last_drill,
         "last_backup": known.last_backup,
-        "backups": known.backups,
-        "gaps": known.gaps,
+        "backups": counted(known.backups),
+        "gaps": counted(known.gaps),
         "problems": known.problems,
         "source": {"refreshed": known.refreshed, "failed": known.failed, "error": known.error},
     }))

@@ -68,6 +68,15 @@ impl Place {
         Ok(all)
     }
 
+    /// An answer has no field for its age, so that there is none when it is old.
+    fn is_known(&self, api: &Api, asked: &Asked<'_>) -> Result<(), Problem> {
+        let known = api.state.known("info", &self.cluster.name)?;
+        let Some(why) = known.why_old(asked.now) else { return Ok(()) };
+        let message = format!("which backups there are is not known at the moment: {why}");
+        Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "E-SERVER-LOOK", message)
+            .hint(format!("GET /api/v1/clusters/{}/backups has what was read last, and when", self.cluster.name)))
+    }
+
     fn backup(&self, api: &Api, name: &str) -> Result<Value, Problem> {
         let found = self.backups(api)?.into_iter().find(|b| self.name(id(b)) == name);
         found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "E-BACKUP-UNKNOWN", "there is no such backup"))
@@ -141,11 +150,13 @@ pub fn create_sync(api: &Api, asked: &Asked<'_>) -> Made {
 
 pub fn list(api: &Api, asked: &Asked<'_>) -> Made {
     let place = place(api, asked)?;
+    place.is_known(api, asked)?;
     answer(place.backups(api)?.iter().map(|b| place.shown(b)).collect())
 }
 
 pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
     let place = place(api, asked)?;
+    place.is_known(api, asked)?;
     answer(place.shown(&place.backup(api, asked.path("backup_name").unwrap_or_default())?))
 }
 
@@ -228,15 +239,19 @@ pub fn restore(api: &Api, asked: &Asked<'_>) -> Made {
 
 pub fn health(api: &Api, asked: &Asked<'_>) -> Made {
     let place = place(api, asked)?;
+    let known = api.state.known("info", &place.cluster.name)?;
     let backups = place.backups(api)?;
     let newest = backups.first();
     let hours = newest.and_then(|b| time(b, "finished")).map(|at| hours_since(at, asked.now));
     let bytes: u64 = backups.iter().filter_map(|b| b.get("stored_bytes")?.as_u64()).sum();
+    let is_known = known.why_old(asked.now).is_none();
     let status = match (place.system.enabled, hours) {
         (false, _) => "disabled",
-        (true, Some(hours)) if hours <= STALE_H => "healthy",
+        (true, Some(hours)) if hours <= STALE_H && is_known => "healthy",
         (true, _) => "warning",
     };
+    // Nothing was counted before it was read.
+    let was_read = known.refreshed.is_some();
     let shown = newest.map(|b| {
         let shown = place.shown(b);
         json!({"backup_name": shown["backup_name"], "datetime": shown["datetime"], "size_mb": shown["size_mb"]})
@@ -244,8 +259,8 @@ pub fn health(api: &Api, asked: &Asked<'_>) -> Made {
     answer(json!({
         "backup_enabled": place.system.enabled,
         "backup_directory": place.system.directory,
-        "total_backups": backups.len(),
-        "total_size_mb": megabytes(&json!({"n": bytes}), "n"),
+        "total_backups": was_read.then_some(backups.len()),
+        "total_size_mb": was_read.then(|| megabytes(&json!({"n": bytes}), "n")),
         "retention_days": place.system.retention_days,
         "max_backups": place.system.max_backups,
         "most_recent_backup": shown,

@@ -154,9 +154,10 @@ fn schemas() -> Value {
             "grants": list(object(&["role", "cluster"], json!({"role": {"enum": roles}, "cluster": {"type": ["string", "null"]}})))})),
         "Cluster": object(&["name", "standing", "can_recover", "source"], json!({"schema": {"const": 1}, "name": text(), "pg_version": any(),
             "standing": {"enum": ["good", "not_proven", "at_risk", "unknown", "not_recoverable"]}, "reasons": list(text()),
-            "can_recover": {"type": "boolean"}, "recoverable_from": time(), "recoverable_until": time(), "rpo_s": number(),
+            "can_recover": flag(), "recoverable_from": time(), "recoverable_until": time(),
+            "recoverable_by": {"enum": ["wal", "backup", null]}, "recoverable_backup": {"type": ["string", "null"]}, "rpo_s": number(),
             "loss_s": number(), "meets_rpo": flag(), "rto_ms": number(), "expected_ms": number(), "meets_rto": flag(), "proven": any(),
-            "last_drill": any(), "last_backup": time(), "backups": {"type": "integer"}, "gaps": {"type": "integer"},
+            "last_drill": any(), "last_backup": time(), "backups": number(), "gaps": number(),
             "problems": list(text()), "source": source})),
         "Clusters": object(&["schema", "clusters"], json!({"schema": {"const": 1}, "clusters": list(named("Cluster"))})),
         "Windows": object(&["schema", "cluster", "source", "windows", "gaps"], json!({"schema": {"const": 1}, "cluster": text(),
@@ -187,8 +188,8 @@ fn schemas() -> Value {
         "SystemRestore": object(&["backup_name", "confirm"], json!({"backup_name": text(), "restore_database": {"type": "boolean"},
             "restore_config": {"type": "boolean"}, "restore_files": {"type": "boolean"}, "confirm": {"const": true}})),
         "SystemHealth": object(&["backup_enabled", "backup_directory", "total_backups", "total_size_mb", "status"], json!({
-            "backup_enabled": {"type": "boolean"}, "backup_directory": text(), "total_backups": {"type": "integer"},
-            "total_size_mb": {"type": "number"}, "retention_days": number(), "max_backups": number(), "most_recent_backup": any(),
+            "backup_enabled": {"type": "boolean"}, "backup_directory": text(), "total_backups": number(),
+            "total_size_mb": {"type": ["number", "null"]}, "retention_days": number(), "max_backups": number(), "most_recent_backup": any(),
             "hours_since_last_backup": {"type": ["number", "null"]}, "remote_backup_enabled": {"type": "boolean"}, "status": text()})),
     });
     for more in [of_people(), of_knowledge()] {

@@ -280,10 +280,24 @@ fn what_is_known_of_a_cluster_is_shown_with_its_age() {
     let clusters = || bench.ask(route("GET", "/api/v1/clusters"), &[], Some(&viewer), "").1;
     let nothing = clusters();
     assert_eq!(nothing["clusters"].as_array().map(Vec::len), Some(1), "{nothing}");
-    assert_eq!(nothing["clusters"][0]["can_recover"], false);
-    assert_eq!(nothing["clusters"][0]["meets_rpo"], false);
+    // Nobody has looked: neither yes, nor no, nor none.
+    for field in ["can_recover", "meets_rpo", "meets_rto", "loss_s", "backups", "gaps", "recoverable_until"] {
+        assert_eq!(nothing["clusters"][0].get(field), Some(&Value::Null), "{field}: {nothing}");
+    }
+    let page = || {
+        let page = bench.ask(route("GET", "/clusters/{cluster}"), &[("cluster", "a")], Some(&viewer), "").1;
+        page.as_str().expect("a page").to_owned()
+    };
+    let is_good = |page: &str| page.contains("<dd>yes") || page.contains(": kept");
+    assert!(!is_good(&page()), "{}", page());
+    let admin = bench.token(Role::Admin, None);
+    let list = || bench.ask(route("GET", "/api/backups/list"), &[], Some(&admin), "");
+    let health = || bench.ask(route("GET", "/api/backups/status/health"), &[], Some(&admin), "").1;
+    assert_eq!((list().0, &list().1["code"]), (422, &json!("E-SERVER-LOOK")));
+    assert_eq!((&health()["status"], &health()["total_backups"]), (&json!("warning"), &Value::Null));
     let now = Timestamp::now();
     let ago = |minutes: i64| (now - jiff::SignedDuration::from_mins(minutes)).to_string();
+    let until: Timestamp = ago(30).parse().expect("a time");
     let backup = |id: &str, kind: &str, minutes: i64| {
         json!({"id": id, "kind": kind, "type": "full", "complete": true, "damaged": null,
         "started": ago(minutes + 1), "finished": ago(minutes), "stored_bytes": 5 * 1024 * 1024, "database_bytes": 3_145_728,
@@ -300,10 +314,18 @@ fn what_is_known_of_a_cluster_is_shown_with_its_age() {
     let known = &clusters()["clusters"][0];
     assert_eq!(known["can_recover"], true);
     assert_eq!((&known["meets_rpo"], &known["meets_rto"]), (&json!(true), &json!(true)), "{known}");
+    // By WAL, whatever was dumped since; and the same moment everywhere.
+    assert_eq!((&known["recoverable_by"], &known["recoverable_until"]), (&json!("wal"), &json!(ago(30))), "{known}");
+    assert!(is_good(&page()), "{}", page());
     assert_eq!(known["proven"]["backup"], "20260101-010203F");
     bench.api.state.document_failed("info", "a", "E-STORE away", now).expect("kept");
     let stale = &clusters()["clusters"][0];
-    assert_eq!((&stale["can_recover"], &stale["source"]["error"]), (&json!(true), &json!("E-STORE away")));
+    assert_eq!((&stale["can_recover"], &stale["source"]["error"]), (&Value::Null, &json!("E-STORE away")));
+    assert_eq!((&stale["meets_rpo"], &stale["meets_rto"]), (&Value::Null, &Value::Null), "{stale}");
+    assert_eq!((&stale["recoverable_until"], &stale["backups"]), (&json!(ago(30)), &json!(2)), "as it was read");
+    assert!(!is_good(&page()) && page().contains("as it was read"), "{}", page());
+    assert_eq!((list().0, &list().1["code"]), (422, &json!("E-SERVER-LOOK")));
+    assert_eq!((&health()["status"], &health()["total_backups"]), (&json!("warning"), &json!(1)));
 
     let metrics = bench.ask(route("GET", "/metrics"), &[], Some(&viewer), "").1;
     let metrics = metrics.as_str().expect("text");
@@ -315,18 +337,19 @@ fn what_is_known_of_a_cluster_is_shown_with_its_age() {
         "pgark_rto_seconds{cluster=\"a\"} 14400.0",
         "pgark_repo_used_bytes{cluster=\"a\"} 5.0",
         "pgark_repo_free_bytes{cluster=\"a\"} 7.0",
+        &format!("pgark_recovery_window_end_timestamp_seconds{{cluster=\"a\"}} {}", until.as_second()),
         "# EOF",
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }
     assert!(!metrics.contains("cluster=\"b\"") && !metrics.contains("20260101"), "{metrics}");
 
-    let admin = bench.token(Role::Admin, None);
-    let list = bench.ask(route("GET", "/api/backups/list"), &[], Some(&admin), "").1;
+    bench.api.state.keep_document("info", "a", &info, now).expect("kept");
+    let list = list().1;
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(list[0]["backup_name"], "radiology_backup_20260102_010203");
     assert_eq!((&list[0]["size_mb"], &list[0]["database_size_mb"]), (&json!(5.0), &json!(3.0)));
-    let health = bench.ask(route("GET", "/api/backups/status/health"), &[], Some(&admin), "").1;
+    let health = health();
     assert_eq!((&health["status"], &health["total_backups"]), (&json!("healthy"), &json!(1)), "{health}");
     assert_eq!(health["hours_since_last_backup"], 1.5);
     let restore = route("POST", "/api/backups/restore");

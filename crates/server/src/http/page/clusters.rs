@@ -3,8 +3,8 @@
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::parts::{self, Text, Tone, bytes_of, duration, empty, is, number, pill, segment, since, unknown, word};
-use super::timeline::{Span, timeline};
+use super::parts::{self, Text, Tone, bytes_of, duration, empty, number, pill, segment, since, unknown, word};
+use super::timeline::{Span, is_reachable, timeline};
 use super::{Page, Place, age, job_button, jobs, kind_of, may, of_cluster, path, told};
 use crate::access::Right;
 use crate::http::api::{self, Made};
@@ -116,15 +116,35 @@ fn row(cluster: &Value, asked: &Asked<'_>) -> Markup {
 }
 
 fn to_when(cluster: &Value, asked: &Asked<'_>) -> Markup {
-    let Some(until) = time(cluster, "recoverable_until") else { return unknown() };
+    let until = time(cluster, "recoverable_until");
+    let rpo = number(cluster, "rpo_s").map(|s| duration(s.saturating_mul(1000)));
+    let meets_rpo = cluster.get("meets_rpo").and_then(Value::as_bool);
+    let Some(until) = until else {
+        return match cluster.get("can_recover").and_then(Value::as_bool) {
+            Some(false) => html! { strong.bad { "no moment" } },
+            _ => unknown(),
+        };
+    };
     html! {
         (parts::moment(until))
         span.sub {
-            @let loss = duration(number(cluster, "loss_s").unwrap_or(0).saturating_mul(1000));
-            @match (number(cluster, "rpo_s"), cluster.get("meets_rpo").and_then(Value::as_bool)) {
-                (Some(rpo), Some(true)) => { "loses " (loss) ", RPO " (duration(rpo * 1000)) ": kept" },
-                (Some(rpo), _) => { strong.bad { "loses " (loss) ", RPO " (duration(rpo * 1000)) ": missed" } },
-                (None, _) => { (parts::ago(until, asked.now)) ", no RPO is set" },
+            @match (number(cluster, "loss_s").map(|s| duration(s.saturating_mul(1000))), rpo, meets_rpo) {
+                (Some(loss), Some(rpo), Some(true)) => { "loses " (loss) ", RPO " (rpo) ": kept" },
+                (Some(loss), Some(rpo), _) => { strong.bad { "loses " (loss) ", RPO " (rpo) ": missed" } },
+                (Some(_), None, _) => { (parts::ago(until, asked.now)) ", no RPO is set" },
+                (None, rpo, _) => {
+                    "as it was read"
+                    @if let Some(read) = cluster.get("source").and_then(|s| time(s, "refreshed")) { " " (parts::ago(read, asked.now)) }
+                    @if let Some(rpo) = rpo { "; RPO " (rpo) ": not known" }
+                },
+            }
+        }
+        @let backup = word(cluster, "recoverable_backup");
+        @if !backup.is_empty() {
+            span.sub {
+                "what backup "
+                a href={ "/clusters/" (segment(word(cluster, "name"))) "/backups/" (segment(backup)) } { (Text(backup)) }
+                " holds, and nothing else"
             }
         }
     }
@@ -190,14 +210,23 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
         }
         section aria-labelledby="plan-h" {
             h2 #plan-h { "Restore to a moment" }
-            p { "Choose a moment: click in the timeline, or type it. You see the plan first; nothing is restored by looking." }
+            @if !has_no_moments(&info) {
+                p { "Choose a moment: click in the timeline, or type it. You see the plan first; nothing is restored by looking." }
+            }
             (timeline(&Span::of(asked, &info, &backups), &info, &backups, &wal, &drills, &history, asked))
-            form.plan method="get" action={ "/clusters/" (segment(name)) "/plan" } {
-                label for="moment" { "Moment (UTC)" }
-                input #moment type="datetime-local" name="time" step="1" required data-moment
-                    value=[newest_moment(&info).map(|at| at.strftime("%Y-%m-%dT%H:%M:%S").to_string())];
-                button.primary type="submit" { "Show the plan" }
-                button type="submit" formaction={ "/clusters/" (segment(name)) "/recover" } { "Plan a guided recovery" }
+            @if has_no_moments(&info) {
+                p.empty {
+                    "There is no moment to choose: that takes a physical backup with its WAL. Each backup of another kind restores what it holds: "
+                    a href={ "/clusters/" (segment(name)) "/backups" } { "all backups" } "."
+                }
+            } @else {
+                form.plan method="get" action={ "/clusters/" (segment(name)) "/plan" } {
+                    label for="moment" { "Moment (UTC)" }
+                    input #moment type="datetime-local" name="time" step="1" required data-moment
+                        value=[newest_moment(&info).map(|at| at.strftime("%Y-%m-%dT%H:%M:%S").to_string())];
+                    button.primary type="submit" { "Show the plan" }
+                    button type="submit" formaction={ "/clusters/" (segment(name)) "/recover" } { "Plan a guided recovery" }
+                }
             }
             p.help {
                 "A restore brings back data into a directory. A guided recovery stops the application, replaces the cluster and starts both again: "
@@ -229,15 +258,27 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
     Page { title: name, place: Place::Clusters, body }.shown(asked)
 }
 
-/// The last one that a restore to a time can reach: a backup may end after the last transaction, and time stands still there.
+/// It was read, and there are none. Before that the plan itself says what can be.
+fn has_no_moments(info: &Value) -> bool {
+    let was_read = info.get("source").and_then(|s| time(s, "refreshed")).is_some();
+    was_read && list(info, "windows").is_empty()
+}
+
+/// The last one that a restore to a time can reach, where a whole second does: a backup may end after the last transaction, and
+/// time stands still there.
 fn newest_moment(info: &Value) -> Option<jiff::Timestamp> {
-    list(info, "windows").iter().filter_map(|w| time(w, "to_time")).max()
+    let newest = list(info, "windows").iter().filter_map(|w| time(w, "to_time")).max()?;
+    is_reachable(list(info, "windows"), newest).then_some(newest)
 }
 
 fn can(cluster: &Value) -> Markup {
     let gaps = number(cluster, "gaps").unwrap_or(0);
     html! {
-        @if is(cluster, "can_recover") { "yes" } @else { strong.bad { "no" } }
+        @match cluster.get("can_recover").and_then(Value::as_bool) {
+            Some(true) => "yes",
+            Some(false) => strong.bad { "no" },
+            None => (unknown()),
+        }
         span.sub {
             @match time(cluster, "recoverable_from") { Some(at) => { "from " (parts::moment(at)) }, None => "" }
             @if gaps > 0 { " " strong.bad { (gaps) @if gaps == 1 { " gap" } @else { " gaps" } " in the WAL" } }

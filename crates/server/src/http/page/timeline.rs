@@ -188,7 +188,7 @@ pub fn timeline(
         }
         details.what {
             summary { "The same as a table" }
-            (table(&rows(&windows, &missing, &backups, &drills, &events), asked))
+            (table(&rows(list(info, "windows"), &missing, &backups, &drills, &events), asked))
         }
     }
 }
@@ -207,11 +207,62 @@ fn backup_mark(x: i64, y: i64, backup: &Value) -> Markup {
     }
 }
 
-/// When, what, more of it, and how to restore to it.
-type Row = (Timestamp, String, String, Option<String>);
+/// What is offered, the page that has its plan, and what that is asked for.
+type Way = (&'static str, &'static str, String);
+
+/// When, what, more of it, and how to restore it.
+type Row = (Timestamp, String, String, Vec<Way>);
+
+/// Whether a restore reaches the second in which this is: moments are chosen by seconds.
+pub fn is_reachable(windows: &[Value], at: Timestamp) -> bool {
+    let Ok(second) = Timestamp::from_second(at.as_second()) else { return false };
+    let mut ends = windows.iter().filter_map(|w| time(w, "from_time").zip(time(w, "to_time")));
+    ends.any(|(from, to)| (from..=to).contains(&second))
+}
+
+/// As PostgreSQL writes it: two numbers of 32 bits, in hexadecimal.
+fn position(value: &Value, key: &str) -> Option<u64> {
+    let (high, low) = word(value, key).split_once('/')?;
+    let part = |digits| u32::from_str_radix(digits, 16).ok().map(u64::from);
+    Some((part(high)? << 32) | part(low)?)
+}
+
+fn plans(query: &str) -> Vec<Way> {
+    vec![("Restore", "plan", query.to_owned()), ("Recover", "recover", query.to_owned())]
+}
+
+/// None where no plan could be made.
+fn ways_to_moment(windows: &[Value], at: Timestamp) -> Vec<Way> {
+    match is_reachable(windows, at) {
+        true => plans(&format!("time={}", segment(&at.strftime("%Y-%m-%dT%H:%M:%S").to_string()))),
+        false => vec![],
+    }
+}
+
+/// It has a position, and its moment may lie after the last transaction.
+fn ways_to_point(windows: &[Value], event: &Value) -> Vec<Way> {
+    let Some(at) = position(event, "lsn") else { return vec![] };
+    let mut ends = windows.iter().filter_map(|w| position(w, "from_lsn").zip(position(w, "to_lsn")));
+    match ends.any(|(from, to)| (from..=to).contains(&at)) {
+        true => plans(&format!("name={}", segment(word(event, "name")))),
+        false => vec![],
+    }
+}
+
+/// Of this backup, whatever else there is.
+fn ways_of_backup(windows: &[Value], backup: &Value) -> Vec<Way> {
+    let id = word(backup, "id");
+    let query = format!("backup={}", segment(id));
+    let serves = |w: &Value| list(w, "backups").iter().any(|b| b == id);
+    match word(backup, "kind") {
+        "physical" if windows.iter().any(serves) => plans(&query),
+        "logical" => vec![("Recover", "recover", query)],
+        _ => vec![],
+    }
+}
 
 fn rows(
-    windows: &[(Timestamp, Timestamp)],
+    windows: &[Value],
     missing: &[(Timestamp, Timestamp)],
     backups: &[(Timestamp, &Value)],
     drills: &[(Timestamp, &Value)],
@@ -219,28 +270,33 @@ fn rows(
 ) -> Vec<Row> {
     let until = |to: Timestamp| format!("until {}", to.strftime("%Y-%m-%d %H:%M:%S"));
     let mut rows: Vec<Row> = vec![];
-    rows.extend(windows.iter().map(|(a, b)| (*a, "recoverable from here".into(), until(*b), None)));
-    rows.extend(missing.iter().map(|(a, b)| (*a, "WAL is missing from here".into(), until(*b), None)));
+    let to = |at: Timestamp| ways_to_moment(windows, at);
+    rows.extend(windows.iter().filter_map(|w| {
+        let (a, b) = (time(w, "from_time")?, time(w, "to_time")?);
+        // The first whole second in it.
+        let first = Timestamp::from_second(a.as_second() + i64::from(a.subsec_nanosecond() > 0)).ok()?;
+        Some((a, "recoverable from here".into(), until(b), to(first)))
+    }));
+    rows.extend(missing.iter().map(|(a, b)| (*a, "WAL is missing from here".into(), until(*b), to(*a))));
     rows.extend(
-        backups
-            .iter()
-            .take(MARKS_MAX)
-            .map(|(at, b)| (*at, format!("backup, {}", kind_of(b)), word(b, "id").to_owned(), None)),
+        backups.iter().take(MARKS_MAX).map(|(at, b)| {
+            (*at, format!("backup, {}", kind_of(b)), word(b, "id").to_owned(), ways_of_backup(windows, b))
+        }),
     );
     rows.extend(
-        drills.iter().take(MARKS_MAX).map(|(at, d)| (*at, "drill".into(), word(d, "summary").to_owned(), None)),
+        drills.iter().take(MARKS_MAX).map(|(at, d)| (*at, "drill".into(), word(d, "summary").to_owned(), to(*at))),
     );
     rows.extend(events.iter().take(MARKS_MAX).map(|(at, e)| {
         let (name, lsn) = (word(e, "name"), word(e, "lsn"));
-        let plan = match word(e, "kind") {
-            "restore_point" => Some(format!("name={}", segment(name))),
-            _ => None,
+        let ways = match word(e, "kind") {
+            "restore_point" => ways_to_point(windows, e),
+            _ => to(*at),
         };
         (
             *at,
             word(e, "kind").replace('_', " "),
             if name.is_empty() { format!("at {lsn}") } else { name.to_owned() },
-            plan,
+            ways,
         )
     }));
     rows.sort_by(|a, b| b.cmp(a));
@@ -258,16 +314,16 @@ fn table(rows: &[Row], asked: &Asked<'_>) -> Markup {
                 caption { "What the timeline shows, the newest first" }
                 thead { tr { th scope="col" { "When" } th scope="col" { "What" } th scope="col" { "More" } th scope="col" { "Plan" } } }
                 tbody {
-                    @for (at, what, more, plan) in rows {
-                        @let own = format!("time={}", segment(&at.strftime("%Y-%m-%dT%H:%M:%S").to_string()));
+                    @for (at, what, more, ways) in rows {
                         tr {
                             td { (moment(*at)) }
                             td { (Text(what)) }
                             td { (Text(more)) }
-                            @let to = plan.as_ref().unwrap_or(&own);
                             td {
-                                a href={ "/clusters/" (cluster) "/plan?" (to) } { "Restore" span.hidden { " to this moment: the plan" } } " "
-                                a href={ "/clusters/" (cluster) "/recover?" (to) } { "Recover" span.hidden { " to this moment: the plan" } }
+                                @for (words, page, query) in ways {
+                                    @let of = if query.starts_with("backup=") { " from this backup: the plan" } else { " to this moment: the plan" };
+                                    a href={ "/clusters/" (cluster) "/" (page) "?" (query) } { (words) span.hidden { (of) } } " "
+                                }
                             }
                         }
                     }
@@ -297,6 +353,37 @@ mod tests {
             let ticks = span.ticks();
             assert!((3..=8).contains(&ticks.len()) && ticks.iter().all(|t| span.has(*t)), "{name}: {ticks:?}");
         }
+    }
+
+    #[test]
+    fn only_what_can_be_restored_is_offered() {
+        let windows = [
+            json!({"from_time": "2026-01-01T00:00:00.5Z", "to_time": "2026-01-01T02:00:00.25Z", "from_lsn": "0/3000100",
+            "to_lsn": "1/5000000", "backups": ["20260101-000000F"]}),
+        ];
+        let of = |at_text: &str| ways_to_moment(&windows, at(at_text));
+        assert_eq!(of("2026-01-01T01:00:00.75Z"), plans("time=2026-01-01T01%3A00%3A00"));
+        assert_eq!(of("2026-01-01T02:00:00.9Z").len(), 2, "by the second that is asked for");
+        for beyond in
+            ["2026-01-01T00:00:00.75Z", "2026-01-01T02:00:01Z", "2026-01-01T08:00:00Z", "2025-12-31T23:00:00Z"]
+        {
+            assert_eq!(of(beyond), [], "{beyond}");
+        }
+        let point = |lsn: &str| ways_to_point(&windows, &json!({"kind": "restore_point", "name": "a b", "lsn": lsn}));
+        assert_eq!(point("0/FFFFFFFF"), plans("name=a%20b"));
+        for beyond in ["0/3000000", "1/5000001", "x", ""] {
+            assert_eq!(point(beyond), [], "{beyond}");
+        }
+        let backup = |kind: &str, id: &str| ways_of_backup(&windows, &json!({"kind": kind, "id": id}));
+        assert_eq!(backup("physical", "20260101-000000F"), plans("backup=20260101-000000F"));
+        assert_eq!(backup("physical", "20260102-000000F"), [], "its WAL is not there");
+        let of_dump = ("Recover", "recover", "backup=20260102-000000L".to_owned());
+        assert_eq!(backup("logical", "20260102-000000L"), [of_dump], "a dump is of one moment, its own");
+        assert_eq!(backup("files", "20260102-000000D"), []);
+        // The row of a window leads into it.
+        let rows = rows(&windows, &[], &[], &[], &[]);
+        let found: Vec<_> = rows.iter().map(|(at, _, _, ways)| (*at, ways.clone())).collect();
+        assert_eq!(found, [(at("2026-01-01T00:00:00.5Z"), plans("time=2026-01-01T00%3A00%3A01"))]);
     }
 
     #[test]

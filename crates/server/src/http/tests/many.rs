@@ -45,6 +45,7 @@ fn the_first_screen_the_list_and_the_metrics_read_no_document() {
     for line in [
         "pgark_repo_readable{cluster=\"a\"} 0.0",
         "pgark_backups{cluster=\"b\"} 1.0",
+        "pgark_wal_gap_segments{cluster=\"b\"} 0.0",
         "pgark_repo_used_bytes{cluster=\"b\"} 5.0",
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
