@@ -165,7 +165,9 @@ fn nobody() -> Problem {
         .hint("send 'Authorization: Bearer TOKEN'; 'pgark token create' makes one")
 }
 
-/// Wrong ones are counted, so that nobody tries many.
+/// Wrong ones are counted, so that nobody tries many. Right ones are looked up first and pay nothing: whoever guesses from the
+/// same address, as every process of this machine does, locks nobody out. What is looked up has 256 random bits; a password,
+/// which has fewer, pays before it is compared (`signin`).
 ///
 /// # Errors
 /// 429, and those of `look`.
@@ -175,10 +177,9 @@ pub fn guessed<T>(
     given: Option<&str>,
     look: impl Fn(&str) -> Result<Option<T>, Problem>,
 ) -> Result<Option<T>, Problem> {
-    api.limits.may_fail(from.address).map_err(Problem::too_many)?;
     let found = given.map(look).transpose()?.flatten();
-    if found.is_some() {
-        api.limits.was_right(from.address);
+    if found.is_none() {
+        api.limits.may_fail(from.address).map_err(Problem::too_many)?;
     }
     Ok(found)
 }

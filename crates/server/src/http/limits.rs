@@ -95,7 +95,8 @@ impl Limits {
         locked(&self.callers).take(identity, Instant::now())
     }
 
-    /// Before a token is looked at: taken first, and given back when it was right, so that guessing at the same time helps nobody.
+    /// For a token that was wrong; or before a password is compared, and given back when it was right, so that guessing at the
+    /// same time helps nobody.
     pub fn may_fail(&self, address: IpAddr) -> Result<(), Duration> {
         locked(&self.failures).take(&address.to_string(), Instant::now())
     }

@@ -90,12 +90,19 @@ fn guessing_is_answered_alike_and_ends_soon() {
     assert_eq!(bench.sign_in("ada", PASSWORD).0, 429, "the right one neither, so that guessing tells nothing");
     // Nobody else is locked out: not from another address, and not the host, where a token is made.
     let elsewhere = Bench { peer: Peer { address: Ipv4Addr::new(192, 0, 2, 9).into(), ..bench.peer.clone() }, ..bench };
-    assert_eq!(elsewhere.sign_in("ada", PASSWORD).0, 200);
+    let (status, session) = elsewhere.sign_in("ada", PASSWORD);
+    assert_eq!(status, 200, "{session}");
     let admin = elsewhere.token(Role::Admin, None);
     let me = route("GET", "/api/v1/me");
     let guesses: Vec<u16> = (0..30).map(|n| elsewhere.ask(me, &[], Some(&format!("pgark_{n}")), "").0).collect();
     assert!(guesses.starts_with(&[401; 20]) && guesses.ends_with(&[429; 5]), "{guesses:?}");
-    assert_eq!(elsewhere.ask(me, &[], Some(&admin), "").0, 429);
+    // Who has a token or a session is locked out by nobody's guesses, not even from the same address; a password is.
+    assert_eq!(elsewhere.ask(me, &[], Some(&admin), "").0, 200);
+    let signed_in = [("cookie", cookie_of(&session))];
+    assert_eq!(elsewhere.ask_with(me, &[], &signed_in, "", "").0, 200);
+    assert_eq!(elsewhere.ask_with(me, &[], &[("cookie", "pgark_session=pgark_guess".to_owned())], "", "").0, 429);
+    assert_eq!(elsewhere.ask(me, &[], Some("pgark_guess"), "").0, 429, "and guessing is no easier for that");
+    assert_eq!(elsewhere.sign_in("ada", PASSWORD).0, 429);
     let host =
         Bench { peer: Peer { address: Ipv4Addr::new(192, 0, 2, 10).into(), ..elsewhere.peer.clone() }, ..elsewhere };
     assert_eq!(host.ask(me, &[], Some(&admin), "").0, 200);
