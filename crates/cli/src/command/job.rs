@@ -53,10 +53,10 @@ struct OneArgs {
 pub fn run(args: &JobArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     match &args.command {
-        JobCommand::List(args) => list(args, global, &args.dir.open(&context.settings)?),
-        JobCommand::Show(args) => show(&args.id, global, &args.dir.open(&context.settings)?),
+        JobCommand::List(args) => list(args, global, &args.dir.open_existing(&context.settings)?),
+        JobCommand::Show(args) => show(&args.id, global, &args.dir.open_existing(&context.settings)?),
         JobCommand::Cancel(args) => {
-            let state = args.dir.open(&context.settings)?;
+            let state = args.dir.open_existing(&context.settings)?;
             let job = state.cancel_job(&args.id, Timestamp::now()).map_err(state_failure)?;
             output::result(global.form(), &document(&job, &state), || match (job.state, job.cancel_requested) {
                 (JobState::Cancelled, _) => format!("{} is cancelled\n", job.id),

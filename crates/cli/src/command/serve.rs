@@ -61,6 +61,11 @@ impl StateArgs {
     pub fn open(&self, settings: &Settings) -> Result<State, Failure> {
         State::open(self.dir(settings)).map_err(state_failure)
     }
+
+    /// For who makes nothing new: of a database that is not there nothing can be said, and an empty one says what is not true.
+    pub fn open_existing(&self, settings: &Settings) -> Result<State, Failure> {
+        State::open_existing(self.dir(settings)).map_err(state_failure)
+    }
 }
 
 pub fn state_failure(error: StateError) -> Failure {
@@ -68,6 +73,10 @@ pub fn state_failure(error: StateError) -> Failure {
     match error {
         StateError::Directory { .. } => Failure::failed("E-SERVER-STATE", message)
             .hint("state_dir in [server], or --state-dir, names a directory of the user that the server runs as"),
+        StateError::Missing(_) => Failure::failed("E-SERVER-STATE", message).hint(
+            "'pgark serve' makes it when it starts, and reads jobs again from their directories; state_dir in [server], or \
+             --state-dir, says where it is",
+        ),
         StateError::InUse(_) => Failure::new("E-SERVER-RUNS", Exit::Locked, message),
         StateError::Version { .. } => Failure::failed("E-SERVER-STATE", message).hint(
             "the directory can be removed when no job runs: tokens and the history of jobs are lost, backups are not",
@@ -243,12 +252,21 @@ fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {
     });
     ClusterConfig {
         name: cluster.name.clone(),
-        repos: cluster.repos.clone(),
+        repos: own_repos(cluster, settings),
         rpo: cluster.rpo,
         rto: cluster.rto,
         system,
         is_priced: repos.first().is_some_and(|repo| repo.space.prices.is_some()),
         repoints: cluster.recover.as_ref().is_some_and(|recover| !recover.repoint.is_empty()),
+    }
+}
+
+/// By name: those that it says; or the only one that there is, as commands take it.
+fn own_repos(cluster: &ClusterSettings, settings: &Settings) -> Vec<String> {
+    let mut all = settings.repos.keys();
+    match (cluster.repos.as_slice(), all.next(), all.next()) {
+        ([], Some(only), None) => vec![only.clone()],
+        (own, ..) => own.to_vec(),
     }
 }
 

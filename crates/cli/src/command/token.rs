@@ -76,12 +76,12 @@ pub fn run(args: &TokenArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             output::result(global.form(), &document, || format!("{}\n", token.expose()))?;
         }
         TokenCommand::List(dir) => {
-            let tokens = dir.open(&context.settings)?.tokens().map_err(state_failure)?;
+            let tokens = dir.open_existing(&context.settings)?.tokens().map_err(state_failure)?;
             let document = serde_json::json!({"schema": SCHEMA, "tokens": tokens});
             output::result(global.form(), &document, || table(&tokens, now))?;
         }
         TokenCommand::Revoke(args) => {
-            let state = args.dir.open(&context.settings)?;
+            let state = args.dir.open_existing(&context.settings)?;
             let record = state.revoke_token(&args.id, now).map_err(state_failure)?;
             let mut document = serde_json::json!({"schema": SCHEMA});
             merge(&mut document, &record)?;

@@ -120,16 +120,16 @@ pub fn run(args: &UserArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             told(global, &added.map_err(state_failure)?, "can sign in")?;
         }
         UserCommand::List(dir) => {
-            let users = dir.open(settings)?.users().map_err(state_failure)?;
+            let users = dir.open_existing(settings)?.users().map_err(state_failure)?;
             let document = serde_json::json!({"schema": SCHEMA, "users": users});
             output::result(global.form(), &document, || table(&users))?;
         }
         UserCommand::Remove(args) => {
-            let removed = args.dir.open(settings)?.remove_user(&args.name);
+            let removed = args.dir.open_existing(settings)?.remove_user(&args.name);
             told(global, &removed.map_err(state_failure)?, "is removed, and signed out")?;
         }
         UserCommand::Passwd(args) => {
-            let state = args.dir.open(settings)?;
+            let state = args.dir.open_existing(settings)?;
             state.user(&args.name).map_err(state_failure)?;
             let changed = state.change_password(&args.name, args.password.read()?.expose(), now);
             told(global, &changed.map_err(state_failure)?, "has another password, and is signed out")?;

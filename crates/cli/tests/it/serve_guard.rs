@@ -250,6 +250,11 @@ fn a_damaged_database_is_put_aside_and_said_and_jobs_are_read_again() {
     for companion in ["-wal", "-shm"] {
         let _ = fs::remove_file(place.state.join(format!("server.sqlite{companion}")));
     }
+    // Who only looks is told that it is gone, and makes none.
+    fs::remove_file(&database).expect("removed");
+    let outcome = pgark.run(["job", "list"]).expect_code(1);
+    assert!(outcome.stderr.contains("E-SERVER-STATE there is no state database"), "{outcome}");
+    assert!(!database.exists(), "{outcome}");
     fs::write(&database, "no database ".repeat(1000)).expect("damaged");
     let outcome = pgark.run(["token", "list"]).expect_code(1);
     assert!(outcome.stderr.contains("E-SERVER-STATE") && outcome.stderr.contains("puts it aside"), "{outcome}");
@@ -263,7 +268,7 @@ fn a_damaged_database_is_put_aside_and_said_and_jobs_are_read_again() {
     assert_eq!(serving.ask("GET", "/api/v1/me", &admin, "").0, 401);
     let admin = token(pgark, "admin", &[]);
     let again = ended(&serving, &admin, job["id"].as_str().expect("an id"));
-    for key in ["id", "state", "error_code", "requested_by", "created", "exit_code"] {
+    for key in ["id", "state", "error_code", "requested_by", "created", "exit_code", "started", "finished"] {
         assert_eq!(again[key], job[key], "{key}");
     }
 }

@@ -285,6 +285,12 @@ pub fn new_job(api: &Api, asked: &Asked<'_>, cluster: &str, request: Request, co
         Some(_) => return Err(Problem::wrong("an Idempotency-Key has 1 to 128 characters of ASCII")),
     };
     let config = api.config.get();
+    let own = config.clusters.iter().find(|c| c.name == cluster).map_or(&[][..], |c| &c.repos);
+    if let Some(other) = request.repos().into_iter().find(|name| !own.iter().any(|repo| repo == name)) {
+        let message = format!("'{other}' is no repository of this cluster");
+        let all = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
+        return Err(Problem::wrong(message).hint(format!("repos in [clusters.{cluster}] has those that are: {all}")));
+    }
     let web = &config.web;
     // Who restores does not say by that where an application goes.
     let is_allowed =

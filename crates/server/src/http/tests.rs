@@ -259,6 +259,34 @@ fn a_job_is_asked_for_once_and_restores_twice() {
 }
 
 #[test]
+fn a_job_names_repositories_of_its_own_cluster_alone() {
+    let bench = bench("repos");
+    let mut config = (*bench.api.config.get()).clone();
+    config.clusters[0].repos = vec!["main".into(), "off".into()];
+    config.clusters[1].repos = vec!["other".into()];
+    bench.api.config.set(config);
+    let jobs = route("POST", "/api/v1/clusters/{cluster}/jobs");
+    let token = bench.token(Role::Admin, None);
+    let ask = |cluster: &str, body: &str| bench.ask(jobs, &[("cluster", cluster)], Some(&token), body);
+    for body in [
+        r#"{"job": "replicate", "from": "main", "to": "other"}"#,
+        r#"{"job": "replicate", "from": "other", "to": "main"}"#,
+        r#"{"job": "backup", "repo": "other"}"#,
+        r#"{"job": "verify", "repo": "other"}"#,
+        r#"{"job": "expire", "repo": "nowhere"}"#,
+        r#"{"job": "delete", "backup": "20260101-010203F", "repo": "other", "confirm": "a"}"#,
+    ] {
+        let (status, problem) = ask("a", body);
+        assert_eq!((status, &problem["code"]), (400, &json!("E-REQUEST")), "{body}");
+        assert!(problem["message"].as_str().is_some_and(|m| m.contains("no repository of this cluster")), "{problem}");
+    }
+    assert!(bench.api.state.open_jobs().expect("listed").is_empty());
+    assert_eq!(ask("a", r#"{"job": "replicate", "from": "main", "to": "off"}"#).0, 202);
+    assert_eq!(ask("b", r#"{"job": "backup", "repo": "other"}"#).0, 202);
+    assert_eq!(ask("b", r#"{"job": "backup"}"#).0, 202);
+}
+
+#[test]
 fn tokens_end() {
     let bench = bench("tokens");
     let now = Timestamp::now();

@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Process;
@@ -29,9 +30,13 @@ pub enum Claim {
     Revoked,
 }
 
+/// What the child wrote down when it ended.
 #[derive(Debug, Serialize, Deserialize)]
-struct End {
-    code: i32,
+pub(super) struct End {
+    pub code: i32,
+    /// Older versions left it out.
+    #[serde(default)]
+    pub at: Option<Timestamp>,
 }
 
 /// The job that this process is.
@@ -57,7 +62,7 @@ impl Running {
     /// # Errors
     /// When it cannot be written down: the server will say that the job was interrupted.
     pub fn end(self, code: i32) -> std::io::Result<()> {
-        let text = serde_json::to_vec(&End { code }).map_err(std::io::Error::other)?;
+        let text = serde_json::to_vec(&End { code, at: Some(Timestamp::now()) }).map_err(std::io::Error::other)?;
         write_whole(&self.0, ENDED, &text, |from, to| fs::rename(from, to))
     }
 }
@@ -81,13 +86,21 @@ fn claimed(dir: &Path) -> Option<Claim> {
     serde_json::from_slice(&fs::read(dir.join(STARTED)).ok()?).ok()
 }
 
-/// The exit code that the child wrote down.
-pub(super) fn ended(dir: &Path) -> Option<i32> {
-    serde_json::from_slice::<End>(&fs::read(dir.join(ENDED)).ok()?).ok().map(|end| end.code)
+/// With which exit code the child said that it ended, and when.
+pub(super) fn ended(dir: &Path) -> Option<End> {
+    let file = dir.join(ENDED);
+    let end: End = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+    let written = || Timestamp::try_from(fs::metadata(&file).ok()?.modified().ok()?).ok();
+    Some(End { at: end.at.or_else(written), ..end })
+}
+
+/// Whether a process, or a server that gave it up, has said so.
+pub(crate) fn is_claimed(dir: &Path) -> bool {
+    dir.join(STARTED).exists()
 }
 
 /// Under its name only when it is on the disk.
-fn write_whole(
+pub(crate) fn write_whole(
     dir: &Path,
     name: &str,
     text: &[u8],
@@ -151,9 +164,16 @@ mod tests {
         let (one, two) = (scratch.dir("one"), scratch.dir("two"));
         let running = enter(&one).expect("free");
         assert!(matches!(claim(&one, &Claim::Revoked).expect("readable"), Some(Claim::Process(p)) if p.is_alive()));
-        assert_eq!(ended(&one), None);
+        assert!(ended(&one).is_none());
+        let before = Timestamp::now();
         running.end(3).expect("written");
-        assert_eq!(ended(&one), Some(3));
+        let end = ended(&one).expect("it said so");
+        assert!(end.code == 3 && end.at.is_some_and(|at| (before..=Timestamp::now()).contains(&at)), "{end:?}");
+        // As an older version wrote it: when that was is told by the file.
+        fs::write(one.join(ENDED), r#"{"code": 3}"#).expect("written");
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        File::options().write(true).open(one.join(ENDED)).and_then(|f| f.set_modified(long_ago)).expect("dated");
+        assert!(ended(&one).and_then(|end| end.at).is_some_and(|at| at < before));
         assert_eq!(claim(&two, &Claim::Revoked).expect("free"), None);
         enter(&two).expect_err("it was given up");
         assert_eq!(claimed(&two), Some(Claim::Revoked));

@@ -182,6 +182,24 @@ impl Request {
         self.right() == Right::Operate
     }
 
+    /// The repositories that it names.
+    pub fn repos(&self) -> Vec<&str> {
+        match self {
+            Request::Backup { repo, .. }
+            | Request::Verify { repo, .. }
+            | Request::Expire { repo }
+            | Request::Delete { repo, .. } => repo.iter().map(String::as_str).collect(),
+            Request::Replicate { from, to } => vec![from, to],
+            Request::Check {}
+            | Request::Alerts {}
+            | Request::Drill { .. }
+            | Request::Restore { .. }
+            | Request::RestoreSystem { .. }
+            | Request::Recover { .. }
+            | Request::Acknowledge { .. } => vec![],
+        }
+    }
+
     /// The command line without the program, `--json` and where settings are.
     ///
     /// # Errors

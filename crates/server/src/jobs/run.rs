@@ -4,8 +4,9 @@
 //! jobs; the processes of jobs do not end with the server.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -70,10 +71,15 @@ impl Runner {
             match child::claim(&dir, &Claim::Revoked) {
                 Ok(Some(Claim::Process(process))) => runner.state.job_has_process(&job.id, &process)?,
                 Ok(None | Some(Claim::Revoked)) => {
-                    runner.ends(job, interrupted("the server ended before the job had begun"), now)?;
+                    runner.ends(job, interrupted("the server ended before the job had begun"), now, now)?;
+                }
+                // Of a job that an older version had only just written down.
+                Err(e) if e.kind() == ErrorKind::NotFound && job.process.is_none() => {
+                    runner.ends(job, interrupted("the server ended before the job had begun"), now, now)?;
                 }
                 Err(e) => {
-                    runner.ends(job, interrupted(&format!("the directory of the job cannot be used: {e}")), now)?;
+                    let why = format!("the directory of the job cannot be used: {e}");
+                    runner.ends(job, interrupted(&why), now, now)?;
                 }
             }
         }
@@ -106,10 +112,11 @@ impl Runner {
 
     /// Whether it still runs.
     fn look_after(&mut self, job: &Job, now: Timestamp) -> Result<bool> {
-        if let Some(outcome) = self.outcome(job, now) {
+        if let Some((outcome, at)) = self.outcome(job, now) {
+            // In this order: what cannot be written down now is at the next turn.
+            self.ends(job, outcome, at, now)?;
             self.children.remove(&job.id);
             self.told.remove(&job.id);
-            self.ends(job, outcome, now)?;
             return Ok(false);
         }
         let deadline = SignedDuration::from_secs(i64::try_from(job.deadline_s).unwrap_or(i64::MAX));
@@ -120,26 +127,25 @@ impl Runner {
         Ok(true)
     }
 
-    /// How it ended, if it did.
-    fn outcome(&mut self, job: &Job, now: Timestamp) -> Option<Outcome> {
+    /// How it ended, and when, if it did.
+    fn outcome(&mut self, job: &Job, now: Timestamp) -> Option<(Outcome, Timestamp)> {
         let dir = self.state.job_dir(&job.id);
         if let Some(child) = self.children.get_mut(&job.id) {
             return match child.try_wait() {
                 Ok(None) => None,
-                Ok(Some(status)) => Some(judged(job, &dir, &Ending::of(status), now)),
-                Err(e) => Some(interrupted(&format!("its process cannot be watched: {e}"))),
+                Ok(Some(status)) => Some((judged(job, &dir, &Ending::of(status), now), now)),
+                Err(e) => Some((interrupted(&format!("its process cannot be watched: {e}")), now)),
             };
         }
         if job.process.as_ref().is_some_and(Process::is_alive) {
             return None;
         }
         // Of a process that is not ours only what it wrote down is known.
-        Some(match child::ended(&dir) {
-            Some(code) => judged(job, &dir, &Ending::Code(code), now),
-            None => {
-                judged(job, &dir, &Ending::Gone("its process is gone, without having said how it ended".into()), now)
-            }
-        })
+        let (ending, at) = match child::ended(&dir) {
+            Some(end) => (Ending::Code(end.code), end.at.filter(|at| *at <= now).unwrap_or(now)),
+            None => (Ending::Gone("its process is gone, without having said how it ended".into()), now),
+        };
+        Some((judged(job, &dir, &ending, at), at))
     }
 
     fn tell_to_end(&mut self, job: &Job, now: Timestamp) {
@@ -166,29 +172,30 @@ impl Runner {
             return Ok(false);
         }
         let job = self.state.job(&job.id)?;
-        let spawned = self.spawn(&job, now);
+        let spawned = self.spawn(&job);
         match spawned {
             Ok(child) => {
                 tracing::info!(target: "pgark", job = %job.id, cluster = %job.cluster, what = job.request.word(), "a job begins");
-                if let Some(process) = child::process(child.id().cast_signed()) {
+                let process = child::process(child.id().cast_signed());
+                // It is ours from now on, whether or not that can be written down.
+                self.children.insert(job.id.clone(), child);
+                if let Some(process) = process {
                     self.state.job_has_process(&job.id, &process)?;
                 }
-                self.children.insert(job.id, child);
                 Ok(true)
             }
             Err(why) => {
-                self.ends(&job, failed("E-JOB-START", &why), now)?;
+                self.ends(&job, failed("E-JOB-START", &why), now, now)?;
                 Ok(false)
             }
         }
     }
 
-    fn spawn(&self, job: &Job, now: Timestamp) -> Result<Child, String> {
+    fn spawn(&self, job: &Job) -> Result<Child, String> {
         let words = job.request.words(&job.cluster)?;
         let dir = self.state.job_dir(&job.id);
         let io = |e: std::io::Error| format!("{}: {e}", dir.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
-        write_job(&dir, job, now).map_err(io)?;
+        write_job(&dir, job).map_err(io)?;
         let result = new_file(&dir.join(child::RESULT)).map_err(io)?;
         let log = new_file(&dir.join(child::LOG)).map_err(io)?;
         File::open(&dir).and_then(|d| d.sync_all()).map_err(io)?;
@@ -199,12 +206,12 @@ impl Runner {
         command.spawn().map_err(|e| format!("{}: {e}", self.program.binary.display()))
     }
 
-    fn ends(&self, job: &Job, outcome: Outcome, now: Timestamp) -> Result<()> {
+    fn ends(&self, job: &Job, outcome: Outcome, at: Timestamp, now: Timestamp) -> Result<()> {
         let again =
             matches!(outcome.state, JobState::Failed | JobState::Interrupted) && job.request.can_be_tried_again();
         let pause = RETRY_AFTER.saturating_mul(1 << (job.attempt.saturating_sub(1)).min(16)).min(RETRY_AFTER_MAX);
         let retry_at = now.checked_add(pause).ok().filter(|_| again);
-        let ended = self.state.job_ends(&job.id, &outcome, retry_at, now)?;
+        let ended = self.state.job_ended(&job.id, &outcome, at, retry_at, now)?;
         let (id, state) = (&ended.id, ended.state);
         if state.succeeded() {
             tracing::info!(target: "pgark", job = %id, %state, "a job is over");
@@ -259,9 +266,18 @@ fn judged(job: &Job, dir: &Path, ending: &Ending, now: Timestamp) -> Outcome {
             },
             exit_code: Some(*code),
             error_code: error("code"),
-            message: error("message"),
+            message: error("message").or_else(|| first_failed(said.as_ref()?)),
         },
     }
+}
+
+/// Of `check`, which prints no error: the first line that says FAILED, without that word.
+fn first_failed(said: &serde_json::Value) -> Option<String> {
+    let text = |check: &serde_json::Value, key: &str| check.get(key).and_then(|v| v.as_str()).map(str::to_owned);
+    let all = said.get("checks")?.as_array()?;
+    let failed = all.iter().find(|check| text(check, "verdict").as_deref() == Some("FAILED"))?;
+    let repository = text(failed, "repository").map(|name| format!("repository {name}: ")).unwrap_or_default();
+    Some(format!("{}: {repository}{}", text(failed, "name")?, text(failed, "message")?))
 }
 
 fn interrupted(why: &str) -> Outcome {
@@ -274,4 +290,46 @@ fn failed(code: &str, why: &str) -> Outcome {
 
 fn new_file(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::{NewJob, Request};
+
+    #[test]
+    fn a_check_that_failed_says_what_did() {
+        let scratch = pgark_testkit::Scratch::new("judged");
+        let (state, now) = (State::open(&scratch.join("state")).expect("opened"), Timestamp::now());
+        let new = NewJob {
+            cluster: "a".into(),
+            request: Request::Check {},
+            requested_by: "token t".into(),
+            requester: None,
+            approve_until: None,
+            schedule: None,
+            not_before: now,
+            deadline_s: 60,
+            retries: 0,
+            idempotency: None,
+        };
+        let job = state.add_job(&new, now).expect("added");
+        let dir = state.job_dir(&job.id);
+        let judged = |code: i32, said: &str| {
+            std::fs::write(dir.join(child::RESULT), said).expect("written");
+            let outcome = judged(&job, &dir, &Ending::Code(code), now);
+            (outcome.state, outcome.message)
+        };
+        let check =
+            |name: &str, verdict: &str| format!(r#"{{"name": "{name}", "verdict": "{verdict}", "message": "m"}}"#);
+        let said = |all: &[String]| format!(r#"{{"ok": false, "checks": [{}]}}"#, all.join(","));
+        let all =
+            [check("key", "ok"), check("place", "warning"), check("archiving", "FAILED"), check("room", "FAILED")];
+        assert_eq!(judged(1, &said(&all)), (JobState::Failed, Some("archiving: m".into())));
+        let of_one = check("room", "FAILED").replace("\"message\"", "\"repository\": \"off\", \"message\"");
+        assert_eq!(judged(1, &said(&[of_one])), (JobState::Failed, Some("room: repository off: m".into())));
+        assert_eq!(judged(3, &said(&all[..2])), (JobState::Warnings, None));
+        let error = r#"{"error": {"code": "E-X", "message": "why"}, "checks": [{"verdict": "FAILED"}]}"#;
+        assert_eq!(judged(1, error), (JobState::Failed, Some("why".into())));
+    }
 }

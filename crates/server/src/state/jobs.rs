@@ -37,29 +37,34 @@ impl State {
     pub fn add_job(&self, new: &NewJob, now: Timestamp) -> Result<Job> {
         let mut connection = self.connection();
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let known = match &new.idempotency {
+        let known: Option<String> = match &new.idempotency {
             Some(key) => {
                 change.query_row("select id from jobs where idempotency = ?1", [key], |r| r.get(0)).optional()?
             }
             None => None,
         };
-        let id = match known {
-            Some(id) => id,
-            None => insert(&change, new, None, 1, now)?,
-        };
-        let job = one(&change, &id)?;
-        change.commit()?;
+        if let Some(id) = known {
+            return one(&change, &id);
+        }
+        let job = insert(&change, new, None, 1, now)?;
+        self.accepted(change, &job)?;
         Ok(job)
+    }
+
+    /// First its directory, then the database: a job that is acknowledged survives the loss of either.
+    fn accepted(&self, change: Transaction<'_>, job: &Job) -> Result<()> {
+        self.write_new(job)?;
+        change.commit().inspect_err(|_| self.unwrite(&job.id))?;
+        Ok(())
     }
 
     /// The job of a schedule, together with how far the schedule was considered: neither without the other.
     pub fn add_scheduled(&self, new: &NewJob, schedule: &str, considered: Timestamp, now: Timestamp) -> Result<Job> {
         let mut connection = self.connection();
         let change = connection.transaction()?;
-        let id = insert(&change, new, None, 1, now)?;
+        let job = insert(&change, new, None, 1, now)?;
         change.execute("update schedules set considered = ?2 where name = ?1", params![schedule, text(considered)])?;
-        let job = one(&change, &id)?;
-        change.commit()?;
+        self.accepted(change, &job)?;
         Ok(job)
     }
 
@@ -145,8 +150,12 @@ impl State {
         let change = "update jobs set state = 'queued', approved_by = ?2
             where id = ?1 and state = 'waiting_for_approval' and approve_until > ?3";
         let connection = self.connection();
-        connection.execute(change, params![id, by, text(now)])?;
-        one(&connection, id)
+        let changed = connection.execute(change, params![id, by, text(now)])?;
+        let job = one(&connection, id)?;
+        if changed == 1 {
+            self.write_again(&job);
+        }
+        Ok(job)
     }
 
     /// Jobs that nobody approved in time are over. Gives them.
@@ -157,7 +166,11 @@ impl State {
              where state = 'waiting_for_approval' and approve_until <= ?1 returning id",
         )?;
         let ids = change.query_map([text(now)], |row| row.get(0))?;
-        Ok(ids.collect::<Result<_, _>>()?)
+        let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
+        for id in &ids {
+            self.write_again(&one(&connection, id)?);
+        }
+        Ok(ids)
     }
 
     /// One that waits is cancelled at once; of one that runs it is asked.
@@ -167,22 +180,38 @@ impl State {
         let asked = "update jobs set cancel_requested = coalesce(cancel_requested, ?2) where id = ?1 and state in ('waiting_for_approval', 'queued', 'running')";
         change.execute(asked, params![id, text(now)])?;
         let done = "update jobs set state = 'cancelled', finished = ?2 where id = ?1 and state in ('waiting_for_approval', 'queued')";
-        change.execute(done, params![id, text(now)])?;
+        let is_over = change.execute(done, params![id, text(now)])? == 1;
         let job = one(&change, id)?;
         change.commit()?;
+        if is_over {
+            self.write_again(&job);
+        }
         Ok(job)
     }
 
-    /// How it ended; and, in the same change, the next try when there is one, and that its schedule passes over what became due
-    /// meanwhile. A final state is never changed.
+    /// As `job_ended`, now.
     pub fn job_ends(&self, id: &str, outcome: &Outcome, retry_at: Option<Timestamp>, now: Timestamp) -> Result<Job> {
+        self.job_ended(id, outcome, now, retry_at, now)
+    }
+
+    /// How it ended; and, in the same change, the next try when there is one, and that its schedule passes over what became due
+    /// meanwhile. A final state is never changed. `at` is when it ended, which may be found out later.
+    pub fn job_ended(
+        &self,
+        id: &str,
+        outcome: &Outcome,
+        at: Timestamp,
+        retry_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Job> {
         let mut connection = self.connection();
         let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let ended = "update jobs set state = ?2, finished = ?3, exit_code = ?4, error_code = ?5, message = ?6
             where id = ?1 and state in ('queued', 'running')";
         let Outcome { state, exit_code, error_code, message } = outcome;
-        let changed = change.execute(ended, params![id, state.word(), text(now), exit_code, error_code, message])?;
+        let changed = change.execute(ended, params![id, state.word(), text(at), exit_code, error_code, message])?;
         let job = one(&change, id)?;
+        let mut again = None;
         if changed == 1 {
             if let (Some(not_before), 1..) = (retry_at, job.retries_left) {
                 let next = NewJob {
@@ -197,24 +226,24 @@ impl State {
                     retries: u8::try_from(job.retries_left - 1).unwrap_or(u8::MAX),
                     idempotency: None,
                 };
-                insert(&change, &next, Some(&job.id), job.attempt + 1, now)?;
+                again = Some(insert(&change, &next, Some(&job.id), job.attempt + 1, now)?);
             }
             if let Some(schedule) = &job.schedule {
                 change.execute("update schedules set considered = ?2 where name = ?1", params![schedule, text(now)])?;
             }
         }
-        change.commit()?;
+        match &again {
+            Some(again) => self.accepted(change, again)?,
+            None => change.commit()?,
+        }
+        if changed == 1 {
+            self.write_again(&job);
+        }
         Ok(job)
     }
 }
 
-fn insert(
-    change: &Transaction<'_>,
-    new: &NewJob,
-    retry_of: Option<&str>,
-    attempt: u32,
-    now: Timestamp,
-) -> Result<String> {
+fn insert(change: &Transaction<'_>, new: &NewJob, retry_of: Option<&str>, attempt: u32, now: Timestamp) -> Result<Job> {
     let id = new_id(now)?;
     let request = serde_json::to_string(&new.request).map_err(|e| StateError::Content(e.to_string()))?;
     let state = if new.approve_until.is_some() { JobState::WaitingForApproval } else { JobState::Queued };
@@ -240,10 +269,10 @@ fn insert(
             new.approve_until.map(text)
         ],
     )?;
-    Ok(id)
+    one(change, &id)
 }
 
-fn one(connection: &Connection, id: &str) -> Result<Job> {
+pub(super) fn one(connection: &Connection, id: &str) -> Result<Job> {
     let query = format!("select {COLUMNS} from jobs where id = ?1");
     let found = many(connection, &query, vec![id.to_owned().into()])?.pop();
     found.ok_or_else(|| StateError::NotFound { what: "job", id: id.escape_debug().to_string() })

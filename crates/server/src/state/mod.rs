@@ -13,6 +13,7 @@ mod samples;
 mod sessions;
 mod tokens;
 pub mod users;
+mod written;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -27,10 +28,11 @@ use rusqlite::Connection;
 
 pub use documents::Document;
 pub use jobs::{Filter, Outcome};
-pub(crate) use lost::write_job;
-pub use lost::{Lost, asked_by};
+pub use lost::Lost;
 pub use prune::Keep;
 pub use samples::Sample;
+pub use written::asked_by;
+pub(crate) use written::write_job;
 
 use crate::known::Known;
 
@@ -70,6 +72,8 @@ alter table jobs add column approved_by text;
 pub enum StateError {
     #[error("the state directory {path} cannot be used: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
+    #[error("there is no state database {0}")]
+    Missing(PathBuf),
     #[error("another server works with {0}")]
     InUse(PathBuf),
     #[error("the state database is of version {found}, and this program knows {VERSION}")]
@@ -139,6 +143,15 @@ impl State {
         let (connection, copies) = (shared(connection), shared(copies));
         let (known, version, kept) = Default::default();
         Ok(State { dir: dir.to_owned(), inode, connection, copies, known, version, kept })
+    }
+
+    /// As `open`, for who only looks: nothing is made.
+    ///
+    /// # Errors
+    /// Also `Missing`.
+    pub fn open_existing(dir: &Path) -> Result<State> {
+        let file = dir.join(FILE);
+        if file.exists() { State::open(dir) } else { Err(StateError::Missing(file)) }
     }
 
     pub fn dir(&self) -> &Path {
