@@ -159,7 +159,8 @@ pub struct Signals {
     pub reload: AtomicBool,
 }
 
-/// Until it is told to end. Gives how many jobs run on.
+/// Until it is told to end. Gives how many jobs run on. As long as nothing can be written down, it answers what it knows, and tries
+/// again.
 ///
 /// # Errors
 /// When the state database cannot be used any longer.
@@ -173,57 +174,102 @@ pub fn run(
     reload: &mut dyn FnMut() -> Result<Config, String>,
 ) -> Result<usize> {
     let runner_options = RunnerOptions { running_max: options.running_max };
-    let mut runner = Runner::take_over(state.clone(), options.program.clone(), runner_options, Timestamp::now())?;
-    let mut refresher = Refresher::new(state.clone(), options.program.clone());
+    let runner = Runner::take_over(state.clone(), options.program.clone(), runner_options, Timestamp::now())?;
+    let refresher = Refresher::new(state.clone(), options.program.clone());
     schedule::settle(state, &config.get().schedules)?;
-    let events = serving.events();
-    let (mut looked, mut pruned, mut drains_until) = (Timestamp::MIN, Timestamp::MIN, None);
-    let mut seen = ended(state)?;
+    let (looked, pruned, seen) = (Timestamp::MIN, Timestamp::MIN, ended(state)?);
     let listening = format!("listening on {}", serving.address());
     manager.ready(&listening);
+    let mut rounds =
+        Rounds { state, config, signals, serving, runner, refresher, looked, pruned, drains_until: None, seen };
     loop {
         let now = Timestamp::now();
         manager.alive();
+        let mut settled = Ok(());
         if signals.reload.swap(false, Ordering::SeqCst) {
             manager.reloading();
-            reloaded(state, config, serving, reload())?;
+            settled = reloaded(state, config, serving, reload());
             manager.ready(&listening);
         }
-        let told = signals.end.load(Ordering::SeqCst);
-        if told > 0 && drains_until.is_none() {
-            tracing::info!(target: "pgark", "told to end: no job begins, those that run are waited for");
+        if signals.end.load(Ordering::SeqCst) > 0 && rounds.drains_until.is_none() {
             manager.stopping("waiting for running jobs");
-            drains_until = Some(now.checked_add(options.drain).unwrap_or(now));
-            serving.drains();
-            refresher.stop();
+            rounds.drains(now.checked_add(options.drain).unwrap_or(now));
         }
-        let draining = drains_until.is_some();
-        if !draining && now.duration_since(looked).abs() >= SCHEDULES_EVERY {
-            looked = now;
+        match settled.and_then(|()| rounds.turn(now)) {
+            Ok(None) => {}
+            Ok(Some(left)) => return Ok(left),
+            Err(e) if e.is_unwritable() && !rounds.is_to_leave(now) => {
+                state.is_there()?;
+                if serving.unwritten() {
+                    tracing::error!(target: "pgark", error = %e, "nothing can be written down: what is known is answered, and it is tried again");
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// What the loop looks after, and how far it is.
+struct Rounds<'a> {
+    state: &'a State,
+    config: &'a Shared,
+    signals: &'a Signals,
+    serving: &'a Serving,
+    runner: Runner,
+    refresher: Refresher,
+    looked: Timestamp,
+    pruned: Timestamp,
+    drains_until: Option<Timestamp>,
+    /// Jobs that were over already.
+    seen: HashMap<String, String>,
+}
+
+impl Rounds<'_> {
+    fn drains(&mut self, until: Timestamp) {
+        tracing::info!(target: "pgark", "told to end: no job begins, those that run are waited for");
+        self.drains_until = Some(until);
+        self.serving.drains();
+        self.refresher.stop();
+    }
+
+    /// However many jobs run.
+    fn is_to_leave(&self, now: Timestamp) -> bool {
+        self.drains_until.is_some_and(|until| self.signals.end.load(Ordering::SeqCst) > 1 || now >= until)
+    }
+
+    /// Gives how many jobs run on when it is over. What could not be written down is done in a later one.
+    fn turn(&mut self, now: Timestamp) -> Result<Option<usize>> {
+        let Rounds { state, config, .. } = *self;
+        let draining = self.drains_until.is_some();
+        if !draining && now.duration_since(self.looked).abs() >= SCHEDULES_EVERY {
+            self.looked = now;
             schedule::turn(state, &config.get().schedules, now)?;
         }
-        if now.duration_since(pruned).abs() >= HISTORY_EVERY {
-            pruned = now;
+        if now.duration_since(self.pruned).abs() >= HISTORY_EVERY {
+            self.pruned = now;
             state.is_there()?;
+            state.has_room()?;
             state.prune_jobs(config.get().keep, now)?;
         }
-        let running = runner.turn(!draining, now)?;
-        if drains_until.is_some_and(|until| running == 0 || told > 1 || now >= until) {
-            return Ok(running);
+        let running = self.runner.turn(!draining, now)?;
+        if draining && running == 0 || self.is_to_leave(now) {
+            return Ok(Some(running));
         }
+        let events = self.serving.events();
         if !draining {
             let over = ended(state)?;
-            for (id, cluster) in over.iter().filter(|(id, _)| !seen.contains_key(*id)) {
+            for (id, cluster) in over.iter().filter(|(id, _)| !self.seen.contains_key(*id)) {
                 tracing::debug!(target: "pgark", job = %id, "what is known of the cluster is looked up again");
-                refresher.wanted(cluster);
+                self.refresher.wanted(cluster);
             }
-            seen = over;
-            for changed in refresher.turn(&config.get().clusters, now)? {
+            self.seen = over;
+            for changed in self.refresher.turn(&config.get().clusters, now)? {
                 events.known(&changed);
             }
         }
         events.turn(state, now)?;
-        std::thread::sleep(TICK);
+        Ok(None)
     }
 }
 
@@ -238,12 +284,15 @@ fn ended(state: &State) -> Result<HashMap<String, String>> {
 fn reloaded(state: &State, config: &Shared, serving: &Serving, loaded: Result<Config, String>) -> Result<()> {
     match loaded.and_then(|loaded| serving.reload(&loaded).map(|()| loaded)) {
         Ok(loaded) => {
-            schedule::settle(state, &loaded.schedules)?;
             let (clusters, schedules) = (loaded.clusters.len(), loaded.schedules.len());
+            let settled = schedule::settle(state, &loaded.schedules);
             config.set(loaded);
             tracing::warn!(target: "pgark", clusters, schedules, "the settings were read again");
+            settled
         }
-        Err(why) => tracing::error!(target: "pgark", why, "the settings are not right, those in force stay"),
+        Err(why) => {
+            tracing::error!(target: "pgark", why, "the settings are not right, those in force stay");
+            Ok(())
+        }
     }
-    Ok(())
 }

@@ -70,6 +70,10 @@ impl StateArgs {
 
 pub fn state_failure(error: StateError) -> Failure {
     let message = error.to_string();
+    if error.is_unwritable() {
+        return Failure::failed("E-SERVER-STATE", message)
+            .hint("the disk of the state directory is full, or takes nothing: make room there; nothing is lost, jobs that run go on");
+    }
     match error {
         StateError::Directory { .. } => Failure::failed("E-SERVER-STATE", message)
             .hint("state_dir in [server], or --state-dir, names a directory of the user that the server runs as"),

@@ -42,6 +42,7 @@ pub fn live(_: &Api, _: &Asked<'_>) -> Made {
 pub fn ready(api: &Api, asked: &Asked<'_>) -> Made {
     api.state.caller("", asked.now)?;
     match api.ready.load(Ordering::SeqCst) {
+        true if api.unwritten.is_now() => Err(Problem::unwritable()),
         true => ok(json!({"status": "ok"})),
         false => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "E-SERVER-DRAINS", "the server is about to end")),
     }

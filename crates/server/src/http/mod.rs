@@ -24,9 +24,9 @@ mod tests;
 pub mod tls;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -67,6 +67,7 @@ pub struct Api {
     events: Events,
     /// The loop has begun, and has not been told to end.
     ready: Arc<AtomicBool>,
+    unwritten: Unwritten,
     limits: Arc<Limits>,
     /// Answers that wait for a job.
     waiting: Arc<AtomicUsize>,
@@ -82,7 +83,25 @@ impl Api {
         let limits = Arc::new(Limits::new(config.get().web.requests_per_second));
         let (events, ready) = (Events::default(), Arc::new(AtomicBool::new(true)));
         let (waiting, comparing, oidc, standings) = Default::default();
-        Api { state, config, lookups, events, ready, limits, waiting, comparing, oidc, standings }
+        let unwritten = Unwritten::default();
+        Api { state, config, lookups, events, ready, unwritten, limits, waiting, comparing, oidc, standings }
+    }
+}
+
+/// When the loop could last not write something down.
+#[derive(Clone, Default)]
+struct Unwritten(Arc<Mutex<Option<Instant>>>);
+
+impl Unwritten {
+    /// For somewhat longer than the loop takes to find it again.
+    const LASTS: Duration = Duration::from_secs(90);
+
+    fn is_now(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < Unwritten::LASTS)
+    }
+
+    fn found(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 
@@ -185,6 +204,7 @@ pub struct Serving {
     stop: tokio::sync::watch::Sender<bool>,
     address: SocketAddr,
     ready: Arc<AtomicBool>,
+    unwritten: Unwritten,
     events: Events,
     tls: Option<Tls>,
 }
@@ -222,7 +242,7 @@ impl Serving {
             .enable_all()
             .build()?;
         let api = Api::new(state, config, lookups);
-        let (ready, events) = (Arc::clone(&api.ready), api.events.clone());
+        let (ready, unwritten, events) = (Arc::clone(&api.ready), api.unwritten.clone(), api.events.clone());
         let router = router(&api, times);
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let socket = {
@@ -230,7 +250,8 @@ impl Serving {
             tokio::net::TcpListener::from_std(socket)?
         };
         let accepting = runtime.spawn(listen::accept(socket, router, tls.clone(), stopped, times));
-        Ok(Serving { runtime: Some(runtime), accepting: Some(accepting), stop, address, ready, events, tls })
+        let (runtime, accepting) = (Some(runtime), Some(accepting));
+        Ok(Serving { runtime, accepting, stop, address, ready, unwritten, events, tls })
     }
 
     /// Where the loop of the server tells what happens.
@@ -245,6 +266,13 @@ impl Serving {
     /// `/health/ready` says no from now on.
     pub fn drains(&self) {
         self.ready.store(false, Ordering::SeqCst);
+    }
+
+    /// `/health/ready` says no for a while. Gives whether it did not already.
+    pub fn unwritten(&self) -> bool {
+        let is_new = !self.unwritten.is_now();
+        self.unwritten.found();
+        is_new
     }
 
     /// What of new settings is looked at before they are in force: certificates, which are then used for new connections.

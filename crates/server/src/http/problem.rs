@@ -58,6 +58,12 @@ impl Problem {
         Problem { retry_after: Some(seconds), ..problem }.hint(format!("try again in {seconds} s"))
     }
 
+    pub fn unwritable() -> Problem {
+        let message = "nothing can be written down: the disk of the state directory is full, or takes nothing";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "E-SERVER-STATE", message)
+            .hint("make room there: jobs and schedules go on by themselves; what is known is still answered")
+    }
+
     pub fn document(&self) -> Value {
         json!({"schema": 1, "error": {"code": self.code, "message": self.message, "hint": self.hint}})
     }
@@ -81,6 +87,9 @@ impl From<StateError> for Problem {
             // What is wrong with our files is for the log, not for who asks.
             other => {
                 tracing::error!(target: "pgark", error = %other, "a request cannot be answered");
+                if other.is_unwritable() {
+                    return Problem::unwritable();
+                }
                 Problem::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "E-SERVER-STATE",

@@ -17,6 +17,7 @@ mod written;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -40,6 +41,8 @@ const FILE: &str = "server.sqlite";
 /// How long one process waits for the other's transaction.
 const BUSY: Duration = Duration::from_secs(10);
 const VERSION: i64 = 2;
+/// Of a job's directory, and what it logs.
+const ROOM_BYTES: usize = 64 * 1024;
 
 const SCHEMA: &str = "
 create table jobs (
@@ -92,6 +95,21 @@ pub enum StateError {
     Random(#[from] getrandom::Error),
 }
 
+impl StateError {
+    /// Nothing can be written down: the disk is full, or takes nothing any longer. What is there can still be read.
+    pub fn is_unwritable(&self) -> bool {
+        use rusqlite::ErrorCode::{DiskFull, ReadOnly, SystemIoFailure};
+        use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match self {
+            StateError::Database(e) => matches!(e.sqlite_error_code(), Some(DiskFull | ReadOnly | SystemIoFailure)),
+            StateError::Directory { source, .. } => {
+                matches!(source.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+            }
+            _ => false,
+        }
+    }
+}
+
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
 /// To be cloned freely; all clones are one pair of connections.
@@ -134,7 +152,10 @@ impl State {
             VERSION => {}
             found => return Err(StateError::Version { found }),
         }
-        change.pragma_update(None, "user_version", VERSION)?;
+        // A full disk is no reason not to start: what is right already is not written again.
+        if found != VERSION {
+            change.pragma_update(None, "user_version", VERSION)?;
+        }
         let later = [users::SCHEMA, sessions::SCHEMA, people::SCHEMA, leaving::SCHEMA, samples::SCHEMA];
         change.execute_batch(&later.concat())?;
         change.commit()?;
@@ -195,6 +216,30 @@ impl State {
         }
     }
 
+    /// Whether there is room for what jobs and look-ups write, beside what the database has taken already.
+    ///
+    /// # Errors
+    /// When there is none (`is_unwritable`).
+    pub fn has_room(&self) -> Result<()> {
+        let path = self.dir.join("room");
+        let mut open = OpenOptions::new();
+        let written = open.create(true).truncate(true).write(true).mode(0o600).open(&path).and_then(|mut file| {
+            file.write_all(&[0; ROOM_BYTES])?;
+            file.sync_all()
+        });
+        // It was made to be written, and holds nothing.
+        let _ = std::fs::remove_file(&path);
+        written.map_err(|source| StateError::Directory { path: self.dir.clone(), source })
+    }
+
+    /// As with a disk that takes nothing.
+    #[cfg(test)]
+    pub fn takes_nothing(&self, whether: bool) {
+        for connection in [self.connection(), self.copies()] {
+            connection.pragma_update(None, "query_only", whether).expect("changed");
+        }
+    }
+
     fn connection(&self) -> MutexGuard<'_, Connection> {
         // A transaction that was open when somebody panicked was rolled back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
@@ -233,6 +278,15 @@ fn new_id(now: Timestamp) -> Result<String> {
     getrandom::fill(&mut random)?;
     let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
     Ok(format!("{}-{random}", now.strftime("%Y%m%d-%H%M%S")))
+}
+
+/// When something was used last: nobody is turned away because that cannot be written down.
+fn by_the_way(done: rusqlite::Result<usize>) -> Result<()> {
+    match done.map_err(StateError::from) {
+        // The loop of the server finds the same, and says so.
+        Err(e) if e.is_unwritable() => Ok(()),
+        done => done.map(|_| ()),
+    }
 }
 
 fn time(text: &str) -> Result<Timestamp> {

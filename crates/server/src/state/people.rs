@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::sessions::{IDLE, OF_ONE_MAX, USED_EVERY_S};
-use super::{Result, State, StateError, leaving, text, time};
+use super::{Result, State, StateError, by_the_way, leaving, text, time};
 use crate::access::{Token, token_hash};
 use crate::oidc::Person;
 
@@ -55,11 +55,12 @@ impl State {
         let Some(((issuer, subject, name), groups, expires, used)) = found else { return Ok(None) };
         let since = now.duration_since(time(&used)?);
         if now >= time(&expires)? || since > IDLE {
-            connection.execute("delete from people where hash = ?1", [hash])?;
+            by_the_way(connection.execute("delete from people where hash = ?1", [hash]))?;
             return Ok(None);
         }
         if since.as_secs() >= USED_EVERY_S {
-            connection.execute("update people set last_used = ?2 where hash = ?1", params![hash, text(now)])?;
+            let change = "update people set last_used = ?2 where hash = ?1";
+            by_the_way(connection.execute(change, params![hash, text(now)]))?;
         }
         let groups = serde_json::from_str(&groups).map_err(|e| StateError::Content(format!("groups: {e}")))?;
         Ok(Some(Person { issuer, subject, name, groups }))

@@ -6,7 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Result, State, StateError, text, time, users};
+use super::{Result, State, StateError, by_the_way, text, time, users};
 use crate::access::{Caller, Means, Token, token_hash};
 
 /// A table that came later, and that programs without it pass over. `who` is the name of a user, or the id of a token.
@@ -58,9 +58,10 @@ impl State {
         };
         let connection = self.connection();
         if caller.is_none() {
-            connection.execute("delete from sessions where hash = ?1", [hash])?;
+            by_the_way(connection.execute("delete from sessions where hash = ?1", [hash]))?;
         } else if since.as_secs() >= USED_EVERY_S {
-            connection.execute("update sessions set last_used = ?2 where hash = ?1", params![hash, text(now)])?;
+            let change = "update sessions set last_used = ?2 where hash = ?1";
+            by_the_way(connection.execute(change, params![hash, text(now)]))?;
         }
         Ok(caller)
     }

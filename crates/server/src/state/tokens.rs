@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Result, State, StateError, new_id, optional_time, text, time};
+use super::{Result, State, StateError, by_the_way, new_id, optional_time, text, time};
 use crate::access::{Caller, Role, Token, TokenRecord, token_hash};
 
 /// Between names of clusters, of which none has it. A program that knows of one alone takes all of them for one that is not there.
@@ -68,7 +68,8 @@ impl State {
         let found = connection.query_row(&query, [token_hash(token)], columns).optional()?;
         let Some(found) = found.map(record).transpose()?.filter(|t| t.is_valid(now)) else { return Ok(None) };
         if found.last_used.is_none_or(|at| now.duration_since(at).as_secs() >= USED_EVERY_S) {
-            connection.execute("update tokens set last_used = ?2 where id = ?1", params![found.id, text(now)])?;
+            let change = "update tokens set last_used = ?2 where id = ?1";
+            by_the_way(connection.execute(change, params![found.id, text(now)]))?;
         }
         Ok(Some(found.caller()))
     }

@@ -14,7 +14,9 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 
 use super::*;
 use crate::http::tls::TlsFiles;
-use crate::serve::{CertificateRule, WebConfig};
+use crate::jobs::{JobState, Program};
+use crate::notify::Manager;
+use crate::serve::{self, CertificateRule, Options, Signals, WebConfig};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -368,4 +370,70 @@ fn certificates_are_asked_for_compared_mapped_and_exchanged() {
     assert!(matches!(tls::load(&files), Err(TlsError::Content(..))));
     let absent = TlsFiles { certificate: at("absent"), ..files };
     assert!(matches!(tls::load(&absent), Err(TlsError::File { .. })));
+}
+
+/// Also when a test fails.
+struct Ends<'a>(&'a Signals);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.end.store(2, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_ends_no_server() {
+    let bench = bench("unwritable");
+    let state = &bench.api.state;
+    let earlier = Timestamp::now() - jiff::SignedDuration::from_mins(5);
+    let (token, _) = state.create_token("t", Role::Admin, None, None, earlier).expect("made");
+    let hours = jiff::SignedDuration::from_hours(1);
+    let (session, _) = state.sign_in_by_token(token.expose(), hours, earlier).expect("asked").expect("signed in");
+    let serving = served(&bench, Times::default());
+    let program = Program { binary: "/bin/false".into(), words: vec![] };
+    let options = Options { program, running_max: 1, drain: Duration::ZERO };
+    let signals = Signals::default();
+    let until = |is: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !is() {
+            assert!(begun.elapsed() < LIMIT, "it does not come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let ready = || asked(connect(&serving), "GET /health/ready HTTP/1.1", "");
+    assert_eq!(ready().0, 200);
+    state.takes_nothing(true);
+    let left = std::thread::scope(|scope| {
+        let _ends = Ends(&signals);
+        let run = || {
+            let (mut manager, mut reload) = (Manager::default(), || Err("not asked for".to_owned()));
+            serve::run(state, &bench.api.config, &options, &signals, &serving, &mut manager, &mut reload)
+        };
+        let running = scope.spawn(run);
+        until(&|| ready().0 == 503);
+        is_told(&ready(), 503, "E-SERVER-STATE");
+        // Who asks is told what is known, and that nothing is accepted; nothing is left of that.
+        let bearer = format!("Authorization: Bearer {}", token.expose());
+        let cookie = format!("Cookie: pgark_session={}", session.expose());
+        for who in [&bearer, &cookie] {
+            let found = asked(connect(&serving), &format!("GET /api/v1/clusters HTTP/1.1\r\n{who}"), "");
+            assert_eq!((found.0, &found.1["clusters"][0]["name"]), (200, &json!("a")), "{}", found.1);
+        }
+        let post = format!("POST /api/v1/clusters/a/jobs HTTP/1.1\r\n{bearer}");
+        let refused = asked(connect(&serving), &post, r#"{"job": "check"}"#);
+        is_told(&refused, 503, "E-SERVER-STATE");
+        assert!(refused.1["error"]["message"].as_str().is_some_and(|m| m.contains("disk")), "{}", refused.1);
+        let jobs = std::fs::read_dir(state.dir().join("jobs")).map_or(0, Iterator::count);
+        assert_eq!(jobs, 0);
+        assert!(!running.is_finished());
+        // It goes on when there is room.
+        state.takes_nothing(false);
+        let (status, job) = asked(connect(&serving), &post, r#"{"job": "check"}"#);
+        assert_eq!(status, 202, "{job}");
+        let id = job["id"].as_str().expect("an id").to_owned();
+        until(&|| state.job(&id).expect("there").state == JobState::Failed);
+        signals.end.store(1, Ordering::SeqCst);
+        running.join().expect("it does not panic")
+    });
+    assert_eq!(left.expect("it was told to end"), 0);
 }
