@@ -114,6 +114,11 @@ impl KeyPin {
         Failure::new(code, Exit::WrongKey, message).hint(hint)
     }
 
+    /// The file that says that a repository was seen here, when there is one.
+    pub fn remembered(&self) -> Option<PathBuf> {
+        [&self.path, &self.of_writer().path].into_iter().find(|path| path.exists()).cloned()
+    }
+
     /// What was just made here replaces what was seen.
     pub fn renew(&self, repo: &Repository) {
         self.remember(repo.id(), &repo.keys().current().marks());

@@ -284,8 +284,9 @@ fn repository(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findi
         }
         Ok(left) => {
             let left = left.iter().map(SlotInfo::describe).collect::<Vec<_>>().join(", ");
-            let message =
-                format!("an older key ring can still be read, and opened with {left}: 'pgark key remove' again");
+            let message = format!(
+                "an older key ring can still be read, and opened with {left}, which the newest has not: 'pgark key remove' again"
+            );
             f.add("removed keys", Verdict::Warning, message);
         }
         Err(e) => f.add("removed keys", Verdict::NotChecked, e.to_string()),

@@ -140,6 +140,7 @@ fn repo_class(e: &RepoError) -> FailureClass {
         RepoError::NoRepository { .. } => FailureClass::NoRepository,
         RepoError::KeyRequired
         | RepoError::WrongKey { .. }
+        | RepoError::CopySlots { .. }
         | RepoError::NewerKey { .. }
         | RepoError::EncryptionStripped => FailureClass::WrongKey,
         RepoError::Slot(_) | RepoError::WriteOnly { .. } => FailureClass::Refused,
@@ -174,6 +175,7 @@ fn repo_code(e: &RepoError) -> &'static str {
         RepoError::NoCluster { .. } => "E-CLUSTER-NONE",
         RepoError::KeyRequired => "E-KEY-REQUIRED",
         RepoError::WrongKey { .. } => "E-KEY-WRONG",
+        RepoError::CopySlots { .. } => "E-KEY-SLOT-COPY",
         RepoError::NewerKey { .. } => "E-KEY-NEWER",
         RepoError::WriteOnly { .. } => "E-KEY-WRITER",
         RepoError::EncryptionStripped => "E-KEY-STRIPPED",
@@ -224,6 +226,10 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         }
         RepoError::KeyRequired => "give --passphrase-file, PGARK_PASSPHRASE_FILE or PGARK_PASSPHRASE_COMMAND",
         RepoError::WrongKey { .. } => "check that this is a key of this repository: it may have been removed since",
+        RepoError::CopySlots { .. } => {
+            "'pgark key add --repo' gives the secret a slot in the newer one, where it has none; then 'pgark replicate --drop-slot ID' \
+             brings the newer key ring there, and these slots go"
+        }
         RepoError::NewerKey { .. } => {
             "the key was rotated: 'pgark key renew DIR' gives a recovering server the new keys; otherwise the object is damaged"
         }

@@ -4,6 +4,8 @@
 //! Invariant: no change is written that what is at hand would not open; no master key is ever given up, so whatever
 //! was written stays readable.
 
+pub mod copies;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -232,7 +234,8 @@ pub struct Rotated {
     pub slots: Vec<SlotFate>,
     /// Jobs that go on: what they write before they meet the new key is still under the old one.
     pub running: Vec<String>,
-    /// As in `Removed`; an older ring also gives away the older keys to a secret that was dropped.
+    /// False when an older ring can still be read that opens with a slot which the new one has not: it also gives away the
+    /// older keys to a secret that was dropped.
     pub older_rings_gone: bool,
 }
 
@@ -244,7 +247,10 @@ pub fn rotate(store: &Arc<dyn Store>, options: &RotateOptions<'_>, mode: Mode, c
         let slots = ring.rotate(given, drop)?;
         Ok(Change::Write((ring.generation(), slots)))
     })?;
-    let older_rings_gone = mode == Mode::Plan || keyring::retire_older(store, unlock)?;
+    // Where nothing is removed, an older ring stays; it opens nothing to anybody but those whom the new one knows.
+    let older_rings_gone = mode == Mode::Plan
+        || keyring::retire_older(store, unlock)?
+        || keyring::left_over(store, keyring::read(store, unlock)?.masters())?.is_empty();
     Ok(Rotated { generation, slots, running, older_rings_gone })
 }
 
@@ -286,7 +292,7 @@ mod tests {
     use pgark_repo::catalog::{CLAIM_TTL_SECONDS, Holder, Job, Lineage};
     use pgark_repo::keyring::NewKeys;
     use pgark_repo::names::{BackupId, ClusterName};
-    use pgark_repo::store::MemoryStore;
+    use pgark_repo::store::{AppendOnlyStore, MemoryStore};
 
     /// A repository in which a restore runs that was last heard of so many seconds ago.
     fn restoring(unlock: &Unlock, ctx: &Ctx, silent_seconds: i64) -> Arc<dyn Store> {
@@ -333,6 +339,22 @@ mod tests {
         // One that died is no reason to wait.
         let (done, generation) = rotated(CLAIM_TTL_SECONDS + 1, RunningRestores::Refuse);
         assert_eq!((done.unwrap().running.len(), generation), (0, 2));
+    }
+
+    #[test]
+    fn a_rotation_tells_of_older_rings_only_where_a_slot_that_is_gone_opens_one() {
+        let (unlock, ctx) = (Unlock::passphrase(b"p"), Ctx::silent());
+        let store = restoring(&unlock, &ctx, CLAIM_TTL_SECONDS + 1);
+        let store: Arc<dyn Store> = Arc::new(AppendOnlyStore::new(store));
+        let rotated = |drop: &[String]| {
+            let running_restores = RunningRestores::Refuse;
+            let options = RotateOptions { unlock: &unlock, passphrases: &[], drop, running_restores };
+            rotate(&store, &options, Mode::Run, &ctx).unwrap()
+        };
+        assert!(rotated(&[]).older_rings_gone);
+        let new = NewSlot::Passphrase(Zeroizing::new(b"q".to_vec()));
+        let added = add(&store, &unlock, &new, &Opens::Everything, None, Mode::Run).unwrap();
+        assert!(!rotated(&[added.slot.id]).older_rings_gone);
     }
 
     #[test]

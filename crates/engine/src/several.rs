@@ -48,6 +48,7 @@ pub fn is_its_own(e: &EngineError) -> bool {
         let closed = matches!(
             e,
             RepoError::WrongKey { .. }
+                | RepoError::CopySlots { .. }
                 | RepoError::KeyRequired
                 | RepoError::EncryptionStripped
                 | RepoError::KeyCommand { .. }

@@ -40,6 +40,9 @@ pub enum RepoError {
     KeyRequired,
     #[error("the key does not open this repository: {why}")]
     WrongKey { why: String },
+    /// Of a copy, which was left as it is.
+    #[error("the newer key ring of {here} has nothing for these slots of {there}, which would go: {slots}")]
+    CopySlots { here: String, there: String, slots: String },
     #[error("the repository is not encrypted although a key is configured for it")]
     EncryptionStripped,
     /// The secret at hand is that of a writer. Nothing was changed.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::{Algorithm, Key32, KeySet, Keys, Renew};
 use crate::error::{RepoError, Result};
-use crate::keyring::{self, Keyring, NewKeys, SlotError, SlotInfo, Unlock};
+use crate::keyring::{self, CopySlots, Keyring, NewKeys, SlotError, SlotInfo, Unlock};
 use crate::names::{CLUSTERS, ClusterName, KEYRING};
 use crate::parity::HealingStore;
 use crate::register::RegisterProblem;
@@ -80,11 +80,17 @@ impl Repository {
     }
 
     /// Opens a copy of this repository in another store. Where there is none it gets our key ring; one with an older key
-    /// gets the newer ring. What is there and of another key is left alone.
+    /// gets the newer ring, unless a slot of its own would go with that. What is there and of another key is left alone.
     ///
     /// # Errors
-    /// `WrongKey` for a repository that is not a copy of this one.
+    /// `WrongKey` for a repository that is not a copy of this one; `CopySlots` for one that keeps its older ring for the sake of
+    /// its slots.
     pub fn open_copy(&self, store: Arc<dyn Store>) -> Result<(Self, Created)> {
+        self.open_copy_with(store, &CopySlots::default())
+    }
+
+    /// As `open_copy`, with what is said of the slots of the copy.
+    pub fn open_copy_with(&self, store: Arc<dyn Store>, slots: &CopySlots<'_>) -> Result<(Self, Created)> {
         let keys = self.keys.current();
         // A writer opens each copy with its secret, for its slot has another key there; it makes none.
         self.require_reader("a copy of the repository")?;
@@ -112,6 +118,10 @@ impl Repository {
                     _ => self.rotated_alone(&*store, theirs, newest),
                 });
             }
+            let is_held = keys.masters().iter().any(|(generation, _)| *generation == theirs);
+            if theirs > 1 && is_held && !keyring::is_under(bytes, keys.masters())? {
+                return Err(self.rotated_apart(&*store, theirs));
+            }
             open(bytes)
         };
         keyring::register(store.clone()).update_with(&mut open_there, |current, there| {
@@ -123,14 +133,30 @@ impl Repository {
                     if is_older && there.masters().iter().any(|m| !ours.masters().contains(m)) {
                         return Err(self.retired_too_early(&*store));
                     }
+                    if is_older {
+                        self.refuse_lost_slots(&*store, &ours.lacking_of(there, slots)?)?;
+                    }
                     is_older
                 }
             };
             created = if current.is_none() { Created::Now } else { Created::Before };
             Ok(is_older.then(|| ring.value.clone()))
         })?;
+        if !slots.drop.is_empty()
+            && !keyring::register(store.clone()).retire_older(&mut |bytes| open(bytes).map(drop))?
+        {
+            tracing::debug!("an older key ring of the copy can still be read");
+        }
         let opened = Self::open_ring(&store, &mut |bytes| open(bytes))?;
         Ok((Self::from_ring(store, &opened, &Unlock::default()), created))
+    }
+
+    fn refuse_lost_slots(&self, store: &dyn Store, lost: &[SlotInfo]) -> Result<()> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let slots = lost.iter().map(SlotInfo::describe).collect::<Vec<_>>().join(", ");
+        Err(RepoError::CopySlots { here: self.store.url(), there: store.url(), slots })
     }
 
     /// By what its ring says; nobody can say here whether that is true.
@@ -152,6 +178,18 @@ impl Repository {
                 "the key of {there} was rotated alone, and the older one given up there: it is of generation {theirs}, that of {here} \
                  of {ours}. They are copies of each other no more: when {there} has all that is wanted, move {here} away, and 'pgark \
                  replicate --from {there} --to {here}' makes it anew"
+            ),
+        }
+    }
+
+    /// Of a ring that is of a generation which is held, and not under its key.
+    fn rotated_apart(&self, store: &dyn Store, generation: u32) -> RepoError {
+        let (here, there) = (self.store.url(), store.url());
+        RepoError::WrongKey {
+            why: format!(
+                "generation {generation} of the key is another one in {there} than in {here}: both were rotated, each on its own, and \
+                 cannot be joined. Leave both key rings as they are; 'pgark replicate' from the one that is to go on into a new place makes \
+                 a copy. When nobody rotated them, somebody without the key changed the ring of {there}"
             ),
         }
     }

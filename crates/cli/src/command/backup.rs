@@ -260,6 +260,7 @@ pub(super) fn into_others(context: &Context, opened: &Opened, id: &BackupId) -> 
             lacking.push(message);
         }
     }
+    lacking.extend(context.warn_of_closed_copies(members.get(1..).unwrap_or_default())?);
     outcomes.extend(opened.away.iter().map(|(name, _)| RepoOutcome { name: name.clone(), ok: false }));
     Ok(Others { outcomes, required, lacking })
 }

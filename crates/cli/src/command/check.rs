@@ -10,7 +10,7 @@ use pgark_engine::several::Member;
 use pgark_repo::audit::JournalName;
 use pgark_repo::store::{Ability, Capability};
 
-use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure, place_of};
+use super::context::{CONNECT_TIMEOUT, Context, Opened, closed_alone, engine_failure, place_of};
 use super::{Outcome, space};
 use crate::args::GlobalArgs;
 use crate::failure::{Exit, Failure, SCHEMA, escape};
@@ -124,6 +124,14 @@ fn refused_alone(context: &Context, member: &Member) -> Option<Finding> {
     })
 }
 
+/// A copy that was opened with the keys of another one, and would not be with its own secret.
+fn closed_copy(context: &Context, member: &Member) -> Option<Finding> {
+    let all = context.settings.selected_repos().ok()?;
+    let failure = context.not_opened_alone(all.iter().find(|settings| settings.name == member.name)?)?;
+    let (repository, message) = (Some(member.name.clone()), closed_alone(&failure));
+    Some(Finding { name: "key", repository, verdict: Verdict::Warning, message })
+}
+
 /// What it finds without changing anything, for who is told of it.
 pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
     let opened = context.open_members_to_look()?;
@@ -144,7 +152,9 @@ pub fn look(context: &Context) -> Result<Vec<Finding>, Failure> {
 
 fn check_all(context: &Context, opened: &Opened, options: &CheckOptions) -> Checked {
     let mut checked = check(options, &opened.members, &context.ctx);
-    checked.findings.extend(opened.members.iter().skip(1).filter_map(|member| refused_alone(context, member)));
+    let copies = || opened.members.iter().skip(1);
+    checked.findings.extend(copies().filter_map(|member| refused_alone(context, member)));
+    checked.findings.extend(copies().filter_map(|member| closed_copy(context, member)));
     checked.findings.extend(audit_trail(context, options.several));
     checked
 }

@@ -18,7 +18,7 @@ use pgark_repo::store::{Ability, Capability, Store};
 use zeroize::Zeroizing;
 
 use members::open_member;
-pub use members::{FirstOf, Opened, is_away, left_out, named, none_of, refuse_same_place};
+pub use members::{FirstOf, Opened, closed_alone, is_away, left_out, named, none_of, refuse_same_place};
 
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};
@@ -129,7 +129,7 @@ impl Context {
                 "E-REPO-SEVERAL",
                 "this command works on one repository, and several are selected",
             )
-            .hint("choose one with --repo"));
+            .hint("choose one with --repo; slots of the key ring are changed in each copy by itself"));
         }
         self.repo_settings()
     }
@@ -292,9 +292,17 @@ impl Opener {
         }
     }
 
+    /// With what is configured for it alone. What this host has seen of it is not asked.
+    fn open_with_own_secret(&self) -> Result<Repository, Failure> {
+        let store = store::open_as(&self.settings, &self.access, Missing::Refuse)?;
+        let unlock = self.unlock()?;
+        let cache = self.key_cache(&unlock);
+        key_cache::open(store, &unlock, cache.as_ref()).map_err(|e| engine_failure(e.into()))
+    }
+
     /// With the keys of another copy.
     pub fn open_as_copy(&self, of: &Repository) -> Result<Repository, Failure> {
-        let copy = open_member(of, &self.settings, &self.access, None)?;
+        let copy = open_member(of, self, None)?;
         trail_opened(&self.trail, &self.settings, &copy);
         Ok(copy)
     }

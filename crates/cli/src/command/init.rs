@@ -13,6 +13,7 @@ use crate::failure::{Exit, Failure, SCHEMA};
 use crate::key_cache;
 use crate::output;
 use crate::settings::RepoSettings;
+use crate::settings::repo_url::Scheme;
 use crate::settings::schema::Encryption;
 use crate::store::Missing;
 
@@ -101,6 +102,7 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         context.refuse_nested(one)?;
     }
     make_copy_of_others(&context, &settings, &others)?;
+    refuse_where_one_was(&context, &settings)?;
     let store = context.open_store(&settings, Missing::Create)?;
     let done = register::init(store.clone(), &keys, &cluster, &sources, args.adopt, &context.ctx)
         .map_err(|e| explain_lock(&*store, engine_failure(e)))?;
@@ -143,19 +145,11 @@ pub fn run(args: InitArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
 /// Where the first repository has gone and another one is there, it becomes a copy of that one again: a key ring of its own
 /// would part them.
 fn make_copy_of_others(context: &Context, first: &RepoSettings, others: &[RepoSettings]) -> Result<(), Failure> {
-    let has_ring = |settings: &RepoSettings| match context.open_store(settings, Missing::Refuse) {
-        Ok(store) => {
-            let ring = pgark_repo::keyring::register(store).read();
-            ring.map(|ring| ring.is_some()).map_err(|e| engine_failure(e.into()))
-        }
-        Err(failure) if failure.exit == Exit::NoRepository => Ok(false),
-        Err(failure) => Err(failure),
-    };
-    if has_ring(first)? {
+    if has_ring(context, first)? {
         return Ok(());
     }
     for other in others {
-        if has_ring(other)? {
+        if has_ring(context, other)? {
             let of = context.open_repository(other)?;
             context.open_copy(&of, first, Missing::Create)?;
             output::warning(&format!(
@@ -166,6 +160,39 @@ fn make_copy_of_others(context: &Context, first: &RepoSettings, others: &[RepoSe
         }
     }
     Ok(())
+}
+
+fn has_ring(context: &Context, settings: &RepoSettings) -> Result<bool, Failure> {
+    match context.open_store(settings, Missing::Refuse) {
+        Ok(store) => {
+            let ring = pgark_repo::keyring::register(store).read();
+            ring.map(|ring| ring.is_some()).map_err(|e| engine_failure(e.into()))
+        }
+        Err(failure) if failure.exit == Exit::NoRepository => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A file system that is not mounted looks like a place where nothing was ever made.
+fn refuse_where_one_was(context: &Context, settings: &RepoSettings) -> Result<(), Failure> {
+    if has_ring(context, settings)? {
+        return Ok(());
+    }
+    let url = match context.open_store(settings, Missing::Refuse) {
+        Ok(store) => store.url(),
+        Err(_) if settings.url.scheme == Scheme::File => {
+            let path = std::path::Path::new(&settings.url.path);
+            format!("file://{}", std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display())
+        }
+        Err(_) => settings.url.to_string(),
+    };
+    let pin = crate::key_pin::KeyPin::find(context.cache_dir(), &url);
+    let Some(remembered) = pin.and_then(|pin| pin.remembered()) else { return Ok(()) };
+    let message = format!("this host has seen a repository at {url}, and there is none now");
+    Err(Failure::refused("E-REPO-GONE", message).hint(format!(
+        "is its file system mounted? When a new repository is to take its place, remove {}",
+        remembered.display()
+    )))
 }
 
 fn encryption(args: &InitArgs, settings: &RepoSettings) -> Algorithm {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use pgark_engine::EngineError;
+use pgark_engine::keys::copies::{self, CopyRing};
 use pgark_engine::keys::{self, Mode, NewSlot, Opens, RotateOptions, RunningRestores};
 use pgark_engine::restore::renew;
 use pgark_repo::crypto::Algorithm;
@@ -137,6 +138,18 @@ impl Ring {
         context.open_repository(&settings)?;
         Ok(Ring { context, store, unlock })
     }
+
+    /// Of the cluster's other repositories, as far as they can be asked.
+    fn copies(&self) -> Result<Vec<CopyRing>, Failure> {
+        let (others, silent) = self.context.other_stores(&*self.store);
+        for (name, failure) in silent {
+            output::warning(&format!(
+                "repository {name} cannot be asked for its slots: {}: {}",
+                failure.code, failure.message
+            ));
+        }
+        copies::rings_of(&self.store, &self.unlock, &others).map_err(engine_failure)
+    }
 }
 
 fn mode(dry_run: DryRunArgs) -> Mode {
@@ -154,8 +167,8 @@ fn list(global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failure> {
     let left_over = keys.left_over.as_deref().unwrap_or_default();
     for slot in left_over {
         output::warning(&format!(
-            "slot {} was removed, and an older key ring that it opens can still be read: repeat 'pgark key remove {}', \
-             or delete old versions of the objects under keyring/ and keyring-mirror/ in the store",
+            "slot {} is not in the key ring any more, and an older one that it opens can still be read: 'pgark key remove {}' \
+             makes that go; where the store keeps what is deleted, delete old versions of the objects under keyring/ and keyring-mirror/ in the store",
             slot.describe(),
             slot.id
         ));
@@ -226,8 +239,10 @@ fn add(args: AddArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failu
         let is_given = matches!(&*failure.code, "E-INVALID" | "E-KEY-RECIPIENT");
         if is_given { Failure { exit: Exit::Usage, ..failure } } else { failure }
     })?;
+    let copies = if mode == Mode::Run { ring.copies()? } else { vec![] };
+    let lacking = copies::lacking(&copies, &new, &done.slot).map_err(engine_failure)?;
     let document = json!({"schema": SCHEMA, "slot": slot_json(&done.slot, done.proven),
-        "added": done.added && mode == Mode::Run});
+        "added": done.added && mode == Mode::Run, "copies_without": lacking});
     output::result(global.form(), &document, || {
         let what = done.slot.describe();
         let tried = if done.proven { "it was seen to open" } else { "only its owner can try whether it opens" };
@@ -237,6 +252,9 @@ fn add(args: AddArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome, Failu
             (true, Mode::Run) => format!("added slot {what}; {tried}\n"),
         }
     })?;
+    for name in lacking {
+        output::warning(&format!("repository {name} does not open with it: repeat this command with --repo {name}"));
+    }
     Ok(Exit::Done)
 }
 
@@ -275,13 +293,23 @@ fn remove(args: &RemoveArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
     }
     confirm(&args.confirm, &format!("remove {what}; hosts that use it cannot open the repository any more"))?;
     let done = keys::remove(&ring.store, &ring.unlock, &args.slot, Mode::Run).map_err(engine_failure)?;
-    output::result(global.form(), &document(true, done.older_rings_gone), || {
+    let still = copies::still_there(&ring.copies()?, &plan.slot);
+    let mut document = document(true, done.older_rings_gone);
+    document["copies_with"] = still.iter().map(|(name, _)| name.as_str()).collect();
+    output::result(global.form(), &document, || {
         format!(
             "removed {what}; {} remain\nWho opened the repository with it may have kept the master key, and copies of \
              the key ring may exist: 'pgark key rotate' protects what is written from now on.\n",
             done.remaining
         )
     })?;
+    for (name, slot) in still {
+        output::warning(&format!(
+            "repository {name} still opens with slot {}: 'pgark key remove {} --repo {name}'",
+            slot.describe(),
+            slot.id
+        ));
+    }
     older_rings(done.older_rings_gone)
 }
 
@@ -350,6 +378,17 @@ fn rotate(args: &RotateArgs, global: &GlobalArgs, ring: &Ring) -> Result<Outcome
             fates(&done)
         )
     })?;
+    let in_the_way = copies::in_the_way(&ring.store, unlock, &ring.copies()?).map_err(engine_failure)?;
+    for (name, slots) in in_the_way {
+        let named = |slot: &SlotInfo| format!(" --drop-slot {}", slot.id);
+        output::warning(&format!(
+            "repository {name} does not get the new key by itself, because these of its slots would go: {}. Where their secrets have a \
+             slot here: 'pgark replicate --from {} --to {name}{}'",
+            slots.iter().map(SlotInfo::describe).collect::<Vec<_>>().join(", "),
+            own.name,
+            slots.iter().map(named).collect::<String>()
+        ));
+    }
     older_rings(done.older_rings_gone)
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use pgark_engine::replicate::{self, ReplicateOptions, ReplicatePlan, ReplicateReport, Which};
 use pgark_engine::several::Member;
 use pgark_repo::Repository;
-use pgark_repo::keyring::{NewKeys, Unlock};
+use pgark_repo::keyring::{NewKeys, SlotInfo, Unlock};
 use pgark_repo::repository::Rekeyed;
 use serde_json::{Value, json};
 
@@ -37,6 +37,9 @@ pub struct ReplicateArgs {
     /// File with the passphrase of a re-keyed copy [env: PGARK_NEW_PASSPHRASE_FILE, PGARK_NEW_PASSPHRASE]
     #[arg(long, value_name = "FILE", requires = "rekey")]
     new_passphrase_file: Option<PathBuf>,
+    /// Slot of the copy that goes where the newer key ring of the source has nothing for it; repeatable
+    #[arg(long, value_name = "ID", conflicts_with = "rekey")]
+    drop_slot: Vec<String>,
     #[command(flatten)]
     dry_run: DryRunArgs,
 }
@@ -67,7 +70,7 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     }
     let ring_before = ring_of(&context, to);
     let target = match args.rekey {
-        false => context.open_copy(&source, to, missing),
+        false => context.open_copy_dropping(&source, to, missing, &args.drop_slot),
         true => rekeyed(&context, &source, to, args.new_passphrase_file, missing),
     };
     let target = target.map_err(|f| named(f, &to.name, 2))?;
@@ -81,15 +84,55 @@ pub fn run(args: ReplicateArgs, global: &GlobalArgs) -> Result<Outcome, Failure>
     let notices = target.store().notices();
     notices.iter().for_each(|notice| output::warning(notice));
     let member = Member { name: to.name.clone(), repo: target, required: false };
-    let locked = locks::extend_all(&[member], &options.cluster, &context.ctx);
+    let locked = locks::extend_all(std::slice::from_ref(&member), &options.cluster, &context.ctx);
     let got_ring = ring_of(&context, to) != ring_before;
-    let shown = || text(&report, got_ring) + &locked.iter().map(Locked::text).collect::<String>();
+    // A copy with keys of its own has slots and a secret of its own.
+    let (slots, closed) = match args.rekey {
+        true => (SlotsApart::default(), vec![]),
+        false => (SlotsApart::of(&source, &member.repo), context.warn_of_closed_copies(std::slice::from_ref(&member))?),
+    };
+    let shown = || {
+        text(&report, got_ring)
+            + &slots.text(&from.name, &to.name)
+            + &locked.iter().map(Locked::text).collect::<String>()
+    };
     if global.says_nothing() {
         report.failed.iter().for_each(|(what, why)| output::warning(&format!("{what} was not copied: {why}")));
     }
-    global.report(&document(&report, got_ring, &locked), shown)?;
-    let is_fine = report.failed.is_empty() && notices.is_empty() && locked.iter().all(Locked::is_fine);
+    global.report(&document(&report, got_ring, &slots, &locked), shown)?;
+    let is_fine =
+        report.failed.is_empty() && closed.is_empty() && notices.is_empty() && locked.iter().all(Locked::is_fine);
     Ok(if is_fine { Exit::Done } else { Exit::Warnings })
+}
+
+/// Slots that one of two copies has and the other has not: each has its own.
+#[derive(Default)]
+struct SlotsApart {
+    only_from: Vec<String>,
+    only_to: Vec<String>,
+}
+
+impl SlotsApart {
+    fn of(from: &Repository, to: &Repository) -> Self {
+        let alone = |of: &Repository, than: &Repository| {
+            let alone = |slot: &&SlotInfo| !than.slots().iter().any(|other| other.is_as(slot));
+            of.slots().iter().filter(alone).map(SlotInfo::describe).collect()
+        };
+        SlotsApart { only_from: alone(from, to), only_to: alone(to, from) }
+    }
+
+    fn text(&self, from: &str, to: &str) -> String {
+        let only = |slots: &[String], name: &str| match slots {
+            [] => String::new(),
+            slots => format!("key slots that {name} alone has: {}\n", slots.join(", ")),
+        };
+        let both = only(&self.only_from, from) + &only(&self.only_to, to);
+        if both.is_empty() {
+            both
+        } else {
+            both + "slots are not copied: 'pgark key add --repo' makes them in each copy\n"
+        }
+    }
 }
 
 /// The copy with keys of its own, made when there is none and that is allowed.
@@ -161,10 +204,10 @@ fn ring_of(context: &Context, settings: &RepoSettings) -> Option<Vec<u8>> {
     Repository::ring_bytes(&store).ok()
 }
 
-fn document(r: &ReplicateReport, got_ring: bool, locked: &[Locked]) -> Value {
+fn document(r: &ReplicateReport, got_ring: bool, slots: &SlotsApart, locked: &[Locked]) -> Value {
     let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
     json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
-        "bytes": r.bytes, "key_ring": got_ring, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
+        "bytes": r.bytes, "key_ring": got_ring, "slots_only_from": slots.only_from, "slots_only_to": slots.only_to, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
 }
 
 fn text(r: &ReplicateReport, got_ring: bool) -> String {

@@ -428,6 +428,9 @@ fn a_key_ring_that_was_set_back_or_exchanged_is_noticed_by_a_host_that_saw_the_o
     host.run(["info"]).expect_code(0);
     // Who makes a repository anew in the old place knows.
     fs::remove_dir_all(repo).expect("remove");
+    refused(host.run(["init"]), 4, "E-REPO-GONE");
+    assert!(!repo.exists(), "nothing is made in the place of what is not mounted");
+    fs::remove_dir_all(cache.join("seen")).expect("remove");
     host.run(["init"]).expect_code(0);
     host.run(["info"]).expect_code(0);
 }

@@ -233,6 +233,60 @@ fn one_place_is_not_two_copies_and_a_copy_gets_no_key_of_its_own() {
 }
 
 #[test]
+fn what_is_done_to_the_slots_of_one_copy_is_told_of_the_other_and_loses_none() {
+    let Some(two) = Two::new("slots", false) else { return };
+    two.backup().expect_code(0);
+    let (here, scratch) = (&two.site.pgark, &two.site.scratch);
+    let file = |name: &str, text: &str| scratch.file(name, text.as_bytes(), 0o600).display().to_string();
+    let slots = |repo: &str| here.json(["key", "list", "--repo", repo])["slots"].as_array().expect("slots").clone();
+    let id = |slot: &Value| slot["id"].as_str().expect("id").to_owned();
+    let replicate = ["replicate", "--from", "a", "--to", "b"];
+
+    // A passphrase is changed, in the first repository alone: hosts have the new one, and it opens no copy.
+    let old = file("old", &fs::read_to_string(scratch.join("passphrase")).expect("passphrase"));
+    let new = file("new", "another horse\n");
+    let first = id(&slots("a")[0]);
+    let added = here.run(["key", "add", "--repo", "a", "--new-passphrase-file", &new, "--json"]).expect_code(0);
+    assert!(added.json()["copies_without"] == serde_json::json!(["b"]), "{added}");
+    file("passphrase", "another horse\n");
+    let removed = here.run(["key", "remove", &first, "--repo", "a", "--yes"]).expect_code(0);
+    assert!(removed.stderr.contains(&format!("'pgark key remove {first} --repo b'")), "{removed}");
+    let finding = || {
+        let checked = here.run(["check", "--no-switch", "--json"]).json();
+        let all = checked["checks"].as_array().expect("checks").clone();
+        let told = |c: &Value| c["name"] == "key" && c["repository"] == "b" && c["verdict"] != "ok";
+        all.into_iter().find(told).map(|c| c["verdict"].clone())
+    };
+    assert_eq!(finding(), Some("warning".into()));
+    let told = two.site.elsewhere.run(replicate).expect_code(3);
+    assert!(told.stderr.contains("its own secret does not open it") && told.stdout.contains("b alone has"), "{told}");
+    two.backup().expect_code(3);
+    here.run(["key", "add", "--repo", "b", "--passphrase-file", &old, "--new-passphrase-file", &new]).expect_code(0);
+    here.run(["key", "remove", &first, "--repo", "b", "--yes"]).expect_code(0);
+    assert_eq!(finding(), None);
+
+    // A slot of the copy alone does not go with a rotation of the other.
+    let paper = file("paper", "on paper\n");
+    here.run(["key", "add", "--repo", "b", "--new-passphrase-file", &paper, "--label", "paper"]).expect_code(0);
+    let alone = id(slots("b").iter().find(|slot| slot["label"] == "paper").expect("a slot"));
+    let drop = format!("--drop-slot {alone}");
+    let rotated = here.run(["key", "rotate", "--repo", "a", "--yes"]).expect_code(0);
+    assert!(rotated.stderr.contains(&drop), "{rotated}");
+    let refused = two.site.elsewhere.run(replicate).expect_code(12);
+    assert!(refused.stderr.contains("E-KEY-SLOT-COPY") && refused.stderr.contains(&alone), "{refused}");
+    let kept = two.backup().expect_code(3);
+    assert!(kept.stderr.contains("E-KEY-SLOT-COPY"), "{kept}");
+    here.run(["info", "--repo", "b", "--passphrase-file", &paper]).expect_code(0);
+    here.run(["key", "add", "--repo", "a", "--new-passphrase-file", &paper]).expect_code(0);
+    let words = replicate.into_iter().chain(drop.split(' '));
+    two.site.elsewhere.run(words).expect_code(0);
+    here.run(["info", "--repo", "b", "--passphrase-file", &paper]).expect_code(0);
+    two.backup().expect_code(0);
+    let latest = two.site.archive_all();
+    two.assert_restores_from("b", "r", &latest);
+}
+
+#[test]
 fn one_damaged_copy_of_a_key_ring_stops_nothing() {
     let Some(two) = Two::new("ringcopy", false) else { return };
     let ring = |repo: &Path| objects_under(&repo.join("keyring")).pop().expect("a ring");

@@ -6,6 +6,7 @@
 //! Every master key that sealed something which is still there stays in the ring.
 
 mod cache;
+mod carry;
 mod change;
 mod edit;
 mod given_up;
@@ -28,6 +29,7 @@ use slot::{Attempt, Slot, SlotKind};
 use wrap::{unwrap, wrap};
 
 pub use cache::{open_from_cache, ring_name, seal_for_cache};
+pub use carry::{CopySlots, is_under, of_copy};
 pub use change::{Change, edit, left_over, read, retire_older};
 pub use edit::{Fate, Secrets, SlotError, SlotFate, SlotSecret};
 pub(crate) use given_up::kept;

@@ -6,7 +6,7 @@ use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
 use pgark_repo::crypto::{Algorithm, KeySet};
 use pgark_repo::error::{RepoError, Result};
-use pgark_repo::keyring::{self, Change, Fate, Keyring, Secrets, SlotError, Unlock};
+use pgark_repo::keyring::{self, Change, CopySlots, Fate, Keyring, Secrets, SlotError, Unlock};
 use pgark_repo::names;
 use pgark_repo::store::fault::{Fault, Op, When};
 use pgark_repo::store::{FaultStore, MemoryStore, Store};
@@ -485,4 +485,75 @@ fn a_ring_of_a_newer_program_is_neither_read_nor_written_over() {
     refused(rotate(&shared, &unlock(), &[]).err());
     refused(Repository::init(shared.clone(), &keys(Algorithm::Aes256Gcm)).err());
     assert_eq!(objects(&*shared), before);
+}
+
+/// A repository with one slot, and a copy of it.
+fn repository_and_copy() -> (Arc<dyn Store>, Arc<dyn Store>) {
+    let store = memory();
+    one_backup(&store);
+    let copy = memory();
+    open(&store).unwrap().open_copy(copy.clone()).unwrap();
+    (store, copy)
+}
+
+#[test]
+fn a_newer_ring_is_not_carried_over_where_a_slot_of_the_copy_would_go() {
+    let (store, copy) = repository_and_copy();
+    let other = fresh_identity();
+    let theirs = Unlock::age_identities(&other);
+    add(&copy, &other).unwrap();
+    rotate(&store, &unlock(), &[]).unwrap();
+    let slot = ring(&copy).slots().into_iter().find(|s| s.label.is_some()).unwrap();
+    let before = rings(&copy);
+    let refused = open(&store).unwrap().open_copy(copy.clone()).err().unwrap();
+    assert!(matches!(&refused, RepoError::CopySlots { slots, .. } if slots.contains(&slot.id)), "{refused}");
+    assert!(rings(&copy) == before && Repository::open(copy.clone(), &theirs).is_ok());
+    // It goes when it is named, and no ring that it opens is left.
+    let drop = [slot.id];
+    let slots = CopySlots { drop: &drop, ..CopySlots::default() };
+    open(&store).unwrap().open_copy_with(copy.clone(), &slots).unwrap();
+    assert_eq!(ring(&copy).generation(), 2);
+    assert!(rings(&copy).iter().all(|ring| Keyring::open(ring, &theirs).is_err()));
+}
+
+#[test]
+fn a_newer_ring_takes_the_place_of_one_whose_secrets_it_knows() {
+    let (store, copy) = repository_and_copy();
+    let other = fresh_identity();
+    let passphrase = Unlock { passphrase: Unlock::passphrase(b"p").passphrase, ..unlock() };
+    // By itself in each: the slots are others, and the secrets the same.
+    for one in [&store, &copy] {
+        add(one, &other).unwrap();
+        keyring::edit(one, &unlock(), |ring| ring.add_passphrase(b"p", None).map(Change::Write)).unwrap();
+    }
+    rotate(&store, &passphrase, &[]).unwrap();
+    let source = open(&store).unwrap();
+    assert!(matches!(source.open_copy(copy.clone()).err(), Some(RepoError::CopySlots { .. })), "nobody has shown that");
+    let slots = CopySlots { own: &|| passphrase.clone(), drop: &[] };
+    source.open_copy_with(copy.clone(), &slots).unwrap();
+    for secret in [Unlock::age_identities(&other), Unlock::passphrase(b"p"), unlock()] {
+        assert_eq!(keyring::read(&copy, &secret).unwrap().generation(), 2);
+    }
+}
+
+#[test]
+fn copies_that_were_rotated_each_on_its_own_are_told_as_that_and_stay_as_they_are() {
+    let (store, copy) = repository_and_copy();
+    for one in [&store, &copy] {
+        rotate(one, &unlock(), &[]).unwrap();
+    }
+    let before = [rings(&store), rings(&copy)];
+    let told = |from: &Arc<dyn Store>, to: &Arc<dyn Store>| {
+        let refused = open(from).unwrap().open_copy(to.clone()).err().unwrap();
+        assert!(matches!(&refused, RepoError::WrongKey { why } if why.contains("each on its own")), "{refused}");
+    };
+    told(&store, &copy);
+    told(&copy, &store);
+    // Also where one of them went on.
+    keyring::edit(&store, &unlock(), |ring| {
+        ring.rotate(Secrets { unlock: &unlock(), passphrases: &[] }, &[]).map(Change::Write)
+    })
+    .unwrap();
+    told(&store, &copy);
+    assert!(before[1] == rings(&copy));
 }

@@ -9,6 +9,7 @@ use pgark_engine::sources::PATIENCE;
 use pgark_repo::Repository;
 use pgark_repo::catalog::CatalogStore;
 use pgark_repo::crypto::Algorithm;
+use pgark_repo::keyring::CopySlots;
 use pgark_repo::names::ClusterName;
 use pgark_repo::store::Store;
 
@@ -17,7 +18,7 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::RepoSettings;
 use crate::settings::repo_url::Scheme;
-use crate::store::{self, Access, Missing};
+use crate::store::{self, Missing};
 
 impl Context {
     /// All selected repositories, opened; the first that can be is the one to read from. One that cannot be used and is not
@@ -82,7 +83,8 @@ impl Context {
                 // Writing waits for the first one as long as it takes: what it lacks has to be completed later.
                 Some(first) => match first.repo.keys().writes_only() {
                     None => {
-                        open_member(&first.repo, settings, &self.access, patience).inspect(|copy| self.accept(copy))
+                        let opener = self.opener(settings);
+                        open_member(&first.repo, &opener, patience).inspect(|copy| self.accept(copy))
                     }
                     Some(_) => self.open_copy_as_writer(&first.repo, settings, patience),
                 },
@@ -276,12 +278,40 @@ impl Context {
         settings: &RepoSettings,
         missing: Missing,
     ) -> Result<Option<Repository>, Failure> {
-        let copy = open_copy(of, settings, &self.access, missing)?;
+        self.open_copy_dropping(of, settings, missing, &[])
+    }
+
+    /// As `open_copy`; slots of the copy that are named go, where a newer key ring has nothing for them.
+    pub fn open_copy_dropping(
+        &self,
+        of: &Repository,
+        settings: &RepoSettings,
+        missing: Missing,
+        drop: &[String],
+    ) -> Result<Option<Repository>, Failure> {
+        let copy = open_copy(of, &self.opener(settings), missing, drop)?;
         if let Some(copy) = &copy {
             self.accept(copy);
             trail_opened(&self.trail, settings, copy);
         }
         Ok(copy)
+    }
+
+    /// Why a copy would not open by itself, if it does not: it was opened with the keys of another one.
+    pub fn not_opened_alone(&self, settings: &RepoSettings) -> Option<Failure> {
+        self.opener(settings).open_with_own_secret().err()
+    }
+
+    /// Warns of each copy that would not open by itself. Returns what was said.
+    pub fn warn_of_closed_copies(&self, copies: &[Member]) -> Result<Vec<String>, Failure> {
+        let all = self.settings.selected_repos()?;
+        let said = |copy: &Member| {
+            let failure = self.not_opened_alone(all.iter().find(|settings| settings.name == copy.name)?)?;
+            Some(format!("repository {}: {}", copy.name, closed_alone(&failure)))
+        };
+        let said: Vec<String> = copies.iter().filter_map(said).collect();
+        said.iter().for_each(|warning| output::warning(warning));
+        Ok(said)
     }
 
     fn accept(&self, copy: &Repository) {
@@ -325,6 +355,15 @@ pub fn none_of(failures: Vec<Failure>) -> Failure {
     first
 }
 
+/// What is said of a copy that was opened with the keys of another one, and not with its own secret.
+pub fn closed_alone(failure: &Failure) -> String {
+    format!(
+        "its own secret does not open it, and without the others nothing of it can be read ({}: {}): 'pgark key add --repo' gives this \
+         secret a slot there",
+        failure.code, failure.message
+    )
+}
+
 /// Of several repositories, the one that failed is named.
 pub fn named(failure: Failure, repository: &str, of: usize) -> Failure {
     if of < 2 || failure.message.starts_with("repository ") {
@@ -335,11 +374,11 @@ pub fn named(failure: Failure, repository: &str, of: usize) -> Failure {
 
 fn open_copy(
     of: &Repository,
-    settings: &RepoSettings,
-    access: &Access,
+    opener: &Opener,
     missing: Missing,
+    drop_slots: &[String],
 ) -> Result<Option<Repository>, Failure> {
-    let store = match store::open_as(settings, access, missing) {
+    let store = match store::open_as(&opener.settings, &opener.access, missing) {
         Err(e) if e.exit == Exit::NoRepository && missing == Missing::Refuse => return Ok(None),
         opened => opened?,
     };
@@ -349,21 +388,19 @@ fn open_copy(
             found => drop(found.map_err(|e| engine_failure(e.into()))?),
         }
     }
-    let opened = of.open_copy(store.clone()).map_err(|e| engine_failure(e.into()));
+    // A secret that cannot be had proves nothing.
+    let slots = CopySlots { own: &|| opener.unlock().unwrap_or_default(), drop: drop_slots };
+    let opened = of.open_copy_with(store.clone(), &slots).map_err(|e| engine_failure(e.into()));
     let explained = |failure| if missing == Missing::Create { explain_lock(&*store, failure) } else { failure };
     Ok(Some(opened.map_err(explained)?.0))
 }
 
 /// As `open_copy`, and an error when there is none, or no answer in time. A thread that is given up ends with the program.
-pub fn open_member(
-    of: &Repository,
-    settings: &RepoSettings,
-    access: &Access,
-    patience: Option<Duration>,
-) -> Result<Repository, Failure> {
+pub fn open_member(of: &Repository, opener: &Opener, patience: Option<Duration>) -> Result<Repository, Failure> {
+    let settings = &opener.settings;
     let open = {
-        let (of, settings, access) = (of.clone(), settings.clone(), access.clone());
-        move || open_copy(&of, &settings, &access, Missing::Refuse)
+        let (of, opener) = (of.clone(), opener.clone());
+        move || open_copy(&of, &opener, Missing::Refuse, &[])
     };
     let found = in_time(settings, patience, open);
     let none = || pgark_repo::RepoError::NoRepository { url: settings.url.to_string() };
