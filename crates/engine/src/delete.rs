@@ -21,6 +21,13 @@ pub struct DeletePlan {
     pub listed: bool,
 }
 
+impl DeletePlan {
+    /// Whether it is not listed, and nothing of it is left that goes.
+    pub fn is_done(&self) -> bool {
+        !self.listed && self.objects == 0
+    }
+}
+
 /// What may the caller take responsibility for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastBackup {

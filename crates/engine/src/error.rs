@@ -213,8 +213,8 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
             "when 'pgark verify --repair' finds no whole copy: 'pgark rebuild-catalog' lists the backups from their records"
         }
         RepoError::Corrupt { object, .. } if object.starts_with(names::KEYRING) => {
-            "the key ring lies in keyring/ and again in keyring-mirror/, and is the same in every copy of the repository: put whole \
-             objects of these back by hand; on a bucket that keeps versions, --repo-target-time reads an earlier state. docs/operations.md tells more"
+            "the key ring lies in keyring/ and again in keyring-mirror/: put whole objects of these back by hand, saved ones, or those of \
+             a copy that follows this repository; keep a ring that still opens; on a bucket that keeps versions, --repo-target-time reads an earlier state. docs/operations.md tells more"
         }
         RepoError::Corrupt { .. } => "'pgark verify' tells which backups and time windows are affected",
         RepoError::NoRepository { url } if url.contains("as_of=") => {

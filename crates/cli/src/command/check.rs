@@ -155,12 +155,12 @@ fn check_all(context: &Context, opened: &Opened, options: &CheckOptions) -> Chec
     let copies = || opened.members.iter().skip(1);
     checked.findings.extend(copies().filter_map(|member| refused_alone(context, member)));
     checked.findings.extend(copies().filter_map(|member| closed_copy(context, member)));
-    checked.findings.extend(audit_trail(context, options.several));
+    checked.findings.extend(audit_trail(context, opened, options.several));
     checked
 }
 
-/// Audit records that wait on this host, for each repository.
-fn audit_trail(context: &Context, several: bool) -> Vec<Finding> {
+/// Audit records that wait on this host, for each repository; and whether its journals carry on what this host has seen.
+fn audit_trail(context: &Context, opened: &Opened, several: bool) -> Vec<Finding> {
     let (Some(dir), Ok(cluster), Ok(all)) =
         (&context.settings.state_dir, context.cluster(), context.settings.selected_repos())
     else {
@@ -170,9 +170,19 @@ fn audit_trail(context: &Context, several: bool) -> Vec<Finding> {
     let look = |settings: &RepoSettings| {
         let waits: std::io::Result<Vec<Waits>> =
             journals.iter().map(|journal| trail::waits(dir, &place_of(settings), journal)).collect();
-        let (verdict, message) = match waits {
-            Ok(waits) => waiting(&waits),
-            Err(e) => (Verdict::NotChecked, format!("what waits on this host: {e}")),
+        let member = opened.members.iter().find(|member| member.name == settings.name);
+        let cut = |journal: &JournalName| {
+            let repo = &member?.repo;
+            // A writer has the journal of its cluster alone.
+            let is_closed = repo.keys().writes_only().is_some() && *journal == JournalName::Repository;
+            let found = (!is_closed).then(|| trail::contradiction(dir, repo, &place_of(settings), journal))?;
+            let what = found.unwrap_or_else(|e| Some(format!("its end cannot be read: {e}")))?;
+            Some((Verdict::Warning, format!("{what}; see 'pgark audit verify'")))
+        };
+        let (verdict, message) = match (journals.iter().find_map(cut), waits) {
+            (Some(cut), _) => cut,
+            (None, Ok(waits)) => waiting(&waits),
+            (None, Err(e)) => (Verdict::NotChecked, format!("what waits on this host: {e}")),
         };
         Finding { name: "audit trail", repository: several.then(|| settings.name.clone()), verdict, message }
     };

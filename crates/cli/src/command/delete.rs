@@ -50,7 +50,10 @@ pub fn run(args: DeleteArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
     confirm(&args.confirm, &format!("delete {what}"))?;
     delete::run(&repo, &cluster, &plan, &context.ctx).map_err(engine_failure)?;
-    global.report(&document(true), || format!("deleted {what}\n"))?;
+    global.report(&document(true), || match plan.is_done() {
+        true => format!("backup {id} is deleted already: there was nothing left to remove{others}\n"),
+        false => format!("deleted {what}\n"),
+    })?;
     Ok(Exit::Done)
 }
 

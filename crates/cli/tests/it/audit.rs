@@ -180,6 +180,7 @@ fn nobody_takes_it_out_again(site: &Site) {
     assert_eq!(changed(&elsewhere, 0, &[], &cut), "");
     assert!(changed(&elsewhere, 20, &["--head", &head], &cut).contains("the end is cut off"));
     assert!(changed(&site.pgark, 20, &[], &cut).contains("the end is cut off"));
+    told_after_it_has_grown(site, &all);
     assert!(changed(&site.pgark, 0, &["--accept", "--yes"], &cut).is_empty(), "accepted");
     assert_eq!(problems(&site.pgark, &[], 0), "");
     // What was put in is none of its records.
@@ -203,6 +204,33 @@ fn nobody_takes_it_out_again(site: &Site) {
     give_to_postgres(&wrong);
     site.pgark.run(["audit", "verify", "--head", &wrong.display().to_string()]).expect_code(2);
     site.pgark.run(["audit", "show", "--since", "tomorrow"]).expect_code(2);
+}
+
+/// The journal is set back, as with an older copy of the repository, and is as long as it was soon.
+fn told_after_it_has_grown(site: &Site, all: &[PathBuf]) {
+    let (repo, state) = (site.pgark.repo(), site.scratch.join("state"));
+    let heads: Vec<(PathBuf, Vec<u8>)> = objects_under(&state.join("audit-heads"))
+        .into_iter()
+        .map(|path| (path.clone(), fs::read(path).expect("a head")))
+        .collect();
+    let kept: Vec<Vec<u8>> = all.iter().map(|p| fs::read(p).expect("a record")).collect();
+    all.iter().rev().take(2).for_each(|path| fs::remove_file(path).expect("removed"));
+    for _ in 0..3 {
+        let told = site.pgark.run(["keep", "20200101-000000F"]).expect_code(4);
+        assert!(told.stderr.contains("E-AUDIT-CUT"), "{told}");
+    }
+    assert!(records(repo).len() > all.len());
+    let checked = site.pgark.run(["check", "--no-switch", "--json"]).json();
+    let found = checked["checks"].as_array().expect("checks").iter().find(|c| c["name"] == "audit trail").cloned();
+    let found = found.unwrap_or_else(|| panic!("{checked}"));
+    let message = found["message"].as_str().unwrap_or_default();
+    assert!(found["verdict"] == "warning" && message.contains("is another one than it was"), "{found}");
+    // As it was.
+    records(repo).into_iter().skip(all.len()).for_each(|path| fs::remove_file(path).expect("removed"));
+    for (path, bytes) in all.iter().zip(kept).map(|(path, bytes)| (path.clone(), bytes)).chain(heads) {
+        fs::write(&path, bytes).expect("put back");
+        give_to_postgres(&path);
+    }
 }
 
 fn copies_new_keys_and_writers(site: &Site) {

@@ -188,6 +188,10 @@ fn any_backup_can_be_deleted_and_the_others_still_restore() {
     for gone in [0, 4, 6, 7] {
         site.elsewhere.run(["delete", "--yes", &ids[gone]]).expect_code(0);
     }
+    let again = site.elsewhere.run(["delete", "--yes", &ids[0]]).expect_code(0);
+    assert!(again.stdout.contains("is deleted already") && again.stdout.contains("packs stay"), "{again}");
+    let gone = site.elsewhere.run(["unexpire", &ids[0]]).expect_code(4);
+    assert!(gone.stderr.contains("it was deleted"), "{gone}");
     site.elsewhere.run(["verify"]).expect_code(0);
     for (n, id) in ids.iter().enumerate().filter(|(n, _)| ![0, 4, 6, 7].contains(n)) {
         assert_restores_the_state(&site, &format!("r{n}"), id, &latest, &state);

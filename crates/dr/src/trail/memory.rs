@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pgark_repo::Repository;
-use pgark_repo::audit::{Head, JournalName};
+use pgark_repo::audit::{Head, Journal, JournalName};
 
 use super::files::{make_private, write_durably};
 use super::spool::{place_of, remove};
@@ -26,8 +26,8 @@ impl Memory {
         serde_json::from_slice(&fs::read(&self.path).ok()?).ok()
     }
 
-    /// In words, when the journal cannot have come from what is remembered.
-    pub fn contradicts(&self, head: Option<&Head>) -> Option<String> {
+    /// In words, when the journal, which ends with `head`, cannot have come from what is remembered.
+    pub fn contradicts(&self, journal: &Journal<'_>, head: Option<&Head>) -> Option<String> {
         let known = self.read()?;
         match head {
             None => Some(format!("it is empty, and had {} records", known.number)),
@@ -35,8 +35,11 @@ impl Memory {
             Some(head) if head.number < known.number => {
                 Some(format!("it ends with record {}, and had {}", head.number, known.number))
             }
-            Some(head) if head.number == known.number && head.hash != known.hash => {
-                Some(format!("its record {} is another one than it was", head.number))
+            Some(head) if head.number == known.number && head.hash != known.hash => Some(is_another(&known)),
+            // It was cut off, and has grown since. A record that is not there may have been too old, and a writer reads none.
+            Some(head) if head.number > known.number => {
+                let then = journal.read(known.number).ok()?;
+                (then.hash != known.hash).then(|| is_another(&known))
             }
             Some(_) => None,
         }
@@ -52,6 +55,25 @@ impl Memory {
             tracing::debug!(target: "pgark", %error, "the end of the audit trail is not remembered");
         }
     }
+}
+
+fn is_another(known: &Head) -> String {
+    format!("its record {} is another one than it was", known.number)
+}
+
+/// In words, when a journal cannot have come from what this host knows of it.
+///
+/// # Errors
+/// What reading the end of the journal came to.
+pub fn contradiction(
+    state_dir: &Path,
+    repo: &Repository,
+    url: &str,
+    journal: &JournalName,
+) -> pgark_repo::Result<Option<String>> {
+    let in_repo = Journal::new(repo, journal.clone());
+    let head = in_repo.head()?;
+    Ok(Memory::of(state_dir, repo, url, journal).contradicts(&in_repo, head.as_ref()))
 }
 
 /// What this host knows of a journal.

@@ -17,7 +17,7 @@ use pgark_engine::files::owners::Owners;
 use pgark_repo::audit::{Event, Journal, JournalName, What, Who};
 use pgark_repo::{RepoError, Repository};
 
-pub use memory::{forget, remembered};
+pub use memory::{contradiction, forget, remembered};
 use spool::Spool;
 pub use spool::{Waits, waits};
 pub use words::without_secrets;
@@ -307,7 +307,7 @@ impl Place {
         }
         let mut head = journal.head()?;
         let memory = begun.state_dir.as_deref().map(|dir| memory::Memory::of(dir, repo, &self.url, &name));
-        let is_cut = memory.as_ref().and_then(|m| m.contradicts(head.as_ref()));
+        let is_cut = memory.as_ref().and_then(|m| m.contradicts(&journal, head.as_ref()));
         if let (Some(what), false) = (&is_cut, std::mem::replace(&mut self.is_cut, is_cut.is_some())) {
             shared.warn(format!(
                 "E-AUDIT-CUT the audit trail in repository {}: {what}; see 'pgark audit verify'",

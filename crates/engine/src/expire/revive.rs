@@ -132,7 +132,7 @@ fn expired_entry(catalog: &Catalog, id: &BackupId) -> Result<BackupEntry> {
     }
     match catalog.expired(id) {
         Some(e) => e.entry.as_deref().cloned().ok_or_else(|| gone(id, "the catalog has not kept its entry")),
-        None if catalog.removing.contains(id) => Err(gone(id, "its objects are being removed")),
+        None if catalog.removing.contains(id) => Err(gone(id, "it was deleted, and its objects are removed")),
         None => Err(not_listed(catalog, id)),
     }
 }
