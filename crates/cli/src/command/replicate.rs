@@ -38,7 +38,7 @@ pub struct ReplicateArgs {
     #[arg(long, value_name = "FILE", requires = "rekey")]
     new_passphrase_file: Option<PathBuf>,
     /// Slot of the copy that goes where the newer key ring of the source has nothing for it; repeatable
-    #[arg(long, value_name = "ID", conflicts_with = "rekey")]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["rekey", "dry_run"])]
     drop_slot: Vec<String>,
     #[command(flatten)]
     dry_run: DryRunArgs,
