@@ -184,6 +184,8 @@ fn audit_trail(context: &Context, opened: &Opened, several: bool) -> Vec<Finding
             (None, Ok(waits)) => waiting(&waits),
             (None, Err(e)) => (Verdict::NotChecked, format!("what waits on this host: {e}")),
         };
+        // Its own end of the trail was not seen.
+        let verdict = if member.is_none() && verdict == Verdict::Ok { Verdict::NotChecked } else { verdict };
         Finding { name: "audit trail", repository: several.then(|| settings.name.clone()), verdict, message }
     };
     all.iter().map(look).collect()

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use pgark_testkit::{Ending, Recovered, StopMode, Target, as_postgres, objects_under};
+use pgark_testkit::{Ending, Recovered, StopMode, Target, as_postgres, objects_under, wait_until};
 use serde_json::Value;
 
 use crate::several::Two;
@@ -307,7 +308,11 @@ fn one_damaged_copy_of_a_key_ring_stops_nothing() {
 fn a_first_repository_that_is_gone_becomes_a_copy_of_the_other_again() {
     let Some(two) = Two::new("regrown", false) else { return };
     two.backup().expect_code(0);
-    fs::remove_dir_all(&two.a).expect("remove");
+    // What is archived meanwhile may be put there while it goes.
+    wait_until("the first repository is gone", Duration::from_secs(30), || {
+        let _ = fs::remove_dir_all(&two.a);
+        (!two.a.exists()).then_some(())
+    });
     let said = two.site.pgark.run(["init"]).expect_code(0);
     assert!(said.stderr.contains("is a copy of b now"), "{said}");
     two.site.elsewhere.run(["replicate", "--from", "b", "--to", "a"]).expect_code(0);
