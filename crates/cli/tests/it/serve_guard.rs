@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use pgark_testkit::{Certificate, Pgark, Scratch, TlsClient};
+use pgark_testkit::{Certificate, Pgark, Scratch, TlsClient, give_to_postgres};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -256,6 +256,7 @@ fn a_damaged_database_is_put_aside_and_said_and_jobs_are_read_again() {
     assert!(outcome.stderr.contains("E-SERVER-STATE there is no state database"), "{outcome}");
     assert!(!database.exists(), "{outcome}");
     fs::write(&database, "no database ".repeat(1000)).expect("damaged");
+    give_to_postgres(&database);
     let outcome = pgark.run(["token", "list"]).expect_code(1);
     assert!(outcome.stderr.contains("E-SERVER-STATE") && outcome.stderr.contains("puts it aside"), "{outcome}");
     let serving = Serving::logged(pgark, &log);
