@@ -392,7 +392,8 @@ fn the_books_raise_and_resolve_alerts_and_a_missing_call_is_missed() {
     assert_eq!(rules(&receiver.take()), [("backup-failed".to_owned(), "resolved".to_owned())]);
     run(&pgark, 0);
     assert!(rules(&receiver.take()).contains(&("repository".into(), "resolved".into())));
-    // The same settings, and a limit that is over.
+    // The same settings, and a limit that is over. Ages are told in whole seconds: the one of the backup has to be over.
+    std::thread::sleep(Duration::from_secs(1));
     run(&settings("1ms"), 0);
     assert!(rules(&receiver.take()).contains(&("no-backup".into(), "firing".into())));
 }

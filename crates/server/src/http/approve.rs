@@ -10,10 +10,17 @@ use crate::jobs::{JobState, Request};
 
 /// What it takes to say yes to it. Looked up when it is asked for, since settings change.
 pub fn right_to_approve(api: &Api, request: &Request, cluster: &str) -> Right {
-    let repoints = || api.config.get().clusters.iter().any(|c| c.name == cluster && c.repoints);
     match request {
-        Request::Recover { .. } if repoints() => Right::Repoint,
+        Request::Recover { .. } => right_to_recover(api, cluster),
         _ => Right::Recover,
+    }
+}
+
+/// What it takes to say yes to a guided recovery.
+pub fn right_to_recover(api: &Api, cluster: &str) -> Right {
+    match api.config.get().clusters.iter().any(|c| c.name == cluster && c.repoints) {
+        true => Right::Repoint,
+        false => Right::Recover,
     }
 }
 

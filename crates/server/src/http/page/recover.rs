@@ -9,6 +9,7 @@ use super::plan::{WAITS, Wanted, quoted, wanted};
 use super::{Page, Place, confirmation, csrf, may, of_cluster, path, trouble};
 use crate::access::Right;
 use crate::http::api::Made;
+use crate::http::approve::right_to_recover;
 use crate::http::{Answer, Api, Asked, Problem, knowledge};
 use crate::known::{list, time};
 
@@ -122,7 +123,11 @@ fn begin(api: &Api, plan: &Value, wanted: &Wanted, asked: &Asked<'_>, cluster: &
     if !may(asked, Right::Recover, cluster) {
         return html! { p.help { "To begin it here takes the role recovery-operator." } };
     }
-    let config = api.config.get();
+    let (config, right) = (api.config.get(), right_to_recover(api, cluster));
+    let who = match right {
+        Right::Repoint => "It points an application elsewhere: somebody else with the role app-admin or admin",
+        _ => "A second person",
+    };
     let replaces = match (word(plan, "database"), word(plan, "place")) {
         ("", "") => cluster,
         ("", place) => place,
@@ -138,9 +143,9 @@ fn begin(api: &Api, plan: &Value, wanted: &Wanted, asked: &Asked<'_>, cluster: &
                 label for="reason" { "Why, for the report and the audit trail (may be left empty)" }
                 input #reason type="text" name="reason" maxlength=(REASON_CHARS_MAX) autocomplete="off";
                 p { "This stops what is to be stopped, and recovers " (Text(cluster)) " into " (Text(replaces)) "." }
-                @if config.web.require_second_person {
+                @if config.web.require_second_person || !may(asked, right, cluster) {
                     @let within = u64::try_from(config.web.approve_within.as_millis()).unwrap_or(u64::MAX);
-                    p { strong { "A second person has to say yes within " (duration(within)) "." } " Nothing begins before that." }
+                    p { strong { (who) " has to say yes within " (duration(within)) "." } " Nothing begins before that." }
                 }
                 (confirmation(cluster))
                 button.danger type="submit" { "Recover" }

@@ -168,6 +168,18 @@ fn a_recovery_begins_with_its_plan_and_is_confirmed() {
     let page = shown(&operator, "");
     assert!(page.contains("to the newest moment") && page.contains("takes the role recovery-operator"), "{page}");
     assert!(!page.contains("name=\"confirm\""), "{page}");
+    // Who restores does not say by that where an application goes, and is told so before.
+    bench.with(|config| {
+        config.web.require_second_person = false;
+        config.clusters.iter_mut().for_each(|cluster| cluster.repoints = cluster.name == "a");
+    });
+    let (page, admin) = (shown(&recoverer, ""), visitor(&bench, Role::Admin, Some("a")));
+    assert!(page.contains("the role app-admin or admin has to say yes within 1 h"), "{page}");
+    assert!(!shown(&admin, "").contains("has to say yes"), "an admin says so by asking");
+    bench.with(|config| {
+        config.web.require_second_person = true;
+        config.clusters.iter_mut().for_each(|cluster| cluster.repoints = false);
+    });
     let page = shown(&recoverer, "name=gone");
     for part in ["This cannot begin now", "E-TARGET-NAME it is not there", "recover --resume -c a"] {
         assert!(page.contains(part), "{part}: {page}");
