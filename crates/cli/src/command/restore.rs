@@ -11,6 +11,7 @@ use pgark_engine::restore::{
     ArchiveMode, RestoreOptions, RestorePlan, StartOptions, TablespaceMap, Target, TargetAction, run as restoring,
 };
 use pgark_engine::sources::Sources;
+use pgark_repo::names::BackupId;
 
 use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
@@ -31,15 +32,16 @@ use crate::settings::units::Span;
 pub struct RestoreArgs {
     /// A backup's id; 'latest' or nothing for the newest one that reaches the target
     pub(super) id: Option<String>,
-    /// What is restored: the cluster's files, a database from a dump, files, or a system of both
-    #[arg(long, value_name = "KIND", default_value = "physical")]
-    kind: Kind,
+    /// What is restored: the cluster's files, a database from a dump, files, or a system of both; of a backup that is named
+    /// by its id, what that is, otherwise physical
+    #[arg(long, value_name = "KIND")]
+    kind: Option<Kind>,
     #[command(flatten)]
     pub(super) logical: LogicalRestoreArgs,
     #[command(flatten)]
     pub(super) files: FilesRestoreArgs,
     /// The directory to restore into: absent or empty, but for --delta
-    #[arg(long, value_name = "DIR", required_if_eq("kind", "physical"))]
+    #[arg(long, value_name = "DIR")]
     pub(super) to: Option<PathBuf>,
     #[command(flatten)]
     target: TargetArgs,
@@ -117,13 +119,19 @@ impl RestoreArgs {
         }
     }
 
+    /// An id that is none is told as such by whoever looks for the backup.
+    fn kind(&self) -> Kind {
+        let of_id = || self.id.as_deref().and_then(|id| BackupId::parse(id).ok()).map(|id| id.kind().into());
+        self.kind.or_else(of_id).unwrap_or(Kind::Physical)
+    }
+
     pub(super) fn has_target(&self) -> bool {
         self.target.is_given() || self.target_type.is_some()
     }
 }
 
 pub fn run(args: RestoreArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
-    match args.kind {
+    match args.kind() {
         Kind::Physical => {
             args.logical.refuse_for_physical()?;
             args.files.refuse_others()?;

@@ -368,6 +368,18 @@ pub enum Kind {
     System,
 }
 
+impl From<pgark_repo::catalog::BackupKind> for Kind {
+    fn from(kind: pgark_repo::catalog::BackupKind) -> Self {
+        use pgark_repo::catalog::BackupKind;
+        match kind {
+            BackupKind::Physical => Self::Physical,
+            BackupKind::Logical => Self::Logical,
+            BackupKind::Files => Self::Files,
+            BackupKind::System => Self::System,
+        }
+    }
+}
+
 impl From<Kind> for pgark_repo::catalog::BackupKind {
     fn from(kind: Kind) -> Self {
         match kind {

@@ -352,7 +352,8 @@ fn what_is_chosen_is_what_comes_and_what_cannot_be_read_is_told() {
     refuse(&["--path", &path, "--database", "x"], 2, "E-KIND");
     failed(pgark.run(["backup", "--path", &path]), 2, "E-KIND");
     failed(pgark.run(["restore", &some, "--kind", "files"]), 2, "E-FILES-TO");
-    failed(pgark.run(["restore", &some, "--kind", "files", "--to", &path]), 4, "E-TARGET-NOT-EMPTY");
+    // The id says what it is a backup of.
+    failed(pgark.run(["restore", &some, "--to", &path]), 4, "E-TARGET-NOT-EMPTY");
     failed(pgark.run(["restore", &some, "--kind", "files", "--in-place"]), 4, "E-CONFIRM");
     let logical = ["restore", &some, "--kind", "logical", "--database", "app", "--to-database", "x"];
     assert!(site.pgark.run(logical).expect_code(4).stderr.contains("E-DATABASE-NONE"));
@@ -383,7 +384,7 @@ fn a_directory_that_becomes_a_link_meanwhile_leads_nowhere() {
             let told = done_or_told(site.elsewhere.run(["backup", "--kind", "files", "--path", &path, "--json"]));
             let id = id_of(&told.json());
             let to = site.scratch.join(format!("out{n}"));
-            site.elsewhere.run(["restore", &id, "--kind", "files", "--to", &to.display().to_string()]).expect_code(0);
+            site.elsewhere.run(["restore", &id, "--to", &to.display().to_string()]).expect_code(0);
             for (path, found) in facts(&to) {
                 let stolen = found.content.starts_with(b"outside of") || path.ends_with("stolen");
                 assert!(!stolen, "{}: read through a link", path.display());
@@ -445,7 +446,7 @@ fn a_restore_in_place_is_all_or_nothing_and_touches_nothing_else() {
     // What was there is in a backup, which is not taken by itself.
     let safety = done["safety_backup"].as_str().expect("a safety backup").to_owned();
     let to = site.scratch.join("before");
-    pgark.run(["restore", &safety, "--kind", "files", "--to", &to.display().to_string()]).expect_code(0);
+    pgark.run(["restore", &safety, "--to", &to.display().to_string()]).expect_code(0);
     let mut before = spoiled.clone();
     before.retain(|p, _| !NEVER.iter().any(|n| p == Path::new(n)));
     let mut saved = facts(&in_copy(&to, &up));

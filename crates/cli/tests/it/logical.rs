@@ -177,6 +177,8 @@ fn a_database_is_replaced_as_a_whole_with_its_owner_settings_and_rights() {
         (cluster.psql("select count(*) from pg_stat_activity where datname = 'app'") == "1").then_some(())
     });
     failed(restore(&site.pgark, &["--database", "app"]), 2, "E-DATABASE-TO");
+    // The id says that it is a dump.
+    failed(site.pgark.run(["restore", &id, "--database", "app", "--json"]), 2, "E-DATABASE-TO");
     failed(restore(&site.pgark, &["--database", "app", "--in-place"]), 4, "E-CONFIRM");
     assert_eq!(told(cluster, "app"), spoiled);
     let document = restore(&site.pgark, &["--database", "app", "--in-place", "--yes"]).expect_code(0).json();

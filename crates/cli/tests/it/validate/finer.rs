@@ -211,6 +211,10 @@ const FINER: [(&str, &str, &str); 56] = [
 fn what_hangs_on_objects_is_compared_without_their_secrets() {
     let server = installed_or_skip!();
     let source = Source::filled(&server, "finer");
+    // Statistics of expressions came with 14.
+    source
+        .cluster
+        .psql_db("src", "create statistics app.phrases on (lower(a)), (b::varchar(3) in ('x', 'y')) from app.tuned");
     // A database that is copied leaves its subscriptions behind, so this is not part of the schema.
     let subscription = "create subscription follower connection 'host=/nowhere dbname=far user=u password=hunter2' publication b, a \
                         with (connect = false, slot_name = slot, binary = true)";

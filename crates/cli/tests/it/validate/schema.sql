@@ -136,7 +136,6 @@ alter table app.tuned cluster on tuned_n;
 alter table app.tuned replica identity full;
 alter table app.tuned set (toast.autovacuum_vacuum_threshold = 7, toast.autovacuum_enabled = false);
 create statistics app.kinds (mcv, ndistinct) on n, a from app.tuned; alter statistics app.kinds set statistics 0;
-create statistics app.phrases on (lower(a)), (b::varchar(3) in ('x', 'y')) from app.tuned;
 create table app.was_wide (i int, t text) with (toast.autovacuum_enabled = false); alter table app.was_wide drop t;
 create sequence app.tuned_by owned by app.tuned.n;
 revoke usage on language plpgsql from public;

@@ -63,6 +63,10 @@ impl<'a> Catalog<'a> {
     }
 }
 
+/// Majors print transforms in two ways, "for integer on language x" and "for integer language x": told in the first one.
+const IDENTITY: &str = "CASE WHEN i.type = 'transform' AND i.identity NOT LIKE '% on language %' \
+     THEN regexp_replace(i.identity, '^(.*) language (.*)$', '\\1 on language \\2') ELSE i.identity END";
+
 pub(super) fn others(major: Major, sight: Sight) -> String {
     let all: Vec<String> = catalogs(major).iter().map(Catalog::sql).collect();
     let options = digest(&format!("concat_ws(' ', {})", sorted("u.umoptions")));
@@ -84,19 +88,21 @@ pub(super) fn others(major: Major, sight: Sight) -> String {
         }
     };
     let trees = [stored.as_str(), conditions];
+    // From 14 on, the cast of a range to its multirange comes and goes with the range.
     format!(
-        "SELECT i.type AS id1, i.identity AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled, \
+        "SELECT i.type AS id1, {identity} AS id2, ''::text AS id3, pg_get_userbyid(o.owner)::text AS owner, o.state AS enabled, \
                 o.acl, {details} AS details, {made_of} AS made_of, o.locale, {publishes}, {expressions}, {scalars}, {comment} AS comment, \
                 NULL::text AS mapping_options, NULL::text AS options_hidden, NULL::text AS {CONNINFO} \
          FROM ({all}) AS o CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) AS i \
          WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = o.classid AND e.objid = o.oid \
-               AND e.deptype = 'e') \
+               AND (e.deptype = 'e' OR e.deptype = 'i' AND e.classid = 'pg_cast'::regclass)) \
          UNION ALL \
          SELECT 'user mapping', i.identity, '', {nothing}, \
                 CASE WHEN {may_see} THEN {options} END, CASE WHEN NOT {may_see} THEN 'yes' END, NULL \
          FROM pg_user_mappings AS u CROSS JOIN LATERAL pg_identify_object('pg_user_mapping'::regclass, u.umid, 0) AS i \
          UNION ALL {subscriptions} UNION ALL \
          SELECT 'system', 'objects of PostgreSQL and of extensions', '', NULL, NULL, ({system}), {rest}",
+        identity = IDENTITY,
         details = digest("o.details"),
         made_of = digest("o.made_of"),
         // From `owner` to `comment`, and from `details` to the end.
