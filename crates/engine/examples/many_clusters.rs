@@ -23,7 +23,7 @@ use pgark_repo::audit::{Event, Head, Journal, JournalName, What, Who};
 use pgark_repo::catalog::{
     BackupEntry, BackupKind, BackupType, CatalogStore, Evidence, JobKind, Lineage, PhysicalFacts,
 };
-use pgark_repo::codec::{Compression, Encoder};
+use pgark_repo::codec::{Compression, Encoder, Recheck, WalEncoding};
 use pgark_repo::crypto::Algorithm;
 use pgark_repo::keyring::{NewKeys, Unlock};
 use pgark_repo::manifest::{Chunk, Directory, FileEnd, FileStart, Item, ManifestWriter};
@@ -137,7 +137,7 @@ struct Empty {
 impl Empty {
     fn new(size: SegmentSize) -> Done<Self> {
         let plain = vec![0; BLOCK_BYTES];
-        let mut encoder = Encoder::for_wal(Compression::DEFAULT)?;
+        let mut encoder = Encoder::for_wal(WalEncoding { compression: Compression::DEFAULT, recheck: Recheck::No })?;
         let (mut blocks, mut hasher) = (vec![], SegmentHasher::new(size.bytes()));
         for _ in 0..size.bytes() / BLOCK_BYTES as u64 {
             let mut encoded = vec![];

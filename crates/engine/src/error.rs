@@ -189,6 +189,7 @@ fn repo_code(e: &RepoError) -> &'static str {
         RepoError::NoBackup { .. } => "E-BACKUP-NONE",
         RepoError::Invalid { what: AGE_RECIPIENT, .. } => "E-KEY-RECIPIENT",
         RepoError::Invalid { .. } => "E-INVALID",
+        RepoError::Altered => "E-ENCODE",
         RepoError::System { .. } => "E-SYSTEM",
     }
 }
@@ -254,6 +255,7 @@ fn repo_hint(e: &RepoError) -> Option<&'static str> {
         RepoError::Invalid { what: AGE_RECIPIENT, .. } => {
             "an age recipient is a public key, age1 and 58 more characters: 'age-keygen -y FILE' prints the one of an identity"
         }
+        RepoError::Altered => "test the machine's memory; nothing wrong was stored",
         _ => return None,
     })
 }

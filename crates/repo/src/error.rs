@@ -71,6 +71,9 @@ pub enum RepoError {
     NoBackup { cluster: String, id: String },
     #[error("invalid {what}: {value}")]
     Invalid { what: &'static str, value: String },
+    /// Nothing of it was stored.
+    #[error("compressed data does not decode to what was read: the memory or processor of this machine is faulty")]
+    Altered,
     #[error("system failure: {what}: {source}")]
     System { what: &'static str, source: std::io::Error },
 }

@@ -597,6 +597,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_altered_while_it_was_compressed_is_never_stored() {
+        let altered: fn(&mut Vec<u8>) = |out| out.iter_mut().for_each(|byte| *byte ^= 0xff);
+        let text = b"sealed ".repeat(100_000);
+        for keys in key_sets() {
+            let memory = Arc::new(crate::store::MemoryStore::new());
+            let store: Arc<dyn Store> = memory.clone();
+            let sink = Sink::Object(store.create(&name("m")).unwrap());
+            let mut w = StreamWriter::new(&keys, ObjectKind::Manifest, &name("m"), sink, Compression::DEFAULT).unwrap();
+            w.write_block(b"right").unwrap();
+            w.encoder = Encoder::new(Compression::DEFAULT).unwrap().altering(altered);
+            assert!(matches!(w.write(&text), Err(RepoError::Altered)));
+            drop(w);
+            assert!(store.stat(&name("m")).unwrap_err().is_not_found());
+        }
+    }
+
+    #[test]
     fn a_repository_cannot_talk_us_out_of_encryption() {
         let sets = key_sets();
         let plain = seal_bytes(&sets[0], ObjectKind::Catalog, &name("a"), b"x").unwrap();

@@ -54,6 +54,11 @@ pub struct Point {
 pub enum Errno {
     Enospc,
     Eio,
+    /// A quota.
+    Edquot,
+    /// A network file system, of what another host has removed.
+    Estale,
+    Exdev,
 }
 
 /// What happens at a point.
@@ -140,6 +145,9 @@ pub fn traced_without<S: AsRef<OsStr>>(
     let name = |errno| match errno {
         Errno::Enospc => "ENOSPC",
         Errno::Eio => "EIO",
+        Errno::Edquot => "EDQUOT",
+        Errno::Estale => "ESTALE",
+        Errno::Exdev => "EXDEV",
     };
     let at = fault.map(|(point, fault)| {
         let (what, plus) = match fault {

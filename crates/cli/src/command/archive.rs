@@ -19,7 +19,7 @@ use pgark_engine::several::{Member, is_its_own};
 use pgark_engine::sources::{Source, Sources, Unopened};
 use pgark_pg::value::SystemId;
 use pgark_repo::Repository;
-use pgark_repo::codec::Compression;
+use pgark_repo::codec::{Compression, Recheck, WalEncoding};
 use pgark_repo::names::ClusterName;
 use pgark_repo::wal::Pushed;
 
@@ -101,7 +101,7 @@ pub fn drain_spool(context: &Context, members: &[Member]) -> Result<(), Failure>
     let mut push = |path: &std::path::Path| {
         let options = PushOptions {
             path,
-            compression: Compression::DEFAULT,
+            encoding: WalEncoding { compression: Compression::DEFAULT, recheck: Recheck::Yes },
             damaged: Damaged::Refuse,
             jobs: context.jobs(),
             ahead: None,
@@ -124,14 +124,18 @@ fn push_to_repository(
     context: &Context,
     spool: Option<&Spool>,
 ) -> Result<Outcome, Failure> {
-    let compression = super::backup::compression(&args.compress)?;
+    let recheck = match context.cluster_settings()?.wal_recheck {
+        true => Recheck::Yes,
+        false => Recheck::No,
+    };
+    let encoding = WalEncoding { compression: super::backup::compression(&args.compress)?, recheck };
     // In a backlog an earlier call may have pushed this segment.
     let early = match args.alone || !is_backlog(&args.path) {
-        true => Early::start(&args.path, compression, context.jobs()),
+        true => Early::start(&args.path, encoding, context.jobs()),
         false => None,
     };
     let opened = context.open_members(Some(OTHERS_PATIENCE))?;
-    let job = Job { args, context, cluster: context.cluster()?, compression, spool };
+    let job = Job { args, context, cluster: context.cluster()?, encoding, spool };
     match job.push(&opened, early) {
         // The one that the others were compared with is of no use: perhaps they are.
         Err(e) if is_its_own(&e) && !opened.away.is_empty() && opened.members.iter().all(|m| !m.required) => {
@@ -149,7 +153,7 @@ struct Job<'a> {
     args: &'a PushArgs,
     context: &'a Context,
     cluster: ClusterName,
-    compression: Compression,
+    encoding: WalEncoding,
     spool: Option<&'a Spool>,
 }
 
@@ -159,7 +163,7 @@ impl Job<'_> {
         let ahead = !args.accept_damaged && !args.alone;
         let options = PushOptions {
             path: &args.path,
-            compression: self.compression,
+            encoding: self.encoding,
             damaged: if args.accept_damaged { Damaged::Accept } else { Damaged::Refuse },
             jobs: self.context.jobs(),
             ahead: ahead.then(|| Ahead { memory: self.context.push_memory(places(members), &self.cluster) }),

@@ -134,6 +134,8 @@ pub struct ClusterSettings {
     /// Where WAL may wait while the repository is away, and how many bytes of it.
     pub wal_spool: Option<PathBuf>,
     pub wal_spool_max: Option<u64>,
+    /// Whether compressed WAL is decoded again and compared before it is stored.
+    pub wal_recheck: bool,
     pub logical: Option<Logical>,
     pub system: Option<System>,
     pub retention: Retention,

@@ -207,6 +207,7 @@ fn cluster_settings(name: String, section: ClusterSection) -> ClusterSettings {
         bandwidth_limit: section.bandwidth_limit.map(|size| size.0),
         wal_spool: section.wal_spool,
         wal_spool_max: section.wal_spool_max.map(|size| size.0),
+        wal_recheck: section.wal_recheck,
         logical: section.logical,
         system: section.system,
         retention: section.retention,

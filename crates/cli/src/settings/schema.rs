@@ -197,6 +197,8 @@ pub struct ClusterSection {
     pub wal_spool: Option<PathBuf>,
     /// How much of it
     pub wal_spool_max: Option<ByteSize>,
+    /// Whether `archive-push` decodes what it has compressed, and compares, before it is stored
+    pub wal_recheck: bool,
     pub logical: Option<Logical>,
     pub system: Option<System>,
     pub retention: Retention,

@@ -220,6 +220,43 @@ fn a_backup_onto_a_failing_disk_is_never_complete_and_broken() {
     site.assert_restores("first", &latest, 1, &[&first]);
 }
 
+/// What NFS and its like say and local file systems do not: of names, of what another host removed, and of space, which they may
+/// know only when the bytes are to be durable.
+#[test]
+fn what_a_network_file_system_says_stops_nothing_or_is_told_and_nothing_is_lost() {
+    let server = installed_or_skip!();
+    if let Err(why) = strace_works() {
+        skip!("{why}");
+    }
+    let (site, first, latest) = quiet_site("net-fs", &server);
+    let segment = next_segment(&site);
+    let template = Template::of(&site);
+    let push = ["archive-push".as_ref(), segment.as_os_str()];
+    let at = |syscall: &'static str| Point { syscall, when: 1 };
+
+    // No hard links, said as EXDEV: the name is given in another way, which replaces nothing either.
+    traced(&site.pgark, at("linkat"), Fault::FailFromHere(Errno::Exdev), &push).expect_code(0);
+    assert_delivers(&site, &segment);
+    site.elsewhere.run(["verify"]).expect_code(0);
+
+    // A quota that is told by fsync: nothing is acknowledged.
+    template.put_back();
+    let full = traced(&site.pgark, at("fsync"), Fault::FailFromHere(Errno::Edquot), &push);
+    assert!(!full.succeeded() && full.stderr.contains("quota exceeded"), "{full}");
+    site.pgark.run(push).expect_code(0);
+    assert_delivers(&site, &segment);
+
+    // Stale once: it is opened again. Stale for good: that is said, and taken for neither damage nor absence.
+    // The first call in the first thread asks whether the kernel has it.
+    let opening = Point { syscall: "openat2", when: 2 };
+    traced(&site.elsewhere, opening, Fault::Fail(Errno::Estale), &["verify"]).expect_code(0);
+    let gone = traced(&site.elsewhere, opening, Fault::FailFromHere(Errno::Estale), &["verify"]);
+    assert!(!gone.succeeded() && gone.stderr.contains("Stale file handle"), "{gone}");
+    assert!(!gone.stderr.contains("E-REPO-NONE") && !gone.stderr.contains("E-REPO-DAMAGED"), "{gone}");
+    site.elsewhere.run(["verify"]).expect_code(0);
+    site.assert_restores("first", &latest, 1, &[&first]);
+}
+
 #[test]
 fn a_restore_that_is_killed_anywhere_cannot_be_started_and_can_be_repeated() {
     let server = installed_or_skip!();

@@ -143,6 +143,13 @@ fn fill(site: &Site) {
     );
 }
 
+/// Whatever is defined or dropped in a server that archives nothing fails: the rehearsed one, and not production.
+const TRAPS: &str = "create function trap() returns event_trigger language plpgsql as $f$ begin \
+    if pg_catalog.current_setting('archive_mode') = 'off' then raise exception 'an event trigger fired'; end if; end $f$; \
+    create event trigger usual on ddl_command_start execute function trap(); \
+    create event trigger \"of all\" on ddl_command_start execute function trap(); alter event trigger \"of all\" enable always; \
+    create event trigger copies on ddl_command_end execute function trap(); alter event trigger copies enable replica";
+
 const CHECK: &str = "rto = \"1h\"\nrpo = \"1d\"\n[[clusters.main.checks]]\nname = \"orders\"\ndatabase = \"it's app\"\n\
                      sql = \"select count(*) >= 3000 from orders\"\nexpect = \"t\"\n";
 
@@ -152,6 +159,8 @@ fn whole_backups_stay_green_and_defects_of_the_repository_and_the_machine_turn_i
     let server = installed_or_skip!();
     let mut stage = Stage::new(&server, "drill");
     fill(&stage.site);
+    assert_ne!(stage.site.cluster.psql("show archive_mode"), "off");
+    stage.site.cluster.psql_db(DATABASE, TRAPS);
     let first = stage.site.pgark.backup("full");
     let words = ["truth", "--database", DATABASE, "--hash", "--to"];
     let truth = |stage: &Stage, name: &str| {

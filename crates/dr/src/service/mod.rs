@@ -44,6 +44,9 @@ pub struct Service {
     pub start_log: PathBuf,
 }
 
+/// Looks at what has started, by other means than its service.
+pub type See<'a> = &'a mut dyn FnMut() -> Result<()>;
+
 /// What was seen of a service at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
@@ -143,18 +146,23 @@ impl Service {
 
     /// Starts it, and returns when it has been running for a while. `before` is what was seen before it was stopped.
     pub fn start(&self, before: Option<&Seen>, ctx: &Ctx) -> Result<Proof> {
-        self.come_up(&self.kind.start(before), ctx)
+        self.start_seeing(before, &mut || Ok(()), ctx)
+    }
+
+    /// The same; as long as it is watched, `see` is asked again and again, and its first failure is that of the start.
+    pub fn start_seeing(&self, before: Option<&Seen>, see: See<'_>, ctx: &Ctx) -> Result<Proof> {
+        self.come_up(&self.kind.start(before), see, ctx)
     }
 
     /// The same for one that may be running, and then is to begin anew.
     pub fn restart(&self, before: Option<&Seen>, ctx: &Ctx) -> Result<Proof> {
         match self.kind.restart() {
-            Some(argv) => self.come_up(&argv, ctx),
+            Some(argv) => self.come_up(&argv, &mut || Ok(()), ctx),
             None => self.stop(ctx).and_then(|_| self.start(before, ctx)),
         }
     }
 
-    fn come_up(&self, argv: &[String], ctx: &Ctx) -> Result<Proof> {
+    fn come_up(&self, argv: &[String], see: See<'_>, ctx: &Ctx) -> Result<Proof> {
         let began = Instant::now();
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.start_log);
         let log = log.map_err(|e| EngineError::file("opening", &self.start_log, e))?;
@@ -164,19 +172,30 @@ impl Service {
         if !self.is_up(&seen, &open) {
             return Err(self.not_started(&seen, &open, &commands, "does not run"));
         }
-        let (seen, open) = self.watch(seen.identity, &commands, ctx)?;
+        let (seen, open) = self.watch(seen.identity, &commands, see, ctx)?;
         let took_ms = millis(began.elapsed());
         Ok(Proof { commands, seen, closed: vec![], open, took_ms, forced: false })
     }
 
     /// That what runs keeps running, as it has to after a start that nobody saw the end of.
     pub fn stays(&self, ctx: &Ctx) -> Result<Seen> {
+        self.stays_seeing(&mut || Ok(()), ctx)
+    }
+
+    /// The same, with `see` as for `start_seeing`.
+    pub fn stays_seeing(&self, see: See<'_>, ctx: &Ctx) -> Result<Seen> {
         let seen = self.look(ctx);
-        self.watch(seen.identity, &[], ctx).map(|(seen, _)| seen)
+        self.watch(seen.identity, &[], see, ctx).map(|(seen, _)| seen)
     }
 
     /// Sees it running for a while, as one and the same process.
-    fn watch(&self, first: Option<String>, commands: &[String], ctx: &Ctx) -> Result<(Seen, Vec<SocketAddr>)> {
+    fn watch(
+        &self,
+        first: Option<String>,
+        commands: &[String],
+        see: See<'_>,
+        ctx: &Ctx,
+    ) -> Result<(Seen, Vec<SocketAddr>)> {
         let until = Instant::now() + self.steady_for;
         loop {
             let (seen, open) = (self.look(ctx), self.open_ports());
@@ -188,6 +207,7 @@ impl Service {
                 let why = format!("was restarted meanwhile ({was} before)");
                 return Err(self.not_started(&seen, &open, commands, &why));
             }
+            see()?;
             if Instant::now() >= until {
                 return Ok((seen, open));
             }

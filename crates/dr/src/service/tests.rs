@@ -246,6 +246,35 @@ fn what_dies_after_a_moment_did_not_start() {
 }
 
 #[test]
+fn what_is_seen_to_be_wrong_while_it_is_watched_did_not_start() {
+    let (dir, ctx) = (Scratch::new("service"), Ctx::silent());
+    let service = Service { steady_for: Duration::from_secs(60), ..scripted(dir.path(), "", "touch up", None) };
+    let mut looks = 0;
+    let mut see = || match looks {
+        0 | 1 => {
+            looks += 1;
+            Ok(())
+        }
+        _ => Err(EngineError::failed("E-RECOVER-SERVER", "another cluster answers", "")),
+    };
+    let error = service.start_seeing(None, &mut see, &ctx).expect_err("not for the whole while");
+    assert_eq!((error.code(), looks), ("E-RECOVER-SERVER", 2), "{error}");
+    // It runs since, and is watched like that also when it is gone on with.
+    let brief = Service { steady_for: Duration::ZERO, ..service };
+    let mut seen = 0;
+    brief
+        .stays_seeing(
+            &mut || {
+                seen += 1;
+                Ok(())
+            },
+            &ctx,
+        )
+        .expect("it stays");
+    assert_eq!(seen, 1);
+}
+
+#[test]
 fn a_command_that_is_not_there_is_told_as_such() {
     let service = Service {
         kind: Kind::Commands { stop: vec!["/nowhere/app".into()], start: vec![], status: vec![], kill: None },

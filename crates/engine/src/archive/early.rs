@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use pgark_pg::names::WalFileName;
 use pgark_repo::catalog::Lineage;
-use pgark_repo::codec::Compression;
+use pgark_repo::codec::WalEncoding;
 
 use super::segment::{Prepared, prepare_unchecked};
 use crate::error::Result;
@@ -22,10 +22,10 @@ pub struct Early {
 
 impl Early {
     /// None for what is no segment.
-    pub fn start(path: &Path, compression: Compression, threads: usize) -> Option<Self> {
+    pub fn start(path: &Path, encoding: WalEncoding, threads: usize) -> Option<Self> {
         let WalFileName::Segment(raw) = super::parse_name(path.file_name()?.to_str()?).ok()? else { return None };
         let (path, own) = (path.to_owned(), path.to_owned());
-        let read = move || prepare_unchecked(&own, &raw, compression, threads);
+        let read = move || prepare_unchecked(&own, &raw, encoding, threads);
         // Without another thread it is read later.
         let reading = std::thread::Builder::new().name("early".into()).spawn(read).ok()?;
         Some(Early { path, reading })

@@ -10,7 +10,7 @@ use pgark_pg::value::{Lsn, SegmentName, SystemId};
 use pgark_repo::RepoError;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{Catalog, CatalogStore};
-use pgark_repo::codec::Compression;
+use pgark_repo::codec::WalEncoding;
 use pgark_repo::limits::SIDE_FILE_BYTES_MAX;
 use pgark_repo::names::ClusterName;
 use pgark_repo::wal::{Pushed, SegmentData, StagedHead, WalArchive, WalHead, WalIndex};
@@ -40,7 +40,7 @@ pub enum Damaged {
 /// What `archive_command` was called with, and how.
 pub struct PushOptions<'a> {
     pub path: &'a Path,
-    pub compression: Compression,
+    pub encoding: WalEncoding,
     pub damaged: Damaged,
     pub jobs: usize,
     /// None: this file and no other.
@@ -77,7 +77,7 @@ pub fn push_to_all(
     let outcome = match &parsed {
         WalFileName::Segment(raw) => segment(&present, &targets, raw, options, early)?,
         WalFileName::Partial(raw) => present.each(&targets, |target| {
-            let mut prepared = prepare(&target.catalog, path, raw, options.compression, 1)?;
+            let mut prepared = prepare(&target.catalog, path, raw, options.encoding, 1)?;
             let archive = target.archive(prepared.index.system_id, options);
             let Prepared { index, data, .. } = &mut prepared;
             Ok(archive.push_partial(index, &mut data.borrow())?)
@@ -136,7 +136,7 @@ struct Target<'a> {
 
 impl Target<'_> {
     fn archive(&self, system_id: SystemId, options: &PushOptions<'_>) -> WalArchive {
-        WalArchive::new(self.repo, &self.catalog.cluster, system_id).with_compression(options.compression)
+        WalArchive::new(self.repo, &self.catalog.cluster, system_id).with_compression(options.encoding.compression)
     }
 }
 
@@ -180,7 +180,7 @@ fn segment(
         let read = early.zip(first.catalog.lineage()).and_then(|(early, lineage)| early.finish(lineage));
         let mut prepared = match read {
             Some(prepared) => prepared,
-            None => prepare(&first.catalog, path, raw, options.compression, threads)?,
+            None => prepare(&first.catalog, path, raw, options.encoding, threads)?,
         };
         let mut outcome = None;
         let mut copies: Copies = vec![];

@@ -17,7 +17,7 @@ use pgark_pg::names::RawSegment;
 use pgark_pg::value::{SegmentName, SegmentSize, SystemId};
 use pgark_pg::wal::{Activity, Changes, SegmentExpect, WAL_PAGE_SIZE, Walker};
 use pgark_repo::catalog::{Catalog, Lineage};
-use pgark_repo::codec::{Compression, Encoder};
+use pgark_repo::codec::{Encoder, WalEncoding};
 use pgark_repo::limits::BLOCK_BYTES;
 use pgark_repo::wal::{EncodedBlock, SegmentData, WalIndex};
 
@@ -68,7 +68,7 @@ pub fn prepare(
     catalog: &Catalog,
     path: &Path,
     raw: &RawSegment,
-    compression: Compression,
+    encoding: WalEncoding,
     threads: usize,
 ) -> Result<Prepared> {
     let mut file = open(path)?;
@@ -79,7 +79,7 @@ pub fn prepare(
         let (index, changes) = index_segment(&mut SegmentData::File(&mut file), indexer)?;
         return Ok(Prepared { index, changes, data: Held::File(file) });
     }
-    in_memory(file, indexer, compression, threads)
+    in_memory(file, indexer, encoding, threads)
 }
 
 /// The same before any catalog is read, taking the file's word for its cluster and size: for whoever compares both with the
@@ -87,7 +87,7 @@ pub fn prepare(
 pub fn prepare_unchecked(
     path: &Path,
     raw: &RawSegment,
-    compression: Compression,
+    encoding: WalEncoding,
     threads: usize,
 ) -> Result<Option<Prepared>> {
     let mut file = open(path)?;
@@ -96,17 +96,17 @@ pub fn prepare_unchecked(
     let Some(size) = SegmentSize::new(bytes).ok().filter(|_| bytes <= MEMORY_BYTES_MAX) else { return Ok(None) };
     let Ok(segment) = raw.number(size) else { return Ok(None) };
     let indexer = Indexer::new(path, SegmentName { timeline: raw.timeline, segment }, size, system_id);
-    in_memory(file, indexer, compression, threads).map(Some)
+    in_memory(file, indexer, encoding, threads).map(Some)
 }
 
-fn in_memory(file: File, indexer: Indexer<'_>, compression: Compression, threads: usize) -> Result<Prepared> {
+fn in_memory(file: File, indexer: Indexer<'_>, encoding: WalEncoding, threads: usize) -> Result<Prepared> {
     let (path, size) = (indexer.path, indexer.size.bytes());
     let found = file.metadata().map_err(|e| EngineError::file("looking at", path, e))?.len();
     if found != size {
         return Err(not_wal(path, &format!("it has {found} bytes instead of {size}")));
     }
     let blocks = usize::try_from(found).expect("compared with a limit") / BLOCK_BYTES;
-    let (mut indexed, encoded) = read_and_encode(file, blocks, indexer, compression, threads)?;
+    let (mut indexed, encoded) = read_and_encode(file, blocks, indexer, encoding, threads)?;
     indexed.hash_valid(&mut SegmentData::Encoded(&encoded))?;
     Ok(Prepared { index: indexed.index, changes: indexed.changes, data: Held::Memory(encoded) })
 }
@@ -167,9 +167,9 @@ struct Encoding {
 }
 
 impl Encoding {
-    fn new(compression: Compression, blocks: usize) -> Result<Self> {
+    fn new(encoding: WalEncoding, blocks: usize) -> Result<Self> {
         Ok(Encoding {
-            encoder: Encoder::for_wal(compression)?,
+            encoder: Encoder::for_wal(encoding)?,
             plain: vec![0; BLOCK_BYTES],
             block: vec![],
             encoded: BytesMut::with_capacity(blocks * BLOCK_BYTES),
@@ -195,11 +195,11 @@ fn read_and_encode(
     file: File,
     blocks: usize,
     indexer: Indexer<'_>,
-    compression: Compression,
+    encoding: WalEncoding,
     threads: usize,
 ) -> Result<(Indexed, Vec<EncodedBlock>)> {
     let reading = Mutex::new(Reading { file, indexer, next: 0, blocks });
-    let run = || Encoding::new(compression, blocks)?.run(&reading);
+    let run = || Encoding::new(encoding, blocks)?.run(&reading);
     let mut done = thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
         let mut done = run();

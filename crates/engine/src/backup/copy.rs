@@ -1,7 +1,7 @@
 //! Copying file contents into packs. Each worker thread carries one buffer through reading, page checks,
 //! hashing, compressing and sealing while it is in the cache, and writes to a pack of its own.
 //!
-//! Invariant: what a chunk says is what was read: after compression the bytes are decoded again and compared.
+//! Invariant: what a chunk says is what was read: the encoder decodes its bytes again and compares.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -17,7 +17,7 @@ use pgark_pg::page::{PAGE_SIZE, PageVerdict, check_page, is_all_zero};
 use pgark_pg::relpath::RelSegment;
 use pgark_pg::value::{BlockNo, Lsn};
 use pgark_repo::Repository;
-use pgark_repo::codec::{Compression, Decoder, Encoder};
+use pgark_repo::codec::{Compression, Encoder};
 use pgark_repo::crypto::ContentId;
 use pgark_repo::limits::{FRAME_BYTES, PACK_BYTES};
 use pgark_repo::manifest::{Chunk, Part};
@@ -147,10 +147,8 @@ pub fn read_full(file: &File, mut offset: u64, buf: &mut [u8]) -> std::io::Resul
 pub struct Worker<'a> {
     shared: &'a CopyShared<'a>,
     encoder: Encoder,
-    decoder: Decoder,
     plain: Vec<u8>,
     stored: Vec<u8>,
-    decoded: Vec<u8>,
     pack: Option<(u32, PackWriter)>,
     commits: Sender<(u32, SealedPack)>,
 }
@@ -160,10 +158,8 @@ impl<'a> Worker<'a> {
         Ok(Worker {
             shared,
             encoder: Encoder::new(shared.compression)?,
-            decoder: Decoder::new()?,
             plain: vec![0; FRAME_BYTES],
             stored: vec![],
-            decoded: vec![],
             pack: None,
             commits,
         })
@@ -283,14 +279,6 @@ impl<'a> Worker<'a> {
             return Ok(stored);
         }
         let codec = self.encoder.encode(plain, &mut self.stored)?;
-        let same = self.decoder.decode(codec, &self.stored, plain.len(), &mut self.decoded);
-        if same.is_err() || self.decoded != plain {
-            return Err(EngineError::failed(
-                "E-ENCODE",
-                "compressed data does not decode to what was read: the memory or processor of this machine is faulty",
-                "test the machine's memory; nothing wrong was stored",
-            ));
-        }
         if self.pack.as_ref().is_some_and(|(_, w)| w.size() >= PACK_BYTES) {
             self.close_pack()?;
         }

@@ -16,7 +16,7 @@ use pgark_pg::value::{Lsn, SegmentName, TimelineId};
 use pgark_pg::{BackupFrom, BackupLabel, TimelineHistory};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Claim, Lineage, WalNeed};
-use pgark_repo::codec::Compression;
+use pgark_repo::codec::{Compression, Recheck, WalEncoding};
 use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::WalArchive;
 
@@ -184,7 +184,7 @@ fn under_claim(
         let path = plan.data.join("pg_wal").join(name.format(size));
         let what = push::PushOptions {
             path: &path,
-            compression: options.compression,
+            encoding: WalEncoding { compression: options.compression, recheck: Recheck::Yes },
             damaged: push::Damaged::Refuse,
             jobs: options.jobs,
             ahead: None,

@@ -12,7 +12,12 @@ use crate::lock;
 pub(super) fn capabilities(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findings) {
     let store = repo.store();
     let probed = store.probe();
-    let create = conditional_create(repo, &mut |probe| super::store_clock(clock::with_object(repo, probe, ctx), f));
+    let create = conditional_create(repo, &mut |probe| {
+        super::store_clock(clock::with_object(repo, probe, ctx), f);
+        if folds_case(&**store, probe) {
+            f.add("names", Verdict::Warning, ONE_CASE);
+        }
+    });
     f.add("conditional create", verdict(create.state), create.reason.clone());
     // A client that looks before it writes passes the test, and is no second writer's equal.
     let single = probed.iter().find(|c| c.name == Capability::CREATE);
@@ -70,6 +75,15 @@ fn locks(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findings) 
     }
 }
 
+const ONE_CASE: &str =
+    "the store does not tell upper case from lower case: names of clusters must differ in more than that";
+
+/// Whether an object is found under its name in the other case, where nobody has put one.
+fn folds_case(store: &dyn Store, there: &ObjectName) -> bool {
+    let other = there.as_str().to_ascii_uppercase();
+    ObjectName::parse(&other).is_ok_and(|other| other != *there && store.stat(&other).is_ok())
+}
+
 /// The one thing everything rests on: creating a name that is taken must fail. `written` is told what was just created.
 fn conditional_create(repo: &Repository, written: &mut dyn FnMut(&ObjectName)) -> Capability {
     let of = |state, reason: String| Capability::new(Capability::CREATE, state, reason);
@@ -115,5 +129,23 @@ fn remove(store: &dyn Store, name: &ObjectName) -> Result<(), StoreError> {
     match store.delete(name) {
         Err(e) if e.kind() == StoreErrorKind::AppendOnly => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgark_repo::store::MemoryStore;
+
+    #[test]
+    fn a_store_that_folds_case_is_known_by_a_name_that_nobody_gave() {
+        let store = MemoryStore::new();
+        let name = |s: &str| ObjectName::parse(s).expect("a name");
+        store.put_new(&name("probe/1-abc"), b"first").expect("stored");
+        assert!(!folds_case(&store, &name("probe/1-abc")));
+        // As such a store answers.
+        store.put_new(&name("PROBE/1-ABC"), b"first").expect("stored");
+        assert!(folds_case(&store, &name("probe/1-abc")));
+        assert!(!folds_case(&store, &name("PROBE/1-ABC")), "it has no other case");
     }
 }

@@ -113,14 +113,19 @@ impl Questioner {
 
     fn drop_role(&mut self) -> Result<(), ClusterError> {
         let Some((conn, role)) = self.made.take() else { return Ok(()) };
-        for sql in [
-            "SELECT format('DROP OWNED BY %I', $1::text) AS statement",
-            "SELECT format('DROP ROLE %I', $1::text) AS statement",
-        ] {
+        let run = |sql: &'static str| {
             let statement = conn.compose(sql, &[role.as_bytes()])?;
-            conn.query_composed(&statement, &[], conn.default_deadline())?;
+            conn.query_composed(&statement, &[], conn.default_deadline()).map(drop)
+        };
+        let drop_role = || run("SELECT format('DROP ROLE %I', $1::text) AS statement");
+        match drop_role() {
+            // It has rights of its own, or something has come to depend on it. Only that is a matter for event triggers.
+            Err(ClusterError::Query { sqlstate, .. }) if sqlstate == DEPENDENT_OBJECTS => {
+                run("SELECT format('DROP OWNED BY %I', $1::text) AS statement")?;
+                drop_role()
+            }
+            other => other,
         }
-        Ok(())
     }
 }
 
@@ -183,9 +188,18 @@ fn privileges(conn: &Connection) -> Result<Option<String>, ClusterError> {
     Ok((!why.is_empty()).then(|| why.to_owned()))
 }
 
+/// `dependent_objects_still_exist` (`errcodes.txt`).
+const DEPENDENT_OBJECTS: &str = "2BP01";
+/// For rights and objects of the role; the role itself is a matter for none. Whoever is no superuser cannot ask for that.
+const NO_EVENT_TRIGGERS: &str = "SELECT set_config(s.name, wanted.value, false) \
+    FROM (VALUES ('session_replication_role', 'replica'), ('event_triggers', 'off')) AS wanted (name, value) \
+    JOIN pg_settings AS s USING (name) \
+    WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)";
+
 /// A role that may read everything and nothing else.
 fn make_role(options: &ConnectOptions) -> Result<Result<(Connection, String), String>, ClusterError> {
     let conn = Connection::open(options, CONNECT_TIMEOUT)?;
+    conn.query(NO_EVENT_TRIGGERS, &[])?;
     let row = conn.query_one("SELECT 'pgark_check_' || replace(gen_random_uuid()::text, '-', '') AS name", &[])?;
     let role = row.text("name")?.to_owned();
     let run = |sql: &'static str| -> Result<(), ClusterError> {

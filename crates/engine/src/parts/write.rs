@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use pgark_pg::page::is_all_zero;
 use pgark_repo::Repository;
 use pgark_repo::catalog::PacksOf;
-use pgark_repo::codec::{Compression, Decoder, Encoder};
+use pgark_repo::codec::{Compression, Encoder};
 use pgark_repo::crypto::ContentId;
 use pgark_repo::limits::{CHUNKS_PER_ITEM, FRAME_BYTES, PACK_BYTES};
 use pgark_repo::manifest::{Chunk, Directory, FileEnd, FileStart, Item, ManifestWriter, PackId, Part, path_order};
@@ -25,7 +25,7 @@ use super::spool::Spool;
 use super::{PART_DIR_MODE, PART_MODE};
 use crate::backup::base::{number_of_other, number_of_own, position_of_other};
 use crate::ctx::Ctx;
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 
 /// Chunks of earlier parts that are held to find the same content again, by all writers together: about 100 MB, and 16 GB of
 /// dumps. What is further away than half of it is stored again.
@@ -128,9 +128,7 @@ impl<'a> Writer<'a> {
         Ok(PartSink {
             shared: self,
             encoder: Encoder::new(self.options.compression)?,
-            decoder: Decoder::new()?,
             stored: vec![],
-            decoded: vec![],
             pack: None,
             frame: Vec::with_capacity(FRAME_BYTES),
             buffer: Vec::with_capacity(BUFFER_BYTES + CHUNK_BYTES_MAX),
@@ -269,9 +267,7 @@ impl ManifestOf<'_> {
 pub struct PartSink<'a> {
     shared: &'a Writer<'a>,
     encoder: Encoder,
-    decoder: Decoder,
     stored: Vec<u8>,
-    decoded: Vec<u8>,
     pack: Option<(u32, PackWriter)>,
     /// New chunks, one after another, that will be one frame.
     frame: Vec<u8>,
@@ -438,14 +434,6 @@ impl PartSink<'_> {
         let shared = self.shared;
         let plain = self.frame.as_slice();
         let codec = self.encoder.encode(plain, &mut self.stored)?;
-        let same = self.decoder.decode(codec, &self.stored, plain.len(), &mut self.decoded);
-        if same.is_err() || self.decoded != plain {
-            return Err(EngineError::failed(
-                "E-ENCODE",
-                "compressed data does not decode to what was read: the memory or processor of this machine is faulty",
-                "test the machine's memory; nothing wrong was stored",
-            ));
-        }
         let id = shared.repo.keys().content_id(plain);
         let len = plain.len();
         if self.pack.as_ref().is_some_and(|(_, w)| w.size() >= PACK_BYTES) {

@@ -62,6 +62,29 @@ impl LocalStore {
         Ok((file, object_stat(name, &stat)?.size))
     }
 
+    fn read_once(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
+        let (file, size) = self.open_object(name)?;
+        if size > max {
+            return Err(StoreError::TooLarge { object: name.to_string(), size, max });
+        }
+        let no_memory = || StoreError::io("read", name, io::ErrorKind::OutOfMemory.into());
+        let len = usize::try_from(size).map_err(|_| no_memory())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
+        bytes.resize(len, 0);
+        read_exact(&file, name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_at_once(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let (file, size) = self.open_object(name)?;
+        let wanted = offset.saturating_add(buf.len() as u64);
+        if wanted > size {
+            return Err(StoreError::Truncated { object: name.to_string(), size, wanted });
+        }
+        read_exact(&file, name, offset, buf)
+    }
+
     fn parent_dir(&self, name: &ObjectName) -> Result<OwnedFd, StoreError> {
         self.root.dir(name.parent()).map_err(|e| read_error("open directory of", name, e))
     }
@@ -90,6 +113,10 @@ impl LocalStore {
 
     /// What a directory holds, apart from dotted names; None when there is no such directory.
     fn entries(&self, prefix: &str) -> Result<Option<(OwnedFd, Vec<Entry>)>, StoreError> {
+        again_when_stale(|| self.entries_once(prefix))
+    }
+
+    fn entries_once(&self, prefix: &str) -> Result<Option<(OwnedFd, Vec<Entry>)>, StoreError> {
         let failed = |e| system_error("list", shown(prefix), e);
         let dir = match self.root.dir(prefix) {
             // An object of that name is no directory.
@@ -144,32 +171,19 @@ impl Store for LocalStore {
     }
 
     fn read(&self, name: &ObjectName, max: u64) -> Result<Vec<u8>, StoreError> {
-        let (file, size) = self.open_object(name)?;
-        if size > max {
-            return Err(StoreError::TooLarge { object: name.to_string(), size, max });
-        }
-        let no_memory = || StoreError::io("read", name, io::ErrorKind::OutOfMemory.into());
-        let len = usize::try_from(size).map_err(|_| no_memory())?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
-        bytes.resize(len, 0);
-        read_exact(&file, name, 0, &mut bytes)?;
-        Ok(bytes)
+        again_when_stale(|| self.read_once(name, max))
     }
 
     fn read_at(&self, name: &ObjectName, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        let (file, size) = self.open_object(name)?;
-        let wanted = offset.saturating_add(buf.len() as u64);
-        if wanted > size {
-            return Err(StoreError::Truncated { object: name.to_string(), size, wanted });
-        }
-        read_exact(&file, name, offset, buf)
+        again_when_stale(|| self.read_at_once(name, offset, buf))
     }
 
     fn stat(&self, name: &ObjectName) -> Result<ObjectStat, StoreError> {
-        let dir = self.parent_dir(name)?;
-        let stat = fs::statat(&dir, name.basename(), AtFlags::SYMLINK_NOFOLLOW);
-        object_stat(name, &stat.map_err(|e| read_error("stat", name, e))?)
+        again_when_stale(|| {
+            let dir = self.parent_dir(name)?;
+            let stat = fs::statat(&dir, name.basename(), AtFlags::SYMLINK_NOFOLLOW);
+            object_stat(name, &stat.map_err(|e| read_error("stat", name, e))?)
+        })
     }
 
     fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
@@ -307,6 +321,19 @@ fn modified(stat: &fs::Stat) -> Option<SystemTime> {
     let seconds = u64::try_from(stat.st_mtime).ok()?;
     let nanos = u32::try_from(stat.st_mtime_nsec).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+/// A network file system says `ESTALE` of what another host has removed or replaced since it was opened. Opened again, it is there or
+/// it is not.
+fn again_when_stale<T>(mut read: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let is_stale = |e: &StoreError| match e {
+        StoreError::Io { source, .. } => Errno::from_io_error(source) == Some(Errno::STALE),
+        _ => false,
+    };
+    match read() {
+        Err(e) if is_stale(&e) => read(),
+        other => other,
+    }
 }
 
 /// The caller has seen that the file is long enough; if it no longer is, somebody cut it.

@@ -12,7 +12,7 @@ use pgark_engine::ctx::Ctx;
 use pgark_engine::error::{EngineError, Result};
 use pgark_engine::restore::branch::Position;
 use pgark_engine::several::Member;
-use pgark_repo::codec::Compression;
+use pgark_repo::codec::{Compression, Recheck, WalEncoding};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ impl Salvage {
     fn push(&self, path: &Path, members: &[Member]) -> Result<()> {
         let options = PushOptions {
             path,
-            compression: Compression::DEFAULT,
+            encoding: WalEncoding { compression: Compression::DEFAULT, recheck: Recheck::Yes },
             damaged: Damaged::Refuse,
             jobs: self.0.options.jobs,
             ahead: None,

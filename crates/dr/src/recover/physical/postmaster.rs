@@ -52,6 +52,13 @@ pub fn processes(data: &Path) -> Vec<u32> {
     list.filter_map(std::result::Result::ok).filter_map(works_there).collect()
 }
 
+/// The process that started this one; None when there is none of that number.
+pub fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name comes before, in parentheses, and may hold any.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Whether anybody takes connections at this address, whoever may log in there.
 pub fn listens(at: &ConnectOptions, within: Duration) -> bool {
     let of = |name: &str| at.keywords.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
@@ -127,6 +134,15 @@ mod tests {
         assert!(listens(&at("127.0.0.1", port), within));
         drop(tcp);
         assert!(!listens(&at("127.0.0.1", port), within));
+    }
+
+    #[test]
+    fn a_process_has_the_parent_that_started_it() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
+        assert_eq!(parent(child.id()), Some(std::process::id()));
+        drop(child.stdin.take());
+        child.wait().expect("it ends");
+        assert_eq!(parent(child.id()), None);
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Root {
             self.give(&file)?;
             Ok((dir, file))
         };
-        let vanished = |e: &Sys<_>| matches!(e, Err(Errno::NOENT));
+        // On NFS another host may have removed it.
+        let vanished = |e: &Sys<_>| matches!(e, Err(Errno::NOENT | Errno::STALE));
         (1..ATTEMPTS).map(|_| create()).find(|made| !vanished(made)).unwrap_or_else(create)
     }
 

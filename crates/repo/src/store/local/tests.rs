@@ -252,6 +252,39 @@ fn errors_of_the_system_are_told_apart() {
 }
 
 #[test]
+fn a_name_that_is_not_durable_is_never_a_question_of_space() {
+    // NFS may know of a full disk only when it is asked to make things durable; a damaged file system becomes read-only then.
+    for e in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::ACCESS, Errno::STALE] {
+        let told = super::writer::not_durable(&name("a/x"), e);
+        assert!(told.is_durability(), "{told}");
+    }
+}
+
+#[test]
+fn what_is_stale_is_opened_once_more_and_then_told() {
+    let stale = || -> Result<u32, StoreError> { Err(system_error("read", "x", Errno::STALE)) };
+    let (mut calls, mut answers) = (0, vec![Ok(7), stale()]);
+    let read = again_when_stale(|| {
+        calls += 1;
+        answers.pop().unwrap()
+    });
+    assert_eq!((read.unwrap(), calls), (7, 2));
+    // It was removed by another host: that is what the second look says.
+    let mut answers = vec![Err(StoreError::not_found("x")), stale()];
+    assert!(again_when_stale(|| answers.pop().unwrap()).unwrap_err().is_not_found());
+    // The whole mount is gone: no absence, and no third look.
+    let mut answers = vec![Ok(7), stale(), stale()];
+    let gone = again_when_stale(|| answers.pop().unwrap()).unwrap_err();
+    assert_eq!((gone.kind(), answers.len()), (StoreErrorKind::Io, 1), "{gone}");
+    let mut calls = 0;
+    let other: Result<(), _> = again_when_stale(|| {
+        calls += 1;
+        Err(system_error("read", "x", Errno::IO))
+    });
+    assert!(other.is_err() && calls == 1);
+}
+
+#[test]
 fn what_root_writes_belongs_to_the_owner_of_the_store() {
     const OWNER: u32 = 12_345;
     if !rustix::process::geteuid().is_root() {

@@ -112,7 +112,7 @@ impl LocalWriter {
         }
         // Also when we lost: whoever finds the winner's object may rely on it, and the winner may have died
         // between naming it and this.
-        fsync_dir(&self.dir).map_err(self.failed("fsync directory of"))?;
+        fsync_dir(&self.dir).map_err(|e| not_durable(&self.name, e))?;
         match named {
             Ok(()) => Ok(()),
             Err(_) => Err(self.taken()),
@@ -138,7 +138,10 @@ impl LocalWriter {
         let name = self.name.basename();
         if self.root.hard_links() {
             match fs::linkat(&self.dir, &self.temp, &self.dir, name, AtFlags::empty()) {
-                Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::NOSYS) => self.root.without_hard_links(),
+                // EXDEV: also said of two names in one directory, by file systems that put files where they like.
+                Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::NOSYS | Errno::XDEV) => {
+                    self.root.without_hard_links();
+                }
                 // NFS repeats a request whose reply was lost, and then finds the name taken, by us.
                 Err(Errno::EXIST) if !self.is_ours()? => return Err(Errno::EXIST),
                 Ok(()) | Err(Errno::EXIST) => {
@@ -214,6 +217,11 @@ impl LocalWriter {
             }
         })
     }
+}
+
+/// The name can be seen and may be lost again, whatever the reason: also one that would be space or a right, had it come before.
+pub(super) fn not_durable(name: &ObjectName, e: Errno) -> StoreError {
+    StoreError::io("fsync directory of", name, e.into())
 }
 
 /// Writes all, or says how much was written before the error.
