@@ -58,7 +58,8 @@ pub fn settings(api: &Api, asked: &Asked<'_>) -> Made {
     let all = found.as_ref().map_or(&[][..], |d| list(&d.document, "settings"));
     let sees_all = asked.caller()?.sees_all();
     let shown = all.iter().filter(|one| sees_all || of_cluster(one).is_some_and(|cluster| asked.sees(&cluster)));
-    ok(json!({"source": source(found.as_ref()), "settings": shown.collect::<Vec<_>>()}))
+    let changed = found.as_ref().map_or(&[][..], |d| list(&d.document, "changed_since"));
+    ok(json!({"source": source(found.as_ref()), "settings": shown.collect::<Vec<_>>(), "changed_since": changed}))
 }
 
 /// A list that a command printed, under this key.

@@ -266,8 +266,9 @@ fn of_knowledge() -> Value {
             "alerts": list(json!({"type": "object"}))})),
         "Incidents": object(&["schema", "source", "incidents"], json!({"schema": {"const": 1}, "source": source,
             "incidents": list(json!({"type": "object"}))})),
-        "Settings": object(&["schema", "source", "settings"], json!({"schema": {"const": 1}, "source": source,
-            "settings": list(object(&["key", "origin"], json!({"key": text(), "value": any(), "origin": text()})))})),
+        "Settings": object(&["schema", "source", "settings", "changed_since"], json!({"schema": {"const": 1}, "source": source,
+            "settings": list(object(&["key", "origin"], json!({"key": text(), "value": any(), "origin": text()}))),
+            "changed_since": {"type": "array", "items": text(), "description": "files that are not as they were when these settings were read; they count after a reload"}})),
         "Events": text()
     })
 }

@@ -102,8 +102,13 @@ pub fn settings(api: &Api, asked: &Asked<'_>) -> Made {
     let only_set = asked.query("all").is_none();
     let body = html! {
         h1 { "Settings in effect" }
-        p { "As commands and jobs read them now. Secrets are not shown. They are changed in the files, or where the last column says." }
+        p { "The server and its jobs go by these. Secrets are not shown. They are changed in the files, or where the last column says, and count after a reload." }
         (age(&value, asked))
+        @for file in list(&value, "changed_since").iter().filter_map(Value::as_str) {
+            div.notice.warn role="status" {
+                p { strong { "The file has changed since: " } code { (Text(file)) } ". What it says now counts after a reload (SIGHUP); the server's log says what is wrong when that changes nothing." }
+            }
+        }
         nav.spans aria-label="Which settings" {
             ul {
                 li { a href="/settings" aria-current=[only_set.then_some("true")] { "that have a value" } }
