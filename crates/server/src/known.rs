@@ -76,6 +76,11 @@ pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// What was read at least once.
+pub fn read(document: Option<&Document>) -> Option<&Value> {
+    document.map(|d| &d.document).filter(|document| !document.is_null())
+}
+
 /// How old what is shown is, and whether newer could not be had.
 pub fn source(document: Option<&Document>) -> Value {
     match document {
