@@ -37,6 +37,8 @@ pub struct Known {
     /// it. Where nobody takes physical backups, when the newest dump was begun.
     pub until: Option<Timestamp>,
     pub means: Means,
+    /// Where there are dumps alone: of which databases. Null where that is not known.
+    pub databases: Value,
     pub last_backup: Option<Timestamp>,
     pub proven: Option<(Timestamp, String)>,
     pub expected_ms: Option<u64>,
@@ -113,6 +115,7 @@ impl Known {
             from,
             until,
             means,
+            databases: found.get("databases").cloned().unwrap_or(Value::Null),
             last_backup: backups.iter().filter_map(|b| time(b, "finished")).max(),
             proven: proven.max_by_key(|(at, _)| *at).map(|(at, id)| (at, id.to_owned())),
             expected_ms: list(drill, "forecasts").iter().filter_map(|f| f.get("expected_ms")?.as_u64()).max(),

@@ -13,6 +13,8 @@ use crate::known::{list, time};
 
 const JOBS_SHOWN: usize = 8;
 const BACKUPS_SHOWN: usize = 6;
+/// Of a cluster; the API has all.
+const DATABASES_SHOWN: usize = 6;
 
 /// The worst first.
 const STANDINGS: [(&str, Tone, &str); 5] = [
@@ -146,7 +148,22 @@ fn to_when(cluster: &Value, asked: &Asked<'_>) -> Markup {
                 a href={ "/clusters/" (segment(word(cluster, "name"))) "/backups/" (segment(backup)) } { (Text(backup)) }
                 " holds, and nothing else"
             }
+            (databases(list(cluster, "recoverable_databases"), asked))
         }
+    }
+}
+
+/// Of which the dumps are, where there is nothing but dumps.
+fn databases(all: &[Value], asked: &Asked<'_>) -> Markup {
+    html! {
+        @for dump in all.iter().take(DATABASES_SHOWN) {
+            span.sub {
+                @if parts::is(dump, "partial") { "parts of " }
+                "database " strong { (Text(word(dump, "database"))) }
+                @if let Some(at) = time(dump, "time") { ", as it was " (parts::ago(at, asked.now)) }
+            }
+        }
+        @if all.len() > DATABASES_SHOWN { span.sub { "and " (all.len() - DATABASES_SHOWN) " more databases" } }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What nobody has looked at yet.
+//! What nobody has looked at yet, and what is known of a part alone.
 
 use super::*;
 
@@ -76,4 +76,28 @@ fn what_was_never_read_is_not_none() {
     }
     assert_eq!(one(), (404, "E-NOT-FOUND".into()));
     assert!(ask("/alerts").1.as_str().is_some_and(|page| page.contains("Nothing is open")));
+}
+
+#[test]
+fn dumps_say_of_which_databases_they_are() {
+    let bench = bench("dumps");
+    let (now, viewer) = (Timestamp::now(), bench.token(Role::Viewer, Some("a")));
+    let cluster = |kind: &str, databases: Value| {
+        let backup = json!({"id": "20260101-010203L", "kind": kind, "complete": true, "damaged": null, "started": now, "finished": now});
+        json!({"clusters": [{"name": "a", "windows": [], "backups": [backup], "databases": databases, "problems": []}]})
+    };
+    let shown = |document: &Value| {
+        bench.api.state.keep_document("info", "a", document, now).expect("kept");
+        let (_, answer) = bench.ask(route("GET", "/api/v1/clusters/{cluster}"), &[("cluster", "a")], Some(&viewer), "");
+        let (_, page) = bench.ask(route("GET", "/"), &[], Some(&viewer), "");
+        (answer["recoverable_databases"].clone(), page.as_str().expect("a page").to_owned())
+    };
+    let line = |name: &str, partial: bool| json!({"database": name, "backup": "20260101-010203L", "time": now, "partial": partial});
+    let both = json!([line("lab", true), line("<pharmacy>", false)]);
+    let (answer, page) = shown(&cluster("logical", both.clone()));
+    assert_eq!(answer, both);
+    assert!(page.contains("parts of database <strong>lab") && page.contains("<strong>&lt;pharmacy&gt;"), "{page}");
+    // A program of before did not say; and nothing is said of them beside a physical backup.
+    assert_eq!(shown(&cluster("logical", Value::Null)).0, Value::Null);
+    assert_eq!(shown(&cluster("physical", both)).0, Value::Null);
 }
