@@ -8,6 +8,7 @@ mod logging;
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, ValueEnum};
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use crate::notices::Notices;
 use crate::output::{self, ColorChoice, Form};
 use crate::secret::secret_on_command_line;
 use crate::settings::Overrides;
+use crate::settings::in_force::Texts;
 pub use limits::{PriorityArgs, RateArgs};
 pub use logging::start_log;
 
@@ -91,6 +93,13 @@ pub struct GlobalArgs {
     /// Given by the server to its jobs: where they say that they run, and how they ended.
     #[arg(long, hide = true, global = true)]
     pub job_dir: Option<PathBuf>,
+    /// Given by the server to its processes: its settings are on the standard input.
+    #[arg(long, hide = true, global = true)]
+    pub settings_in_force: bool,
+
+    /// Those.
+    #[arg(skip)]
+    pub in_force: Option<Arc<Texts>>,
 
     /// Colours
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
@@ -161,6 +170,7 @@ impl GlobalArgs {
             pgdata: self.pgdata.clone(),
             jobs: self.jobs,
             repo_target_time: self.repo_target_time,
+            in_force: self.in_force.clone(),
         })
     }
 

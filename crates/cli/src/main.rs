@@ -21,6 +21,7 @@ mod store;
 use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use pgark_server::jobs::child;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -28,6 +29,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use crate::command::{Cli, Outcome};
 use crate::failure::{Exit, Failure, is_archive_get, wants_json};
 use crate::output::Form;
+use crate::settings::in_force::Texts;
 
 fn main() -> ExitCode {
     keep_memory_private();
@@ -62,7 +64,7 @@ fn keep_memory_private() {
 }
 
 fn run(argv: &[OsString], job: &mut Option<child::Running>) -> Result<Outcome, Failure> {
-    let cli = match Cli::read(&args::spelled_out(argv)) {
+    let mut cli = match Cli::read(&args::spelled_out(argv)) {
         Ok(cli) => cli,
         Err(e) => {
             output::text(&Failure::from_clap(&e, argv)?)?;
@@ -74,6 +76,9 @@ fn run(argv: &[OsString], job: &mut Option<child::Running>) -> Result<Outcome, F
     if let Some(dir) = &cli.global.job_dir {
         let given_up = |e: std::io::Error| Failure::new("E-JOB-GIVEN-UP", Exit::Cancelled, e.to_string());
         *job = Some(child::enter(dir).map_err(given_up)?);
+    }
+    if cli.global.settings_in_force {
+        cli.global.in_force = Some(Arc::new(Texts::taken()?));
     }
     let _log = args::start_log(&cli.global)?;
     command::run(cli, argv)

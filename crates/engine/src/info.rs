@@ -1,10 +1,15 @@
 //! What a repository holds of a cluster: backups, the windows that can be recovered to, and the gaps.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use pgark_pg::history::TimelineHistory;
 use pgark_pg::value::{Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId};
-use pgark_repo::catalog::{BackupEntry, CatalogStore, ExpiredBackup, Job, JobKind, Lineage, PhysicalBackup};
+use pgark_repo::catalog::{
+    BackupEntry, BackupKind, CatalogStore, ExpiredBackup, Job, JobKind, Lineage, PhysicalBackup,
+};
 use pgark_repo::names::{BackupId, ClusterName};
+use pgark_repo::record::PartsRecord;
 use pgark_repo::wal::{SegmentRange, WalArchive, WalHead};
 use pgark_repo::{RepoError, Repository};
 
@@ -71,6 +76,65 @@ pub fn info(repo: &Repository, only: Option<&ClusterName>, ctx: &Ctx) -> Result<
         (None, None) => repo.clusters()?,
     };
     names.iter().map(|n| cluster(repo, n, ctx)).collect()
+}
+
+/// Of so many series the newest dump is looked into.
+const SERIES_MAX: usize = 32;
+
+/// A database that can be restored from a dump, and the newest one that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dumped {
+    pub database: String,
+    /// Some of its schemas or tables alone.
+    pub is_partial: bool,
+    pub backup: BackupId,
+    /// The moment that the dump is of, or a little later.
+    pub begun: Timestamp,
+}
+
+/// Where dumps are all there is of a cluster's databases: of which they are, by the newest one of each series. One object is read for
+/// each. None where there are physical backups, which are of all databases, and where the records are not for us to open.
+///
+/// # Errors
+/// When a record cannot be read.
+pub fn dumped(repo: &Repository, info: &ClusterInfo) -> Result<Option<Vec<Dumped>>> {
+    if info.backups.iter().any(|b| b.kind == BackupKind::Physical) {
+        return Ok(None);
+    }
+    let mut found: BTreeMap<(String, bool), Dumped> = BTreeMap::new();
+    for backup in newest_of_series(&info.backups).into_iter().take(SERIES_MAX) {
+        let record = match PartsRecord::load(repo, &info.name, &backup.id, &backup.record) {
+            Err(RepoError::WriteOnly { .. }) => return Ok(None),
+            record => record?,
+        };
+        for dump in &record.databases {
+            let (database, is_partial) = (dump.name.clone(), dump.is_partial());
+            found.entry((database.clone(), is_partial)).or_insert_with(|| Dumped {
+                database,
+                is_partial,
+                backup: backup.id.clone(),
+                begun: backup.started,
+            });
+        }
+    }
+    Ok(Some(found.into_values().collect()))
+}
+
+/// The newest first; what was found damaged restores nothing.
+fn newest_of_series(backups: &[BackupEntry]) -> Vec<&BackupEntry> {
+    let mut dumps: Vec<&BackupEntry> = backups
+        .iter()
+        .filter(|b| matches!(b.kind, BackupKind::Logical | BackupKind::System) && b.damaged.is_none())
+        .collect();
+    dumps.sort_by_key(|b| std::cmp::Reverse(b.started));
+    let mut seen = vec![];
+    dumps.retain(|b| {
+        let series = (b.kind, b.series.clone());
+        let is_new = !seen.contains(&series);
+        seen.push(series);
+        is_new
+    });
+    dumps
 }
 
 fn cluster(repo: &Repository, name: &ClusterName, ctx: &Ctx) -> Result<ClusterInfo> {

@@ -37,6 +37,8 @@ pub struct Known {
     /// it. Where nobody takes physical backups, when the newest dump was begun.
     pub until: Option<Timestamp>,
     pub means: Means,
+    /// Where there are dumps alone: of which databases. Null where that is not known.
+    pub databases: Value,
     pub last_backup: Option<Timestamp>,
     pub proven: Option<(Timestamp, String)>,
     pub expected_ms: Option<u64>,
@@ -76,6 +78,11 @@ pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// What was read at least once.
+pub fn read(document: Option<&Document>) -> Option<&Value> {
+    document.map(|d| &d.document).filter(|document| !document.is_null())
+}
+
 /// How old what is shown is, and whether newer could not be had.
 pub fn source(document: Option<&Document>) -> Value {
     match document {
@@ -108,6 +115,7 @@ impl Known {
             from,
             until,
             means,
+            databases: found.get("databases").cloned().unwrap_or(Value::Null),
             last_backup: backups.iter().filter_map(|b| time(b, "finished")).max(),
             proven: proven.max_by_key(|(at, _)| *at).map(|(at, id)| (at, id.to_owned())),
             expected_ms: list(drill, "forecasts").iter().filter_map(|f| f.get("expected_ms")?.as_u64()).max(),

@@ -129,12 +129,13 @@ fn make_room(entries: &mut HashMap<Vec<String>, Entry>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::Shared;
 
     fn lookups(scratch: &pgark_testkit::Scratch) -> Lookups {
         // Prints its first word, or hangs as long as it is there itself.
         let script = "#!/bin/sh\ncase $1 in hang) while [ -e $0 ]; do sleep 0.1; done;; wrong) echo '{\"error\":{\"code\":\"E-X\",\"message\":\"m\"}}';; *) echo \"{\\\"said\\\":\\\"$1\\\"}\";; esac\n";
         let binary = scratch.file("print", script.as_bytes(), 0o755);
-        Lookups::new(Some(Program { binary, words: vec![] }), scratch.dir("lookups"))
+        Lookups::new(Some(Program { binary, words: vec![], settings: Shared::default() }), scratch.dir("lookups"))
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Printing {
         let mut open = OpenOptions::new();
         open.create(true).truncate(true).write(true).mode(0o600);
         let out = open.open(&path).map_err(|e| NotPrinted::because(format!("{}: {e}", path.display())))?;
-        let spawned = program.command(words).arg("--quiet").stdout(out).stderr(Stdio::null()).spawn();
+        let command = program.command(words);
+        let spawned = command.and_then(|mut command| command.arg("--quiet").stdout(out).stderr(Stdio::null()).spawn());
         match spawned {
             Ok(child) => Ok(Printing { child, path }),
             Err(e) => {

@@ -95,6 +95,11 @@ impl Refresher {
         self.asked.retain(|(name, of), _| !(changes(name) && (of == cluster || of == HOST)));
     }
 
+    /// The settings in force may be others: what is shown of them is asked for again soon.
+    pub fn settings_wanted(&mut self) {
+        self.asked.retain(|(name, _), _| *name != "settings");
+    }
+
     /// Gives what came in and is new.
     pub fn turn(&mut self, clusters: &[ClusterConfig], now: Timestamp) -> Result<Vec<Changed>> {
         let changed = self.collect(now)?;
@@ -213,7 +218,7 @@ fn said(why: &NotPrinted) -> String {
 /// What `info` says of the cluster now, for who has no server. Waits for as long as it takes.
 pub fn look(program: &Program, cluster: &str) -> Document {
     let words = ["info".to_owned(), format!("--cluster={cluster}"), "--quiet".to_owned()];
-    let output = program.command(&words).stderr(Stdio::null()).output();
+    let output = program.command(&words).and_then(|mut command| command.stderr(Stdio::null()).output());
     let found = output.map_err(|e| NotPrinted::because(e.to_string())).and_then(|output| printed(&output.stdout));
     let refreshed = Timestamp::now();
     match found {
@@ -245,6 +250,7 @@ pub const TICK: Duration = Duration::from_millis(200);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::Shared;
 
     fn cluster(n: usize, repo: &str) -> ClusterConfig {
         let (name, repos) = (format!("c{n:03}"), vec![repo.to_owned()]);
@@ -254,7 +260,10 @@ mod tests {
     fn refresher(label: &str) -> (Refresher, pgark_testkit::Scratch) {
         let scratch = pgark_testkit::Scratch::new(label);
         let state = State::open(&scratch.join("state")).expect("opened");
-        (Refresher::new(state, Program { binary: "/nowhere".into(), words: vec![] }), scratch)
+        (
+            Refresher::new(state, Program { binary: "/nowhere".into(), words: vec![], settings: Shared::default() }),
+            scratch,
+        )
     }
 
     #[test]

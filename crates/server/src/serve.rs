@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::access::Role;
 use crate::http::Serving;
 use crate::http::tls::TlsFiles;
+use crate::jobs::handed::Handed;
 use crate::jobs::{JobState, Program, Runner, RunnerOptions};
 use crate::notify::Manager;
 use crate::oidc::OidcConfig;
@@ -34,6 +35,8 @@ pub struct Config {
     /// Without it answers are given in the clear.
     pub tls: Option<TlsFiles>,
     pub keep: Keep,
+    /// Themselves, as processes get them. Without it these read the files.
+    pub handed: Option<Handed>,
 }
 
 impl Config {
@@ -126,7 +129,7 @@ pub struct SystemConfig {
 }
 
 /// The settings in force, which a reload exchanges.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Shared(Arc<RwLock<Arc<Config>>>);
 
 impl Shared {
@@ -189,6 +192,7 @@ pub fn run(
         if signals.reload.swap(false, Ordering::SeqCst) {
             manager.reloading();
             settled = reloaded(state, config, serving, reload());
+            rounds.refresher.settings_wanted();
             manager.ready(&listening);
         }
         if signals.end.load(Ordering::SeqCst) > 0 && rounds.drains_until.is_none() {

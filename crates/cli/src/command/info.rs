@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use pgark_engine::capacity::Measured;
 use pgark_engine::capacity::cost::Cost;
 use pgark_engine::expire::revive::not_listed;
-use pgark_engine::info::{self, ClusterInfo};
+use pgark_engine::info::{self, ClusterInfo, Dumped};
 use pgark_repo::Repository;
 use pgark_repo::catalog::{BackupEntry, BackupKind, CatalogStore};
 use pgark_repo::record::{PartsRecord, Record};
@@ -53,7 +53,7 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let only = (named || args.id.is_some()).then_some(&cluster);
     let (only, ctx) = (only.cloned(), context.ctx.clone());
     let found = context.first_that(move |repo| info::info(repo, only.as_ref(), &ctx).map_err(engine_failure))?;
-    let FirstOf { settings, repo, seen: clusters, passed_over } = found;
+    let FirstOf { settings, repo, seen: mut clusters, passed_over } = found;
     // One that is away is no news of what lies in it.
     let exit = if passed_over.iter().all(is_away) { Exit::Done } else { Exit::Warnings };
     if let Some(id) = &args.id {
@@ -100,14 +100,18 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     };
     let rehearsed: Vec<Rehearsed> =
         clusters.iter().map(|c| Rehearsed::of(c, &repo, &context.settings, &context.ctx)).collect();
+    let dumped: Vec<Option<Vec<Dumped>>> = clusters.iter_mut().map(|c| dumped(c, &repo)).collect();
     let document = InfoDocument::new(
         &clusters,
         &rehearsed,
+        &dumped,
         room_document(&settings.name, &repo, &room, cost.as_ref()),
         &passed_over,
     );
     output::result(form, &document, || {
-        let mut all: Vec<String> = clusters.iter().zip(&rehearsed).map(|(c, r)| text(c) + &r.text()).collect();
+        let each = clusters.iter().zip(&dumped).zip(&rehearsed);
+        let mut all: Vec<String> =
+            each.map(|((c, dumped), r)| text(c) + &dumped_text(dumped.as_deref()) + &r.text()).collect();
         all.push(room_text(&repo, &room, cost.as_ref()));
         all.join("\n")
     })?;
@@ -115,6 +119,26 @@ pub fn run(args: InfoArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let unknown =
         room.is_err() || clusters.iter().any(|c| !c.problems.is_empty()) || rehearsed.iter().any(Rehearsed::is_unknown);
     Ok(if unknown { Exit::Warnings } else { exit })
+}
+
+/// A dump whose record cannot be read does not restore: that is a problem of the cluster.
+fn dumped(cluster: &mut ClusterInfo, repo: &Repository) -> Option<Vec<Dumped>> {
+    match info::dumped(repo, cluster) {
+        Ok(found) => found,
+        Err(e) => {
+            cluster.problems.push(format!("of which databases the dumps are is unknown: {e}"));
+            None
+        }
+    }
+}
+
+fn dumped_text(dumped: Option<&[Dumped]>) -> String {
+    let line = |d: &Dumped| {
+        let what = if d.is_partial { "parts of database" } else { "database" };
+        let name = d.database.escape_debug();
+        format!("  {what} '{name}' can be restored as it was at {} ({})\n", timestamp(d.begun), d.backup)
+    };
+    dumped.unwrap_or_default().iter().map(line).collect()
 }
 
 fn parts_document(entry: &BackupEntry, record: &PartsRecord) -> serde_json::Value {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use pgark_server::known::Known;
+use pgark_server::serve::Shared;
 use pgark_server::{metrics, refresh};
 
 use super::context::Context;
@@ -30,7 +31,7 @@ pub fn run(args: &MetricsArgs, global: &GlobalArgs) -> Result<Outcome, Failure> 
             .hint("node_exporter reads no other files"));
     }
     let context = Context::new(global)?.admitting_writers();
-    let program = serve::program(global)?;
+    let program = serve::program(global, Shared::default())?;
     let mut config = serve::config(&context.settings)?;
     if let Some(name) = &global.cluster {
         config.clusters.retain(|c| c.name == *name);

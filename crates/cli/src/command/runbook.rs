@@ -86,7 +86,7 @@ fn facts(context: &Context) -> Result<(Facts, Option<String>), Failure> {
     };
     let facts = Facts {
         cluster: cluster.name.clone(),
-        config: context.settings.files.iter().map(absolute).collect(),
+        config: context.settings.texts.paths().map(absolute).collect(),
         made: timestamp(context.ctx.now()),
         program: concat!("pgark ", env!("CARGO_PKG_VERSION")).into(),
         rpo: cluster.rpo.map(human_duration),

@@ -114,13 +114,14 @@ pub fn run(args: &ServeArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
             .hint("'pgark user add' or 'pgark token create' first, or [[server.tls.clients]] or [server.oidc]"));
     }
     check_oidc(settings)?;
-    let config = Shared::new(config(settings)?);
+    let config = Shared::new(in_force(settings)?);
     let signals = watched_signals()?;
-    let options = Options { program: program(global)?, running_max: args.running.into(), drain: args.drain.0 };
+    let options =
+        Options { program: program(global, config.clone())?, running_max: args.running.into(), drain: args.drain.0 };
     let mut reload = || {
         let overrides = global.overrides().map_err(|f| f.to_string())?;
         let settings = Settings::load(&overrides, &Environment::from_process()).map_err(|f| f.to_string())?;
-        check_oidc(&settings).and_then(|()| self::config(&settings)).map_err(|f| f.to_string())
+        check_oidc(&settings).and_then(|()| in_force(&settings)).map_err(|f| f.to_string())
     };
     let lookups = Lookups::new(Some(options.program.clone()), state.dir().to_owned());
     let serving = Serving::start(listen, state.clone(), config.clone(), lookups).map_err(|e| match e {
@@ -196,8 +197,8 @@ fn tell_what_is_lost(lost: &Lost) {
     }
 }
 
-/// A job gets the settings that the server got, from the same places.
-pub fn program(global: &GlobalArgs) -> Result<Program, Failure> {
+/// A job gets the settings that are in force when it begins; what they do not hold, from the same places as the server.
+pub fn program(global: &GlobalArgs, settings: Shared) -> Result<Program, Failure> {
     let binary = std::env::current_exe()
         .map_err(|e| Failure::failed("E-SYSTEM", format!("the program does not know where it lies: {e}")))?;
     let mut words = vec![];
@@ -212,7 +213,7 @@ pub fn program(global: &GlobalArgs) -> Result<Program, Failure> {
     }
     words.extend(global.repo.iter().map(|repo| format!("--repo={repo}")));
     words.extend(global.jobs.map(|n| format!("--jobs={n}")));
-    Ok(Program { binary, words })
+    Ok(Program { binary, words, settings })
 }
 
 fn watched_signals() -> Result<Arc<Signals>, Failure> {
@@ -234,11 +235,16 @@ fn watched_signals() -> Result<Arc<Signals>, Failure> {
     Ok(signals)
 }
 
+/// With themselves, for its processes.
+fn in_force(settings: &Settings) -> Result<Config, Failure> {
+    Ok(Config { handed: Some(settings.texts.handed()?), ..config(settings)? })
+}
+
 pub fn config(settings: &Settings) -> Result<Config, Failure> {
     let schedules = settings.schedules.iter().map(scheduled).collect::<Result<_, _>>()?;
     let clusters = settings.clusters.values().map(|c| cluster(c, settings)).collect();
     let server = &settings.server;
-    Ok(Config { clusters, schedules, web: server.web(), tls: server.tls_files(), keep: server.keep() })
+    Ok(Config { clusters, schedules, web: server.web(), tls: server.tls_files(), keep: server.keep(), handed: None })
 }
 
 fn cluster(cluster: &ClusterSettings, settings: &Settings) -> ClusterConfig {

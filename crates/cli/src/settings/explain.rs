@@ -52,6 +52,9 @@ pub struct RepoLine {
 pub struct ExplainReport {
     pub schema: u32,
     pub settings: Vec<Explained>,
+    /// In a process of the server: files that are not as they were when these settings were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_since: Option<Vec<String>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,7 +74,7 @@ impl Settings {
         CheckReport {
             schema: SCHEMA,
             ok: true,
-            files: self.files.iter().map(|f| f.display().to_string()).collect(),
+            files: self.texts.paths().map(|f| f.display().to_string()).collect(),
             clusters: self.clusters.keys().cloned().collect(),
             repos: self.repos.values().map(repo).collect(),
             schedules: self.schedules.len(),
@@ -99,12 +102,12 @@ impl Settings {
     /// # Errors
     /// `E-CONFIG-KEY` when there is no such key, with the nearest one.
     pub fn explain(&self, key: Option<&str>) -> Result<ExplainReport, Failure> {
-        let Some(key) = key else { return Ok(report(self.entries.iter())) };
+        let Some(key) = key else { return Ok(self.report(self.entries.iter())) };
         let of_cluster = format!("clusters.{}.{key}", self.selected_cluster.value);
         for wanted in [key, &of_cluster] {
             let mut found = self.entries.iter().filter(|entry| is_under(&entry.key, wanted)).peekable();
             if found.peek().is_some() {
-                return Ok(report(found));
+                return Ok(self.report(found));
             }
         }
         let cluster = format!("clusters.{}.", self.selected_cluster.value);
@@ -115,15 +118,18 @@ impl Settings {
             None => failure.hint("'pgark config explain' without a key shows all"),
         })
     }
+
+    fn report<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> ExplainReport {
+        let explained =
+            |e: &Entry| Explained { key: e.key.clone(), value: e.value.clone(), origin: e.origin.to_string() };
+        let changed = || self.texts.changed_since().iter().map(|file| file.display().to_string()).collect();
+        let changed_since = self.is_handed.then(changed);
+        ExplainReport { schema: SCHEMA, settings: entries.map(explained).collect(), changed_since }
+    }
 }
 
 fn is_under(key: &str, wanted: &str) -> bool {
     key.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-}
-
-fn report<'a>(entries: impl Iterator<Item = &'a Entry>) -> ExplainReport {
-    let explained = |e: &Entry| Explained { key: e.key.clone(), value: e.value.clone(), origin: e.origin.to_string() };
-    ExplainReport { schema: SCHEMA, settings: entries.map(explained).collect() }
 }
 
 impl CheckReport {

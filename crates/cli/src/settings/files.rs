@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::deployment;
+use super::in_force::{FileText, Texts};
 use super::schema::SECRET_KEYS;
 use super::tree::{self, Node, TableArrays, Value};
 use crate::failure::Failure;
@@ -89,14 +90,13 @@ impl std::fmt::Debug for Environment {
 #[derive(Debug)]
 pub struct Loaded {
     pub tree: Node,
-    /// In the order they were read.
-    pub files: Vec<PathBuf>,
+    pub texts: Texts,
     pub warnings: Vec<String>,
 }
 
 /// Reads the file that was named, or else the first of the usual places that has one; with its `conf.d`.
 pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, Failure> {
-    let mut loaded = Loaded { tree: Node::table(), files: Vec::new(), warnings: Vec::new() };
+    let mut loaded = Loaded::nothing();
     let named = named.or_else(|| environment.get_os("PGARK_CONFIG").map(Path::new));
     if let Some(main) = named {
         // Who names a file vouches for its owner.
@@ -113,7 +113,7 @@ pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, F
         if main || place.fragments_alone {
             loaded.add_fragments(&place.file, &owners)?;
         }
-        if !loaded.files.is_empty() {
+        if !loaded.texts.files.is_empty() {
             break;
         }
     }
@@ -159,46 +159,70 @@ fn effective_user() -> u32 {
 }
 
 impl Loaded {
-    /// Lays one file over what is there; returns its owner.
+    fn nothing() -> Loaded {
+        Loaded { tree: Node::table(), texts: Texts::default(), warnings: Vec::new() }
+    }
+
+    /// Of what was read, and checked, by another process.
+    pub fn of(texts: &Texts) -> Result<Loaded, Failure> {
+        let mut loaded = Loaded::nothing();
+        texts.files.iter().try_for_each(|file| loaded.lay(file.clone()))?;
+        loaded.texts.fragments = texts.fragments.clone();
+        Ok(loaded)
+    }
+
+    /// Reads one file and lays it over what is there; returns its owner.
     fn add(&mut self, file: &Path, owners: Option<&[u32]>) -> Result<u32, Failure> {
         let (text, metadata) = read(file)?;
         check_writers(file, &metadata, owners)?;
-        let tree = tree::parse(file, &text)?;
-        if metadata.permissions().mode() & 0o004 != 0 && has_clear_text_secret(&tree) {
-            let name = file.display();
+        let everybody_reads = metadata.permissions().mode() & 0o004 != 0;
+        self.lay(FileText { path: file.to_owned(), text, everybody_reads })?;
+        Ok(metadata.uid())
+    }
+
+    fn lay(&mut self, file: FileText) -> Result<(), Failure> {
+        let tree = tree::parse(&file.path, &file.text)?;
+        if file.everybody_reads && has_clear_text_secret(&tree) {
+            let name = file.path.display();
             self.warnings
                 .push(format!("{name} holds a secret in clear text and everybody can read it: chmod 0600 '{name}'"));
         }
         tree::merge(&mut self.tree, tree, TableArrays::Append);
-        self.files.push(file.to_owned());
-        Ok(metadata.uid())
+        self.texts.files.push(file);
+        Ok(())
     }
 
     /// The `conf.d/*.toml` beside the main file, in the order of their names.
     fn add_fragments(&mut self, main: &Path, owners: &[u32]) -> Result<(), Failure> {
         let directory = main.with_file_name("conf.d");
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
-            Err(error) => return Err(unreadable(&directory, &error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(|error| unreadable(&directory, &error))?.file_name();
-            let bytes = name.as_encoded_bytes();
-            if bytes.ends_with(b".toml") && !bytes.starts_with(b".") {
-                names.push(name);
-            }
+        for file in fragments(&directory)? {
+            self.add(&file, Some(owners))?;
         }
-        names.sort();
-        for name in names {
-            self.add(&directory.join(name), Some(owners))?;
-        }
+        self.texts.fragments = Some(directory);
         Ok(())
     }
 }
 
-fn read(file: &Path) -> Result<(String, Metadata), Failure> {
+/// The files of `conf.d`; none where there is no such directory.
+pub(super) fn fragments(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(vec![]),
+        Err(error) => return Err(unreadable(directory, &error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|error| unreadable(directory, &error))?.file_name();
+        let bytes = name.as_encoded_bytes();
+        if bytes.ends_with(b".toml") && !bytes.starts_with(b".") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names.into_iter().map(|name| directory.join(name)).collect())
+}
+
+pub(super) fn read(file: &Path) -> Result<(String, Metadata), Failure> {
     let failed = |error: std::io::Error| unreadable(file, &error);
     let opened = File::open(file).map_err(failed)?;
     let metadata = opened.metadata().map_err(failed)?;
@@ -261,7 +285,7 @@ mod tests {
         let loaded = load(None, &Environment::for_test(dir.path(), &[])).expect("loads");
         assert_eq!(rpo(&loaded), &Value::String("20".into()));
         assert_eq!(loaded.tree.find(&["defaults", "rto"]).map(|n| &n.value), Some(&Value::String("10".into())));
-        let names: Vec<_> = loaded.files.iter().filter_map(|f| f.file_name()).collect();
+        let names: Vec<_> = loaded.texts.paths().filter_map(|f| f.file_name()).collect();
         assert_eq!(names, ["pgark.toml", "10-a.toml", "20-b.toml"]);
     }
 
@@ -273,7 +297,7 @@ mod tests {
         let other = dir.write("named.toml", "[defaults]\nrpo = 'named'");
         let variable = dir.write("variable.toml", "[defaults]\nrpo = 'variable'");
         let plain = Environment::for_test(dir.path(), &[("HOME", home)]);
-        assert!(load(None, &plain).expect("no file is fine").files.is_empty());
+        assert!(load(None, &plain).expect("no file is fine").texts.files.is_empty());
         for (file, value) in
             [("etc/pgark/pgark.toml", "etc"), ("home/.config/pgark/pgark.toml", "home"), ("cwd/pgark.toml", "cwd")]
         {

@@ -6,6 +6,7 @@
 pub mod alerts;
 pub mod explain;
 pub mod files;
+pub mod in_force;
 pub mod nearest;
 pub mod oidc;
 pub mod recover;
@@ -31,6 +32,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -42,6 +44,7 @@ use crate::secret::SecretSource;
 use alerts::AlertSettings;
 use explain::Entry;
 use files::Environment;
+use in_force::Texts;
 use nearest::nearest;
 use recover::Recover;
 use repo_url::RepoUrl;
@@ -65,6 +68,8 @@ pub struct Overrides {
     pub jobs: Option<NonZeroU32>,
     /// Repositories are read as they were then.
     pub repo_target_time: Option<Timestamp>,
+    /// What the server goes by, in place of the files.
+    pub in_force: Option<Arc<Texts>>,
 }
 
 /// Where a value came from.
@@ -150,8 +155,10 @@ pub struct ClusterSettings {
 
 #[derive(Debug)]
 pub struct Settings {
-    /// The configuration files that were read, in order.
-    pub files: Vec<PathBuf>,
+    /// What was read.
+    pub texts: Texts,
+    /// It was handed to us: the files may be others by now.
+    pub is_handed: bool,
     /// What the user should change, though it works.
     pub warnings: Vec<String>,
     pub repos: BTreeMap<String, RepoSettings>,

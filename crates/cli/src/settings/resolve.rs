@@ -39,7 +39,11 @@ const VARIABLES: &[&str] = &[
 const WORKERS_MAX: u32 = 1024;
 
 pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Settings, Failure> {
-    let files::Loaded { mut tree, files, mut warnings } = files::load(overrides.config.as_deref(), environment)?;
+    let loaded = match &overrides.in_force {
+        Some(texts) => files::Loaded::of(texts)?,
+        None => files::load(overrides.config.as_deref(), environment)?,
+    };
+    let files::Loaded { mut tree, texts, mut warnings } = loaded;
     warnings.extend(misspelt_variables(environment));
     let selected_cluster = selected_cluster(overrides, environment)?;
     lay_defaults(&mut tree, &selected_cluster.value)?;
@@ -101,7 +105,8 @@ pub fn settings(overrides: &Overrides, environment: &Environment) -> Result<Sett
     let state_dir = environment.get_os("PGARK_STATE_DIR").map(PathBuf::from).or(document.local.state_dir).or(home);
     let (prices, schedules, server) = (document.prices, document.schedules, document.server);
     Ok(Settings {
-        files,
+        texts,
+        is_handed: overrides.in_force.is_some(),
         warnings,
         repos,
         clusters,

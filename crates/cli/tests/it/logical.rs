@@ -338,6 +338,11 @@ fn ten_daily_dumps_cost_little_more_than_one() {
             cluster.psql_db("app", "select md5(string_agg(v::text, ',' order by id)) from visits v"),
         ));
     }
+    // Of which database the dumps are is said, where nothing else is there.
+    let told = site.pgark.json(["info"])["clusters"][0]["databases"].clone();
+    let newest = told_then.last().map(|(id, _)| id.clone()).expect("nine");
+    assert_eq!((&told[0]["database"], &told[0]["partial"]), (&"app".into(), &false.into()), "{told}");
+    assert_eq!((&told[0]["backup"], told.as_array().map(Vec::len)), (&newest.into(), Some(1)), "{told}");
     let ten = bytes_of(site.pgark.repo());
     let each = (ten - one) as f64 / 9.0 / one as f64;
     println!("one dump {one} bytes, ten {ten}: each further one {:.2} %", each * 100.0);

@@ -273,10 +273,15 @@ fn containers_and_charts_are_well_formed() {
     let chart = packaging.join("helm/pgark").display().to_string();
     done(scratch.path(), &["helm", "lint", "--strict", &chart]);
     let server = ["--set", "flavour=server", "--set", "pgdata.existingClaim=d", "--set", "repository.existingClaim=r"];
-    for (name, more) in [("cronjob", &[][..]), ("server", &server[..])] {
+    let tls = ["--set", "flavour=server", "--set", "server.tls=true"];
+    for (name, more) in [("cronjob", &[][..]), ("server", &server[..]), ("server-tls", &tls[..])] {
+        let is_server = name.starts_with("server");
         let words = [&["helm", "template", "x", &chart, "--kube-version", "1.27.0"][..], more].concat();
         let rendered = done(scratch.path(), &words);
-        for kind in ["ConfigMap", "ServiceAccount", if name == "server" { "Deployment" } else { "CronJob" }] {
+        for probe in ["/health/live", "/health/ready"] {
+            assert_eq!(rendered.contains(probe), is_server, "{name} {probe}\n{rendered}");
+        }
+        for kind in ["ConfigMap", "ServiceAccount", if is_server { "Deployment" } else { "CronJob" }] {
             assert!(rendered.contains(&format!("kind: {kind}\n")), "{name} has no {kind}\n{rendered}");
         }
         fs::write(scratch.path().join(name), rendered).expect("written");
@@ -333,7 +338,7 @@ fn packed_commands_are_ones_that_the_program_takes() {
         assert!(well, "{file}: {}\n{said}", words.join(" "));
     }
     let from = |part: &str| commands.iter().filter(|(file, _)| file.contains(part)).count();
-    assert_eq!((from("systemd"), from("cron"), from("docker"), from("helm")), (9, 6, 3, 6), "{commands:?}");
+    assert_eq!((from("systemd"), from("cron"), from("docker"), from("helm")), (9, 6, 3, 5), "{commands:?}");
     assert!(!takes(&["backup".into(), "--no-such-flag".into()]).0);
 }
 

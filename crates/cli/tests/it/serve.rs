@@ -243,6 +243,20 @@ fn jobs_are_asked_for_run_and_outlive_the_server() {
     fs::write(&config, format!("{text}\n[[schedules]]\njob = \"drill\"\ncluster = \"main\"\ncron = \"x\"\n"))
         .expect("written");
     serving.signal(rustix::process::Signal::HUP);
+    // Jobs and looks go by those in force, and it is said which file waits.
+    fs::write(&config, format!("{text}\n[[schedules\n")).expect("written");
+    serving.signal(rustix::process::Signal::HUP);
+    until("the file that waits", || {
+        let (_, settings) = serving.ask("GET", "/api/v1/settings", &admin, "");
+        (settings["changed_since"] == json!([config.display().to_string()])).then_some(())
+    });
+    let broken = pgark.run(["info"]).expect_code(2);
+    assert!(broken.stderr.contains("E-CONFIG-SYNTAX"), "{broken}");
+    let verify = json!({"job": "verify", "backup": backup, "quick": true}).to_string();
+    let (status, job) = serving.ask("POST", "/api/v1/clusters/main/jobs", &admin, &verify);
+    assert_eq!(status, 202, "{job}");
+    let job = ended(&serving, &admin, job["id"].as_str().expect("an id"));
+    assert_eq!((&job["state"], &job["result"]["error"]), (&json!("done"), &Value::Null), "{job}");
     fs::write(
         &config,
         text.replace("* * * * *", "0 0 1 1 *")

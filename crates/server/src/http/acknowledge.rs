@@ -7,13 +7,14 @@ use serde_json::Value;
 use super::api::{Made, accepted, new_job};
 use super::{Api, Asked, Problem};
 use crate::jobs::Request;
-use crate::known::{list, time};
+use crate::known::{list, read, source, time};
 use crate::refresh::HOST;
 
 pub fn acknowledge(api: &Api, asked: &Asked<'_>) -> Made {
     let id = asked.path("alert").unwrap_or_default();
     let known = api.state.document("alerts", HOST)?;
-    let all = known.as_ref().map_or(&[][..], |d| list(&d.document, "alerts"));
+    let unread = || Problem::unread("which alerts there are", &source(known.as_ref()));
+    let all = list(read(known.as_ref()).ok_or_else(unread)?, "alerts");
     let of = |alert: &Value| alert.get("cluster").and_then(Value::as_str).unwrap_or_default().to_owned();
     // Of those that the caller does not see it is not even said that they are there.
     let mut seen = all.iter().filter(|alert| asked.sees(&of(alert)));

@@ -11,7 +11,7 @@ use super::approve::right_to_approve;
 use super::{Answer, Api, Asked, Problem};
 use crate::access::{RIGHTS, ROLES, Right, Role};
 use crate::jobs::{Job, JobState, NewJob, Request};
-use crate::known::{Means, of_cluster, source, whole_seconds};
+use crate::known::{Means, of_cluster, read, source, whole_seconds};
 use crate::serve::ClusterConfig;
 use crate::state::{Filter, StateError};
 
@@ -96,6 +96,7 @@ fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, 
         "recoverable_until": known.until,
         "recoverable_by": by,
         "recoverable_backup": backup,
+        "recoverable_databases": backup.and(known.databases.as_array()),
         "rpo_s": cluster.rpo.map(whole_seconds),
         "loss_s": known.loss_s(now),
         "meets_rpo": cluster.rpo.and_then(|rpo| known.meets_rpo(rpo, now)),
@@ -112,14 +113,15 @@ fn summary(api: &Api, cluster: &ClusterConfig, now: Timestamp) -> Result<Value, 
     }))
 }
 
-/// Parts of what `info` said of the cluster.
+/// Parts of what `info` said of the cluster; null before it was read once, for nobody knows whether there are any.
 pub fn part(api: &Api, asked: &Asked<'_>, keys: &[&str]) -> Result<(Value, Value), Problem> {
     let name = asked.path("cluster").unwrap_or_default();
     let info = api.state.document("info", name)?;
-    let found = info.as_ref().map_or(&Value::Null, |d| of_cluster(&d.document, name));
+    let read = read(info.as_ref());
+    let found = read.map_or(&Value::Null, |document| of_cluster(document, name));
     let mut fields = json!({"cluster": name, "source": source(info.as_ref())});
     for key in keys {
-        fields[*key] = found.get(*key).cloned().unwrap_or_else(|| json!([]));
+        fields[*key] = read.map_or(Value::Null, |_| found.get(*key).cloned().unwrap_or_else(|| json!([])));
     }
     Ok((fields, found.clone()))
 }
@@ -129,51 +131,53 @@ pub fn windows(api: &Api, asked: &Asked<'_>) -> Made {
 }
 
 pub fn backups(api: &Api, asked: &Asked<'_>) -> Made {
-    let (mut fields, found) = part(api, asked, &[])?;
+    let (mut fields, _) = part(api, asked, &["backups"])?;
+    let limit = limit(asked)?;
     let id = |b: &Value| b.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let mut all: Vec<Value> = found.get("backups").and_then(Value::as_array).cloned().unwrap_or_default();
+    let Some(all) = fields["backups"].as_array_mut() else { return ok(fields) };
     all.retain(|b| asked.query("kind").is_none_or(|kind| b.get("kind").is_some_and(|k| k == kind)));
     all.retain(|b| asked.query("before").is_none_or(|before| id(b).as_str() < before));
     all.sort_by_key(|b| std::cmp::Reverse(id(b)));
-    all.truncate(limit(asked)?);
-    fields["backups"] = all.into();
+    all.truncate(limit);
     ok(fields)
 }
 
 pub fn backup(api: &Api, asked: &Asked<'_>) -> Made {
-    let (_, found) = part(api, asked, &[])?;
+    let (fields, _) = part(api, asked, &["backups"])?;
     let wanted = asked.path("backup").unwrap_or_default();
-    let all = found.get("backups").and_then(Value::as_array);
-    let found = all.into_iter().flatten().find(|b| b.get("id").is_some_and(|id| id == wanted));
+    let all =
+        fields["backups"].as_array().ok_or_else(|| Problem::unread("which backups there are", &fields["source"]))?;
+    let found = all.iter().find(|b| b.get("id").is_some_and(|id| id == wanted));
     ok(found.cloned().ok_or_else(Problem::not_found)?)
 }
 
-pub fn document(api: &Api, asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
+/// A list that a command printed, under this key, with what else it said; null before it was read once.
+pub fn listed(api: &Api, asked: &Asked<'_>, kind: &str, key: &str) -> Result<Value, Problem> {
     let name = asked.path("cluster").unwrap_or_default();
     let found = api.state.document(kind, name)?;
-    let mut value = found.as_ref().map(|d| d.document.clone()).filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let read = read(found.as_ref());
+    let mut value = read.cloned().filter(Value::is_object).unwrap_or_else(|| json!({}));
     value["cluster"] = name.into();
     value["source"] = source(found.as_ref());
+    if value.get(key).is_none() {
+        value[key] = read.map_or(Value::Null, |_| json!([]));
+    }
     Ok(value)
 }
 
 pub fn wal(api: &Api, asked: &Asked<'_>) -> Made {
-    ok(document(api, asked, "wal")?)
+    ok(listed(api, asked, "wal", "timelines")?)
 }
 
 pub fn reports(api: &Api, asked: &Asked<'_>) -> Made {
-    let mut value = document(api, asked, "reports")?;
-    if value.get("reports").is_none() {
-        value["reports"] = json!([]);
-    }
-    ok(value)
+    ok(listed(api, asked, "reports", "reports")?)
 }
 
 pub fn drills(api: &Api, asked: &Asked<'_>) -> Made {
-    let value = document(api, asked, "reports")?;
-    let all = value.get("reports").and_then(Value::as_array);
-    let drills: Vec<&Value> =
-        all.into_iter().flatten().filter(|r| r.get("what").is_some_and(|what| what == "drill")).collect();
+    let value = listed(api, asked, "reports", "reports")?;
+    let drills = value["reports"]
+        .as_array()
+        .map(|all| all.iter().filter(|r| r.get("what").is_some_and(|what| what == "drill")).collect::<Vec<_>>());
     let (_, found) = part(api, asked, &[])?;
     ok(json!({"cluster": value["cluster"], "source": value["source"], "drills": drills, "drill": found.get("drill")}))
 }

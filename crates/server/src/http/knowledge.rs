@@ -9,11 +9,11 @@ use jiff::{SignedDuration, Timestamp};
 use pgark_repo::report::ReportId;
 use serde_json::{Value, json};
 
-use super::api::{Made, document, ok, part};
+use super::api::{Made, listed, ok, part};
 use super::{Answer, Api, Asked, Problem};
 use crate::access::Right;
 use crate::jobs::Request;
-use crate::known::{list, source, time};
+use crate::known::{list, read, source, time};
 use crate::lookup::Found;
 use crate::refresh::HOST;
 
@@ -25,13 +25,13 @@ const PLAN_FRESH: Duration = Duration::from_secs(30);
 /// Days of which failures are counted.
 const DAYS: SignedDuration = SignedDuration::from_hours(90 * 24);
 
-/// A list that is of the host as a whole; shown of it is what is about clusters that the caller sees.
+/// A list that is of the host as a whole; shown of it is what is about clusters that the caller sees. Null before it was read once.
 fn of_host(api: &Api, asked: &Asked<'_>, kind: &str, key: &str, about: impl Fn(&Value) -> Option<&str>) -> Made {
     let found = api.state.document(kind, HOST)?;
-    let all = found.as_ref().map_or(&[][..], |d| list(&d.document, key));
     let sees_all = asked.caller()?.sees_all();
-    let shown = all.iter().filter(|one| sees_all || about(one).is_some_and(|cluster| asked.sees(cluster)));
-    ok(json!({"source": source(found.as_ref()), key: shown.collect::<Vec<_>>()}))
+    let shown = |one: &&Value| sees_all || about(one).is_some_and(|cluster| asked.sees(cluster));
+    let shown = read(found.as_ref()).map(|document| list(document, key).iter().filter(shown).collect::<Vec<_>>());
+    ok(json!({"source": source(found.as_ref()), key: shown}))
 }
 
 pub fn alerts(api: &Api, asked: &Asked<'_>) -> Made {
@@ -55,19 +55,12 @@ pub fn settings(api: &Api, asked: &Asked<'_>) -> Made {
             .map(|c| c.name.clone())
     };
     let found = api.state.document("settings", HOST)?;
-    let all = found.as_ref().map_or(&[][..], |d| list(&d.document, "settings"));
+    let read = read(found.as_ref());
     let sees_all = asked.caller()?.sees_all();
-    let shown = all.iter().filter(|one| sees_all || of_cluster(one).is_some_and(|cluster| asked.sees(&cluster)));
-    ok(json!({"source": source(found.as_ref()), "settings": shown.collect::<Vec<_>>()}))
-}
-
-/// A list that a command printed, under this key.
-fn listed(api: &Api, asked: &Asked<'_>, kind: &str, key: &str) -> Result<Value, Problem> {
-    let mut value = document(api, asked, kind)?;
-    if value.get(key).is_none() {
-        value[key] = json!([]);
-    }
-    Ok(value)
+    let shown = |one: &&Value| sees_all || of_cluster(one).is_some_and(|cluster| asked.sees(&cluster));
+    let shown = read.map(|document| list(document, "settings").iter().filter(shown).collect::<Vec<_>>());
+    let changed = read.map(|document| list(document, "changed_since"));
+    ok(json!({"source": source(found.as_ref()), "settings": shown, "changed_since": changed}))
 }
 
 pub fn history(api: &Api, asked: &Asked<'_>) -> Made {
@@ -113,8 +106,8 @@ pub fn capacity(api: &Api, asked: &Asked<'_>) -> Made {
 }
 
 pub fn series(api: &Api, asked: &Asked<'_>) -> Made {
-    let (value, found) = part(api, asked, &[])?;
-    let backups: Vec<Value> = list(&found, "backups").iter().filter_map(measured).collect();
+    let (value, _) = part(api, asked, &["backups"])?;
+    let backups = value["backups"].as_array().map(|all| all.iter().filter_map(measured).collect::<Vec<_>>());
     let since = asked.now.saturating_sub(DAYS).unwrap_or(Timestamp::MIN);
     let mut days: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     for (day, state, count) in api.state.backup_days(asked.path("cluster").unwrap_or_default(), since)? {

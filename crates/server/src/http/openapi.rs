@@ -94,6 +94,9 @@ fn operation(route: &Route) -> Value {
     if route.answer == "Job" && !route.starts_a_job || route.answer == "Message" {
         responses.insert("409".into(), failure("The job is in another state, or waits for approval"));
     }
+    if route.answer == "Backup" {
+        responses.insert("422".into(), failure("Which backups there are was not read yet"));
+    }
     if matches!(route.answer, "Report" | "RestorePlan" | "RecoverPlan") {
         let underway = json!({"application/json": {"schema": schema("Underway")}});
         responses.insert("202".into(), json!({"description": "It is being looked up: ask again", "content": underway}));
@@ -102,7 +105,8 @@ fn operation(route: &Route) -> Value {
     if route.starts_a_job {
         let asked = if route.body.is_some() { "It has to be confirmed" } else { "What it is about is over" };
         responses.insert("409".into(), failure(asked));
-        responses.insert("422".into(), failure("The Idempotency-Key was used for another request"));
+        let what = "The Idempotency-Key was used for another request, or what it is about was not read yet";
+        responses.insert("422".into(), failure(what));
     }
     let id: String = route.path.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     let mut operation = json!({
@@ -123,6 +127,18 @@ fn object(required: &[&str], properties: Value) -> Value {
     json!({"type": "object", "required": required, "properties": properties})
 }
 
+/// Null says that it is not known whether there are any.
+fn unless_unread(of: Value) -> Value {
+    json!({"type": ["array", "null"], "items": of, "description": "null: it was not read yet, source says why"})
+}
+
+fn listing(key: &str, source: &Value) -> Value {
+    object(
+        &["schema", "cluster", "source", key],
+        json!({"schema": {"const": 1}, "cluster": {"type": "string"}, "source": source, key: unless_unread(json!({"type": "object"}))}),
+    )
+}
+
 fn schemas() -> Value {
     let text = || json!({"type": "string"});
     let time = || json!({"type": ["string", "null"], "format": "date-time"});
@@ -132,12 +148,7 @@ fn schemas() -> Value {
     let list = |of: Value| json!({"type": "array", "items": of});
     let named = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let source = named("Source");
-    let listing = |key: &str| {
-        object(
-            &["schema", "cluster", "source", key],
-            json!({"schema": {"const": 1}, "cluster": text(), "source": source, key: list(json!({"type": "object"}))}),
-        )
-    };
+    let listing = |key: &str| listing(key, &source);
     let roles: Vec<&str> = ROLES.iter().map(|r| r.word()).collect();
     let system = json!({"backup_name": text(), "timestamp": text(), "datetime": time(), "archive_path": text(),
         "size_mb": {"type": "number"}, "database_size_mb": {"type": "number"}});
@@ -155,16 +166,19 @@ fn schemas() -> Value {
         "Cluster": object(&["name", "standing", "can_recover", "source"], json!({"schema": {"const": 1}, "name": text(), "pg_version": any(),
             "standing": {"enum": ["good", "not_proven", "at_risk", "unknown", "not_recoverable"]}, "reasons": list(text()),
             "can_recover": flag(), "recoverable_from": time(), "recoverable_until": time(),
-            "recoverable_by": {"enum": ["wal", "backup", null]}, "recoverable_backup": {"type": ["string", "null"]}, "rpo_s": number(),
+            "recoverable_by": {"enum": ["wal", "backup", null]}, "recoverable_backup": {"type": ["string", "null"]},
+            "recoverable_databases": {"type": ["array", "null"], "description": "where there are dumps alone: of which databases, each with its newest dump",
+                "items": object(&["database", "backup", "time", "partial"],
+                    json!({"database": text(), "backup": text(), "time": time(), "partial": {"type": "boolean"}}))}, "rpo_s": number(),
             "loss_s": number(), "meets_rpo": flag(), "rto_ms": number(), "expected_ms": number(), "meets_rto": flag(), "proven": any(),
             "last_drill": any(), "last_backup": time(), "backups": number(), "gaps": number(),
             "problems": list(text()), "source": source})),
         "Clusters": object(&["schema", "clusters"], json!({"schema": {"const": 1}, "clusters": list(named("Cluster"))})),
         "Windows": object(&["schema", "cluster", "source", "windows", "gaps"], json!({"schema": {"const": 1}, "cluster": text(),
-            "source": source, "windows": list(json!({"type": "object"})), "gaps": list(json!({"type": "object"}))})),
+            "source": source, "windows": unless_unread(json!({"type": "object"})), "gaps": unless_unread(json!({"type": "object"}))})),
         "Backup": object(&["schema", "id"], json!({"schema": {"const": 1}, "id": text()})),
         "Backups": listing("backups"),
-        "Wal": object(&["schema", "cluster", "source"], json!({"schema": {"const": 1}, "cluster": text(), "source": source})),
+        "Wal": listing("timelines"),
         "Reports": listing("reports"),
         "Drills": listing("drills"),
         "NewJob": object(&["job"], json!({
@@ -236,12 +250,7 @@ fn of_knowledge() -> Value {
     let any = || json!({});
     let list = |of: Value| json!({"type": "array", "items": of});
     let source = json!({"$ref": "#/components/schemas/Source"});
-    let listing = |key: &str| {
-        object(
-            &["schema", "cluster", "source", key],
-            json!({"schema": {"const": 1}, "cluster": text(), "source": source, key: list(json!({"type": "object"}))}),
-        )
-    };
+    let listing = |key: &str| listing(key, &source);
     json!({
         "Report": object(&["schema", "id"], json!({"schema": {"const": 1}, "id": text(), "severity": {"enum": ["info", "warning", "incident"]},
             "what": text(), "written": time(), "backup": any(), "database": any(), "summary": text(), "report": {"type": "object"}})),
@@ -253,7 +262,7 @@ fn of_knowledge() -> Value {
             json!({"at": time(), "used_bytes": {"type": "integer"}, "free_bytes": number(), "month": {"type": ["number", "null"]},
                 "currency": {"type": ["string", "null"]}})))})),
         "Series": object(&["schema", "cluster", "source", "backups", "days"], json!({"schema": {"const": 1}, "cluster": text(),
-            "source": source, "backups": list(object(&["id", "kind"], json!({"id": text(), "kind": text(), "type": text(),
+            "source": source, "backups": unless_unread(object(&["id", "kind"], json!({"id": text(), "kind": text(), "type": text(),
                 "finished": time(), "size_bytes": number(), "stored_bytes": number(), "duration_ms": number(),
                 "bytes_per_s": number()}))),
             "days": list(object(&["day", "succeeded", "failed"], json!({"day": text(), "succeeded": {"type": "integer"},
@@ -263,11 +272,12 @@ fn of_knowledge() -> Value {
         "RecoverPlan": object(&["schema", "cluster", "plan", "command"], json!({"schema": {"const": 1}, "cluster": text(),
             "plan": {"type": "object"}, "command": list(text())})),
         "Alerts": object(&["schema", "source", "alerts"], json!({"schema": {"const": 1}, "source": source,
-            "alerts": list(json!({"type": "object"}))})),
+            "alerts": unless_unread(json!({"type": "object"}))})),
         "Incidents": object(&["schema", "source", "incidents"], json!({"schema": {"const": 1}, "source": source,
-            "incidents": list(json!({"type": "object"}))})),
-        "Settings": object(&["schema", "source", "settings"], json!({"schema": {"const": 1}, "source": source,
-            "settings": list(object(&["key", "origin"], json!({"key": text(), "value": any(), "origin": text()})))})),
+            "incidents": unless_unread(json!({"type": "object"}))})),
+        "Settings": object(&["schema", "source", "settings", "changed_since"], json!({"schema": {"const": 1}, "source": source,
+            "settings": unless_unread(object(&["key", "origin"], json!({"key": text(), "value": any(), "origin": text()}))),
+            "changed_since": {"type": ["array", "null"], "items": text(), "description": "files that are not as they were when these settings were read; they count after a reload"}})),
         "Events": text()
     })
 }

@@ -41,6 +41,14 @@ impl Problem {
         Problem { status, code: code.into(), message, hint, retry_after: None }
     }
 
+    /// What `source` is of was not read since the state directory was made, or never could be.
+    pub fn unread(what: &str, source: &Value) -> Problem {
+        let why = source.get("error").and_then(Value::as_str).unwrap_or("it was not read yet");
+        let message = format!("{what} is not known: {why}");
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "E-SERVER-LOOK", message)
+            .hint("ask again in a minute; 'source' of the list has why it could not be read")
+    }
+
     /// Also what the caller may not know of.
     pub fn not_found() -> Problem {
         Problem::new(StatusCode::NOT_FOUND, "E-NOT-FOUND", "there is nothing here")

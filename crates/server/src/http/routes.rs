@@ -171,7 +171,7 @@ pub const ROUTES: &[Route] = &[
         .says("Declared disasters, as this host knows them")
         .finds_cluster(),
     Route::get("/api/v1/settings", View, "Settings", knowledge::settings)
-        .says("Settings as commands read them, with where each comes from; secrets are not shown")
+        .says("Settings in force, by which the server and its jobs go, with where each comes from; secrets are not shown")
         .finds_cluster(),
     Route::get("/api/v1/events", View, "Events", knowledge::events)
         .says("Server-sent events: 'job' when a job is not as it was, 'known' when more is known of a cluster, 'reset' when events were missed")

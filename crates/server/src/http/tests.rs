@@ -4,6 +4,7 @@ mod many;
 mod oidc;
 mod pages;
 mod people;
+mod unread;
 mod wire;
 
 use std::net::Ipv4Addr;

@@ -4,6 +4,7 @@
 //! none yet: server and child agree on that by one file that only one of them can make (`child`).
 
 pub mod child;
+pub mod handed;
 mod request;
 mod run;
 

@@ -16,7 +16,8 @@ use jiff::{SignedDuration, Timestamp};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::child::{self, Claim};
-use super::{Job, JobState, Lane, Process};
+use super::{Job, JobState, Lane, Process, handed};
+use crate::serve::Shared;
 use crate::state::{Outcome, Result, State, write_job};
 
 /// After a polite signal; backups that were told to stop remove nothing and are quick.
@@ -29,20 +30,29 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug)]
 pub struct Program {
     pub binary: PathBuf,
-    /// Where its settings are.
+    /// Where what the settings do not hold is: secrets, and files that the command line named.
     pub words: Vec<String>,
+    /// What is in force when it starts is what it goes by.
+    pub settings: Shared,
 }
 
 impl Program {
     /// Without a terminal, in a process group of its own, so that what is sent to the server does not reach it.
-    pub fn command(&self, words: &[String]) -> Command {
+    ///
+    /// # Errors
+    /// When there is no room for another open file.
+    pub fn command(&self, words: &[String]) -> std::io::Result<Command> {
         let mut command = Command::new(&self.binary);
-        command.args(words).args(&self.words).arg("--json").stdin(Stdio::null()).process_group(0);
+        command.args(words).args(&self.words).arg("--json").process_group(0);
+        match &self.settings.get().handed {
+            Some(handed) => command.arg(handed::FLAG).stdin(handed.stdin()?),
+            None => command.stdin(Stdio::null()),
+        };
         // A PostgreSQL that a job starts would tell our service manager that it is ready.
         for name in crate::notify::VARIABLES {
             command.env_remove(name);
         }
-        command
+        Ok(command)
     }
 }
 
@@ -199,7 +209,7 @@ impl Runner {
         let result = new_file(&dir.join(child::RESULT)).map_err(io)?;
         let log = new_file(&dir.join(child::LOG)).map_err(io)?;
         File::open(&dir).and_then(|d| d.sync_all()).map_err(io)?;
-        let mut command = self.program.command(&words);
+        let mut command = self.program.command(&words).map_err(|e| format!("its settings: {e}"))?;
         let mut flag = std::ffi::OsString::from(format!("{}=", child::DIR_FLAG));
         flag.push(&dir);
         command.arg(flag).stdout(result).stderr(log);

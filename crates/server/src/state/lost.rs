@@ -174,6 +174,7 @@ mod tests {
     use super::*;
     use crate::access::Role;
     use crate::jobs::{Job, NewJob, Program, Request, Runner, RunnerOptions};
+    use crate::serve::Shared;
     use crate::state::{Filter, Keep, Outcome, write_job};
     use jiff::SignedDuration;
 
@@ -214,7 +215,7 @@ mod tests {
         assert_eq!((lost.jobs, lost.unknown), (1, 1));
         assert!(state.tokens().expect("listed").is_empty());
         // Nobody had begun it, and nobody will.
-        let program = Program { binary: "/bin/false".into(), words: vec![] };
+        let program = Program { binary: "/bin/false".into(), words: vec![], settings: Shared::default() };
         Runner::take_over(state.clone(), program, RunnerOptions { running_max: 1 }, now).expect("taken over");
         let found = state.job(&job.id).expect("there");
         assert_eq!((found.state, found.requested_by.as_str()), (JobState::Interrupted, "token t"));
@@ -271,7 +272,7 @@ mod tests {
         assert!(!dir.join(FILE).exists(), "who only looks makes nothing");
         let (state, lost) = State::open_or_rebuild(&dir).expect("opened");
         assert_eq!((lost.jobs, lost.unknown), (before.len(), 0));
-        let program = Program { binary: "/bin/false".into(), words: vec![] };
+        let program = Program { binary: "/bin/false".into(), words: vec![], settings: Shared::default() };
         let options = RunnerOptions { running_max: 0 };
         Runner::take_over(state.clone(), program, options, now).and_then(|mut r| r.turn(true, now)).expect("a turn");
         let after = all(&state);

@@ -159,3 +159,23 @@ envFrom:
   mountPath: {{ .Values.repository.mountPath }}
 {{- end }}
 {{- end -}}
+
+{{/* Asks the server itself. Without TLS it listens on the loopback of the pod, which the kubelet does not reach: the image's shell asks there. */}}
+{{- define "pgark.probe" -}}
+{{- $port := .root.Values.server.port | int -}}
+{{- if .root.Values.server.tls -}}
+httpGet:
+  scheme: HTTPS
+  path: {{ .path }}
+  port: {{ $port }}
+{{- else -}}
+exec:
+  command:
+    - /bin/bash
+    - -c
+    - |
+      exec 3<>/dev/tcp/127.0.0.1/{{ $port }} || exit 1
+      printf 'GET {{ .path }} HTTP/1.1\r\nHost: 127.0.0.1:{{ $port }}\r\nConnection: close\r\n\r\n' >&3
+      read -r _ status _ <&3 && [ "$status" = 200 ]
+{{- end }}
+{{- end -}}

@@ -1,7 +1,7 @@
 //! What `info` says of a repository; of a single backup it says it itself.
 
 use jiff::Timestamp;
-use pgark_engine::info::{ClusterInfo, Window};
+use pgark_engine::info::{ClusterInfo, Dumped, Window};
 use pgark_engine::verify::LostWindow;
 use pgark_repo::catalog::BackupEntry;
 use serde::Serialize;
@@ -28,6 +28,8 @@ struct ClusterDocument {
     windows: Vec<WindowDocument>,
     gaps: Vec<GapDocument>,
     backups: Vec<BackupLine>,
+    /// Where there are dumps alone: of which databases. Null otherwise, and where that is not known.
+    databases: Option<Vec<DatabaseLine>>,
     /// What has expired and is still on the disk.
     expired: serde_json::Value,
     /// The last rehearsal, and how long a recovery would take.
@@ -53,6 +55,15 @@ struct GapDocument {
     from_segment: String,
     to_segment: String,
     segments: u64,
+}
+
+#[derive(Serialize)]
+struct DatabaseLine {
+    database: String,
+    /// The newest dump that has it, and when that was begun.
+    backup: String,
+    time: Timestamp,
+    partial: bool,
 }
 
 #[derive(Serialize)]
@@ -115,17 +126,25 @@ impl InfoDocument {
     pub fn new(
         clusters: &[ClusterInfo],
         rehearsed: &[Rehearsed],
+        dumped: &[Option<Vec<Dumped>>],
         repository: serde_json::Value,
         passed_over: &[Failure],
     ) -> Self {
         let why = |f: &Failure| serde_json::json!({"code": f.code, "message": f.message});
         let passed_over = passed_over.iter().map(why).collect();
-        let clusters = clusters.iter().zip(rehearsed).map(|(c, r)| cluster_document(c, r.document())).collect();
+        let each = clusters.iter().zip(rehearsed).zip(dumped);
+        let clusters = each.map(|((c, r), dumped)| cluster_document(c, r.document(), dumped.as_deref())).collect();
         InfoDocument { schema: SCHEMA, clusters, repository, passed_over }
     }
 }
 
-fn cluster_document(c: &ClusterInfo, drill: serde_json::Value) -> ClusterDocument {
+fn cluster_document(c: &ClusterInfo, drill: serde_json::Value, dumped: Option<&[Dumped]>) -> ClusterDocument {
+    let database = |d: &Dumped| DatabaseLine {
+        database: d.database.clone(),
+        backup: d.backup.to_string(),
+        time: d.begun,
+        partial: d.is_partial,
+    };
     let gap = |g: &pgark_engine::info::Gap| {
         let (from_segment, to_segment) = g.names(c.segment_size);
         GapDocument { timeline: g.timeline.get(), from_segment, to_segment, segments: g.last.0 - g.first.0 + 1 }
@@ -162,6 +181,7 @@ fn cluster_document(c: &ClusterInfo, drill: serde_json::Value) -> ClusterDocumen
         windows: c.windows.iter().map(WindowDocument::from).collect(),
         gaps: c.gaps.iter().map(gap).collect(),
         backups,
+        databases: dumped.map(|all| all.iter().map(database).collect()),
         expired: serde_json::json!({"backups": c.expired_backups.len(), "segments": c.expired_segments,
             "due": c.expired_due, "ids": c.expired_backups.iter().map(|e| serde_json::json!({"id": e.backup.to_string(),
                 "since": e.since, "due": e.due})).collect::<Vec<_>>()}),

@@ -3,8 +3,8 @@
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::parts::{self, Text, Tone, empty, number, pill, segment, since, word};
-use super::{Page, Place, age, csrf, may, told};
+use super::parts::{self, Text, Tone, number, pill, segment, since, word};
+use super::{Page, Place, age, csrf, may, nothing, told};
 use crate::access::Right;
 use crate::http::api::{self, Made};
 use crate::http::{Answer, Api, Asked, acknowledge as handler, knowledge};
@@ -28,13 +28,13 @@ pub fn alerts(api: &Api, asked: &Asked<'_>) -> Made {
         div #state data-live-part {
             (age(&alerts, asked))
             h2 { "Open" }
-            @if open.is_empty() { (empty("Nothing is open.")) } @else { (shown.table(&open, "Open alerts")) }
+            @if open.is_empty() { (nothing(&alerts, "Nothing is open.")) } @else { (shown.table(&open, "Open alerts")) }
             h2 { "Incidents" }
             (age(&incidents, asked))
             @let found = list(&incidents, "incidents");
-            @if found.is_empty() { (empty("No incident was declared.")) } @else { (incident_table(found, asked)) }
+            @if found.is_empty() { (nothing(&incidents, "No incident was declared.")) } @else { (incident_table(found, asked)) }
             h2 { "Over" }
-            @if over.is_empty() { (empty("None is remembered.")) } @else { (shown.table(&over, "Alerts that are over")) }
+            @if over.is_empty() { (nothing(&alerts, "None is remembered.")) } @else { (shown.table(&over, "Alerts that are over")) }
         }
     };
     Page { title: "Alerts", place: Place::Alerts, body }.shown(asked)

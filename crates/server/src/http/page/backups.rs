@@ -4,9 +4,9 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::parts::{
-    Text, Tone, bytes, bytes_of, duration, empty, is, moment, number, pill, segment, since, tree, unknown, word,
+    Text, Tone, bytes, bytes_of, duration, is, moment, number, pill, segment, since, tree, unknown, word,
 };
-use super::{Page, Place, age, confirmation, csrf, job_button, kind_of, may, of_cluster, older, path, told};
+use super::{Page, Place, age, confirmation, csrf, job_button, kind_of, may, nothing, of_cluster, older, path, told};
 use crate::access::Right;
 use crate::http::api::{self, Made};
 use crate::http::{Api, Asked};
@@ -35,17 +35,18 @@ pub fn all(api: &Api, asked: &Asked<'_>) -> Made {
                     }
                 }
             }
-            (table(backups.iter(), name, asked))
+            (table(&value, backups.iter(), name, asked))
         }
         (older(&format!("{here}{of_kind}before="), last))
     };
     Page { title: &format!("Backups of {name}"), place: Place::Clusters, body }.shown(asked)
 }
 
-pub fn table<'a>(backups: impl Iterator<Item = &'a Value>, cluster: &str, asked: &Asked<'_>) -> Markup {
+/// Of what the API answered, these.
+pub fn table<'a>(answer: &Value, backups: impl Iterator<Item = &'a Value>, cluster: &str, asked: &Asked<'_>) -> Markup {
     let mut backups = backups.peekable();
     if backups.peek().is_none() {
-        return empty("There are no backups that the server knows of.");
+        return nothing(answer, "There are no backups.");
     }
     html! {
         table.cards {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::parts::{self, Text, Tone, bytes_of, duration, empty, number, pill, segment, since, unknown, word};
 use super::timeline::{Span, is_reachable, timeline};
-use super::{Page, Place, age, job_button, jobs, kind_of, may, of_cluster, path, told};
+use super::{Page, Place, age, job_button, jobs, kind_of, may, of_cluster, path, told, was_read};
 use crate::access::Right;
 use crate::http::api::{self, Made};
 use crate::http::{Api, Asked, Problem, knowledge};
@@ -13,6 +13,8 @@ use crate::known::{list, time};
 
 const JOBS_SHOWN: usize = 8;
 const BACKUPS_SHOWN: usize = 6;
+/// Of a cluster; the API has all.
+const DATABASES_SHOWN: usize = 6;
 
 /// The worst first.
 const STANDINGS: [(&str, Tone, &str); 5] = [
@@ -146,7 +148,22 @@ fn to_when(cluster: &Value, asked: &Asked<'_>) -> Markup {
                 a href={ "/clusters/" (segment(word(cluster, "name"))) "/backups/" (segment(backup)) } { (Text(backup)) }
                 " holds, and nothing else"
             }
+            (databases(list(cluster, "recoverable_databases"), asked))
         }
+    }
+}
+
+/// Of which the dumps are, where there is nothing but dumps.
+fn databases(all: &[Value], asked: &Asked<'_>) -> Markup {
+    html! {
+        @for dump in all.iter().take(DATABASES_SHOWN) {
+            span.sub {
+                @if parts::is(dump, "partial") { "parts of " }
+                "database " strong { (Text(word(dump, "database"))) }
+                @if let Some(at) = time(dump, "time") { ", as it was " (parts::ago(at, asked.now)) }
+            }
+        }
+        @if all.len() > DATABASES_SHOWN { span.sub { "and " (all.len() - DATABASES_SHOWN) " more databases" } }
     }
 }
 
@@ -155,7 +172,8 @@ fn how_long(cluster: &Value) -> Markup {
     html! {
         @match number(cluster, "expected_ms") {
             Some(ms) => { "about " (duration(ms)) },
-            None => span.unknown { "not measured" },
+            None if was_read(cluster) => span.unknown { "not measured" },
+            None => (unknown()),
         }
         span.sub {
             @match (rto, cluster.get("meets_rto").and_then(Value::as_bool)) {
@@ -173,7 +191,8 @@ fn proven(cluster: &Value, asked: &Asked<'_>) -> Markup {
     html! {
         @match cluster.get("proven").and_then(|p| time(p, "time")) {
             Some(at) => { (parts::moment(at)) span.sub { (parts::ago(at, asked.now)) } },
-            None => span.unknown { "never" },
+            None if was_read(cluster) => span.unknown { "never" },
+            None => (unknown()),
         }
         @if word(drill, "verdict") == "red" { span.sub { strong.bad { "the last drill was red" } } }
     }
@@ -247,7 +266,7 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
         }
         section #backups data-live-part aria-labelledby="backups-h" {
             h2 #backups-h { "Newest backups" }
-            (super::backups::table(newest.into_iter(), name, asked))
+            (super::backups::table(&backups, newest.into_iter(), name, asked))
             p { a href={ "/clusters/" (segment(name)) "/backups" } { "All backups" } }
         }
         section #jobs data-live-part aria-labelledby="jobs-h" {
@@ -260,8 +279,7 @@ pub fn one(api: &Api, asked: &Asked<'_>) -> Made {
 
 /// It was read, and there are none. Before that the plan itself says what can be.
 fn has_no_moments(info: &Value) -> bool {
-    let was_read = info.get("source").and_then(|s| time(s, "refreshed")).is_some();
-    was_read && list(info, "windows").is_empty()
+    was_read(info) && list(info, "windows").is_empty()
 }
 
 /// The last one that a restore to a time can reach, where a whole second does: a backup may end after the last transaction, and

@@ -216,6 +216,15 @@ fn age(value: &Value, asked: &Asked<'_>) -> Markup {
     }
 }
 
+/// In place of a list without entries: that there are none, or that nobody knows yet.
+fn nothing(value: &Value, words: &str) -> Markup {
+    parts::empty(if was_read(value) { words } else { "Not known: it was not read yet." })
+}
+
+fn was_read(value: &Value) -> bool {
+    value.get("source").and_then(|source| crate::known::time(source, "refreshed")).is_some()
+}
+
 /// Whether the caller may, for what is offered; whether it is done, the handlers decide.
 fn may(asked: &Asked<'_>, right: Right, cluster: &str) -> bool {
     asked.session.is_some() && asked.caller.is_some_and(|c| c.may(right, Some(cluster)))

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::parts::{
     self, Text, Tone, bytes, duration, empty, number, outcome, pill, segment, since, tree, verdict, word,
 };
-use super::{Page, Place, age, job_button, may, of_cluster, path, told, trouble};
+use super::{Page, Place, age, job_button, may, nothing, of_cluster, path, told, trouble};
 use crate::access::Right;
 use crate::http::api::{self, Made};
 use crate::http::{Answer, Api, Asked, knowledge};
@@ -33,10 +33,10 @@ pub fn all(api: &Api, asked: &Asked<'_>) -> Made {
                     @if last.is_object() {
                         (verdict(word(last, "verdict")))
                         span.sub { @if let Some(at) = time(last, "time") { (since(at, asked.now)) } }
-                    } @else { span.unknown { "never" } }
+                    } @else { (never(drill)) }
                 } }
                 div { dt { "Last green one" } dd {
-                    @match time(drill, "last_green") { Some(at) => (since(at, asked.now)), None => span.unknown { "never" } }
+                    @match time(drill, "last_green") { Some(at) => (since(at, asked.now)), None => (never(drill)) }
                 } }
                 @for forecast in list(drill, "forecasts") {
                     div { dt { "Expected, " (Text(word(forecast, "kind"))) } dd {
@@ -54,7 +54,7 @@ pub fn all(api: &Api, asked: &Asked<'_>) -> Made {
             }
             h2 { "Reports" }
             @let found = list(&reports, "reports");
-            @if found.is_empty() { (empty("There are no reports that the server knows of.")) } @else {
+            @if found.is_empty() { (nothing(&reports, "There are no reports.")) } @else {
                 table.cards {
                     caption.hidden { "Reports, the newest first" }
                     thead { tr { th scope="col" { "Written" } th scope="col" { "Of" } th scope="col" { "Says" } th scope="col" { "Backup" } th scope="col" { "" span.hidden { "Severity" } } } }
@@ -64,6 +64,15 @@ pub fn all(api: &Api, asked: &Asked<'_>) -> Made {
         }
     };
     Page { title: &format!("Drills and reports of {name}"), place: Place::Clusters, body }.shown(asked)
+}
+
+/// Unless nobody knows yet.
+fn never(drill: &Value) -> Markup {
+    if drill.is_object() {
+        html! { span.unknown { "never" } }
+    } else {
+        parts::unknown()
+    }
 }
 
 fn row(report: &Value, cluster: &str, asked: &Asked<'_>) -> Markup {

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::parts::{Text, empty, is, moment, segment, word};
-use super::{kind_of, path};
+use super::{kind_of, path, was_read};
 use crate::http::Asked;
 use crate::known::{list, time};
 
@@ -106,9 +106,9 @@ fn coverage(wal: &Value) -> (Spans, Spans) {
 pub fn timeline(
     span: &Span,
     info: &Value,
-    backups: &Value,
+    all_backups: &Value,
     wal: &Value,
-    drills: &Value,
+    all_drills: &Value,
     history: &Value,
     asked: &Asked<'_>,
 ) -> Markup {
@@ -116,18 +116,18 @@ pub fn timeline(
         list(info, "windows").iter().filter_map(|w| Some((time(w, "from_time")?, time(w, "to_time")?))).collect();
     let (there, missing) = coverage(wal);
     let backups: Vec<(Timestamp, &Value)> =
-        dated(list(backups, "backups"), "finished", span).filter(|(_, b)| is(b, "complete")).collect();
-    let drills: Vec<(Timestamp, &Value)> = dated(list(drills, "drills"), "written", span).collect();
+        dated(list(all_backups, "backups"), "finished", span).filter(|(_, b)| is(b, "complete")).collect();
+    let drills: Vec<(Timestamp, &Value)> = dated(list(all_drills, "drills"), "written", span).collect();
     let events: Vec<(Timestamp, &Value)> =
         dated(list(history, "events"), "time", span).filter(|(_, e)| word(e, "kind") != "gap").collect();
     let height = TOP + LANE * 5 + 26;
     let middle = |lane: i64| TOP + LANE * lane + LANE / 2;
     let said = format!(
         "{} backups, {} drills, {} events and {} gaps in the WAL from {} to {}. The table below has each of them.",
-        backups.len(),
-        drills.len(),
-        events.len(),
-        missing.len(),
+        counted(all_backups, backups.len()),
+        counted(all_drills, drills.len()),
+        counted(history, events.len()),
+        counted(wal, missing.len()),
         span.from.strftime("%Y-%m-%d %H:%M"),
         span.to.strftime("%Y-%m-%d %H:%M")
     );
@@ -191,6 +191,11 @@ pub fn timeline(
             (table(&rows(list(info, "windows"), &missing, &backups, &drills, &events), asked))
         }
     }
+}
+
+/// So many, unless nobody knows yet.
+fn counted(answer: &Value, number: usize) -> String {
+    if was_read(answer) { number.to_string() } else { "an unknown number of".into() }
 }
 
 fn dated<'a>(all: &'a [Value], key: &'static str, span: &'a Span) -> impl Iterator<Item = (Timestamp, &'a Value)> {

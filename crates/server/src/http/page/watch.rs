@@ -4,7 +4,7 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::parts::{self, Text, Tone, empty, pill, segment, since, tree, word};
-use super::{Page, Place, age, of_cluster, path, told};
+use super::{Page, Place, age, nothing, of_cluster, path, told};
 use crate::http::api::{self, Made};
 use crate::http::{Api, Asked, knowledge};
 use crate::known::{list, time};
@@ -21,7 +21,7 @@ pub fn audit(api: &Api, asked: &Asked<'_>) -> Made {
             (age(&value, asked))
             p.help { "‘pgark audit verify’ proves that none is missing, changed or exchanged." }
             @for line in damaged { div.notice.bad { p { (Text(line.as_str().unwrap_or_default())) } } }
-            @if events.is_empty() { (empty("Nothing of the trail is known.")) } @else {
+            @if events.is_empty() { (nothing(&value, "Nothing of the trail is known.")) } @else {
                 table.cards {
                     caption.hidden { "What was tried, the newest first" }
                     thead { tr { th scope="col" { "When" } th scope="col" { "Who" } th scope="col" { "Command" } th scope="col" { "Came of it" } th scope="col" { "Arguments" } } }
@@ -102,15 +102,20 @@ pub fn settings(api: &Api, asked: &Asked<'_>) -> Made {
     let only_set = asked.query("all").is_none();
     let body = html! {
         h1 { "Settings in effect" }
-        p { "As commands and jobs read them now. Secrets are not shown. They are changed in the files, or where the last column says." }
+        p { "The server and its jobs go by these. Secrets are not shown. They are changed in the files, or where the last column says, and count after a reload." }
         (age(&value, asked))
+        @for file in list(&value, "changed_since").iter().filter_map(Value::as_str) {
+            div.notice.warn role="status" {
+                p { strong { "The file has changed since: " } code { (Text(file)) } ". What it says now counts after a reload (SIGHUP); the server's log says what is wrong when that changes nothing." }
+            }
+        }
         nav.spans aria-label="Which settings" {
             ul {
                 li { a href="/settings" aria-current=[only_set.then_some("true")] { "that have a value" } }
                 li { a href="/settings?all=1" aria-current=[(!only_set).then_some("true")] { "all" } }
             }
         }
-        @if all.is_empty() { (empty("None are known yet.")) } @else {
+        @if all.is_empty() { (nothing(&value, "There are none.")) } @else {
             table.cards {
                 caption.hidden { "Settings" }
                 thead { tr { th scope="col" { "Setting" } th scope="col" { "Value" } th scope="col" { "From" } } }

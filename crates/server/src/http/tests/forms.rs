@@ -136,7 +136,10 @@ fn a_recovery_begins_with_its_plan_and_is_confirmed() {
         plan(json!({}))
     );
     let binary = bench.scratch.file("print", script.as_bytes(), 0o755);
-    bench.api.lookups = Lookups::new(Some(Program { binary, words: vec![] }), bench.scratch.dir("lookups"));
+    bench.api.lookups = Lookups::new(
+        Some(Program { binary, words: vec![], settings: Shared::default() }),
+        bench.scratch.dir("lookups"),
+    );
     bench.with(|config| config.web.require_second_person = true);
     let recoverer = visitor(&bench, Role::RecoveryOperator, Some("a"));
     let operator = visitor(&bench, Role::Operator, Some("a"));

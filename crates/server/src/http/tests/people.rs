@@ -132,7 +132,7 @@ fn what_restores_waits_for_a_second_person() {
         (status, value["code"].as_str().unwrap_or_default().to_owned())
     };
     // It does not begin by itself.
-    let program = Program { binary: "/bin/false".into(), words: vec![] };
+    let program = Program { binary: "/bin/false".into(), words: vec![], settings: Shared::default() };
     let options = RunnerOptions { running_max: 4 };
     let mut runner = Runner::take_over(bench.api.state.clone(), program, options, now).expect("taken over");
     let state_of = |id: &str| bench.api.state.job(id).expect("there").state;

@@ -390,7 +390,7 @@ fn a_disk_that_takes_nothing_ends_no_server() {
     let hours = jiff::SignedDuration::from_hours(1);
     let (session, _) = state.sign_in_by_token(token.expose(), hours, earlier).expect("asked").expect("signed in");
     let serving = served(&bench, Times::default());
-    let program = Program { binary: "/bin/false".into(), words: vec![] };
+    let program = Program { binary: "/bin/false".into(), words: vec![], settings: Shared::default() };
     let options = Options { program, running_max: 1, drain: Duration::ZERO };
     let signals = Signals::default();
     let until = |is: &dyn Fn() -> bool| {
