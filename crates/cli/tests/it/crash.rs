@@ -254,6 +254,8 @@ fn what_a_network_file_system_says_stops_nothing_or_is_told_and_nothing_is_lost(
     assert!(!gone.succeeded() && gone.stderr.contains("Stale file handle"), "{gone}");
     assert!(!gone.stderr.contains("E-REPO-NONE") && !gone.stderr.contains("E-REPO-DAMAGED"), "{gone}");
     site.elsewhere.run(["verify"]).expect_code(0);
+    // As it was before the segment came.
+    template.put_back();
     site.assert_restores("first", &latest, 1, &[&first]);
 }
 

@@ -175,12 +175,20 @@ impl Cutover {
     fn as_before(&self) {
         self.tidy_up();
         fs::write(self.app.settings(), &self.settings).expect("settings");
-        if !self.site.cluster.data_dir().join("postmaster.pid").exists() {
-            let mut start = as_postgres(&self.new.pg_ctl);
-            start.args(["start", "-s", "-w", "-l", "/dev/null", "-D"]).arg(self.site.cluster.data_dir());
-            assert!(start.status().expect("pg_ctl").success());
+        if !self.old_serves() {
+            self.start_old();
         }
         self.app.restart();
+    }
+
+    fn old_serves(&self) -> bool {
+        self.site.cluster.data_dir().join("postmaster.pid").exists()
+    }
+
+    fn start_old(&self) {
+        let mut start = as_postgres(&self.new.pg_ctl);
+        start.args(["start", "-s", "-w", "-l", "/dev/null", "-D"]).arg(self.site.cluster.data_dir());
+        assert!(start.status().expect("pg_ctl").success());
     }
 
     pub fn jobs(&self) -> String {
@@ -597,7 +605,7 @@ fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
         assert!(starts == 1 && calls.iter().filter(|c| *c == "tell").count() <= 1, "at {when}: {calls:?}");
         assert!(cutover.app.runs() && old.exists() && !old.with_file_name("postmaster.pid").exists(), "at {when}");
 
-        // Given up: the old one serves, nothing points to the new one, and nobody has started the application.
+        // Given up: the old one is as it was, nothing points to the new one, and nobody has started the application.
         strike(when);
         if !journal.exists() {
             continue;
@@ -622,6 +630,12 @@ fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
             _ => assert_eq!((&report["state"], outcome.code), (&"abandoned".into(), Some(5)), "at {when}: {report}"),
         }
         assert_eq!(fs::read_to_string(cutover.app.settings()).expect("settings"), cutover.settings, "at {when}");
+        // One that was fenced stays so until somebody starts it.
+        let stays_stopped = report["left"].to_string().contains("stays stopped");
+        assert_eq!(cutover.old_serves(), !stays_stopped, "at {when}: {report}");
+        if stays_stopped {
+            cutover.start_old();
+        }
         assert_eq!(cutover.jobs(), "500", "at {when}: {report}");
         assert!(!cutover.new.data.join("postmaster.pid").exists(), "at {when}: {report}");
         assert!(!cutover.app.runs(), "at {when}: {report}");
