@@ -638,7 +638,8 @@ fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
         }
         assert_eq!(cutover.jobs(), "500", "at {when}: {report}");
         assert!(!cutover.new.data.join("postmaster.pid").exists(), "at {when}: {report}");
-        assert!(!cutover.app.runs(), "at {when}: {report}");
+        let untouched = outcome_of(&report, "stop") == "not_reached";
+        assert!(!cutover.app.runs() || untouched, "at {when}: {report}");
     }
     cutover.as_before();
 }
