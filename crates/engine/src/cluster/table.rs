@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::content::table_rows;
+use super::plannable::{UNSAFE, plannable};
 use super::{Answer, ClusterError, ConnectOptions, Connection, Deadline, ResultFormat};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -216,6 +217,11 @@ impl TableSession {
 
     /// Rows of `table` without a counterpart where the key refers to.
     pub fn orphans(&self, table: &TableName, key: &ForeignKey, deadline: Deadline) -> Result<KeyState, ClusterError> {
+        for looked_at in [table, &key.refers_to] {
+            if !self.may_plan(looked_at)? {
+                return Ok(KeyState::NotChecked { reason: format!("{looked_at}: {UNSAFE}") });
+            }
+        }
         let compose = "SELECT format('SELECT count(*) AS orphans FROM %I.%I AS t WHERE %s AND NOT EXISTS (SELECT FROM %I.%I AS r WHERE %s)', \
                  $1::text, $2::text, string_agg(format('t.%I IS NOT NULL', f.name), ' AND '), $3::text, $4::text, \
                  string_agg(format('r.%I = t.%I', g.name, f.name), ' AND ')) AS statement \
@@ -244,6 +250,16 @@ impl TableSession {
         }
     }
 
+    /// Whether a statement may be planned over it.
+    fn may_plan(&self, table: &TableName) -> Result<bool, ClusterError> {
+        let sql = format!(
+            "SELECT 1 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND {}",
+            plannable(self.conn.major(), "c", "n")
+        );
+        Ok(!self.conn.query(&sql, &[&table.schema, &table.name])?.is_empty())
+    }
+
     /// How many rows, and a hash of them.
     pub fn rows(&self, table: &TableName, deadline: Deadline) -> Result<Answer, ClusterError> {
         table_rows(&self.conn, table.schema.as_bytes(), table.name.as_bytes(), deadline)
@@ -262,6 +278,7 @@ impl TableSession {
         owner: &str,
         deadline: Deadline,
     ) -> Result<(), ClusterError> {
+        self.refuse_traps(from)?;
         let steps = [
             // Without its indexes, defaults and constraints: they would run functions of users, or refer to what is not there.
             "SELECT format('CREATE TABLE %1$I.%3$I (LIKE %1$I.%2$I INCLUDING STORAGE)', $1::text, $2::text, $3::text) AS statement",
@@ -272,6 +289,30 @@ impl TableSession {
         }
         let owned = "SELECT format('ALTER TABLE %I.%I OWNER TO %I', $1::text, $2::text, $3::text) AS statement";
         self.run(owned, &[&from.schema, to, owner], deadline)
+    }
+
+    /// What is copied by a statement is planned, as a superuser, and the planner evaluates what indexes, statistics and partition keys call.
+    /// In a scratch cluster nobody adds any meanwhile.
+    fn refuse_traps(&self, table: &TableName) -> Result<(), ClusterError> {
+        let sql = "WITH RECURSIVE tree AS (SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = $2 \
+                 UNION SELECT i.inhrelid FROM tree AS t JOIN pg_inherits AS i ON i.inhparent = t.oid), \
+             parts AS (SELECT 'pg_class'::regclass::oid AS classid, oid AS objid FROM tree \
+                 UNION SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN tree AS t ON t.oid = i.indrelid \
+                 UNION SELECT 'pg_statistic_ext'::regclass, s.oid FROM pg_statistic_ext AS s JOIN tree AS t ON t.oid = s.stxrelid) \
+             SELECT pg_describe_object(d.classid, d.objid, 0) AS what FROM pg_depend AS d JOIN parts AS p USING (classid, objid) \
+             WHERE d.refobjid >= 16384 AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) \
+               AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = d.refclassid AND e.objid = d.refobjid AND e.deptype = 'e') \
+             ORDER BY 1 LIMIT 1";
+        match self.conn.query(sql, &[&table.schema, &table.name])?.first() {
+            None => Ok(()),
+            Some(row) => Err(ClusterError::Invalid {
+                message: format!(
+                    "copying {table} would run a function of its owner as a superuser: {} calls one",
+                    row.text("what")?
+                ),
+            }),
+        }
     }
 
     /// Takes away what must not come along, and tells of it.
@@ -361,15 +402,28 @@ impl TableSession {
     /// Where the sequences of a table stand: (column, sequence, last value, furthest value in the column).
     pub fn sequences(&self, table: &TableName) -> Result<Vec<SequenceState>, ClusterError> {
         let sql = "SELECT a.attname::text AS column_name, s.relname::text AS sequence, \
+                 CASE WHEN {PLANNABLE} THEN \
                  format('SELECT (SELECT max(t.%I)::text FROM %I.%I AS t) AS furthest, last_value::text AS last_value FROM %I.%I', \
-                        a.attname, n.nspname, c.relname, m.nspname, s.relname) AS statement \
+                        a.attname, n.nspname, c.relname, m.nspname, s.relname) END AS statement \
              FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace AS m ON m.oid = s.relnamespace \
              JOIN pg_class AS c ON c.oid = d.refobjid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
              JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid \
              WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') \
                AND n.nspname = $1 AND c.relname = $2 ORDER BY a.attnum";
+        let both =
+            [("c", "n"), ("s", "m")].map(|(class, schema)| plannable(self.conn.major(), class, schema)).join(" AND ");
+        let sql = sql.replace("{PLANNABLE}", &both);
         let mut states = vec![];
-        for row in self.conn.query(sql, &[&table.schema, &table.name])? {
+        for row in self.conn.query(&sql, &[&table.schema, &table.name])? {
+            if row.bytes("statement")?.is_none() {
+                states.push(SequenceState {
+                    column: row.text("column_name")?.to_owned(),
+                    sequence: row.text("sequence")?.to_owned(),
+                    last_value: "not read".to_owned(),
+                    furthest: None,
+                });
+                continue;
+            }
             let rows = self.conn.query_composed(&row.composed("statement")?, &[], self.conn.default_deadline())?;
             let Some(state) = rows.first() else { continue };
             states.push(SequenceState {
