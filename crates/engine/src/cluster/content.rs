@@ -161,7 +161,7 @@ pub fn tasks(session: &SnapshotSession, reading: Reading, deadline: Deadline) ->
 }
 
 /// Where a sequence stands, by its OID: nothing is planned over it. NULL where it was never used; only 18 tells more then.
-fn position(major: Major, oid: &str) -> String {
+pub(super) fn position(major: Major, oid: &str) -> String {
     match major {
         Major::V13 | Major::V14 | Major::V15 | Major::V16 | Major::V17 => {
             format!("format('SELECT pg_sequence_last_value(%s::oid) AS last_value, true AS is_called', {oid})")
@@ -446,6 +446,24 @@ fn copied_rows(conn: &Connection, copied: &Copied, deadline: Deadline) -> Result
         Some(_) => (Some(sums.finish()), None),
     };
     Ok(Answer::Rows { rows: sums.rows, hash, given })
+}
+
+/// Where a sequence stands, if that is told, and the furthest value of a column, for people to read; what is no whole number does not count.
+pub(super) fn stands(
+    conn: &Connection,
+    position: &Composed,
+    copy: &Composed,
+    deadline: Deadline,
+) -> Result<(Option<String>, Option<String>), ClusterError> {
+    let mut furthest: Option<i64> = None;
+    conn.copy_composed(copy, deadline, &mut |line| {
+        let value = std::str::from_utf8(line).ok().and_then(|text| text.trim_end_matches('\n').parse::<i64>().ok());
+        furthest = furthest.max(value);
+        Ok(())
+    })?;
+    let rows = conn.query_composed(position, &[], deadline)?;
+    let last_value = rows.first().map(|row| row.opt_text("last_value")).transpose()?.flatten().map(str::to_owned);
+    Ok((last_value, furthest.map(|value| value.to_string())))
 }
 
 /// Rows and hash of one table, as they are now. No function of its owner is run.

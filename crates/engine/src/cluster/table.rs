@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
-use super::content::table_rows;
+use super::content::{position, stands, table_rows};
 use super::plannable::{UNSAFE, plannable};
 use super::{Answer, ClusterError, ConnectOptions, Connection, Deadline, ResultFormat};
 
+/// Each statement sees what was committed before it.
+const HOLD: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '10s'";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// PostgreSQL's NAMEDATALEN - 1.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -217,11 +219,43 @@ impl TableSession {
 
     /// Rows of `table` without a counterpart where the key refers to.
     pub fn orphans(&self, table: &TableName, key: &ForeignKey, deadline: Deadline) -> Result<KeyState, ClusterError> {
-        for looked_at in [table, &key.refers_to] {
-            if !self.may_plan(looked_at)? {
-                return Ok(KeyState::NotChecked { reason: format!("{looked_at}: {UNSAFE}") });
-            }
+        self.conn.script(HOLD)?;
+        let counted = self.hold_still(&[table, &key.refers_to]).and_then(|()| self.count_orphans(table, key, deadline));
+        if !matches!(counted, Err(ClusterError::Lost { .. })) {
+            self.conn.script("ROLLBACK")?;
         }
+        match counted {
+            // The other table is gone, its columns are others, it is locked, or not to be read.
+            Err(error @ (ClusterError::Query { .. } | ClusterError::Denied { .. } | ClusterError::Invalid { .. })) => {
+                Ok(KeyState::NotChecked { reason: error.to_string() })
+            }
+            counted => Ok(KeyState::Checked { orphans: counted? }),
+        }
+    }
+
+    /// Until the transaction ends, these names mean the same tables, and nobody adds an index or statistics to them. Reading and writing
+    /// go on. An error when there is already something that would run functions of others.
+    fn hold_still(&self, tables: &[&TableName]) -> Result<(), ClusterError> {
+        let schema = "SELECT 1 AS one FROM pg_namespace WHERE nspname = $1 FOR SHARE";
+        let lock =
+            "SELECT format('LOCK TABLE ONLY %I.%I IN SHARE UPDATE EXCLUSIVE MODE', $1::text, $2::text) AS statement";
+        let tree = "SELECT 1 AS one FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND (c.relkind <> 'r' OR EXISTS \
+                 (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhrelid, i.inhparent)))";
+        for table in tables {
+            self.conn.query(schema, &[&table.schema])?;
+            self.run(lock, &[&table.schema, &table.name], self.conn.default_deadline())?;
+        }
+        for table in tables {
+            if !self.conn.query(tree, &[&table.schema, &table.name])?.is_empty() && !self.may_plan(table)? {
+                return Err(ClusterError::Invalid { message: format!("{table} is not a table by itself: {UNSAFE}") });
+            }
+            self.refuse_traps(table)?;
+        }
+        Ok(())
+    }
+
+    fn count_orphans(&self, table: &TableName, key: &ForeignKey, deadline: Deadline) -> Result<u64, ClusterError> {
         let compose = "SELECT format('SELECT count(*) AS orphans FROM %I.%I AS t WHERE %s AND NOT EXISTS (SELECT FROM %I.%I AS r WHERE %s)', \
                  $1::text, $2::text, string_agg(format('t.%I IS NOT NULL', f.name), ' AND '), $3::text, $4::text, \
                  string_agg(format('r.%I = t.%I', g.name, f.name), ' AND ')) AS statement \
@@ -237,17 +271,9 @@ impl TableSession {
         ];
         let params: Vec<&[u8]> = params.iter().map(|p| p.as_bytes()).collect();
         let statement = self.conn.compose(compose, &params)?;
-        match self.conn.query_composed(&statement, &[], deadline) {
-            Ok(rows) => match rows.first() {
-                Some(row) => Ok(KeyState::Checked { orphans: row.parse("orphans")? }),
-                None => Err(ClusterError::Unexpected { message: "no row instead of one".to_owned() }),
-            },
-            // The other table is gone, or its columns are others.
-            Err(error @ (ClusterError::Query { .. } | ClusterError::Denied { .. })) => {
-                Ok(KeyState::NotChecked { reason: error.to_string() })
-            }
-            Err(error) => Err(error),
-        }
+        let rows = self.conn.query_composed(&statement, &[], deadline)?;
+        let none = || ClusterError::Unexpected { message: "no row instead of one".to_owned() };
+        rows.first().ok_or_else(none)?.parse("orphans")
     }
 
     /// Whether a statement may be planned over it.
@@ -301,14 +327,16 @@ impl TableSession {
                  UNION SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN tree AS t ON t.oid = i.indrelid \
                  UNION SELECT 'pg_statistic_ext'::regclass, s.oid FROM pg_statistic_ext AS s JOIN tree AS t ON t.oid = s.stxrelid) \
              SELECT pg_describe_object(d.classid, d.objid, 0) AS what FROM pg_depend AS d JOIN parts AS p USING (classid, objid) \
-             WHERE d.refobjid >= 16384 AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) \
-               AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = d.refclassid AND e.objid = d.refobjid AND e.deptype = 'e') \
+             LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid \
+             JOIN pg_proc AS f ON f.oid = CASE WHEN d.refclassid = 'pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END \
+             JOIN pg_roles AS w ON w.oid = f.proowner \
+             WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) AND NOT w.rolsuper \
              ORDER BY 1 LIMIT 1";
         match self.conn.query(sql, &[&table.schema, &table.name])?.first() {
             None => Ok(()),
             Some(row) => Err(ClusterError::Invalid {
                 message: format!(
-                    "copying {table} would run a function of its owner as a superuser: {} calls one",
+                    "reading {table} would run a function of its owner with the rights of this session: {} calls one",
                     row.text("what")?
                 ),
             }),
@@ -404,7 +432,8 @@ impl TableSession {
         let sql = "SELECT a.attname::text AS column_name, s.relname::text AS sequence, \
                  CASE WHEN {PLANNABLE} THEN \
                  format('SELECT (SELECT max(t.%I)::text FROM %I.%I AS t) AS furthest, last_value::text AS last_value FROM %I.%I', \
-                        a.attname, n.nspname, c.relname, m.nspname, s.relname) END AS statement \
+                        a.attname, n.nspname, c.relname, m.nspname, s.relname) END AS statement, {POSITION} AS position, \
+                 format('COPY %I.%I (%I) TO STDOUT', n.nspname, c.relname, a.attname) AS copy \
              FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace AS m ON m.oid = s.relnamespace \
              JOIN pg_class AS c ON c.oid = d.refobjid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
              JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid \
@@ -412,15 +441,21 @@ impl TableSession {
                AND n.nspname = $1 AND c.relname = $2 ORDER BY a.attnum";
         let both =
             [("c", "n"), ("s", "m")].map(|(class, schema)| plannable(self.conn.major(), class, schema)).join(" AND ");
-        let sql = sql.replace("{PLANNABLE}", &both);
+        let sql = sql.replace("{PLANNABLE}", &both).replace("{POSITION}", &position(self.conn.major(), "s.oid"));
         let mut states = vec![];
         for row in self.conn.query(&sql, &[&table.schema, &table.name])? {
             if row.bytes("statement")?.is_none() {
+                let (last_value, furthest) = stands(
+                    &self.conn,
+                    &row.composed("position")?,
+                    &row.composed("copy")?,
+                    self.conn.default_deadline(),
+                )?;
                 states.push(SequenceState {
                     column: row.text("column_name")?.to_owned(),
                     sequence: row.text("sequence")?.to_owned(),
-                    last_value: "not read".to_owned(),
-                    furthest: None,
+                    last_value: last_value.unwrap_or_else(|| "where it began".to_owned()),
+                    furthest,
                 });
                 continue;
             }
