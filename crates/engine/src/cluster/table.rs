@@ -445,12 +445,14 @@ impl TableSession {
         let mut states = vec![];
         for row in self.conn.query(&sql, &[&table.schema, &table.name])? {
             if row.bytes("statement")?.is_none() {
-                let (last_value, furthest) = stands(
-                    &self.conn,
-                    &row.composed("position")?,
-                    &row.composed("copy")?,
-                    self.conn.default_deadline(),
-                )?;
+                let (position, copy) = (row.composed("position")?, row.composed("copy")?);
+                let (last_value, furthest) = match stands(&self.conn, &position, &copy, self.conn.default_deadline()) {
+                    // A partitioned table cannot be copied as one.
+                    Err(ClusterError::Query { .. } | ClusterError::Denied { .. }) => {
+                        (Some("not read".to_owned()), None)
+                    }
+                    told => told?,
+                };
                 states.push(SequenceState {
                     column: row.text("column_name")?.to_owned(),
                     sequence: row.text("sequence")?.to_owned(),
