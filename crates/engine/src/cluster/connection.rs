@@ -215,6 +215,16 @@ impl Connection {
         Ok(set.rows.into_iter().map(|values| Row { columns: Arc::clone(&columns), values }).collect())
     }
 
+    /// Runs a `COPY … TO STDOUT` that the server itself put together.
+    pub(super) fn copy_composed(
+        &self,
+        statement: &Composed,
+        deadline: Deadline,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), ClusterError>,
+    ) -> Result<(), ClusterError> {
+        self.pq.copy_out(statement.bytes(), deadline, each)
+    }
+
     /// One statement that the server puts together from these parameters, with `format()`, in the only column of the only row.
     pub(super) fn compose(&self, sql: &'static str, params: &[&[u8]]) -> Result<Composed, ClusterError> {
         let params: Vec<_> = params.iter().map(|p| Some(*p)).collect();

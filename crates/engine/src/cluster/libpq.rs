@@ -31,6 +31,8 @@ const CANCEL_GRACE: Duration = Duration::from_secs(3);
 const POLL_SLICE: Duration = Duration::from_secs(1);
 /// How long a wish to stop may go unnoticed.
 const INTERRUPT_SLICE: Duration = Duration::from_millis(200);
+/// Rows of a copy between looks at the clock and at the wish to stop.
+const ROWS_BETWEEN_LOOKS: u32 = 1024;
 /// Notices kept per connection; a server that talks endlessly cannot fill our memory.
 const NOTICES_MAX: usize = 100;
 const NOTICE_BYTES_MAX: usize = 4096;
@@ -233,6 +235,115 @@ impl Libpq {
             )
         };
         self.run(sent, deadline)
+    }
+
+    /// Runs one `COPY … TO STDOUT`; `each` gets one row at a time. A copy that is given up takes the session with it.
+    pub fn copy_out(
+        &self,
+        sql: &[u8],
+        deadline: Deadline,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), ClusterError>,
+    ) -> Result<(), ClusterError> {
+        let sql = c_string(sql, "statement")?;
+        self.usable()?;
+        // SAFETY: `conn` is live and `sql` is a C string that outlives the call; there are no parameters.
+        let sent = unsafe {
+            pq_sys::PQsendQueryParams(
+                self.conn(),
+                sql.as_ptr(),
+                0,
+                ptr::null(),
+                ptr::null(),
+                ptr::null(),
+                ptr::null(),
+                0,
+            )
+        };
+        let begun = if sent == 1 { self.flush(deadline) } else { Err(self.lost()) };
+        let first = match begun.and_then(|()| self.next_result(deadline)) {
+            Ok(Some(first)) => first,
+            failed => {
+                self.give_up();
+                return Err(failed.err().unwrap_or_else(|| self.lost()));
+            }
+        };
+        if first.status() != ExecStatusType::PGRES_COPY_OUT {
+            let refused = self.interpret(&first).err();
+            let drained = self.collect_rest(deadline);
+            let other = || ClusterError::Unexpected { message: "the statement started no COPY".to_owned() };
+            return Err(refused.or(drained.err()).unwrap_or_else(other));
+        }
+        drop(first);
+        let copied = self.copy_rows(deadline, each);
+        if copied.is_err() {
+            self.give_up();
+            return copied;
+        }
+        self.collect_rest(deadline)
+    }
+
+    fn copy_rows(
+        &self,
+        deadline: Deadline,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), ClusterError>,
+    ) -> Result<(), ClusterError> {
+        let mut since_look = 0_u32;
+        loop {
+            let mut buffer: *mut c_char = ptr::null_mut();
+            // SAFETY: `conn` is live and copies out; libpq puts a buffer of its own there, which is freed below.
+            let length = unsafe { pq_sys::PQgetCopyData(self.conn(), &raw mut buffer, 1) };
+            match usize::try_from(length) {
+                Ok(0) => {
+                    self.wait_for_answer(deadline)?;
+                    self.consume()?;
+                }
+                Ok(length) => {
+                    let row = CopyRow(buffer);
+                    // SAFETY: libpq gave a buffer of `length` bytes, alive until `row` is dropped.
+                    each(unsafe { std::slice::from_raw_parts(row.0.cast::<u8>(), length) })?;
+                    since_look += 1;
+                    // Rows that never run dry are no reason to miss the deadline or the wish to stop.
+                    if since_look >= ROWS_BETWEEN_LOOKS {
+                        since_look = 0;
+                        self.still_wanted(deadline)?;
+                    }
+                }
+                Err(_) if length == -1 => return Ok(()),
+                Err(_) => return Err(self.lost()),
+            }
+        }
+    }
+
+    fn still_wanted(&self, deadline: Deadline) -> Result<(), ClusterError> {
+        let stop = self.interrupt.borrow().as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
+        if stop || deadline.has_passed() {
+            return Err(ClusterError::Timeout { doing: "reading the rows of a table" });
+        }
+        Ok(())
+    }
+
+    /// What comes after the rows: the server's last word on the statement.
+    fn collect_rest(&self, deadline: Deadline) -> Result<(), ClusterError> {
+        let mut outcome = Ok(());
+        loop {
+            match self.next_result(deadline) {
+                Ok(None) => return outcome,
+                Ok(Some(result)) => outcome = outcome.and(self.interpret(&result).map(drop)),
+                Err(error) => {
+                    self.give_up();
+                    return Err(error);
+                }
+            }
+            if self.broken.get() {
+                return outcome.and_then(|()| Err(self.lost()));
+            }
+        }
+    }
+
+    /// Cancels what is under way; the session is not used again.
+    fn give_up(&self) {
+        self.send_cancel(Deadline::after(CANCEL_GRACE));
+        self.broken.set(true);
     }
 
     fn run(&self, sent: c_int, deadline: Deadline) -> Result<ResultSet, ClusterError> {
@@ -452,6 +563,16 @@ impl Drop for Libpq {
             pq_sys::PQfinish(self.conn());
             drop(Box::from_raw(self.notices.as_ptr()));
         }
+    }
+}
+
+/// A buffer that libpq made for a row.
+struct CopyRow(*mut c_char);
+
+impl Drop for CopyRow {
+    fn drop(&mut self) {
+        // SAFETY: the buffer is ours alone and freed once.
+        unsafe { pq_sys::PQfreemem(self.0.cast::<c_void>()) }
     }
 }
 

@@ -392,7 +392,7 @@ fn policies() -> String {
 /// Columns that own a sequence (serial, identity) or take their default from one. The key is a number within one
 /// snapshot.
 pub(super) const SEQUENCE_USES: &str = "SELECT sn.nspname AS sequence_schema, s.relname AS sequence, n.nspname AS table_schema, \
-     c.relname AS table_name, a.attname AS column_name, s.oid AS sequence_oid, q.seqincrement AS increment, q.seqcycle AS cycles, \
+     c.relname AS table_name, a.attname AS column_name, s.oid AS sequence_oid, c.oid AS table_oid, q.seqincrement AS increment, q.seqcycle AS cycles, \
      t.typname IN ('int2', 'int4', 'int8') AND t.typnamespace = 'pg_catalog'::regnamespace AS whole_numbers, \
      row_number() OVER (ORDER BY s.oid, c.oid, a.attnum) AS use_key \
      FROM (SELECT d.objid AS sequence_oid, d.refobjid AS table_oid, d.refobjsubid AS attnum FROM pg_depend AS d \

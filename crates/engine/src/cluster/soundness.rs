@@ -2,7 +2,7 @@
 //!
 //! Invariants: what cannot be examined is told with its reason, and nothing counts as sound that was not read. An extension is
 //! installed only when that was allowed, and only inside a transaction that is rolled back. amcheck evaluates expressions of indexes
-//! only where PostgreSQL does that with the rights of the table's owner. Functions are called with all of their arguments in their own
+//! only where PostgreSQL does that with the rights of the table's owner, and no statement of ours is planned over tables of others. Functions are called with all of their arguments in their own
 //! types: one that a user made beside them under the same name can not be meant. No event trigger fires for what is done here.
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pgark_pg::Major;
 
+use super::plannable::{UNSAFE, plannable};
 use super::row::{Composed, Row};
 use super::{ClusterError, ConnectOptions, Connection, Deadline};
 
@@ -99,7 +100,7 @@ impl Examined {
             // An index of which every entry leads to a row.
             Self::Rows => {
                 "SELECT n.nspname AS schema, c.relname AS name, \
-                 format('SELECT count(*) AS rows FROM ONLY %I.%I', n.nspname, c.relname) AS statement, \
+                 CASE WHEN {PLANNABLE} THEN format('SELECT count(*) AS rows FROM ONLY %I.%I', n.nspname, c.relname) END AS statement, \
                  $1::text AS unused, $2::text AS unused_too \
                  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_am AS a ON a.oid = c.relam \
                  WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' \
@@ -133,6 +134,11 @@ pub enum Finding {
     Unread {
         relation: String,
         reason: String,
+    },
+    /// Left alone by choice.
+    Left {
+        relation: String,
+        reason: &'static str,
     },
     /// Nothing was examined.
     Unavailable {
@@ -374,7 +380,8 @@ fn relations(
         (false, false) => "false",
     };
     let params = [Some(schema), Some(told.as_bytes())];
-    conn.query_bytes(examined.query(), &params, super::ResultFormat::Text, deadline)
+    let sql = examined.query().replace("{PLANNABLE}", &plannable(conn.major(), "c", "n"));
+    conn.query_bytes(&sql, &params, super::ResultFormat::Text, deadline)
 }
 
 fn examine_relation(
@@ -387,6 +394,9 @@ fn examine_relation(
     let name =
         |column| Ok::<_, ClusterError>(String::from_utf8_lossy(row.bytes(column)?.unwrap_or_default()).into_owned());
     let relation = format!("{}.{}", name("schema")?, name("name")?);
+    if row.bytes("statement")?.is_none() {
+        return Ok(Finding::Left { relation, reason: UNSAFE });
+    }
     if borrowed {
         conn.script("SAVEPOINT pgark_relation")?;
     }

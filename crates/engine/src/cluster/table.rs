@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use super::content::table_rows;
+use super::content::{position, stands, table_rows};
+use super::plannable::{UNSAFE, plannable};
 use super::{Answer, ClusterError, ConnectOptions, Connection, Deadline, ResultFormat};
 
+/// Each statement sees what was committed before it.
+const HOLD: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '10s'";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// PostgreSQL's NAMEDATALEN - 1.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -216,6 +219,43 @@ impl TableSession {
 
     /// Rows of `table` without a counterpart where the key refers to.
     pub fn orphans(&self, table: &TableName, key: &ForeignKey, deadline: Deadline) -> Result<KeyState, ClusterError> {
+        self.conn.script(HOLD)?;
+        let counted = self.hold_still(&[table, &key.refers_to]).and_then(|()| self.count_orphans(table, key, deadline));
+        if !matches!(counted, Err(ClusterError::Lost { .. })) {
+            self.conn.script("ROLLBACK")?;
+        }
+        match counted {
+            // The other table is gone, its columns are others, it is locked, or not to be read.
+            Err(error @ (ClusterError::Query { .. } | ClusterError::Denied { .. } | ClusterError::Invalid { .. })) => {
+                Ok(KeyState::NotChecked { reason: error.to_string() })
+            }
+            counted => Ok(KeyState::Checked { orphans: counted? }),
+        }
+    }
+
+    /// Until the transaction ends, these names mean the same tables, and nobody adds an index or statistics to them. Reading and writing
+    /// go on. An error when there is already something that would run functions of others.
+    fn hold_still(&self, tables: &[&TableName]) -> Result<(), ClusterError> {
+        let schema = "SELECT 1 AS one FROM pg_namespace WHERE nspname = $1 FOR SHARE";
+        let lock =
+            "SELECT format('LOCK TABLE ONLY %I.%I IN SHARE UPDATE EXCLUSIVE MODE', $1::text, $2::text) AS statement";
+        let tree = "SELECT 1 AS one FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND (c.relkind <> 'r' OR EXISTS \
+                 (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhrelid, i.inhparent)))";
+        for table in tables {
+            self.conn.query(schema, &[&table.schema])?;
+            self.run(lock, &[&table.schema, &table.name], self.conn.default_deadline())?;
+        }
+        for table in tables {
+            if !self.conn.query(tree, &[&table.schema, &table.name])?.is_empty() && !self.may_plan(table)? {
+                return Err(ClusterError::Invalid { message: format!("{table} is not a table by itself: {UNSAFE}") });
+            }
+            self.refuse_traps(table)?;
+        }
+        Ok(())
+    }
+
+    fn count_orphans(&self, table: &TableName, key: &ForeignKey, deadline: Deadline) -> Result<u64, ClusterError> {
         let compose = "SELECT format('SELECT count(*) AS orphans FROM %I.%I AS t WHERE %s AND NOT EXISTS (SELECT FROM %I.%I AS r WHERE %s)', \
                  $1::text, $2::text, string_agg(format('t.%I IS NOT NULL', f.name), ' AND '), $3::text, $4::text, \
                  string_agg(format('r.%I = t.%I', g.name, f.name), ' AND ')) AS statement \
@@ -231,17 +271,19 @@ impl TableSession {
         ];
         let params: Vec<&[u8]> = params.iter().map(|p| p.as_bytes()).collect();
         let statement = self.conn.compose(compose, &params)?;
-        match self.conn.query_composed(&statement, &[], deadline) {
-            Ok(rows) => match rows.first() {
-                Some(row) => Ok(KeyState::Checked { orphans: row.parse("orphans")? }),
-                None => Err(ClusterError::Unexpected { message: "no row instead of one".to_owned() }),
-            },
-            // The other table is gone, or its columns are others.
-            Err(error @ (ClusterError::Query { .. } | ClusterError::Denied { .. })) => {
-                Ok(KeyState::NotChecked { reason: error.to_string() })
-            }
-            Err(error) => Err(error),
-        }
+        let rows = self.conn.query_composed(&statement, &[], deadline)?;
+        let none = || ClusterError::Unexpected { message: "no row instead of one".to_owned() };
+        rows.first().ok_or_else(none)?.parse("orphans")
+    }
+
+    /// Whether a statement may be planned over it.
+    fn may_plan(&self, table: &TableName) -> Result<bool, ClusterError> {
+        let sql = format!(
+            "SELECT 1 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND {}",
+            plannable(self.conn.major(), "c", "n")
+        );
+        Ok(!self.conn.query(&sql, &[&table.schema, &table.name])?.is_empty())
     }
 
     /// How many rows, and a hash of them.
@@ -262,6 +304,7 @@ impl TableSession {
         owner: &str,
         deadline: Deadline,
     ) -> Result<(), ClusterError> {
+        self.refuse_traps(from)?;
         let steps = [
             // Without its indexes, defaults and constraints: they would run functions of users, or refer to what is not there.
             "SELECT format('CREATE TABLE %1$I.%3$I (LIKE %1$I.%2$I INCLUDING STORAGE)', $1::text, $2::text, $3::text) AS statement",
@@ -272,6 +315,32 @@ impl TableSession {
         }
         let owned = "SELECT format('ALTER TABLE %I.%I OWNER TO %I', $1::text, $2::text, $3::text) AS statement";
         self.run(owned, &[&from.schema, to, owner], deadline)
+    }
+
+    /// What is copied by a statement is planned, as a superuser, and the planner evaluates what indexes, statistics and partition keys call.
+    /// In a scratch cluster nobody adds any meanwhile.
+    fn refuse_traps(&self, table: &TableName) -> Result<(), ClusterError> {
+        let sql = "WITH RECURSIVE tree AS (SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = $2 \
+                 UNION SELECT i.inhrelid FROM tree AS t JOIN pg_inherits AS i ON i.inhparent = t.oid), \
+             parts AS (SELECT 'pg_class'::regclass::oid AS classid, oid AS objid FROM tree \
+                 UNION SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN tree AS t ON t.oid = i.indrelid \
+                 UNION SELECT 'pg_statistic_ext'::regclass, s.oid FROM pg_statistic_ext AS s JOIN tree AS t ON t.oid = s.stxrelid) \
+             SELECT pg_describe_object(d.classid, d.objid, 0) AS what FROM pg_depend AS d JOIN parts AS p USING (classid, objid) \
+             LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid \
+             JOIN pg_proc AS f ON f.oid = CASE WHEN d.refclassid = 'pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END \
+             JOIN pg_roles AS w ON w.oid = f.proowner \
+             WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) AND NOT w.rolsuper \
+             ORDER BY 1 LIMIT 1";
+        match self.conn.query(sql, &[&table.schema, &table.name])?.first() {
+            None => Ok(()),
+            Some(row) => Err(ClusterError::Invalid {
+                message: format!(
+                    "reading {table} would run a function of its owner with the rights of this session: {} calls one",
+                    row.text("what")?
+                ),
+            }),
+        }
     }
 
     /// Takes away what must not come along, and tells of it.
@@ -361,15 +430,37 @@ impl TableSession {
     /// Where the sequences of a table stand: (column, sequence, last value, furthest value in the column).
     pub fn sequences(&self, table: &TableName) -> Result<Vec<SequenceState>, ClusterError> {
         let sql = "SELECT a.attname::text AS column_name, s.relname::text AS sequence, \
+                 CASE WHEN {PLANNABLE} THEN \
                  format('SELECT (SELECT max(t.%I)::text FROM %I.%I AS t) AS furthest, last_value::text AS last_value FROM %I.%I', \
-                        a.attname, n.nspname, c.relname, m.nspname, s.relname) AS statement \
+                        a.attname, n.nspname, c.relname, m.nspname, s.relname) END AS statement, {POSITION} AS position, \
+                 format('COPY %I.%I (%I) TO STDOUT', n.nspname, c.relname, a.attname) AS copy \
              FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace AS m ON m.oid = s.relnamespace \
              JOIN pg_class AS c ON c.oid = d.refobjid JOIN pg_namespace AS n ON n.oid = c.relnamespace \
              JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid \
              WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') \
                AND n.nspname = $1 AND c.relname = $2 ORDER BY a.attnum";
+        let both =
+            [("c", "n"), ("s", "m")].map(|(class, schema)| plannable(self.conn.major(), class, schema)).join(" AND ");
+        let sql = sql.replace("{PLANNABLE}", &both).replace("{POSITION}", &position(self.conn.major(), "s.oid"));
         let mut states = vec![];
-        for row in self.conn.query(sql, &[&table.schema, &table.name])? {
+        for row in self.conn.query(&sql, &[&table.schema, &table.name])? {
+            if row.bytes("statement")?.is_none() {
+                let (position, copy) = (row.composed("position")?, row.composed("copy")?);
+                let (last_value, furthest) = match stands(&self.conn, &position, &copy, self.conn.default_deadline()) {
+                    // A partitioned table cannot be copied as one.
+                    Err(ClusterError::Query { .. } | ClusterError::Denied { .. }) => {
+                        (Some("not read".to_owned()), None)
+                    }
+                    told => told?,
+                };
+                states.push(SequenceState {
+                    column: row.text("column_name")?.to_owned(),
+                    sequence: row.text("sequence")?.to_owned(),
+                    last_value: last_value.unwrap_or_else(|| "where it began".to_owned()),
+                    furthest,
+                });
+                continue;
+            }
             let rows = self.conn.query_composed(&row.composed("statement")?, &[], self.conn.default_deadline())?;
             let Some(state) = rows.first() else { continue };
             states.push(SequenceState {

@@ -65,7 +65,7 @@ impl Carry<'_> {
         let deadline = || Deadline::after(self.within);
         let keys = there.foreign_keys(found.oid)?;
         ctx.progress.note("taking the table out of where it was restored");
-        let (source, left_out, notes) = take_out(there, here, self, &found, deadline())?;
+        let (source, left_out, mut notes) = take_out(there, here, self, &found, deadline())?;
         let before = rows_of(there, &source, deadline())?;
         let dump = dump(there, self, &source, ctx)?;
         let dump_bytes = std::fs::metadata(&dump).map_err(|e| EngineError::file("looking at", &dump, e))?.len();
@@ -73,7 +73,13 @@ impl Carry<'_> {
         ctx.progress.note("loading it into the live database");
         load(here, self, &dump, owner_kept, ctx)?;
         let after = rows_of(here, self.rescued, deadline())?;
-        if before != after {
+        let compared = before.1.is_some() && after.1.is_some();
+        if !compared {
+            notes.push(
+                "its rows were counted, and their contents not compared: that takes a database in UTF-8".to_owned(),
+            );
+        }
+        if before.0 != after.0 || compared && before.1 != after.1 {
             here.drop_table(self.rescued, deadline())?;
             return Err(EngineError::failed(
                 "E-TABLE-DIFFERS",
@@ -87,7 +93,7 @@ impl Carry<'_> {
         let foreign_keys = keys.iter().map(|key| key_report(here, self, key, deadline())).collect::<Result<_>>()?;
         Ok(TableReport {
             rows: before.0,
-            text_bytes: before.1.text_bytes,
+            text_bytes: before.1.map_or(0, |hash| hash.text_bytes),
             dump_bytes,
             reached: String::new(),
             owner: found.owner,
@@ -164,9 +170,10 @@ fn free_name(there: &TableSession, here: &TableSession, schema: &str, name: &str
     ))
 }
 
-fn rows_of(session: &TableSession, table: &TableName, deadline: Deadline) -> Result<(u64, RowsHash)> {
+/// Where columns are generated, of the others; no hash where none could be made without running functions of its owner.
+fn rows_of(session: &TableSession, table: &TableName, deadline: Deadline) -> Result<(u64, Option<RowsHash>)> {
     match session.rows(table, deadline)? {
-        Answer::Rows { rows, hash: Some(hash), .. } => Ok((rows, hash)),
+        Answer::Rows { rows, hash, given } => Ok((rows, given.or(hash))),
         _ => Err(EngineError::failed("E-TABLE-ROWS", format!("the rows of {table} could not be counted"), "")),
     }
 }

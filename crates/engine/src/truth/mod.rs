@@ -53,6 +53,8 @@ pub struct Summary {
 }
 
 pub const EXAMPLES_MAX: usize = 20;
+/// Why something was not read: by choice, since that would run functions of its owner.
+pub const LEFT: &str = "left";
 /// Of the server's complaint about one object.
 const REASON_CHARS_MAX: usize = 1000;
 
@@ -295,6 +297,10 @@ fn complete(from: ObjectFacts, answers: &Answers) -> Object {
                 hash.iter().for_each(|hash| put(fact, format!("{}:{}:{}", hash.a, hash.b, hash.text_bytes)));
             }
         }
+        Some(Answer::Left { reason }) => {
+            put("unread", (*reason).to_owned());
+            put("unread_because", LEFT.to_owned());
+        }
         Some(Answer::Unread { reason, refused }) => {
             put("unread", reason.chars().take(REASON_CHARS_MAX).collect());
             put("unread_because", if *refused { "refused" } else { "failed" }.to_owned());
@@ -315,7 +321,8 @@ impl Summary {
             let bytes = hash.lossy().rsplit(':').next().map_or(0, number);
             self.text_bytes = self.text_bytes.saturating_add(bytes);
         }
-        if let Some(reason) = object.fact("unread") {
+        // What is left alone by choice is told where it is compared.
+        if let Some(reason) = object.fact("unread").filter(|_| !object.says("unread_because", LEFT)) {
             self.unread += 1;
             if self.examples.len() < EXAMPLES_MAX {
                 let shown: Vec<_> = object.name.iter().map(|part| part.lossy().into_owned()).collect();

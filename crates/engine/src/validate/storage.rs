@@ -33,6 +33,7 @@ pub(super) fn examine(connect: &ConnectOptions, options: &ValidateOptions, ctx: 
                 Finding::Sound => tally.ok(),
                 Finding::Damaged { relation, problem } => tally.failed(format!("{relation}: {problem}")),
                 Finding::Unread { relation, reason } => tally.not_checked(&format!("{relation}: {reason}")),
+                Finding::Left { relation, reason } => tally.left_out(&format!("{relation}: {reason}")),
                 Finding::Unavailable { reason } | Finding::Lenient { reason } => tally.not_checked(&reason),
             }
         });

@@ -2,6 +2,7 @@
 
 mod checks;
 mod finer;
+mod traps;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -105,9 +106,19 @@ fn a_rich_database_with_odd_names_is_equal_after_dump_and_restore() {
         let outcome = source.validate(name, Some(&truth), &["--amcheck", "borrowed"]).expect_code(0);
         let document = outcome.json();
         // The rows of a foreign table lie elsewhere: nobody says that they are right.
-        let foreign = "rows of foreign tables";
-        assert_eq!(named(&document, "not_checked"), BTreeSet::from([foreign.to_owned()]), "{document}");
-        assert_eq!(named(&document, "ok").len() + 1, checks(&document).len(), "{document}");
+        // What another role owns is not planned over: its views, generated columns and unused sequences are left alone.
+        let left = BTreeSet::from(
+            [
+                "rows of foreign tables",
+                "contents of materialized views",
+                "generated columns",
+                "positions of sequences",
+                "indexes lead to as many rows as tables have",
+            ]
+            .map(str::to_owned),
+        );
+        assert_eq!(named(&document, "not_checked"), left, "{document}");
+        assert_eq!(named(&document, "ok").len() + left.len(), checks(&document).len(), "{document}");
         assert!(check(&document, "rows")["checked"].as_u64() >= Some(14), "{document}");
         assert!(check(&document, "B-tree indexes agree with their tables (amcheck)")["checked"].as_u64() > Some(100));
     }

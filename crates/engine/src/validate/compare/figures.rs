@@ -4,12 +4,16 @@ use std::io::BufRead;
 
 use super::words::{position, shown};
 use super::{Comparison, Name};
-use crate::truth::Object;
+use crate::truth::{LEFT, Object};
 
 impl<R: BufRead> Comparison<R> {
     pub(super) fn rows(&mut self, recorded: &Object, live: &Object) {
         if recorded.says("relkind", "f") {
             return self.tally(Name::ForeignTables).left_out("their rows lie elsewhere");
+        }
+        if recorded.says("relkind", "m") && (is_left(recorded) || is_left(live)) {
+            let reason = format!("{}: its owner's functions would run to count it", shown(live));
+            return self.tally(Name::MaterializedViews).left_out(&reason);
         }
         let (before, now) = (recorded.fact("rows"), live.fact("rows"));
         let (before, now) = match (before, now) {
@@ -39,12 +43,17 @@ impl<R: BufRead> Comparison<R> {
         if self.contents_are_comparable() {
             match (recorded.fact("hash"), live.fact("hash")) {
                 (Some(a), Some(b)) if a == b => self.tally(Name::Contents).ok(),
-                _ if !self.expect.physical && matches!(hashes("hash_given"), (Some(a), Some(b)) if a == b) => {
+                (Some(_), Some(_))
+                    if !self.expect.physical && matches!(hashes("hash_given"), (Some(a), Some(b)) if a == b) =>
+                {
                     let reason = format!(
                         "{}: its generated columns were computed anew when it was restored, and have other values; all others are the same",
                         shown(live)
                     );
                     self.tally(Name::GeneratedColumns).not_checked(&reason);
+                }
+                (None, _) | (_, None) if hashes("hash_given").0.is_some() && hashes("hash_given").1.is_some() => {
+                    self.given(recorded, live);
                 }
                 (Some(_), Some(_)) => {
                     let what = if before == now { "other values in as many rows" } else { "other rows" };
@@ -53,6 +62,17 @@ impl<R: BufRead> Comparison<R> {
                 _ => self.unread(Name::Contents, recorded, live),
             }
         }
+    }
+
+    /// Rows of which one side was told without the generated columns.
+    fn given(&mut self, recorded: &Object, live: &Object) {
+        let place = shown(live);
+        if recorded.fact("hash_given") != live.fact("hash_given") {
+            return self.tally(Name::Contents).failed(format!("{place}: other values or other rows"));
+        }
+        self.tally(Name::Contents).ok();
+        let reason = format!("{place}: its generated columns are not read, all others are the same");
+        self.tally(Name::GeneratedColumns).left_out(&reason);
     }
 
     /// One side has no figure. What only the live one lacks because reading it fails is a defect.
@@ -86,6 +106,10 @@ impl<R: BufRead> Comparison<R> {
 
     /// A restored sequence may be further on than it was, since sequences go on while a snapshot stands still; never behind.
     pub(super) fn sequence(&mut self, recorded: &Object, live: &Object) {
+        if is_left(recorded) || is_left(live) {
+            let reason = format!("{}: never used, and where it stands is not read", shown(live));
+            return self.tally(Name::SequenceValues).left_out(&reason);
+        }
         let (before, now) = (position(recorded), position(live));
         let (Some(before), Some(now)) = (before, now) else { return self.unread(Name::SequenceValues, recorded, live) };
         if before.cycles && before.next != now.next {
@@ -108,6 +132,9 @@ impl<R: BufRead> Comparison<R> {
                 .left_out("sequences that cycle, or whose column is no whole number");
         }
         if let Some(why) = live.fact("unread").map(|text| text.lossy().into_owned()) {
+            if is_left(live) {
+                return self.tally(Name::SequencesAhead).left_out(&format!("{place}: {why}"));
+            }
             return match live.says("unread_because", "failed") {
                 true => self.tally(Name::SequencesAhead).failed(format!("{place}: its column cannot be read: {why}")),
                 false => self.tally(Name::SequencesAhead).not_checked(&format!("{place}: {why}")),
@@ -124,6 +151,10 @@ impl<R: BufRead> Comparison<R> {
             self.tally(Name::SequencesAhead).failed(detail);
         }
     }
+}
+
+fn is_left(side: &Object) -> bool {
+    side.says("unread_because", LEFT)
 }
 
 /// Of what is counted, hashed or read.
