@@ -248,6 +248,11 @@ fn copies_new_keys_and_writers(site: &Site) {
     site.pgark.run(["key", "reencrypt", "--yes", "--grace", "0s"]).expect_code(0);
     site.pgark.run(["key", "retire", "--yes", "--grace", "0s"]).expect_code(0);
     assert_eq!(problems(&site.pgark, &[], 0), "");
+    let verified = |pgark: &Pgark| pgark.run(["audit", "verify"]).expect_code(0).stdout;
+    assert!(verified(&site.pgark).ends_with("the audit trail is whole\n"));
+    // Who has never been here knows nothing of its end.
+    let stranger = site.pgark.clone().env("PGARK_STATE_DIR", site.scratch.join("stranger"));
+    assert!(verified(&stranger).ends_with("was not checked\n"), "{}", verified(&stranger));
     assert!(commands(&events(&site.pgark)).ends_with(&["key", "key", "key"]));
     site.pgark.run(["verify"]).expect_code(0);
 

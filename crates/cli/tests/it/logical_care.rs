@@ -94,7 +94,7 @@ fn each_kind_is_kept_by_its_own_rules_and_wal_by_physical_backups_alone() {
     assert_eq!(counted(&site, &site.pgark, &newest, "back"), "20000 20000");
     // A dump is no target of a recovery, and a physical backup no dump.
     let to = site.scratch.join("x").display().to_string();
-    failed(site.pgark.run(["restore", &newest, "--to", &to]), 4, "E-BACKUP-KIND");
+    failed(site.pgark.run(["restore", &newest, "--kind", "physical", "--to", &to]), 4, "E-BACKUP-KIND");
     let words = ["restore", &second, "--kind", "logical", "--database", "app", "--to-database", "x"];
     failed(site.pgark.run(words), 4, "E-BACKUP-KIND");
     site.pgark.run(["verify"]).expect_code(0);

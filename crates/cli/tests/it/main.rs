@@ -33,6 +33,7 @@ mod key_commands;
 mod keys;
 mod logical;
 mod logical_care;
+mod logical_damage;
 mod logical_realistic;
 mod logical_swap;
 mod names;

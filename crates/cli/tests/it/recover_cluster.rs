@@ -638,8 +638,9 @@ fn killed_on_its_way_to_a_new_instance_it_goes_on_or_is_given_up() {
         }
         assert_eq!(cutover.jobs(), "500", "at {when}: {report}");
         assert!(!cutover.new.data.join("postmaster.pid").exists(), "at {when}: {report}");
-        let untouched = outcome_of(&report, "stop") == "not_reached";
-        assert!(!cutover.app.runs() || untouched, "at {when}: {report}");
+        // In the middle of that step it may go either way.
+        let stopped = outcome_of(&report, "stop") == "done";
+        assert!(!cutover.app.runs() || !stopped, "at {when}: {report}");
     }
     cutover.as_before();
 }

@@ -9,6 +9,7 @@ use pgark_repo::record::{DatabaseDump, FilesPart, GlobalsPart, PartsRecord};
 
 use super::child::{self, Running};
 use super::dump::dump_path;
+use super::restore::SAFETY;
 use super::select::told_outside;
 use super::tools::Tools;
 use super::{Job, LogicalReport};
@@ -58,6 +59,13 @@ impl Job<'_> {
         for database in &mut record.databases {
             let listing = listing(&source, database, &self.server.tools, self.ctx)?;
             (database.entries, database.table_data) = (listing.entries, listing.table_data);
+        }
+        // What it saves is about to be dropped, and earlier backups have part of its content.
+        if self.options.annotations.contains_key(SAFETY) {
+            let mut reader = PartReader::new(&source)?;
+            for database in &record.databases {
+                reader.read(&dump_path(&database.path), self.ctx, &mut |_| Ok(ControlFlow::Continue(())))?;
+            }
         }
         record.finished = self.ctx.now();
         Ok(())

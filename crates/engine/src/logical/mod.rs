@@ -270,22 +270,61 @@ fn parent(
 }
 
 pub fn run(options: &LogicalOptions, repo: &Repository, ctx: &Ctx) -> Result<LogicalReport> {
+    let mut avoid = vec![];
+    loop {
+        let mut warnings = avoid.iter().map(not_built_upon).collect();
+        match attempt(options, repo, ctx, &avoid, &mut warnings)? {
+            Attempt::Done(report) => return Ok(*report),
+            // Each time one backup less is built upon, in the end none.
+            Attempt::BuiltUponDamage(base, e) => {
+                ctx.progress.note(&format!("{e}: storing anew what was taken over from {base}"));
+                avoid.push(base);
+            }
+        }
+    }
+}
+
+fn not_built_upon(base: &BackupId) -> String {
+    format!(
+        "backup {base} is damaged, as what was taken over from it showed: it was stored anew; 'pgark verify' finds what else is"
+    )
+}
+
+enum Attempt {
+    Done(Box<LogicalReport>),
+    /// What was stored cannot be read back, and part of it was taken over from this backup.
+    BuiltUponDamage(BackupId, EngineError),
+}
+
+fn attempt(
+    options: &LogicalOptions,
+    repo: &Repository,
+    ctx: &Ctx,
+    avoid: &[BackupId],
+    warnings: &mut Vec<String>,
+) -> Result<Attempt> {
     let store = CatalogStore::new(repo, &options.cluster);
     let started = ctx.now();
-    let mut warnings = vec![];
-    let catalog = store.read()?;
+    let mut catalog = store.read()?;
     let (roots, _) = roots(options)?;
-    let server = Server::ask(options, &catalog, &mut warnings)?;
-    let parent = parent(options, repo, &catalog, &server, &roots, &mut warnings)?;
+    let server = Server::ask(options, &catalog, warnings)?;
+    catalog.backups.retain(|b| !avoid.contains(&b.id));
+    let parent = parent(options, repo, &catalog, &server, &roots, warnings)?;
     let id = new_id(&store, started, options.letter())?;
     let base = parent.as_ref().map(|p| p.record.id.clone());
-    let begun = BackupJob::begin(&store, repo, ctx, &id, base, started)?;
+    let begun = BackupJob::begin(&store, repo, ctx, &id, base.clone(), started)?;
     let (claim, kept) = (&begun.claim, &begun.kept);
     let job = Job { options, repo, ctx, claim, kept, server: &server, parent: parent.as_ref(), started };
-    let outcome = job.under_claim(&mut warnings);
-    let (mut report, more) = begun.conclude(outcome, |report| &report.entry)?;
-    report.warnings.extend(more);
-    Ok(report)
+    let outcome = job.under_claim(warnings);
+    let concluded = begun.conclude(outcome, |report| &report.entry);
+    match (concluded, base) {
+        (Ok((mut report, more)), _) => {
+            report.warnings.extend(more);
+            Ok(Attempt::Done(Box::new(report)))
+        }
+        (Err(e), Some(base)) if e.is_damage() => Ok(Attempt::BuiltUponDamage(base, e)),
+        (Err(e), _) => Err(e),
+    }
 }
 
 struct Job<'a> {

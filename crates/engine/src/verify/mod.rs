@@ -340,6 +340,15 @@ fn kind_of(e: &RepoError) -> ProblemKind {
     if e.is_not_found() { ProblemKind::Missing } else { ProblemKind::Damaged }
 }
 
+/// What somebody else than `verify` found that cannot be restored: it is not counted on, nor built upon.
+pub(crate) fn note_damage(catalog: &CatalogStore, id: &BackupId, now: Timestamp) -> Result<()> {
+    catalog.update(|c| {
+        let mut found = c.backups.iter_mut().filter(|b| b.id == *id && b.damaged.is_none());
+        Ok(found.next().map(|b| b.damaged = Some(now)))
+    })?;
+    Ok(())
+}
+
 /// Backups of which every byte was just compared have earned it; those that cannot be restored are not counted on by
 /// retention, however little was looked at.
 fn record_findings(

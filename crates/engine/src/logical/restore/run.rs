@@ -22,6 +22,7 @@ use crate::reports::{self, Validated};
 use crate::restore::run::claim_to_read;
 use crate::truth::Scope;
 use crate::validate;
+use crate::verify::note_damage;
 
 /// Entries whose owner is set when they are loaded.
 const OWNED: [&[u8]; 11] = [
@@ -74,7 +75,14 @@ pub fn run_until(
         }
         match fetched {
             // Nothing was written yet: an older backup may be whole.
-            Err(e) if is_damage(&e) && options.backup.is_none() => {
+            Err(e) if is_damage(&e) => {
+                // So that nobody builds upon it or counts on it; a repository that takes no note of it still gives what it has.
+                if let Err(why) = note_damage(&catalog, &plan.record.id, ctx.now()) {
+                    ctx.progress.note(&format!("that backup {} is damaged could not be noted: {why}", plan.record.id));
+                }
+                if options.backup.is_some() {
+                    return Err(e);
+                }
                 ctx.progress.note(&format!("DEGRADED: backup {} is damaged: {e}", plan.record.id));
                 avoid.push(plan.record.id);
             }
