@@ -250,9 +250,9 @@ fn somebody_looks_after_an_alert_makes_a_token_and_recovers_with_a_second_person
     visit.browser.wait_for("This can be done");
     let to = visit.browser.value("document.querySelector('input[name=target_time]').value");
     assert!(to.as_str().is_some_and(|to| to.ends_with('Z')), "{to}");
-    visit.open("/clusters/main");
     let link = "[...document.querySelectorAll('details tbody a')].find((a) => a.getAttribute('href').includes('recover?name='))";
     until("the restore point", || {
+        visit.open("/clusters/main");
         let href = visit.browser.value(&format!("{link}?.getAttribute('href') ?? ''"));
         (href == "/clusters/main/recover?name=before%20the%20release").then_some(())
     });

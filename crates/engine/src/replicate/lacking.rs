@@ -6,6 +6,7 @@ use pgark_repo::names::{BackupId, ClusterName};
 use pgark_repo::wal::head::{TimelineSpan, subtract};
 use pgark_repo::wal::{WalArchive, WalHead};
 
+use super::keys_apart;
 use crate::error::Result;
 use crate::several::Member;
 
@@ -16,6 +17,8 @@ const ON_THEIR_WAY: u64 = 10;
 pub struct Lacks {
     pub backups: Vec<BackupId>,
     pub segments: u64,
+    /// It has given up a key that the other one still holds: nothing comes over until that one has done so, too.
+    pub keys_apart: bool,
 }
 
 impl Lacks {
@@ -33,8 +36,12 @@ impl Lacks {
         };
         let segments = (self.segments > 0).then(|| format!("{} WAL segments", self.segments));
         let what: Vec<String> = backups.into_iter().chain(segments).collect();
+        let first = match self.keys_apart {
+            true => format!("'pgark key reencrypt --repo {from}', 'pgark key retire --repo {from}' and then "),
+            false => String::new(),
+        };
         format!(
-            "lacks {} that repository {from} has: 'pgark replicate --from {from} --to {to}' brings that",
+            "lacks {} that repository {from} has: {first}'pgark replicate --from {from} --to {to}' brings that",
             what.join(" and ")
         )
     }
@@ -46,7 +53,8 @@ pub fn lacks(from: &Repository, to: &Repository, cluster: &ClusterName) -> Resul
     let target = CatalogStore::new(to, cluster).read()?;
     let missing = source.backups.iter().filter(|b| b.damaged.is_none());
     let missing = missing.filter(|b| target.backup(&b.id).is_none() && !target.has_given_up(&b.id));
-    let mut lacks = Lacks { backups: missing.map(|b| b.id.clone()).collect(), segments: 0 };
+    let mut lacks =
+        Lacks { backups: missing.map(|b| b.id.clone()).collect(), segments: 0, keys_apart: keys_apart(from, to) };
     for lineage in &source.lineages {
         let head = |repo| WalArchive::new(repo, cluster, lineage.system_id).head();
         lacks.segments += segments(&head(from)?, &head(to)?);

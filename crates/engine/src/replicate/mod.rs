@@ -159,12 +159,17 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
     Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, unreadable, reports })
 }
 
+/// Whether one copy has given up a key that the other one still holds.
+fn keys_apart(from: &Repository, to: &Repository) -> bool {
+    let there = to.keys().generations();
+    from.id() == to.id() && from.keys().generations().iter().any(|g| !there.contains(g))
+}
+
 fn check_same(from: &Repository, to: &Repository) -> Result<()> {
     if from.store().url() == to.store().url() {
         return Err(EngineError::refused("E-REPLICATE-SAME", "both are the same repository", "name two repositories"));
     }
-    let (here, there) = (from.keys().generations(), to.keys().generations());
-    if from.id() == to.id() && here.iter().all(|g| there.contains(g)) {
+    if from.id() == to.id() && !keys_apart(from, to) {
         return Ok(());
     }
     if from.id() != to.id() && from.encryption() != Algorithm::None && from.keys().shares_content_ids(to.keys()) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pgark_engine::keys::{self, Mode, RotateOptions, RunningRestores};
 use pgark_engine::reencrypt::retire::{RetireOptions, Retired, prove, retire};
 use pgark_engine::reencrypt::{self, ReencryptOptions, ReencryptReport};
+use pgark_engine::replicate::lacking::lacks;
 use pgark_engine::replicate::{self, ReplicateOptions, Which};
 use pgark_engine::verify::{Depth, Problem, ProblemKind, VerifyOptions, verify};
 use pgark_engine::{Ctx, EngineError};
@@ -606,6 +607,8 @@ fn copies_are_sealed_anew_by_themselves_and_still_complete_each_other() {
     retire_now(&from, Mode::Run).unwrap();
     assert_eq!(replicate::plan(&open(&to), Some(&open(&from)), &options()).err().unwrap().code(), "E-REPLICATE-KEYS");
     assert!(replicate::plan(&open(&from), Some(&open(&to)), &options()).unwrap().is_empty());
+    let apart = |from, to| lacks(&open(from), &open(to), &cluster()).unwrap().keys_apart;
+    assert!(apart(&to, &from) && !apart(&from, &to));
     reencrypt_now(&to).unwrap();
     retire_now(&to, Mode::Run).unwrap();
     assert!(replicate::plan(&open(&to), Some(&open(&from)), &options()).unwrap().is_empty());

@@ -115,7 +115,7 @@ fn what_a_repository_never_got_is_told_from_what_it_gave_up() {
     })
     .unwrap();
     later.iter().for_each(|repo| sample::push_wal(repo, &[31]).unwrap());
-    assert_eq!(missing(&to, &source), Lacks { backups: vec![backup_id(6)], segments: 3 });
+    assert_eq!(missing(&to, &source), Lacks { backups: vec![backup_id(6)], segments: 3, keys_apart: false });
     let said = missing(&to, &source).describe("b", "a");
     assert!(said.contains("'pgark replicate --from b --to a'") && said.contains("3 WAL segments"), "{said}");
     assert_eq!(missing(&source, &to), Lacks::default());
