@@ -179,8 +179,8 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
 }
 
-/// Takes a backup into the first repository. Where that one goes away meanwhile, or has no room, and is not required, it is taken
-/// anew into the next one.
+/// Takes a backup into the first repository. Where that one goes away meanwhile and is not required, it is taken anew into the
+/// next one.
 pub(super) fn take_into_first<T>(
     context: &Context,
     opened: &mut Opened,
@@ -192,14 +192,11 @@ pub(super) fn take_into_first<T>(
             Err(failure) => failure,
         };
         let [first, next, ..] = opened.members.as_slice() else { return Err(failure) };
-        // A full one can still be read.
-        let is_full = failure.code == "E-REPO-SPACE";
-        if first.required || context.ctx.check_cancelled().is_err() || !is_full && context.can_be_read(&first.name)? {
+        if first.required || context.ctx.check_cancelled().is_err() || context.can_be_read(&first.name)? {
             return Err(failure);
         }
-        let why = if is_full { "has no room for the backup" } else { "went away in the middle of the backup" };
         output::warning(&format!(
-            "repository {} {why}: {}: {}; it is taken anew into {}",
+            "repository {} went away in the middle of the backup: {}: {}; it is taken anew into {}",
             first.name, failure.code, failure.message, next.name
         ));
         let gone = opened.members.remove(0);

@@ -74,7 +74,7 @@ const DEFECTS: [(&str, &str, &[&str], &str); 6] = [
         "changed value",
         "update app.customers set raw = raw || '\\x00' where id = 7",
         &["contents"],
-        "app.customers: other values in as many rows",
+        "app.customers: other values or other rows",
     ),
     ("dropped index", "drop index app.trigrams", &["indexes"], "index app.trigrams is missing"),
     (

@@ -199,22 +199,6 @@ fn a_backup_whose_first_repository_goes_away_meanwhile_is_taken_anew_into_the_ot
     fs::rename(two.a.with_extension("parked"), &two.a).expect("a comes back");
     two.site.elsewhere.run(["replicate", "--from", "b", "--to", "a"]).expect_code(0);
     assert_eq!(two.only("a").json(["verify"])["ok"], true);
-    a_full_one_is_passed_over_too(&two);
-}
-
-/// But where it must have the backup.
-fn a_full_one_is_passed_over_too(two: &Two) {
-    let settings = fs::read_to_string(&two.config).expect("settings");
-    let with = |name: &str, more: &str| {
-        let text = settings.replace("[repos.a]\n", &format!("[repos.a]\ncapacity = '1MB'\nwal_reserve = '0'\n{more}"));
-        let path = two.site.scratch.file(name, text.as_bytes(), 0o600);
-        two.site.pgark.clone().env("PGARK_CONFIG", path).run(["backup", "--type", "full", "--json"])
-    };
-    let refused = with("full-required.toml", "required = true\n").expect_code(4);
-    assert!(refused.stderr.contains("E-REPO-SPACE"), "{refused}");
-    let taken = with("full.toml", "").expect_code(3);
-    assert!(taken.stderr.contains("a has no room for the backup") && taken.stderr.contains("anew into b"), "{taken}");
-    assert_eq!(taken.json()["repos"], json!([{"name": "b", "ok": true}, {"name": "a", "ok": false}]), "{taken}");
 }
 
 #[test]
