@@ -177,6 +177,8 @@ fn usage_failure(rendered: &str, arguments: &[OsString]) -> Failure {
     let usage = paragraphs.iter().find(|p| p.starts_with("Usage: ")).map(String::as_str);
     let failure = Failure::usage("E-USAGE", message);
     match (tip, usage) {
+        // Most likely a flag that does not exist.
+        (Some(tip), _) if tip.starts_with("to pass '--") => failure.hint("'--help' after a command lists its flags"),
         (Some(tip), _) => match value_of_a_flag(tip, arguments) {
             Some((flag, value)) => failure.hint(format!(
                 "when '{value}' is the value of {flag}, join them: {flag}={value}; else write '--' before it"

@@ -1,9 +1,9 @@
 //! Looks at the clocks there are, and says what is wrong with them.
 
 use jiff::Timestamp;
-use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Doubt, Reading, StoreTime, Witness};
-use pgark_repo::store::ObjectName;
+use pgark_repo::store::{ObjectName, StoreError};
+use pgark_repo::{RepoError, Repository};
 
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
@@ -23,6 +23,23 @@ pub fn with_object(repo: &Repository, written: &ObjectName, ctx: &Ctx) -> Result
 /// With the store's clock, by the catalog, when it was changed just now.
 pub fn with_catalog(catalog: &CatalogStore, ctx: &Ctx) -> Result<Reading> {
     Ok(Reading { store: catalog.written()?, ..here(ctx) })
+}
+
+/// With the store's clock, by an object that is written for it and removed again.
+///
+/// # Errors
+/// Where nothing may be written or removed.
+pub fn by_probe(repo: &Repository, ctx: &Ctx) -> Result<Reading> {
+    let store = repo.store();
+    if !store.may_delete() {
+        return Err(RepoError::from(StoreError::ReadOnly).into());
+    }
+    let name = format!("probe/clock-{}-{}", std::process::id(), ctx.now().as_nanosecond());
+    let name = ObjectName::parse(&name).map_err(RepoError::from)?;
+    store.put_new(&name, b"what time is it").map_err(RepoError::from)?;
+    let reading = with_object(repo, &name, ctx);
+    store.delete(&name).map_err(RepoError::from)?;
+    reading
 }
 
 /// In words.

@@ -179,8 +179,8 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
 }
 
-/// Takes a backup into the first repository. Where that one goes away meanwhile and is not required, it is taken anew into the
-/// next one.
+/// Takes a backup into the first repository. Where that one goes away meanwhile or is full, and is not required, it is taken anew
+/// into the next one.
 pub(super) fn take_into_first<T>(
     context: &Context,
     opened: &mut Opened,
@@ -192,16 +192,29 @@ pub(super) fn take_into_first<T>(
             Err(failure) => failure,
         };
         let [first, next, ..] = opened.members.as_slice() else { return Err(failure) };
-        if first.required || context.ctx.check_cancelled().is_err() || context.can_be_read(&first.name)? {
+        if first.required || context.ctx.check_cancelled().is_err() {
             return Err(failure);
         }
+        let what = if is_full(opened, &failure) {
+            "has no room for the backup"
+        } else if context.can_be_read(&first.name)? {
+            return Err(failure);
+        } else {
+            "went away in the middle of the backup"
+        };
         output::warning(&format!(
-            "repository {} went away in the middle of the backup: {}: {}; it is taken anew into {}",
+            "repository {} {what}: {}: {}; it is taken anew into {}",
             first.name, failure.code, failure.message, next.name
         ));
         let gone = opened.members.remove(0);
         opened.away.push((gone.name, failure));
     }
+}
+
+/// Whether it is the first one that has no room. A required one among the others is named.
+fn is_full(opened: &Opened, failure: &Failure) -> bool {
+    let of_another = |m: &Member| failure.message.starts_with(&format!("repository {}: ", m.name));
+    failure.code == "E-REPO-SPACE" && !opened.members.iter().skip(1).any(of_another)
 }
 
 /// By a variable of the deployment.

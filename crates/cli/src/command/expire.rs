@@ -94,14 +94,18 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         hurry: args.gc_grace.map(|s| s.0),
         gap: if args.accept_gap { Gap::Accept } else { Gap::Refuse },
     };
-    let plan = expire::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let mut plan = expire::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
+    let only_shown = args.dry_run.dry_run || args.explain;
+    if only_shown {
+        expire::ask_the_store(&mut plan, &options.cluster, options.gap, &repo, &context.ctx).map_err(engine_failure)?;
+    }
     let cluster = options.cluster.to_string();
     let show = |report: Option<&ExpireReport>, locked: &[Locked]| {
         output::result(global.form(), &document(&cluster, &plan, report, locked), || {
             expire_text::text(&cluster, &plan, report, locked, args.explain)
         })
     };
-    if args.dry_run.dry_run || args.explain {
+    if only_shown {
         show(None, &[])?;
         return Ok(exit(&plan, &[]));
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use pgark_engine::keys::Mode;
+use pgark_engine::keys::copies::{self, CopyRing};
 use pgark_engine::reencrypt::retire::{self, Proof, RetireOptions, Retired};
 use pgark_engine::reencrypt::{self, Amount, ReencryptOptions, ReencryptPlan, ReencryptReport};
 use pgark_repo::Repository;
@@ -165,6 +166,13 @@ pub fn retire(
         output::warning(&format!(
             "repository {name} cannot be asked for its key ({}: {}): when it is a copy without the newest key, it is cut off",
             failure.code, failure.message
+        ));
+    }
+    let copies = copies::rings_of(store, unlock, &others).map_err(engine_failure)?;
+    for CopyRing { name, .. } in copies.iter().filter(|copy| copy.holds_older_keys()) {
+        output::warning(&format!(
+            "repository {name} holds older keys: nothing is copied from it into {own} until 'pgark key reencrypt' and 'pgark key \
+             retire' have run there too"
         ));
     }
     confirm(&args.confirm, "give up all older keys; nothing that is under one can be read after that")?;

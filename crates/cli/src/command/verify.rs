@@ -63,7 +63,7 @@ pub fn run(args: VerifyArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     output::result(global.form(), &document, || {
         let line = |(object, from): &(String, String)| format!("COULD BE REPAIRED: {object}: from {from}\n");
         done.iter().map(|object| format!("REPAIRED: {object}\n")).collect::<String>()
-            + &text(&report, depth)
+            + &text(&report, depth, done.len())
             + &possible.iter().map(line).collect::<String>()
     })?;
     Ok(match (report.problems.is_empty(), report.unchecked.is_empty()) {
@@ -206,7 +206,7 @@ fn look_again(
     Ok(uncovered)
 }
 
-fn text(r: &VerifyReport, depth: Depth) -> String {
+fn text(r: &VerifyReport, depth: Depth, repaired: usize) -> String {
     let mut out = String::new();
     for p in &r.problems {
         out += &format!("{}: {}: {}\n", problem_kind(p.kind).to_uppercase(), p.object, p.what);
@@ -252,7 +252,15 @@ fn text(r: &VerifyReport, depth: Depth) -> String {
         1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
-    out + &format!("{verdict}: {} backups, {} objects checked, {depth}\n", r.backups_checked.len(), r.objects_checked)
+    let left = match repaired {
+        0 => String::new(),
+        n => format!(" left, {n} objects repaired"),
+    };
+    out + &format!(
+        "{verdict}{left}: {} backups, {} objects checked, {depth}\n",
+        r.backups_checked.len(),
+        r.objects_checked
+    )
 }
 
 fn span(w: &LostWindow) -> String {

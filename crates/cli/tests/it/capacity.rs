@@ -240,6 +240,20 @@ fn the_other_repositories_of_a_cluster_are_looked_at_too() {
     assert_eq!(incomplete(&site.elsewhere), 0);
     let warned = both("other.toml", false).run(["backup", "--type", "full", "--json"]).expect_code(3).json();
     assert!(warned["warnings"].to_string().contains("repository second: the backup takes about"), "{warned}");
+    // The full one comes first, and need not have it.
+    let small = |name: &str, required: bool| {
+        let turned = format!("{},{}", second.display(), site.elsewhere.repo().display());
+        both(name, required).env("PGARK_REPO", turned)
+    };
+    let passed_over = small("first.toml", false).run(["backup", "--type", "full", "--json"]).expect_code(3);
+    assert!(passed_over.stderr.contains("repository second has no room for the backup: E-REPO-SPACE"), "{passed_over}");
+    let told = passed_over.json()["repos"].clone();
+    assert_eq!(
+        told,
+        serde_json::json!([{"name": "main", "ok": true}, {"name": "second", "ok": false}]),
+        "{passed_over}"
+    );
+    small("first-required.toml", true).run(["backup", "--type", "full"]).expect_code(4);
     let checked = both("check.toml", false).run(["check", "--no-switch", "--json"]).json();
     let names: Vec<&str> =
         checked["repositories"].as_array().into_iter().flatten().filter_map(|r| r["name"].as_str()).collect();

@@ -229,6 +229,18 @@ fn what_is_damaged_in_one_repository_is_repaired_from_the_other() {
     flip(&place(&full, "manifest"));
     flip(&wal(1));
     fs::remove_file(wal(2)).expect("remove");
+    // What nobody can bring, and nobody needs: a file for people, and the books before the newest.
+    let is_history = |p: &PathBuf| p.extension().is_some_and(|e| e == "backup");
+    let mut histories = pgark_testkit::objects_under(&two.a.join("clusters/main/wal")).into_iter().filter(is_history);
+    let history = histories.next().expect("a backup history file");
+    flip(&history);
+    fs::remove_file(two.b.join(history.strip_prefix(&two.a).expect("below a"))).expect("remove");
+    let mut versions = pgark_testkit::objects_under(&two.a.join("clusters/main/catalog"));
+    versions.sort();
+    let before = versions.get(versions.len() - 2).expect("two versions").clone();
+    flip(&before);
+    fs::remove_file(two.a.join("clusters/main/catalog-mirror").join(before.file_name().expect("a name")))
+        .expect("remove");
 
     let only = two.only("a");
     let found = only.run(["verify", "--json"]).expect_code(20).json();

@@ -12,6 +12,7 @@ pub(crate) mod presence;
 pub mod revive;
 #[cfg(test)]
 mod tests;
+mod time;
 mod wal;
 
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgark_pg::value::{SegmentSize, SystemId};
 use pgark_repo::catalog::{
-    BackupEntry, BackupKind, Catalog, CatalogStore, Claim, Doubt, Expiry, JobKind, PhysicalBackup, Reading, WalNeed,
+    BackupEntry, BackupKind, Catalog, CatalogStore, Claim, Doubt, Expiry, JobKind, PhysicalBackup, WalNeed,
 };
 use pgark_repo::gc::{self, Collected};
 use pgark_repo::names::{BackupId, ClusterName};
@@ -35,6 +36,8 @@ use crate::verify::LostWindow;
 use forecast::Goes;
 use policy::{Branch, Candidate, FromTheFuture, Policy, Reason, Verdict, Verdicts};
 use presence::Look;
+use time::Time;
+pub use time::ask_the_store;
 use wal::{Archive, Kept};
 
 /// How long what has expired stays readable, for recoveries that are under way.
@@ -251,46 +254,6 @@ fn future(FromTheFuture(id, at): FromTheFuture) -> EngineError {
         format!("backup {id} ended at {at}, which is in the future: a clock is wrong, and nothing expires"),
         format!("set the clock of this machine right; if it is and that of the backup was not, 'pgark delete {id}'"),
     )
-}
-
-/// What time it is for an expiry.
-struct Time {
-    now: Timestamp,
-    doubt: Option<Doubt>,
-    /// Nothing waits by a clock that is in doubt.
-    certain: bool,
-}
-
-impl Time {
-    /// # Errors
-    /// When clocks contradict each other, or did so when the last backup was made, and nobody accepts that.
-    fn of(catalog: &Catalog, reading: &Reading, gap: Gap) -> Result<Time> {
-        let judged = catalog.judge(reading);
-        if gap == Gap::Accept {
-            return Ok(Time { now: reading.wall, doubt: judged.doubt, certain: true });
-        }
-        let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
-        // That nothing confirms the time since the last backup makes no backup older: age ends with that one.
-        match on_record.or(judged.doubt.filter(Doubt::is_contradiction)) {
-            Some(doubt) if on_record.is_some() => Err(clock::refusal_on_record(&doubt)),
-            Some(doubt) => Err(clock::refusal(&doubt)),
-            None => Ok(Time { now: judged.time, doubt: judged.doubt, certain: judged.doubt.is_none() }),
-        }
-    }
-
-    /// Whether the grace is over of what expired then and is due then.
-    fn is_over(&self, hurry: Option<Duration>, since: Timestamp, due: Timestamp) -> bool {
-        match hurry {
-            Some(grace) => grace.is_zero() || (self.certain && since <= policy::before(self.now, grace)),
-            None => due <= since || (self.certain && due <= self.now),
-        }
-    }
-
-    /// What there is to accept; only when somebody does, as everything else was refused.
-    fn accepted(&self, catalog: &Catalog) -> Option<Doubt> {
-        let on_record = catalog.clock.as_ref().and_then(|c| c.doubt);
-        self.certain.then(|| on_record.or(self.doubt))?
-    }
 }
 
 /// What each listed backup is for the rules.

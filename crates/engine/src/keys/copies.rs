@@ -16,6 +16,13 @@ pub struct CopyRing {
     ring: Keyring,
 }
 
+impl CopyRing {
+    /// Whether older keys were not retired there.
+    pub fn holds_older_keys(&self) -> bool {
+        self.ring.masters().len() > 1
+    }
+}
+
 /// Of those among `others` that are copies of the repository in `store`.
 pub fn rings_of(store: &Arc<dyn Store>, unlock: &Unlock, others: &[(String, Arc<dyn Store>)]) -> Result<Vec<CopyRing>> {
     let own = keyring::read(store, unlock)?;

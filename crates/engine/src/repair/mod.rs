@@ -11,6 +11,7 @@ mod object;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use pgark_pg::names::WalFileName;
 use pgark_repo::Repository;
 use pgark_repo::catalog::{CatalogStore, Claim, JobKind};
 use pgark_repo::keyring;
@@ -255,7 +256,18 @@ fn one(
             Err(e) => why.push(format!("{}: {e}", data.display())),
         }
     }
+    if is_backup_history(&name) {
+        let removed = if known.act == Act::Repair { repo.store().delete(&name) } else { Ok(()) };
+        return removed
+            .map(|()| "nothing: no recovery reads it, and it is removed".to_owned())
+            .map_err(|e| e.to_string());
+    }
     Err(if why.is_empty() { NO_SOURCE.to_owned() } else { why.join("; ") })
+}
+
+/// PostgreSQL writes these for people; pgark's own books say the same.
+fn is_backup_history(name: &ObjectName) -> bool {
+    matches!(WalFileName::parse(names::without_copy(name.basename())), Ok(WalFileName::BackupHistory { .. }))
 }
 
 fn from_parity(repo: &Repository, known: &Known<'_>, name: &ObjectName) -> std::result::Result<(), Vec<String>> {

@@ -44,12 +44,21 @@ impl Register {
     }
 
     /// Makes every copy of the newest version and of the one before what the other copy says. Returns the objects that
-    /// were missing or damaged and are not any more; what no copy says is left as it is.
+    /// were missing or damaged and are not any more. Where the one before is damaged in every copy that is left, the newest
+    /// is written once more and becomes the one before itself. What else no copy says is left as it is: where every copy is gone,
+    /// somebody may have put an older state back.
     pub fn mend(&self, open: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Vec<String>> {
         let mut mended = vec![];
         let Some(newest) = self.newest_number()? else { return Ok(mended) };
+        let mut is_before_hurt = false;
         for number in newest.saturating_sub(1).max(1)..=newest {
-            let Ok((version, ())) = self.read_number(number, open) else { continue };
+            let version = match self.read_number(number, open) {
+                Ok((version, ())) => version,
+                Err(_) => {
+                    is_before_hurt = number < newest && self.is_there(number)?;
+                    continue;
+                }
+            };
             for dir in self.dirs() {
                 let name = Self::name(&dir, number)?;
                 match self.read_copy(&name, number).and_then(|v| open(&v.value)) {
@@ -70,11 +79,19 @@ impl Register {
                 mended.push(name.to_string());
             }
         }
+        if is_before_hurt && self.read_number(newest, open).is_ok() {
+            self.update_with(open, |current, _| Ok(current.map(|v| v.value.clone())))?;
+        }
         // What a change has passed meanwhile must not stay because we put it back.
         if !mended.is_empty() && self.newest_number()? != Some(newest) {
             self.prune()?;
         }
         Ok(mended)
+    }
+
+    fn is_there(&self, number: u64) -> Result<bool> {
+        let there = |dir: &String| Ok(self.numbers(dir)?.contains(&number));
+        self.dirs().iter().map(there).try_fold(false, |any, one: Result<bool>| Ok(any | one?))
     }
 
     /// The newest number, and what is wrong with it and the one before.

@@ -37,7 +37,7 @@ impl Store for AppendOnlyStore {
 
     /// Probing removes what it wrote.
     fn probe(&self) -> Vec<Capability> {
-        let why = "append_only: what would have to be removed again is not tried";
+        let why = "this client removes nothing, and what would have to be removed again is not tried";
         [Capability::VERSIONS, Capability::LOCK].map(|name| Capability::new(name, Ability::NotChecked, why)).into()
     }
 

@@ -128,6 +128,14 @@ fn a_store_with_another_clock_is_believed_before_ours() {
     let ahead = at_time(END + 60 + 2 * DAY);
     let plan = expire::plan(&at_once(), &open(&store), &ahead).unwrap();
     assert_eq!(plan.going().count(), 3);
+    // Who only looks is told the same, and leaves nothing.
+    let (before, mut shown) = (objects(&store), plan.clone());
+    let asked = |shown: &mut expire::ExpirePlan, ctx: &Ctx| {
+        expire::ask_the_store(shown, &cluster(), Gap::Refuse, &open(&store), ctx)
+    };
+    assert_eq!(asked(&mut shown, &ahead).unwrap_err().code(), "E-EXPIRE-CLOCKS");
+    asked(&mut shown, &at_time(END + 60)).unwrap();
+    assert_eq!((objects(&store), &shown.notes), (before, &plan.notes));
     let refusal = expire::run(&at_once(), &plan, &open(&store), &ahead).unwrap_err();
     assert_eq!(refusal.code(), "E-EXPIRE-CLOCKS");
     assert_eq!(listed(&store), ids(1..=5));
