@@ -19,7 +19,7 @@ use pgark_repo::record::Base;
 use super::Outcome;
 use super::backup_files::{self, FilesArgs};
 use super::backup_logical::{self, LogicalArgs};
-use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure, left_out};
+use super::context::{CONNECT_TIMEOUT, Context, Opened, engine_failure, is_its_own, left_out};
 use super::documents::{BackupDocument, RepoOutcome, type_name};
 use super::locks::Locked;
 use crate::args::{DryRunArgs, GlobalArgs, PriorityArgs, RateArgs};
@@ -179,8 +179,8 @@ pub fn run(args: BackupArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     }
 }
 
-/// Takes a backup into the first repository. Where that one goes away meanwhile or is full, and is not required, it is taken anew
-/// into the next one.
+/// Takes a backup into the first repository. Where that one goes away meanwhile, is full or lets something not be read or written,
+/// and is not required, it is taken anew into the next one.
 pub(super) fn take_into_first<T>(
     context: &Context,
     opened: &mut Opened,
@@ -195,12 +195,14 @@ pub(super) fn take_into_first<T>(
         if first.required || context.ctx.check_cancelled().is_err() {
             return Err(failure);
         }
-        let what = if is_full(opened, &failure) {
-            "has no room for the backup"
-        } else if context.can_be_read(&first.name)? {
-            return Err(failure);
-        } else {
+        let what = if !context.can_be_read(&first.name)? {
             "went away in the middle of the backup"
+        } else if failure.code == "E-REPO-SPACE" && !is_of_another(opened, &failure) {
+            "has no room for the backup"
+        } else if is_its_own(&failure) && failure.code.starts_with("E-REPO-") && !is_of_another(opened, &failure) {
+            "cannot take the backup"
+        } else {
+            return Err(failure);
         };
         output::warning(&format!(
             "repository {} {what}: {}: {}; it is taken anew into {}",
@@ -211,10 +213,9 @@ pub(super) fn take_into_first<T>(
     }
 }
 
-/// Whether it is the first one that has no room. A required one among the others is named.
-fn is_full(opened: &Opened, failure: &Failure) -> bool {
-    let of_another = |m: &Member| failure.message.starts_with(&format!("repository {}: ", m.name));
-    failure.code == "E-REPO-SPACE" && !opened.members.iter().skip(1).any(of_another)
+/// Of a required one among the others, which is named.
+fn is_of_another(opened: &Opened, failure: &Failure) -> bool {
+    opened.members.iter().skip(1).any(|m| failure.message.starts_with(&format!("repository {}: ", m.name)))
 }
 
 /// By a variable of the deployment.

@@ -18,7 +18,7 @@ use pgark_repo::store::{Ability, Capability, Store};
 use zeroize::Zeroizing;
 
 use members::open_member;
-pub use members::{FirstOf, Opened, closed_alone, is_away, left_out, named, none_of, refuse_same_place};
+pub use members::{FirstOf, Opened, closed_alone, is_away, is_its_own, left_out, named, none_of, refuse_same_place};
 
 use crate::args::{ConfirmArgs, GlobalArgs};
 use crate::failure::{Exit, Failure};

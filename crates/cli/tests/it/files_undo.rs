@@ -97,7 +97,7 @@ fn an_exchange_that_is_killed_anywhere_is_put_back_by_a_command() {
     // Exchanges are renames with flags; plain ones are those of the journal and what is cleared away. Where a file system knows no
     // flags, an exchange is three plain ones.
     for (lacking, syscall, most) in
-        [(None, "renameat2", 40), (None, "renameat", 12), (Some("renameat2"), "renameat", 60)]
+        [(None, "renameat2", 40), (None, "renameat", 16), (Some("renameat2"), "renameat", 64)]
     {
         for when in 1..=most {
             let outcome = traced_without(pgark, lacking, Some((Point { syscall, when }, Fault::Kill)), &words);

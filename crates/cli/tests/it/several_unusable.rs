@@ -75,6 +75,25 @@ fn a_ruined_catalog_or_head_of_one_repository_does_not_stop_the_other() {
     }
 }
 
+#[test]
+fn a_first_repository_that_cannot_be_listed_does_not_stop_the_other() {
+    let Some(two) = Two::new("unlisted", false) else { return };
+    let first = two.backup().expect_code(0).json();
+    let id = first["id"].as_str().expect("an id");
+    let pack = two.a.join(format!("clusters/main/backups/{id}/packs/000001"));
+    fs::remove_file(&pack).expect("remove");
+    std::os::unix::fs::symlink("/etc/hostname", &pack).expect("a link");
+    two.site.ledger.write_rows(&two.site.cluster, 3);
+    two.site.archive_all();
+    let missed = two.backup().expect_code(3);
+    let fared = serde_json::json!([{"name": "b", "ok": true}, {"name": "a", "ok": false}]);
+    assert_eq!(missed.json()["repos"], fared, "{missed}");
+    assert!(missed.stderr.contains("repository a cannot take the backup: E-REPO-IO"), "{missed}");
+    let latest = two.site.archive_all();
+    assert_eq!(two.only("b").json(["verify"])["ok"], true);
+    two.assert_restores_from("b", "r", &latest);
+}
+
 /// As a rule of the bucket leaves it that does not spare them.
 #[test]
 fn books_that_must_be_thawed_in_one_repository_do_not_stop_the_other() {

@@ -200,10 +200,12 @@ fn try_to_swap(conn: &Connection, swap: &Swap<'_>) -> Result<bool, ClusterError>
 /// `object_in_use`, `lock_not_available`.
 const IN_USE: [&str; 2] = ["55006", "55P03"];
 
-/// Also in the new one: monitors visit every database there is.
+/// Also in the new one: monitors visit every database there is. Sessions of superusers are left alone where only superusers may
+/// end them, and are waited for.
 fn end_sessions(conn: &Connection, [old, new]: [&str; 2], done: &AtomicBool) -> Result<(), ClusterError> {
-    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-               WHERE datname IN ($1::text, $2::text) AND pid <> pg_backend_pid()";
+    let sql = "SELECT count(pg_terminate_backend(a.pid)) FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid \
+               WHERE a.datname IN ($1::text, $2::text) AND a.pid <> pg_backend_pid() \
+               AND (NOT coalesce(r.rolsuper, true) OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user))";
     while !done.load(Ordering::Relaxed) {
         conn.query(sql, &[old, new])?;
         thread::sleep(LOOK_EVERY);

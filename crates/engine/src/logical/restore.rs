@@ -143,11 +143,15 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
     let admin = admin(options)?;
     let major = admin.major().number();
     let dumped = options.database.as_ref().map(|d| find_database(&record, &d.name)).transpose()?;
-    let by = dumped.and_then(|d| d.dumped_by.split('.').next()?.parse().ok()).unwrap_or(major);
+    let by = dumped.and_then(made_by).unwrap_or(major);
+    if !tools::dump_fits(by, major) {
+        let instead = newest_that_fits(options, repo, avoid, major)?;
+        return Err(tools::no_program_for(by, major, instead.as_ref().map(BackupId::as_str)));
+    }
     // Its programs must read the dump and speak to the server.
     let tools = tools::find(&options.tools, major.max(by), &mut notes)?;
     if dumped.is_some() {
-        tools.check_load_into(major, by)?;
+        tools.check_load_into(major)?;
     }
     if options.globals && record.globals.is_none() {
         return Err(EngineError::refused(
@@ -161,6 +165,29 @@ pub fn plan(options: &RestoreOptions, repo: &Repository, avoid: &[BackupId]) -> 
         _ => None,
     };
     Ok(RestorePlan { database, globals: options.globals, tools, notes, record })
+}
+
+fn made_by(dump: &DatabaseDump) -> Option<u32> {
+    dump.dumped_by.split('.').next()?.parse().ok()
+}
+
+/// The newest backup of the same database whose dump can be loaded into a server of this major.
+fn newest_that_fits(
+    options: &RestoreOptions,
+    repo: &Repository,
+    avoid: &[BackupId],
+    major: u32,
+) -> Result<Option<BackupId>> {
+    let catalog = CatalogStore::new(repo, &options.cluster).read()?;
+    let fits = |entry: &&BackupEntry| {
+        let record = PartsRecord::load(repo, &options.cluster, &entry.id, &entry.record).ok();
+        let dump =
+            record.as_ref().zip(options.database.as_ref()).and_then(|(r, wanted)| find_database(r, &wanted.name).ok());
+        dump.and_then(made_by).is_some_and(|by| tools::dump_fits(by, major))
+    };
+    let ordinary = |b: &&BackupEntry| b.kind == BackupKind::Logical && !b.annotations.contains_key(SAFETY);
+    let listed = catalog.backups.iter().rev().filter(ordinary).filter(|b| !avoid.contains(&b.id));
+    Ok(listed.filter(fits).next().map(|b| b.id.clone()))
 }
 
 fn choose(

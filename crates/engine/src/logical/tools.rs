@@ -84,22 +84,15 @@ const FIRST_FOR_ITSELF: u32 = 17;
 impl Tools {
     /// Whether what they dump and load can go into a server of this major.
     pub fn load_into(&self, server: u32) -> bool {
-        server >= FIRST_FOR_ITSELF || self.version.major < FIRST_FOR_ITSELF
+        dump_fits(self.version.major, server)
     }
 
     /// # Errors
-    /// `E-CLIENT-NEW`: `pg_restore` would fail with its first statement. `by`: the major that made the dump.
-    pub fn check_load_into(&self, server: u32, by: u32) -> Result<()> {
+    /// `E-CLIENT-NEW`: `pg_restore` would fail with its first statement.
+    pub fn check_load_into(&self, server: u32) -> Result<()> {
         if self.load_into(server) {
             return Ok(());
         }
-        let hint = match by >= FIRST_FOR_ITSELF {
-            true => format!(
-                "the dump was made by pg_dump {by}, and no older pg_restore reads it: restore it into PostgreSQL \
-                 {FIRST_FOR_ITSELF} or newer"
-            ),
-            false => format!("install the client programs of PostgreSQL {server} (postgresql-client-{server})"),
-        };
         Err(EngineError::refused(
             "E-CLIENT-NEW",
             format!(
@@ -108,9 +101,32 @@ impl Tools {
                 self.restore.display(),
                 self.version
             ),
-            hint,
+            format!("install the client programs of PostgreSQL {server} (postgresql-client-{server})"),
         ))
     }
+}
+
+/// Whether what this major's `pg_dump` wrote can be loaded into that server by any `pg_restore`.
+pub fn dump_fits(by: u32, server: u32) -> bool {
+    server >= FIRST_FOR_ITSELF || by < FIRST_FOR_ITSELF
+}
+
+/// Of a dump that no program there is loads into the server. `instead`: the newest one that fits.
+pub fn no_program_for(by: u32, server: u32, instead: Option<&str>) -> EngineError {
+    let hint = match instead {
+        Some(id) => {
+            format!("restore {id}, the newest backup whose dump fits, or into PostgreSQL {FIRST_FOR_ITSELF} or newer")
+        }
+        None => format!("restore it into PostgreSQL {FIRST_FOR_ITSELF} or newer"),
+    };
+    EngineError::refused(
+        "E-CLIENT-NEW",
+        format!(
+            "the dump was made by pg_dump {by}: no older pg_restore reads it, and none that does loads into PostgreSQL {server} \
+             (it sets transaction_timeout, which came with {FIRST_FOR_ITSELF})"
+        ),
+        hint,
+    )
 }
 
 /// The programs of the server's own major, the newest minor; else of the nearest newer one. A program that is newer than the
@@ -286,10 +302,11 @@ mod tests {
         };
         for (client, server, fits) in [(15, 13, true), (16, 16, true), (17, 16, false), (18, 13, false), (18, 17, true)]
         {
-            assert_eq!(tools(client).check_load_into(server, client).is_ok(), fits, "{client} into {server}");
+            assert_eq!(tools(client).check_load_into(server).is_ok(), fits, "{client} into {server}");
         }
-        let error = tools(17).check_load_into(16, 16).unwrap_err();
+        let error = tools(17).check_load_into(16).unwrap_err();
         assert!(error.code() == "E-CLIENT-NEW" && error.hint().unwrap().contains("postgresql-client-16"), "{error}");
+        assert!(!dump_fits(18, 15) && dump_fits(18, 17) && dump_fits(16, 13));
     }
 
     #[test]

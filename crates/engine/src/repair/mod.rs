@@ -23,6 +23,7 @@ use pgark_repo::wal::WalArchive;
 use crate::backup::claim::KeptClaim;
 use crate::ctx::Ctx;
 use crate::error::Result;
+use crate::rescue;
 use crate::several::Member;
 use crate::verify::{Problem, ProblemKind, VerifyReport};
 
@@ -225,6 +226,10 @@ fn one(
     known: &Known<'_>,
     problem: &Problem,
 ) -> std::result::Result<String, String> {
+    if rescue::owns(&problem.object) {
+        let mended = if known.act == Act::Repair { rescue::mend(&**repo.store(), &problem.object) } else { Ok(()) };
+        return mended.map(|()| "what pgark brings".to_owned()).map_err(|e| e.to_string());
+    }
     let name = ObjectName::parse(&problem.object).map_err(|_| "it is no single object".to_owned())?;
     if let Some(protected) = names::protected_by(name.as_str()) {
         let protected = ObjectName::parse(protected).map_err(|e| e.to_string())?;

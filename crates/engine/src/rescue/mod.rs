@@ -112,6 +112,26 @@ pub fn check(store: &dyn Store, names: &[String]) -> Result<Vec<(String, Problem
     Ok(problems)
 }
 
+/// What `check` found wrong is removed, and this version's files are put there: those of others nobody needs beside them.
+pub fn mend(store: &dyn Store, found: &str) -> Result<()> {
+    let dir = if found.matches('/').count() > 1 { found.rsplit_once('/').map_or(found, |(dir, _)| dir) } else { found };
+    let hurt: Vec<&str> = if dir == own_dir() { vec![found] } else { vec![dir] };
+    let mut gone = vec![];
+    store.list(dir, &mut |stat| {
+        let name = stat.name.as_str();
+        let is_hurt =
+            hurt.iter().any(|hurt| name == *hurt || name.strip_prefix(hurt).is_some_and(|r| r.starts_with('/')));
+        if is_hurt && FILES.iter().any(|(file, _)| stat.name.basename() == *file) {
+            gone.push(stat.name);
+        }
+        Ok(())
+    })?;
+    for name in gone {
+        store.delete(&name)?;
+    }
+    place(store)
+}
+
 #[cfg(test)]
 mod tests {
     use aws_lc_rs::digest::{SHA256, digest};
@@ -148,8 +168,23 @@ mod tests {
         store.put_new(&object(&own_dir(), "extract.py").unwrap(), b"evil").unwrap();
         store.delete(&object(&other, "extract.py").unwrap()).unwrap();
         store.put_new(&object(&other, "extract.py").unwrap(), b"evil").unwrap();
-        let names: Vec<String> = [own_dir(), other].iter().map(|d| format!("{d}/README.txt")).collect();
+        let names: Vec<String> = [own_dir(), other.clone()].iter().map(|d| format!("{d}/README.txt")).collect();
         let found = check(&store, &names).unwrap();
         assert!(found.len() == 2 && found.iter().all(|(_, kind, _)| *kind == ProblemKind::Damaged), "{found:?}");
+
+        // A repair needs nobody else for this.
+        found.iter().for_each(|(object, ..)| mend(&store, object).unwrap());
+        let left = |store: &MemoryStore| {
+            let mut names = vec![];
+            let mut named = |stat: pgark_repo::store::ObjectStat| {
+                names.push(stat.name.to_string());
+                Ok(())
+            };
+            store.list(DIR, &mut named).unwrap();
+            names
+        };
+        store.delete(&object(&other, "more").unwrap()).unwrap();
+        assert_eq!(left(&store).len(), FILES.len());
+        assert_eq!(check(&store, &left(&store)).unwrap(), vec![]);
     }
 }

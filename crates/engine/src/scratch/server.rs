@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SUPERUSER: &str = "postgres";
 
 /// What the server gets, whatever its configuration says. Settings that a standby must have as large as its primary are left alone.
-const SETTINGS: [(&str, &str); 25] = [
+const SETTINGS: [(&str, &str); 28] = [
     ("listen_addresses", ""),
     ("unix_socket_permissions", "0700"),
     ("ssl", "off"),
@@ -48,6 +48,10 @@ const SETTINGS: [(&str, &str); 25] = [
     ("full_page_writes", "off"),
     ("synchronous_commit", "off"),
     ("jit", "off"),
+    // Damage must be met as what it is.
+    ("ignore_checksum_failure", "off"),
+    ("zero_damaged_pages", "off"),
+    ("ignore_invalid_pages", "off"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("log_min_messages", "warning"),
@@ -155,7 +159,7 @@ fn settings(scratch: &Scratch, version_num: u32, how: &Isolation<'_>) -> Result<
 fn connect_options(socket_dir: &Path, port: u16, superuser: &str) -> ConnectOptions {
     // What a database or a role sets, it sets for sessions that do not say otherwise.
     let options = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica \
-                   -c statement_timeout=0 -c lock_timeout=0";
+                   -c statement_timeout=0 -c lock_timeout=0 -c ignore_checksum_failure=off -c zero_damaged_pages=off";
     let keywords = [
         ("host", socket_dir.to_string_lossy().into_owned()),
         ("port", port.to_string()),

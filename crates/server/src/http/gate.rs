@@ -86,6 +86,8 @@ pub fn addressed_to_us(api: &Api, peer: &Peer, from: &Origin, headers: &HeaderMa
         own || config.web.names.iter().any(|n| n.eq_ignore_ascii_case(name))
     };
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    // What another server on this machine shows has our address, without a port where its own is that of the scheme.
+    let is_of_host = |origin: &str| !fixed.contains(&origin) || text(header::HOST) == Some(origin);
     if headers.get_all(header::HOST).iter().count() != 1 || !text(header::HOST).is_some_and(is_ours) {
         let status = StatusCode::MISDIRECTED_REQUEST;
         return Err(Problem::new(status, "E-HOST", "the request is for another host")
@@ -93,7 +95,9 @@ pub fn addressed_to_us(api: &Api, peer: &Peer, from: &Origin, headers: &HeaderMa
     }
     let scheme = if from.is_https { "https://" } else { "http://" };
     match text(header::ORIGIN) {
-        Some(origin) if !origin.strip_prefix(scheme).is_some_and(is_ours) => Err(of_another_page()),
+        Some(origin) if !origin.strip_prefix(scheme).is_some_and(|host| is_ours(host) && is_of_host(host)) => {
+            Err(of_another_page())
+        }
         _ => Ok(()),
     }
 }

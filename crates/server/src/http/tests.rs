@@ -223,9 +223,18 @@ fn pages_of_others_and_other_hosts_are_not_answered() {
         assert_eq!(ask(&[("host", host)]), 421, "{host}");
     }
     assert_eq!(ask(&[("origin", "http://127.0.0.1:7432")]), 200);
-    for origin in ["http://evil.example", "null", "https://127.0.0.1:7432", "http://127.0.0.1:80"] {
+    for origin in [
+        "http://evil.example",
+        "null",
+        "https://127.0.0.1:7432",
+        "http://127.0.0.1:80",
+        "http://127.0.0.1",
+        "http://localhost",
+    ] {
         assert_eq!(ask(&[("origin", origin)]), 403, "{origin}");
     }
+    // Behind a proxy at the port of the scheme both have none.
+    assert_eq!(ask(&[("host", "localhost"), ("origin", "http://localhost")]), 200);
 }
 
 #[test]

@@ -459,7 +459,7 @@ pub fn is_away(failure: &Failure) -> bool {
 }
 
 /// Whether it is this repository's own matter, as the engine has it: others can be used without it.
-fn is_its_own(failure: &Failure) -> bool {
+pub fn is_its_own(failure: &Failure) -> bool {
     let closed = matches!(failure.exit, Exit::WrongKey | Exit::Damage | Exit::NoRepository);
     closed || is_away(failure) || OTHER.contains(&&*failure.code)
 }

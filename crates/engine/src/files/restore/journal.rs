@@ -36,7 +36,7 @@ pub enum State {
 pub struct Header {
     schema: u32,
     pub state: State,
-    /// All places of the restore; of a staging its own alone.
+    /// All places of the restore; while they are made its own alone.
     pub places: Vec<PlaceRecord>,
 }
 
@@ -78,8 +78,9 @@ pub struct Journal {
     pub steps: Vec<Step>,
 }
 
-pub fn begin(at: &StagedAt) -> Result<()> {
-    replace(at, &Header { schema: SCHEMA, state: State::Staging, places: vec![record(at)] }, &[])
+/// Before anything is written into them.
+pub fn begin(places: &[StagedAt]) -> Result<()> {
+    mark(places, State::Staging)
 }
 
 /// Before the first step of any of them. A place of which nothing was wanted has no steps.
@@ -93,7 +94,11 @@ pub fn write(places: &[StagedAt], placings: &[(&StagedAt, Placing<'_>)]) -> Resu
 }
 
 pub fn mark_placed(places: &[StagedAt]) -> Result<()> {
-    let header = Header { schema: SCHEMA, state: State::Placed, places: places.iter().map(record).collect() };
+    mark(places, State::Placed)
+}
+
+fn mark(places: &[StagedAt], state: State) -> Result<()> {
+    let header = Header { schema: SCHEMA, state, places: places.iter().map(record).collect() };
     places.iter().try_for_each(|at| replace(at, &header, &[]))
 }
 

@@ -118,7 +118,11 @@ fn stage_all(options: &RestoreOptions, plan: &RestorePlan, repo: &Repository, ct
         }
         Destination::InPlace { .. } => {
             for (n, root) in plan.roots.iter().enumerate() {
-                let at = StagedAt::of_root(root, &name, n)?;
+                staged.places.push(StagedAt::of_root(root, &name, n)?);
+            }
+            // From any one of them all can be cleared away.
+            journal::begin(&staged.places)?;
+            for (root, at) in plan.roots.iter().zip(&staged.places) {
                 let part = root.part();
                 let want = |path: &[u8], is_dir: bool| match related(&part, path) {
                     Related::Within | Related::Same => chosen.want(path, is_dir),
@@ -129,7 +133,6 @@ fn stage_all(options: &RestoreOptions, plan: &RestorePlan, repo: &Repository, ct
                 let written = write(&source, &at, ctx, &want)?;
                 add(&mut staged.written, written);
                 at.check()?;
-                staged.places.push(at);
             }
         }
     }
@@ -269,7 +272,7 @@ impl StagedAt {
             placed: Cell::new(false),
         };
         if !matches!(at.what, What::Whole) {
-            journal::begin(&at)?;
+            journal::begin(std::slice::from_ref(&at))?;
         }
         Ok(at)
     }

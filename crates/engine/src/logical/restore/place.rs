@@ -8,13 +8,16 @@ use pgark_repo::names::BackupId;
 
 use super::run::Restore;
 use super::{DatabasePlan, Old, Replace, RestoreDatabase, RestoreReport, SAFETY, admin, exists};
-use crate::cluster::Connection;
 use crate::cluster::provision;
+use crate::cluster::{ClusterError, Connection};
 use crate::error::{EngineError, Result};
 use crate::logical::{Wanted, run as back_up};
 
 /// How long sessions may take to end.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
+
+const IN_USE_HINT: &str = "end them, or stop what uses the database, and try again; sessions of superusers are ended by superusers \
+                           alone, those of other roles by members of pg_signal_backend too";
 
 impl Restore<'_> {
     pub(super) fn safety_backup(&self, plan: &DatabasePlan) -> Result<Option<BackupId>> {
@@ -76,9 +79,14 @@ impl Restore<'_> {
                 Err(EngineError::failed(
                     "E-DATABASE-IN-USE",
                     format!("sessions in '{shown}' did not end within {} s", SESSIONS_WITHIN.as_secs()),
-                    "end them, or stop what uses the database, and try again",
+                    IN_USE_HINT,
                 ))
             }
+            Err(e @ ClusterError::Denied { .. }) => Err(EngineError::failed(
+                "E-DATABASE-IN-USE",
+                format!("sessions in '{shown}' cannot be ended: {e}"),
+                IN_USE_HINT,
+            )),
             Err(e) => {
                 self.ctx.check_cancelled()?;
                 Err(e.into())
