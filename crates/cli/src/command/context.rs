@@ -129,7 +129,7 @@ impl Context {
                 "E-REPO-SEVERAL",
                 "this command works on one repository, and several are selected",
             )
-            .hint("choose one with --repo; slots of the key ring are changed in each copy by itself"));
+            .hint("choose one with --repo; marks, and slots of the key ring, are changed in each copy by itself"));
         }
         self.repo_settings()
     }

@@ -7,14 +7,16 @@ use jiff::tz::TimeZone;
 use pgark_engine::expire::policy::Policy;
 use pgark_engine::expire::{self, ExpireOptions, ExpirePlan, ExpireReport, GRACE, Gap};
 use pgark_engine::several::Member;
+use serde_json::{Value, json};
 
 use super::Outcome;
 use super::context::{Context, confirm, engine_failure};
 use super::expire_text::{self, document};
 use super::locks::{self, Locked};
 use crate::args::{ConfirmArgs, DryRunArgs, GlobalArgs};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, SCHEMA};
 use crate::output;
+use crate::settings::RepoSettings;
 use crate::settings::schema::{Kind, RetentionRules};
 use crate::settings::units::Span;
 
@@ -73,11 +75,52 @@ pub struct ExpireArgs {
     confirm: ConfirmArgs,
 }
 
+/// Of several repositories each by itself, in turn: what one refuses holds up no other.
 pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     context.stop_on_signals()?;
-    let settings = context.one_repo_settings()?;
-    let repo = context.open_repository(&settings)?;
+    let options = options(&args, &context)?;
+    let all = context.settings.selected_repos()?;
+    let expiry = Expiry { args: &args, global, context: &context, options: &options, several: all.len() > 1 };
+    let (mut documents, mut warned, mut failed): (Vec<Value>, bool, Option<Failure>) = (vec![], false, None);
+    for settings in &all {
+        match expiry.run(settings) {
+            Ok((exit, document)) => {
+                warned |= exit != Exit::Done;
+                documents.push(document);
+            }
+            Err(failure) if !expiry.several || matches!(failure.exit, Exit::Cancelled | Exit::Usage) => {
+                return Err(failure);
+            }
+            Err(failure) => {
+                output::warning(&format!("repository {}: {}: {}", settings.name, failure.code, failure.message));
+                documents.push(json!({"error": {"code": failure.code, "message": failure.message}}));
+                failed.get_or_insert(failure);
+            }
+        }
+    }
+    if global.json {
+        let named = all.iter().zip(&mut documents).map(|(settings, document)| {
+            document["name"] = json!(settings.name);
+            document.take()
+        });
+        let document = match expiry.several {
+            true => {
+                json!({"schema": SCHEMA, "cluster": options.cluster.to_string(), "repositories": named.collect::<Vec<_>>()})
+            }
+            false => documents.remove(0),
+        };
+        output::result(global.form(), &document, String::new)?;
+        return Ok(failed.map_or(if warned { Exit::Warnings } else { Exit::Done }, |failure| failure.exit));
+    }
+    match failed {
+        Some(failure) => Err(failure),
+        None if warned => Ok(Exit::Warnings),
+        None => Ok(Exit::Done),
+    }
+}
+
+fn options(args: &ExpireArgs, context: &Context) -> Result<ExpireOptions, Failure> {
     // The flags are for one kind.
     let named = args.kind.unwrap_or(Kind::Physical);
     let configured = |kind: Kind| Ok(context.cluster_settings()?.retention.rules(kind));
@@ -85,7 +128,7 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
     let rules_of = |kind: Kind| if kind == named { Ok(rules.clone()) } else { configured(kind) };
     let others = [Kind::Logical, Kind::Files, Kind::System].into_iter();
     let others = others.map(|kind| Ok((kind.into(), policy(&rules_of(kind)?)?)));
-    let options = ExpireOptions {
+    Ok(ExpireOptions {
         cluster: context.cluster()?,
         policy: policy(&rules_of(Kind::Physical)?)?,
         others: others.collect::<Result<_, Failure>>()?,
@@ -93,44 +136,70 @@ pub fn run(args: ExpireArgs, global: &GlobalArgs) -> Result<Outcome, Failure> {
         grace: rules.gc_grace.map_or(GRACE, |s| s.0),
         hurry: args.gc_grace.map(|s| s.0),
         gap: if args.accept_gap { Gap::Accept } else { Gap::Refuse },
-    };
-    let mut plan = expire::plan(&options, &repo, &context.ctx).map_err(engine_failure)?;
-    let only_shown = args.dry_run.dry_run || args.explain;
-    if only_shown {
-        expire::ask_the_store(&mut plan, &options.cluster, options.gap, &repo, &context.ctx).map_err(engine_failure)?;
-    }
-    let cluster = options.cluster.to_string();
-    let show = |report: Option<&ExpireReport>, locked: &[Locked]| {
-        output::result(global.form(), &document(&cluster, &plan, report, locked), || {
-            expire_text::text(&cluster, &plan, report, locked, args.explain)
-        })
-    };
-    if only_shown {
-        show(None, &[])?;
-        return Ok(exit(&plan, &[]));
-    }
-    let member = Member { name: settings.name.clone(), repo: repo.clone(), required: false };
-    let extend = || locks::extend_all(std::slice::from_ref(&member), &options.cluster, &context.ctx);
-    if !plan.changes() {
-        let locked = extend();
-        if global.says_nothing() {
-            return Ok(warn(&plan, &locked));
+    })
+}
+
+struct Expiry<'a> {
+    args: &'a ExpireArgs,
+    global: &'a GlobalArgs,
+    context: &'a Context,
+    options: &'a ExpireOptions,
+    several: bool,
+}
+
+impl Expiry<'_> {
+    /// In one repository. Text is printed, the document is for the end.
+    fn run(&self, settings: &RepoSettings) -> Result<(Exit, Value), Failure> {
+        let Expiry { args, global, context, options, .. } = self;
+        let repo = context.open_repository(settings)?;
+        let mut plan = expire::plan(options, &repo, &context.ctx).map_err(engine_failure)?;
+        let only_shown = args.dry_run.dry_run || args.explain;
+        if only_shown {
+            let asked = expire::ask_the_store(&mut plan, &options.cluster, options.gap, &repo, &context.ctx);
+            asked.map_err(engine_failure)?;
+            return self.show(settings, &plan, None, &[]);
         }
-        show(None, &locked)?;
-        return Ok(exit(&plan, &locked));
+        let member = Member { name: settings.name.clone(), repo: repo.clone(), required: false };
+        let extend = || locks::extend_all(std::slice::from_ref(&member), &options.cluster, &context.ctx);
+        if !plan.changes() {
+            return self.show(settings, &plan, None, &extend());
+        }
+        if !args.confirm.yes && !global.json {
+            // What is asked about is shown first.
+            eprint!(
+                "{}{}",
+                self.heading(settings),
+                expire_text::text(options.cluster.as_str(), &plan, None, &[], false)
+            );
+        }
+        let question = question(&plan);
+        let question = if self.several { format!("in repository {}, {question}", settings.name) } else { question };
+        confirm(&args.confirm, &question)?;
+        let report = expire::run(options, &plan, &repo, &context.ctx).map_err(engine_failure)?;
+        self.show(settings, &plan, Some(&report), &extend())
     }
-    if !args.confirm.yes && !global.json {
-        // What is asked about is shown first.
-        eprint!("{}", expire_text::text(&cluster, &plan, None, &[], false));
+
+    fn show(
+        &self,
+        settings: &RepoSettings,
+        plan: &ExpirePlan,
+        report: Option<&ExpireReport>,
+        locked: &[Locked],
+    ) -> Result<(Exit, Value), Failure> {
+        let cluster = self.options.cluster.as_str();
+        let only_shown = self.args.dry_run.dry_run || self.args.explain;
+        if self.global.says_nothing() && !only_shown {
+            warn(plan, locked);
+        } else if !self.global.json {
+            let text = expire_text::text(cluster, plan, report, locked, self.args.explain);
+            output::text(&(self.heading(settings) + &text))?;
+        }
+        Ok((exit(plan, locked), document(cluster, plan, report, locked)))
     }
-    confirm(&args.confirm, &question(&plan))?;
-    let report = expire::run(&options, &plan, &repo, &context.ctx).map_err(engine_failure)?;
-    let locked = extend();
-    if global.says_nothing() {
-        return Ok(warn(&plan, &locked));
+
+    fn heading(&self, settings: &RepoSettings) -> String {
+        if self.several { format!("repository {}:\n", settings.name) } else { String::new() }
     }
-    show(Some(&report), &locked)?;
-    Ok(exit(&plan, &locked))
 }
 
 fn question(plan: &ExpirePlan) -> String {
@@ -141,10 +210,9 @@ fn question(plan: &ExpirePlan) -> String {
     format!("{accepts}expire {} backups and {} WAL segments{also}", plan.going().count(), plan.segments_going())
 }
 
-fn warn(plan: &ExpirePlan, locked: &[Locked]) -> Exit {
+fn warn(plan: &ExpirePlan, locked: &[Locked]) {
     plan.notes.iter().for_each(|note| output::warning(note));
     locked.iter().flat_map(Locked::warnings).for_each(|warning| output::warning(&warning));
-    exit(plan, locked)
 }
 
 fn exit(plan: &ExpirePlan, locked: &[Locked]) -> Exit {

@@ -202,6 +202,29 @@ fn a_backup_whose_first_repository_goes_away_meanwhile_is_taken_anew_into_the_ot
 }
 
 #[test]
+fn what_expires_goes_in_each_repository_and_one_that_is_away_holds_up_no_other() {
+    let Some(two) = Two::new("two6", false) else { return };
+    let taken: Vec<String> =
+        (0..3).map(|_| two.backup().expect_code(0).json()["id"].as_str().expect("an id").to_owned()).collect();
+    let words = ["expire", "--keep-last", "2", "--gc-grace", "0s"];
+    let planned = two.site.elsewhere.json([&words[..], &["--dry-run"]].concat());
+    let named: Vec<_> = planned["repositories"].as_array().expect("each").iter().map(|r| r["name"].clone()).collect();
+    assert_eq!(named, ["a", "b"], "{planned}");
+    let parked = two.a.with_extension("parked");
+    fs::rename(&two.a, &parked).expect("a goes away");
+    let done = two.site.elsewhere.run([&words[..], &["--yes", "--json"]].concat()).expect_code(10).json();
+    assert_eq!(done["repositories"][0]["error"]["code"], "E-REPO-NONE", "{done}");
+    assert_eq!(done["repositories"][1]["expired"], json!([taken[0]]), "{done}");
+    fs::rename(&parked, &two.a).expect("a comes back");
+    let shown = two.site.elsewhere.run(["expire", "--keep-last", "2", "--gc-grace", "0s", "--yes"]).expect_code(0);
+    assert!(shown.stdout.starts_with("repository a:") && shown.stdout.contains("\nrepository b:"), "{shown}");
+    for name in ["a", "b"] {
+        assert_eq!(ids(&two.only(name).json(["info"])), taken[1..], "{name}");
+        assert_eq!(two.only(name).json(["verify"])["ok"], true, "{name}");
+    }
+}
+
+#[test]
 fn what_is_damaged_in_one_repository_is_repaired_from_the_other() {
     let Some(two) = Two::new("two4", false) else { return };
     two.site.cluster.psql("create table t as select g, md5(g::text) m from generate_series(1, 20000) g");
