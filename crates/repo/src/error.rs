@@ -102,7 +102,11 @@ impl RepoError {
             RepoError::Corrupt { .. } | RepoError::Unsupported { .. } | RepoError::NewerKey { .. } => true,
             RepoError::Store(e) => {
                 let gone = StoreError::is_not_found(e);
-                gone || e.is_unreadable() || matches!(e, StoreError::Truncated { .. } | StoreError::TooLarge { .. })
+                gone || e.is_unreadable()
+                    || matches!(
+                        e,
+                        StoreError::Truncated { .. } | StoreError::TooLarge { .. } | StoreError::Strange { .. }
+                    )
             }
             _ => false,
         }

@@ -335,7 +335,7 @@ fn holds_identity(text: &str) -> bool {
     text.lines().any(|line| line.trim().to_ascii_uppercase().starts_with("AGE-SECRET-KEY-1"))
 }
 
-fn no_repository() -> Failure {
+pub fn no_repository() -> Failure {
     Failure::usage("E-REPO-CHOICE", "no repository is configured").hint(CHOOSE_REPO)
 }
 

@@ -178,7 +178,7 @@ fn ids<'a>(all: impl IntoIterator<Item = &'a pgark_repo::names::BackupId>) -> Ve
 
 fn planned(plan: &ReplicatePlan) -> Value {
     json!({"schema": SCHEMA, "dry_run": true, "backups": ids(plan.backups.iter().map(|b| &b.id)), "incomplete": ids(plan.lost.iter().map(|(b, _)| &b.id)),
-        "unreadable": ids(plan.unreadable.iter().map(|(id, _)| id)), "segments": plan.segments()})
+        "unreadable": ids(plan.unreadable.iter().map(|(id, _)| id)), "marks": ids(plan.marks.iter().map(|b| &b.id)), "segments": plan.segments()})
 }
 
 fn plan_text(plan: &ReplicatePlan) -> String {
@@ -191,6 +191,9 @@ fn plan_text(plan: &ReplicatePlan) -> String {
     }
     for (id, why) in &plan.unreadable {
         out += &format!("  {id}  cannot be compared: {why}\n");
+    }
+    for b in &plan.marks {
+        out += &format!("  {}  would be protected as it is in the source\n", b.id);
     }
     for b in &plan.backups {
         out += &format!("  {}  at most {}\n", b.id, human_bytes(b.stored_bytes));
@@ -206,7 +209,7 @@ fn ring_of(context: &Context, settings: &RepoSettings) -> Option<Vec<u8>> {
 
 fn document(r: &ReplicateReport, got_ring: bool, slots: &SlotsApart, locked: &[Locked]) -> Value {
     let failed: Vec<Value> = r.failed.iter().map(|(what, why)| json!({"what": what, "why": why})).collect();
-    json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "segments": r.segments, "objects": r.objects,
+    json!({"schema": SCHEMA, "dry_run": false, "backups": ids(&r.backups), "completed": ids(&r.mended), "marked": ids(&r.marked), "segments": r.segments, "objects": r.objects,
         "bytes": r.bytes, "key_ring": got_ring, "slots_only_from": slots.only_from, "slots_only_to": slots.only_to, "failed": failed, "locks": locked.iter().map(Locked::document).collect::<Vec<_>>()})
 }
 
@@ -217,6 +220,12 @@ fn text(r: &ReplicateReport, got_ring: bool) -> String {
     }
     for id in &r.mended {
         out += &format!("completed {id}, which had lost objects\n");
+    }
+    for id in &r.marked {
+        out += &format!("protected {id} as it is in the source\n");
+    }
+    if r.objects == 0 && r.backups.is_empty() && r.failed.is_empty() && !r.marked.is_empty() {
+        return out;
     }
     if r.objects == 0 && r.backups.is_empty() && r.failed.is_empty() {
         return if got_ring { out + "nothing else was missing\n" } else { "nothing was missing\n".into() };

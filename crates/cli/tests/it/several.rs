@@ -225,6 +225,41 @@ fn what_expires_goes_in_each_repository_and_one_that_is_away_holds_up_no_other()
 }
 
 #[test]
+fn what_is_kept_is_kept_in_every_repository() {
+    let Some(two) = Two::new("two7", false) else { return };
+    let id = two.backup().expect_code(0).json()["id"].as_str().expect("an id").to_owned();
+    two.backup().expect_code(0);
+    let stays = |name: &str| {
+        let info = two.only(name).json(["info"]);
+        info["clusters"][0]["backups"][0]["kept"].as_bool().expect("a backup that says so")
+    };
+    // One that is marked in one repository alone is marked by what brings the copy up.
+    two.only("a").run(["keep", &id]).expect_code(0);
+    two.only("a").run(["keep", &id, "--legal-hold", "a case"]).expect_code(0);
+    assert!(stays("a") && !stays("b"));
+    let brought = two.site.elsewhere.json(["replicate", "--from", "a", "--to", "b"]);
+    assert_eq!(brought["marked"], json!([id]), "{brought}");
+    assert!(stays("b"));
+    let again = two.site.elsewhere.run(["replicate", "--from", "a", "--to", "b"]).expect_code(0);
+    assert_eq!(again.stdout, "nothing was missing\n");
+    let words = ["expire", "--keep-last", "1", "--gc-grace", "0s", "--yes", "--json"];
+    two.site.elsewhere.run(words).expect_code(0);
+    assert_eq!(ids(&two.only("b").json(["info"])).len(), 2);
+
+    two.site.elsewhere.run(["unkeep", &id, "--lift-hold", "a case"]).expect_code(0);
+    let lifted = two.site.elsewhere.json(["unkeep", &id]);
+    assert_eq!(lifted["repos"], json!(["a", "b"]), "{lifted}");
+    assert!(!stays("a") && !stays("b"));
+    // Where it is not, there is nothing to mark; where nothing can be read, that is said.
+    two.only("b").run(["delete", &id, "--yes"]).expect_code(0);
+    let there = two.site.elsewhere.json(["keep", &id]);
+    assert_eq!(there["repos"], json!(["a"]), "{there}");
+    fs::rename(&two.b, two.b.with_extension("parked")).expect("b goes away");
+    let away = two.site.elsewhere.run(["unkeep", &id]).expect_code(3);
+    assert!(away.stderr.contains("in repository b it stays as it is: E-REPO-NONE"), "{away}");
+}
+
+#[test]
 fn what_is_damaged_in_one_repository_is_repaired_from_the_other() {
     let Some(two) = Two::new("two4", false) else { return };
     two.site.cluster.psql("create table t as select g, md5(g::text) m from generate_series(1, 20000) g");

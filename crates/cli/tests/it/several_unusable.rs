@@ -1,6 +1,7 @@
 //! Several repositories, one of which is reached and cannot be used: the others go on, and what is wrong is said.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use pgark_testkit::{ObjectServer, ObjectServerKind, objects_under, skip};
@@ -80,18 +81,38 @@ fn a_first_repository_that_cannot_be_listed_does_not_stop_the_other() {
     let Some(two) = Two::new("unlisted", false) else { return };
     let first = two.backup().expect_code(0).json();
     let id = first["id"].as_str().expect("an id");
-    let pack = two.a.join(format!("clusters/main/backups/{id}/packs/000001"));
-    fs::remove_file(&pack).expect("remove");
-    std::os::unix::fs::symlink("/etc/hostname", &pack).expect("a link");
+    let packs = two.a.join(format!("clusters/main/backups/{id}/packs"));
+    let mode = |mode: u32| fs::set_permissions(&packs, fs::Permissions::from_mode(mode)).expect("a mode");
+    mode(0o000);
     two.site.ledger.write_rows(&two.site.cluster, 3);
     two.site.archive_all();
     let missed = two.backup().expect_code(3);
     let fared = serde_json::json!([{"name": "b", "ok": true}, {"name": "a", "ok": false}]);
     assert_eq!(missed.json()["repos"], fared, "{missed}");
-    assert!(missed.stderr.contains("repository a cannot take the backup: E-REPO-IO"), "{missed}");
+    assert!(missed.stderr.contains("repository a cannot take the backup: E-REPO-DENIED"), "{missed}");
+    mode(0o700);
     let latest = two.site.archive_all();
     assert_eq!(two.only("b").json(["verify"])["ok"], true);
     two.assert_restores_from("b", "r", &latest);
+
+    // What is no object hides nothing else that is wrong, and is put right with it.
+    let pack = packs.join("000001");
+    fs::remove_file(&pack).expect("remove");
+    std::os::unix::fs::symlink("/etc/hostname", &pack).expect("a link");
+    let record = two.a.join(format!("clusters/main/backups/{id}/record"));
+    let mut bytes = fs::read(&record).expect("an object");
+    *bytes.last_mut().expect("bytes") ^= 1;
+    fs::write(&record, bytes).expect("damage");
+    let found = two.only("a").run(["verify", "--json"]).expect_code(20).json()["problems"].to_string();
+    assert!(found.contains("/packs/000001") && found.contains("/record"), "{found}");
+    let mut rounds = 0;
+    while two.only("a").run(["verify", "--repair"]).code != Some(0) {
+        rounds += 1;
+        assert!(rounds < 4, "{}", two.only("a").run(["verify"]));
+    }
+    assert!(pack.symlink_metadata().expect("there").is_file());
+    two.site.elsewhere.run(["replicate", "--from", "b", "--to", "a"]).expect_code(0);
+    two.assert_restores_from("a", "ra", &latest);
 }
 
 /// As a rule of the bucket leaves it that does not spare them.

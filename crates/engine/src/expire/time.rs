@@ -13,7 +13,7 @@ use crate::ctx::Ctx;
 use crate::error::Result;
 
 /// For a plan that is only shown: what a run would learn from the clock of the store when it writes. Where that cannot be asked,
-/// the plan says so.
+/// the plan says so. A client that removes nothing has no run.
 ///
 /// # Errors
 /// As the run would refuse.
@@ -24,7 +24,7 @@ pub fn ask_the_store(
     repo: &Repository,
     ctx: &Ctx,
 ) -> Result<()> {
-    if !repo.store().has_own_clock() || !plan.changes() {
+    if !repo.store().has_own_clock() || !repo.store().may_delete() || !plan.changes() {
         return Ok(());
     }
     match clock::by_probe(repo, ctx) {

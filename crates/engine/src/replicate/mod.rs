@@ -6,6 +6,7 @@
 //! deletes stays in the other.
 
 pub mod lacking;
+mod marks;
 pub(crate) mod objects;
 mod reports;
 pub(crate) mod wal;
@@ -67,6 +68,8 @@ pub struct ReplicatePlan {
     pub lost: Vec<(BackupEntry, Vec<(ObjectName, Fingerprint)>)>,
     /// Backups that both list, of which the source cannot tell what they consist of, and why.
     pub unreadable: Vec<(BackupId, String)>,
+    /// Backups that both list, as they are to be protected in the copy as well.
+    pub marks: Vec<BackupEntry>,
     pub reports: Vec<ReportId>,
 }
 
@@ -80,6 +83,7 @@ impl ReplicatePlan {
             && self.backups.is_empty()
             && self.lost.is_empty()
             && self.unreadable.is_empty()
+            && self.marks.is_empty()
             && self.reports.is_empty()
             && self.wal.iter().all(|w| w.histories.is_empty())
     }
@@ -90,6 +94,8 @@ pub struct ReplicateReport {
     pub backups: Vec<BackupId>,
     /// Backups that were listed and had lost objects.
     pub mended: Vec<BackupId>,
+    /// Backups that were listed and got marks.
+    pub marked: Vec<BackupId>,
     pub segments: u64,
     pub reports: u64,
     /// Of the audit trail.
@@ -125,6 +131,8 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
             false => backups.push(entry.clone()),
         }
     }
+    let listed = |e: &BackupEntry| target.as_ref().and_then(|t| t.backup(&e.id));
+    let marks = both.iter().filter_map(|e| marks::missing(e, listed(e)?)).collect();
     let (mut incomplete, mut unreadable) = (vec![], vec![]);
     if let (Some(to), Which::Missing | Which::One(_)) = (to, &options.which) {
         let there = objects_there(to, &options.cluster)?;
@@ -156,7 +164,7 @@ pub fn plan(from: &Repository, to: Option<&Repository>, options: &ReplicateOptio
         wal.push(wal::to_copy(from, to, &options.cluster, lineage, begins.min())?);
     }
     let reports = reports::missing(from, to, options)?;
-    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, unreadable, reports })
+    Ok(ReplicatePlan { lineages: source.lineages, wal, backups, lost: incomplete, unreadable, marks, reports })
 }
 
 /// Whether one copy has given up a key that the other one still holds.
@@ -210,9 +218,11 @@ pub fn run(
     for lineage in &plan.lineages {
         catalog.register(lineage, true)?;
     }
+    // Before the copy's retention comes.
+    let marked = marks::copy(&catalog, &plan.marks)?;
     remove_remains(&catalog)?;
     let failed = plan.unreadable.iter().map(|(id, why)| (id.to_string(), why.clone())).collect();
-    let mut report = ReplicateReport { failed, ..ReplicateReport::default() };
+    let mut report = ReplicateReport { failed, marked, ..ReplicateReport::default() };
     for part in &plan.wal {
         wal::copy(from, to, &options.cluster, part, options.jobs, ctx, &mut report)?;
     }

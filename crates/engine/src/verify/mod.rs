@@ -25,7 +25,7 @@ use pgark_repo::names::{self, BackupId};
 use pgark_repo::pack;
 use pgark_repo::record::{Record, manifest_reader};
 use pgark_repo::register::RegisterProblem;
-use pgark_repo::store::{ObjectName, StoreErrorKind};
+use pgark_repo::store::{ObjectName, StoreError, StoreErrorKind};
 use pgark_repo::wal::WalArchive;
 use pgark_repo::{RepoError, Repository};
 
@@ -218,7 +218,7 @@ impl<'a> Verify<'a> {
                             let Some((name, Check::Pack { object, .. })) = list.get(i) else { return Ok(()) };
                             match this.unsteady.read(name, || this.check_pack(object)) {
                                 Ok(n) => drop(bytes.fetch_add(n, Ordering::Relaxed)),
-                                Err(e) if e.is_damage() || is_archived(&e) => {
+                                Err(e) if e.is_damage() || is_withheld(&e) => {
                                     found.lock().expect("no thread panics with the lock").push((i, e))
                                 }
                                 Err(e) => return Err(e.into()),
@@ -235,7 +235,7 @@ impl<'a> Verify<'a> {
         self.report.bytes_checked += bytes.load(Ordering::Relaxed);
         for (i, e) in found.into_inner().expect("the workers are gone") {
             let Some((name, Check::Pack { users, .. })) = list.get(i) else { continue };
-            if is_archived(&e) {
+            if is_withheld(&e) {
                 self.report.objects_checked -= 1;
                 let (object, why, backups) = (name.clone(), e.to_string(), users.clone());
                 self.report.unchecked.push(Unchecked { object, why, backups });
@@ -252,7 +252,7 @@ impl<'a> Verify<'a> {
         let read = match self.options.depth {
             Depth::Full => match pack::verify(self.repo.store(), self.repo.keys(), &name, &object.fingerprint) {
                 // That it is there with the right length can be seen.
-                Err(e) if is_archived(&e) => {
+                Err(e) if is_withheld(&e) => {
                     self.check_size(object, &name)?;
                     return Err(e);
                 }
@@ -265,6 +265,19 @@ impl<'a> Verify<'a> {
         };
         self.parity.check(self.repo, &name)?;
         Ok(read)
+    }
+
+    /// A list that met something that is no object has shown everything else.
+    fn strange(&mut self, listed: std::result::Result<(), StoreError>) -> Result<()> {
+        match listed {
+            Err(StoreError::Strange { object, what }) => {
+                if !self.report.problems.iter().any(|p| p.object == object) {
+                    self.problem(&object, ProblemKind::Damaged, format!("it is no object: {what}"), vec![], vec![]);
+                }
+                Ok(())
+            }
+            other => Ok(other.map_err(RepoError::from)?),
+        }
     }
 
     fn check_size(&self, object: &PackUse, name: &ObjectName) -> Result<(), RepoError> {
@@ -283,7 +296,7 @@ impl<'a> Verify<'a> {
         ];
         let (own, wal, claimed) = (format!("{dir}/"), format!("{dir}/wal/"), &self.claimed);
         let mut found: Vec<String> = vec![];
-        self.repo.store().list("", &mut |stat| {
+        let listed = self.repo.store().list("", &mut |stat| {
             let name = stat.name.as_str();
             let of_trail = names::lasting_kind(&stat.name) == Some(ObjectKind::Audit)
                 || names::split_seal(&stat.name).is_some_and(|(object, _)| names::audit_number(&object).is_some());
@@ -295,7 +308,8 @@ impl<'a> Verify<'a> {
                 found.push(name.to_owned());
             }
             Ok(())
-        })?;
+        });
+        self.strange(listed)?;
         let (rescue, found): (Vec<String>, Vec<String>) = found.into_iter().partition(|name| rescue::owns(name));
         if rescue.is_empty() {
             let what = "the extractor for the day without pgark is not in rescue/: 'pgark init' or 'pgark replicate' puts it there";
@@ -332,8 +346,9 @@ fn is_probe(name: &str) -> bool {
     name.starts_with("probe/")
 }
 
-fn is_archived(e: &RepoError) -> bool {
-    matches!(e, RepoError::Store(e) if e.kind() == StoreErrorKind::Archived)
+/// It is there, and its bytes are not to be had by us now.
+fn is_withheld(e: &RepoError) -> bool {
+    matches!(e, RepoError::Store(e) if matches!(e.kind(), StoreErrorKind::Archived | StoreErrorKind::Denied))
 }
 
 fn kind_of(e: &RepoError) -> ProblemKind {

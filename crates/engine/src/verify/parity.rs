@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pgark_repo::parity::{self, HealError, ParityState};
-use pgark_repo::store::ObjectName;
+use pgark_repo::store::{ObjectName, StoreError};
 use pgark_repo::{RepoError, Repository, names};
 
 use super::{Depth, Names, ProblemKind, Verify};
@@ -34,7 +34,11 @@ impl ParityFindings {
             }
             Ok(())
         };
-        repo.store().list(dir, &mut visit).map_err(RepoError::from)?;
+        match repo.store().list(dir, &mut visit) {
+            // Told of with the other strangers.
+            Ok(()) | Err(StoreError::Strange { .. }) => {}
+            Err(e) => return Err(RepoError::from(e).into()),
+        }
         Ok(ParityFindings { present, depth, found: Mutex::default() })
     }
 

@@ -320,7 +320,7 @@ impl Verify<'_> {
         }
         let (mut found, mut expired, claimed) = (vec![], 0u64, &self.claimed);
         let (conflicts, books) = (format!("{}/conflicts/", wal.place().dir()), wal.head_register());
-        self.repo.store().list(&wal.place().dir(), &mut |stat| {
+        let listed = self.repo.store().list(&wal.place().dir(), &mut |stat| {
             let name = stat.name.as_str();
             let segment = names::segment_copy(names::principal(stat.name.basename()), lineage.segment_size);
             let has_expired = segment.is_some_and(|(n, copy)| copy < head.expired_below(&n));
@@ -332,7 +332,8 @@ impl Verify<'_> {
                 found.push(stat.name);
             }
             Ok(())
-        })?;
+        });
+        self.strange(listed)?;
         let mut unacknowledged = 0u64;
         for object in found {
             let name = object.as_str();

@@ -89,7 +89,13 @@ impl LocalStore {
         self.root.dir(name.parent()).map_err(|e| read_error("open directory of", name, e))
     }
 
-    fn list_below(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    /// `strange` is the first thing that is no object; everything else is visited.
+    fn list_below(
+        &self,
+        prefix: &str,
+        visit: &mut Visit<'_>,
+        strange: &mut Option<StoreError>,
+    ) -> Result<(), StoreError> {
         let Some((dir, entries)) = self.entries(prefix)? else { return Ok(()) };
         let mut objects = vec![];
         for entry in entries {
@@ -99,13 +105,16 @@ impl LocalStore {
         objects.sort_by(|(a, ak), (b, bk)| sort_key(a, *ak).cmp(sort_key(b, *bk)));
         for (name, kind) in objects {
             if kind == FileType::Directory {
-                self.list_below(name.as_str(), visit)?;
+                self.list_below(name.as_str(), visit, strange)?;
                 continue;
             }
             match fs::statat(&dir, name.basename(), AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => {} // deleted since we read the directory
                 Err(e) => return Err(system_error("stat", name, e)),
-                Ok(stat) => visit(object_stat(&name, &stat)?)?,
+                Ok(stat) => match object_stat(&name, &stat) {
+                    Err(e @ StoreError::Strange { .. }) => drop(strange.get_or_insert(e)),
+                    plain => visit(plain?)?,
+                },
             }
         }
         Ok(())
@@ -134,7 +143,6 @@ impl LocalStore {
             }
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(kind) = entry_kind(&dir, &entry).map_err(failed)? {
-                require_plain(prefix, &name, kind)?;
                 entries.push(Entry { name, kind });
             }
         }
@@ -188,23 +196,35 @@ impl Store for LocalStore {
 
     fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         check_prefix(prefix)?;
-        self.list_below(prefix, visit)
+        let mut strange = None;
+        self.list_below(prefix, visit, &mut strange)?;
+        strange.map_or(Ok(()), Err)
     }
 
     fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         check_prefix(prefix)?;
         let entries = self.entries(prefix)?.map_or_else(Vec::new, |(_, entries)| entries);
         let mut dirs = vec![];
-        for entry in entries.into_iter().filter(|e| e.kind == FileType::Directory) {
-            below(prefix, &entry.name)?;
-            dirs.push(entry.name);
+        for entry in entries {
+            let name = below(prefix, &entry.name)?;
+            match entry.kind {
+                FileType::Directory => dirs.push(entry.name),
+                FileType::RegularFile => {}
+                // It may be in the place of a directory.
+                FileType::Symlink => return Err(StoreError::strange(name, LINK)),
+                _ => return Err(StoreError::strange(name, NOT_REGULAR)),
+            }
         }
         dirs.sort();
         Ok(dirs)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.stat(name)?;
+        match self.stat(name) {
+            // It can be removed for what it is.
+            Ok(_) | Err(StoreError::Strange { .. }) => {}
+            Err(e) => return Err(e),
+        }
         let dir = self.parent_dir(name)?;
         fs::unlinkat(&dir, name.basename(), AtFlags::empty()).map_err(|e| read_error("delete", name, e))?;
         fsync_dir(&dir).map_err(|e| system_error("fsync directory of", name, e))?;
@@ -291,18 +311,13 @@ fn entry_kind(dir: &OwnedFd, entry: &fs::DirEntry) -> Sys<Option<FileType>> {
     }
 }
 
-fn require_plain(prefix: &str, name: &str, kind: FileType) -> Result<(), StoreError> {
-    if matches!(kind, FileType::Directory | FileType::RegularFile) {
-        return Ok(());
-    }
-    let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-    Err(StoreError::io("list", path.escape_debug(), io::Error::other("not a regular file")))
-}
-
 fn sort_key(name: &ObjectName, kind: FileType) -> impl Iterator<Item = u8> {
     let slash = if kind == FileType::Directory { "/" } else { "" };
     name.as_str().bytes().chain(slash.bytes())
 }
+
+const LINK: &str = "a symbolic link is in the way; links are not followed";
+const NOT_REGULAR: &str = "not a regular file";
 
 fn object_stat(name: &ObjectName, stat: &fs::Stat) -> Result<ObjectStat, StoreError> {
     match file_type(stat) {
@@ -312,8 +327,8 @@ fn object_stat(name: &ObjectName, stat: &fs::Stat) -> Result<ObjectStat, StoreEr
             Ok(ObjectStat { name: name.clone(), size, modified: modified(stat) })
         }
         FileType::Directory => Err(StoreError::not_found(name)),
-        FileType::Symlink => Err(system_error("stat", name, Errno::LOOP)),
-        _ => Err(StoreError::io("stat", name, io::Error::other("not a regular file"))),
+        FileType::Symlink => Err(StoreError::strange(name, LINK)),
+        _ => Err(StoreError::strange(name, NOT_REGULAR)),
     }
 }
 
@@ -392,6 +407,9 @@ fn read_error(operation: &'static str, object: impl ToString, e: Errno) -> Store
     match e {
         // ENOTDIR: an object lies where a directory would have to be.
         Errno::NOENT | Errno::NOTDIR => StoreError::not_found(object),
+        Errno::LOOP => StoreError::strange(object, LINK),
+        // A socket cannot be opened.
+        Errno::NXIO => StoreError::strange(object, NOT_REGULAR),
         _ => system_error(operation, object, e),
     }
 }

@@ -225,6 +225,10 @@ pub enum StoreError {
     Archived { object: String, source: io::Error },
     #[error("'{name}' is not a valid object name: {why}")]
     InvalidName { name: String, why: &'static str },
+    /// Somebody put a link, a pipe or the like where an object or a directory belongs. It is never followed or read; a list ends with
+    /// it when everything else was visited.
+    #[error("{object} is no object: {what}")]
+    Strange { object: String, what: &'static str },
     #[error("the store is read-only")]
     ReadOnly,
     #[error("{object} is not removed: this client only appends to the repository")]
@@ -282,6 +286,7 @@ impl StoreError {
             | StoreError::NoSpace { object, .. }
             | StoreError::Denied { object, .. }
             | StoreError::Archived { object, .. }
+            | StoreError::Strange { object, .. }
             | StoreError::AppendOnly { object }
             | StoreError::Io { object, .. } => Some(object),
             StoreError::InvalidName { name, .. } => Some(name),
@@ -301,7 +306,7 @@ impl StoreError {
             StoreError::InvalidName { .. } => StoreErrorKind::InvalidName,
             StoreError::ReadOnly => StoreErrorKind::ReadOnly,
             StoreError::AppendOnly { .. } => StoreErrorKind::AppendOnly,
-            StoreError::Io { .. } => StoreErrorKind::Io,
+            StoreError::Strange { .. } | StoreError::Io { .. } => StoreErrorKind::Io,
         }
     }
 
@@ -315,6 +320,10 @@ impl StoreError {
 
     pub(crate) fn not_found(object: impl ToString) -> Self {
         StoreError::NotFound { object: object.to_string() }
+    }
+
+    pub(crate) fn strange(object: impl ToString, what: &'static str) -> Self {
+        StoreError::Strange { object: object.to_string(), what }
     }
 
     pub(crate) fn already_exists(object: impl ToString) -> Self {

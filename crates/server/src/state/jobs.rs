@@ -195,7 +195,8 @@ impl State {
     }
 
     /// How it ended; and, in the same change, the next try when there is one, and that its schedule passes over what became due
-    /// meanwhile. A final state is never changed. `at` is when it ended, which may be found out later.
+    /// while it ran. A final state is never changed. `at` is when it ended, which may be found out later: what became due after that
+    /// was missed. So was what became due since the start of one that was interrupted.
     pub fn job_ended(
         &self,
         id: &str,
@@ -228,8 +229,8 @@ impl State {
                 };
                 again = Some(insert(&change, &next, Some(&job.id), job.attempt + 1, now)?);
             }
-            if let Some(schedule) = &job.schedule {
-                change.execute("update schedules set considered = ?2 where name = ?1", params![schedule, text(now)])?;
+            if let Some(schedule) = job.schedule.as_ref().filter(|_| *state != JobState::Interrupted) {
+                change.execute("update schedules set considered = ?2 where name = ?1", params![schedule, text(at)])?;
             }
         }
         match &again {

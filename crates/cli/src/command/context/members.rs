@@ -89,6 +89,18 @@ impl Context {
                     Some(_) => self.open_copy_as_writer(&first.repo, settings, patience),
                 },
             };
+            // A copy is opened with the key of the first, which may be the one that does not answer.
+            let repo = match (repo, opened.members.first()) {
+                (Err(failure), Some(first)) if is_away(&failure) && !first.required && !answers(first) => {
+                    let alone = self.open_repository(settings).and_then(|repo| usable_as_first(&repo).map(|()| repo));
+                    if alone.is_ok() {
+                        let first = opened.members.remove(0);
+                        opened.away.push((first.name, failure));
+                    }
+                    alone
+                }
+                (repo, _) => repo,
+            };
             match repo {
                 Ok(repo) => {
                     trail_opened(&self.trail, settings, &repo);
@@ -451,6 +463,10 @@ impl Opened {
     pub fn is_several(&self) -> bool {
         self.members.len() + self.away.len() > 1
     }
+}
+
+fn answers(member: &Member) -> bool {
+    Repository::ring_bytes(member.repo.store()).is_ok()
 }
 
 /// Whether the repository could not be reached, so that the same may succeed later. What it refuses is another matter.

@@ -183,16 +183,23 @@ impl Store for SftpStore {
 
     fn list(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         check_prefix(prefix)?;
-        self.inner.list_below(prefix, visit)
+        let mut strange = None;
+        self.inner.list_below(prefix, visit, &mut strange)?;
+        strange.map_or(Ok(()), Err)
     }
 
     fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         check_prefix(prefix)?;
         let entries = self.inner.entries(prefix)?.0;
         let mut dirs = vec![];
-        for entry in entries.into_iter().filter(|entry| entry.attributes.kind() == FileKind::Directory) {
-            below(prefix, &entry.name)?;
-            dirs.push(entry.name);
+        for entry in entries {
+            let name = below(prefix, &entry.name)?;
+            match entry.attributes.kind() {
+                FileKind::Directory => dirs.push(entry.name),
+                FileKind::Regular => {}
+                // It may be in the place of a directory.
+                kind => return Err(StoreError::strange(name, strange(kind))),
+            }
         }
         dirs.sort();
         Ok(dirs)
@@ -299,7 +306,13 @@ impl Inner {
         Ok(file)
     }
 
-    fn list_below(&self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    /// `strange` is the first thing that is no object; everything else is visited.
+    fn list_below(
+        &self,
+        prefix: &str,
+        visit: &mut Visit<'_>,
+        strange: &mut Option<StoreError>,
+    ) -> Result<(), StoreError> {
         let mut objects = vec![];
         for entry in self.entries(prefix)?.0 {
             objects.push((below(prefix, &entry.name)?, entry.attributes));
@@ -308,8 +321,11 @@ impl Inner {
         objects.sort_by(|(a, aa), (b, ba)| sort_key(a, aa).cmp(sort_key(b, ba)));
         for (name, attributes) in objects {
             match attributes.kind() {
-                FileKind::Directory => self.list_below(name.as_str(), visit)?,
-                _ => visit(object_stat(&name, &attributes)?)?,
+                FileKind::Directory => self.list_below(name.as_str(), visit, strange)?,
+                _ => match object_stat(&name, &attributes) {
+                    Err(e @ StoreError::Strange { .. }) => drop(strange.get_or_insert(e)),
+                    plain => visit(plain?)?,
+                },
             }
         }
         Ok(())
@@ -351,11 +367,11 @@ impl Inner {
                 entry.attributes = attributes;
             }
             match entry.attributes.kind() {
-                FileKind::Directory | FileKind::Regular => entries.push(entry),
-                kind => {
+                kind @ FileKind::Unknown => {
                     let path = if prefix.is_empty() { entry.name } else { format!("{prefix}/{}", entry.name) };
                     return Err(StoreError::io("list", path.escape_debug(), io::Error::other(strange(kind))));
                 }
+                _ => entries.push(entry),
             }
         }
         Ok((entries, temps))
@@ -450,7 +466,8 @@ fn object_stat(name: &ObjectName, attributes: &Attributes) -> Result<ObjectStat,
             Ok(ObjectStat { name: name.clone(), size, modified })
         }
         FileKind::Directory => Err(StoreError::not_found(name)),
-        kind => Err(StoreError::io("stat", name, io::Error::other(strange(kind)))),
+        kind @ FileKind::Unknown => Err(StoreError::io("stat", name, io::Error::other(strange(kind)))),
+        kind => Err(StoreError::strange(name, strange(kind))),
     }
 }
 

@@ -79,7 +79,10 @@ impl Tree {
                 FileKind::Directory | FileKind::Regular if index == last => return Ok(Some(attributes)),
                 FileKind::Directory => {}
                 FileKind::Regular => return Ok(None),
-                kind => return Err(StoreError::io("stat", object, io::Error::other(strange(kind)))),
+                kind @ FileKind::Unknown => {
+                    return Err(StoreError::io("stat", object, io::Error::other(strange(kind))));
+                }
+                kind => return Err(StoreError::strange(object, strange(kind))),
             }
         }
         Ok(None)
