@@ -427,6 +427,7 @@ fn archiving(
                         let newest =
                             catalog.physical().last().map(|b| SegmentNo::containing(b.lsn_start, lineage.segment_size));
                         gaps(member, options, lineage, found.timeline, newest, f);
+                        restorable(member, options, ctx, f);
                         registered.push((member, lineage.clone()));
                     }
                     None => {
@@ -487,7 +488,8 @@ fn gaps(
     newest: Option<SegmentNo>,
     f: &mut Findings,
 ) {
-    let head = match WalArchive::new(&member.repo, &options.cluster, lineage.system_id).head() {
+    let archive = WalArchive::new(&member.repo, &options.cluster, lineage.system_id);
+    let head = match archive.head().and_then(|head| archive.present(&head, lineage.segment_size)) {
         Ok(head) => head,
         Err(e) => return f.add("wal gaps", Verdict::NotChecked, e.to_string()),
     };
@@ -503,6 +505,31 @@ fn gaps(
             "wal gaps",
             Verdict::Warning,
             format!("{} to {} never arrived here; a backup may bring them from the server, and 'pgark replicate' from another repository", name(*first), name(*last)),
+        ),
+    }
+}
+
+/// Whether the WAL that each backup needs for itself is there.
+fn restorable(member: &Member, options: &CheckOptions, ctx: &Ctx, f: &mut Findings) {
+    let found = match crate::info::info(&member.repo, Some(&options.cluster), ctx).map(|mut all| all.pop()) {
+        Ok(Some(found)) if found.problems.is_empty() && found.not_opened.is_empty() => found,
+        Ok(Some(found)) => {
+            let why = found.problems.iter().chain(&found.not_opened).cloned().collect::<Vec<_>>().join("; ");
+            return f.add("restorable", Verdict::NotChecked, why);
+        }
+        Ok(None) => return,
+        Err(e) => return f.add("restorable", Verdict::NotChecked, e.to_string()),
+    };
+    let lost: Vec<String> = found.unrestorable().iter().map(ToString::to_string).collect();
+    match lost.is_empty() {
+        true => f.add("restorable", Verdict::Ok, "the WAL that the backups need is there"),
+        false => f.add(
+            "restorable",
+            Verdict::Failed,
+            format!(
+                "{} cannot be restored: WAL that they need is not there; 'pgark verify' says which",
+                lost.join(", ")
+            ),
         ),
     }
 }

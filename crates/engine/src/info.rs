@@ -1,6 +1,6 @@
 //! What a repository holds of a cluster: backups, the windows that can be recovered to, and the gaps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use pgark_pg::history::TimelineHistory;
@@ -39,6 +39,20 @@ pub struct ClusterInfo {
     pub problems: Vec<String>,
     /// What a writer's secret is not for.
     pub not_opened: Vec<String>,
+}
+
+impl ClusterInfo {
+    /// Physical backups of the system in force that no window begins with: WAL that they themselves need is not there. None where
+    /// the windows are not all known.
+    pub fn unrestorable(&self) -> Vec<BackupId> {
+        if !self.problems.is_empty() || !self.not_opened.is_empty() {
+            return vec![];
+        }
+        let served: BTreeSet<&BackupId> = self.windows.iter().flat_map(|w| &w.backups).collect();
+        let own = self.backups.iter().filter(|b| b.as_physical().is_some() && b.system_id == self.system_id);
+        let lost = own.filter(|b| b.damaged.is_none() && !served.contains(&b.id));
+        lost.map(|b| b.id.clone()).collect()
+    }
 }
 
 /// Every moment from the first backup's end to the end of unbroken WAL can be restored, both ends included.

@@ -57,6 +57,7 @@ impl Figures {
             room: Room::of(document.get("repository").unwrap_or(&Value::Null)),
             ..Figures::default()
         };
+        figures.damaged += list(found, "unrestorable").len();
         for backup in complete {
             figures.complete += 1;
             figures.damaged += usize::from(backup.get("damaged").is_some_and(|d| !d.is_null()));

@@ -99,6 +99,7 @@ pub fn of_clusters(known: &[(&ClusterConfig, Arc<Known>, Room)]) -> Registry {
 
 /// What a document of `info` says.
 struct OfInfo {
+    recoverable: Family<OfCluster, Seconds>,
     from: Family<OfCluster, Seconds>,
     until: Family<OfCluster, Seconds>,
     gaps: Family<OfCluster, Seconds>,
@@ -122,6 +123,7 @@ impl OfInfo {
         let mut of = |name, help| families.of_cluster(name, help);
         let (from, until) = ("recovery_window_start_timestamp_seconds", "recovery_window_end_timestamp_seconds");
         OfInfo {
+            recoverable: of("recoverable", "Whether anything could be recovered, as of the last read"),
             from: of(from, "The earliest moment that can be recovered"),
             until: of(until, "The latest moment that can be recovered"),
             gaps: of("wal_gap_segments", "Missing WAL segments between those that are there"),
@@ -143,6 +145,8 @@ impl OfInfo {
 
     fn tell(&self, label: &OfCluster, known: &Known, room: &Room) {
         let of = &known.figures;
+        let recoverable = known.refreshed.and_then(|at| known.can_recover(at));
+        set(&self.recoverable, label, recoverable.map(|can| f64::from(u8::from(can))));
         set(&self.from, label, known.from.map(seconds));
         set(&self.until, label, known.until.map(seconds));
         set(&self.gaps, label, Some(of.gap_segments));

@@ -225,11 +225,14 @@ fn evaluate(args: &RunArgs, context: &Context, warnings: &mut Vec<String>) -> Re
         });
         match looked {
             Ok(found) => {
+                // Without its WAL it is as lost as a damaged one.
+                let (now, lost, mut backups) = (context.ctx.now(), found.unrestorable(), found.backups.clone());
+                backups.iter_mut().filter(|b| lost.contains(&b.id)).for_each(|b| b.damaged = Some(now));
                 let facts = Facts {
-                    now: context.ctx.now(),
+                    now,
                     cluster: cluster.as_str(),
                     repository: of,
-                    backups: &found.backups,
+                    backups: &backups,
                     gaps: found.gaps.len(),
                     recovery_point: found.windows.iter().filter_map(|w| w.to_time).max(),
                 };

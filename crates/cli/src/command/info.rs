@@ -260,6 +260,14 @@ fn text(c: &ClusterInfo) -> String {
                 &format!("  {0} is there until {1}: 'pgark unexpire {0}' brings it back\n", e.backup, timestamp(e.due));
         }
     }
+    let lost = c.unrestorable();
+    if !lost.is_empty() {
+        let ids: Vec<&str> = lost.iter().map(|id| id.as_str()).collect();
+        out += &format!(
+            "  CANNOT BE RESTORED: {}: WAL that they need is not there; 'pgark verify' says which\n",
+            ids.join(", ")
+        );
+    }
     for p in &c.problems {
         out += &format!("  PROBLEM: {p}\n");
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Ask;
 use super::machine::{At, Effect, Failure, State, Step, said};
-use super::steps::{ADOPT, ANSWERS_WITHIN, MARGIN, READY, RESTORE, SMOKE, START, STOP};
+use super::steps::{ADOPT, ANSWERS_WITHIN, MARGIN, READY, REPOINT, RESTORE, SMOKE, START, STOP};
 use crate::journal::{Event, Line};
 use crate::service::{Proof, Seen, Service, State as ServiceState};
 
@@ -109,6 +109,10 @@ impl Step for StopService {
         let now = self.service.look(at.ctx);
         if now.state == ServiceState::Running {
             return Ok(json!({"told": format!("it runs, on the database of before: {}", now.detail)}));
+        }
+        if at.lines.iter().any(|l| matches!(&l.event, Event::Left { step, .. } if step == REPOINT)) {
+            return Ok(json!({"told": "not started again: what it points to could not be put back",
+                "left": ["the application is stopped: put back what it points to, then start it"]}));
         }
         let answers = self.way_back.as_ref().is_some_and(WayBack::answers);
         if !ran || !answers {

@@ -123,17 +123,19 @@ impl Step for Repoint {
 
     /// In reverse order. One that cannot be taken back keeps none of the others.
     fn undo(&mut self, at: &At<'_>) -> Result<Value> {
-        let mut failed: Option<EngineError> = None;
+        let mut failed: Vec<EngineError> = vec![];
         let begun = self.begun(at.lines);
         for (turn, planned) in self.turns.iter().zip(self.planned(at.before)?).take(begun).rev() {
             match turn.take_back(planned, at.ctx) {
                 Ok(()) => {}
                 Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
-                Err(e) => failed = failed.or(Some(e)),
+                Err(e) => failed.push(e),
             }
         }
-        match failed {
-            Some(e) => Err(e),
+        let why: Vec<String> = failed.iter().map(ToString::to_string).collect();
+        match failed.into_iter().next() {
+            Some(only) if why.len() == 1 => Err(only),
+            Some(first) => Err(EngineError::failed(first.code(), why.join("; "), first.hint().unwrap_or_default())),
             None => Ok(json!({"told": format!("it points to the database of before: {}", self.told())})),
         }
     }

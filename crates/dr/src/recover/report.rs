@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::application::seen_first;
 use super::machine::{At, Failure, State, done};
-use super::steps::{ADOPT, ASIDE, CHOOSE, FENCE, NOTIFY, REPLAY, REPORT, RESTORE, SERVE, VALIDATE};
+use super::steps::{ADOPT, ASIDE, CHOOSE, FENCE, NOTIFY, REPLAY, REPORT, RESTORE, SERVE, START, STOP, VALIDATE};
 use super::{Goal, Opening, Recovery, WHAT};
 use crate::journal::{Event, Line};
 use crate::service::State as ServiceState;
@@ -170,6 +170,7 @@ impl Report {
                 held_back(opening, &found, &mut warnings, &mut left);
             }
             stays_stopped(&found, lines, &mut left);
+            application_stopped(&found, lines, state, &mut left);
             left.extend(comes_back(opening, &found, (failure, state), in_place).map(str::to_owned));
         }
         if rpo.is_some_and(|g| g.missed()) {
@@ -385,6 +386,16 @@ fn stays_stopped(found: &BTreeMap<String, Value>, lines: &[Line], left: &mut Vec
     // In its own place, it is the recovered one that runs or does not.
     if fence.is_some() && ran && !found.contains_key(ASIDE) {
         left.push("the server that was to be replaced was stopped, and stays stopped: nobody else starts it".into());
+    }
+}
+
+/// An application that was stopped, of a recovery that was given up before it was started again.
+fn application_stopped(found: &BTreeMap<String, Value>, lines: &[Line], state: State, left: &mut Vec<String>) {
+    let ran = seen_first(lines, STOP).is_some_and(|seen| seen.state == ServiceState::Running);
+    let goes_on = found.get(STOP).and_then(|f| f.get("told")).is_some_and(|told| told == "it goes on");
+    let started = lines.iter().any(|l| matches!(&l.event, Event::Begins { step, .. } if step == START));
+    if state == State::Abandoned && ran && !goes_on && !started && found.contains_key(STOP) {
+        left.push("the application was stopped, and stays stopped: start it when its database is right".into());
     }
 }
 

@@ -63,10 +63,10 @@ impl Questioner {
         let options = options.to_database(database);
         let found = match ask_as {
             AskAs::Connected => Questioner { options, made: None },
-            AskAs::Role(role) => Questioner { options: options.with("user", role).without("password"), made: None },
+            AskAs::Role(role) => Questioner { options: options.as_role(role), made: None },
             AskAs::Made => match make_role(&options)? {
                 Ok((conn, role)) => {
-                    let options = options.with("user", &role).without("password");
+                    let options = options.as_role(&role);
                     Questioner { options, made: Some((conn, role)) }
                 }
                 Err(reason) => return Ok(Err(reason)),

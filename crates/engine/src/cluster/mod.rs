@@ -40,7 +40,7 @@ pub use objects::{
     DatabaseState, HIDDEN, NORMAL, ObjectFacts, ObjectKind, database_state, each_object, has_foreign_options,
     is_of_version_2, is_of_version_3, is_printed, is_type_of_version_2,
 };
-pub use options::{ConnectOptions, Handover};
+pub use options::{ConnectOptions, Handover, MEET_DAMAGE};
 pub use row::Row;
 pub use snapshot::{SnapshotId, SnapshotSession};
 pub use soundness::{Examined, Examiners, Finding, examine};

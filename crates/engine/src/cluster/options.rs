@@ -28,6 +28,10 @@ pub(super) const SECRET_KEYWORDS: [&str; 5] =
     ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
 /// How to reach a server. What is left out, libpq takes from `PG*` variables, service and password files.
+/// `options` of a superuser's session, whatever the database or the role sets: pages with a wrong checksum or header are errors, and
+/// are not read as they are or as empty.
+pub const MEET_DAMAGE: &str = "-c ignore_checksum_failure=off -c zero_damaged_pages=off";
+
 #[derive(Clone)]
 pub struct ConnectOptions {
     /// libpq keywords with literal values; a later one wins over an earlier one of the same name.
@@ -53,6 +57,13 @@ impl ConnectOptions {
         let others = self.keywords.iter().filter(|(name, _)| name != keyword).cloned();
         let keywords = others.chain([(keyword.to_owned(), value.to_owned())]).collect();
         Self { keywords, statement_timeout: self.statement_timeout }
+    }
+
+    /// To the same server as another role, which may not be one to say `MEET_DAMAGE`.
+    pub(super) fn as_role(&self, role: &str) -> Self {
+        let as_role = self.with("user", role).without("password");
+        let is_ours = self.keywords.iter().any(|(name, value)| name == "options" && value == MEET_DAMAGE);
+        if is_ours { as_role.without("options") } else { as_role }
     }
 
     pub fn without(&self, keyword: &str) -> Self {

@@ -36,6 +36,9 @@ pub struct RestorePlan {
     pub notes: Vec<String>,
 }
 
+/// End of what is said of a backup that holds damaged pages.
+pub const DAMAGED_IN_SOURCE: &str = "pages that were damaged in the source";
+
 /// Which WAL is counted on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wal {
@@ -301,7 +304,7 @@ fn finish(
     }
     let timeline = view.path.timeline_at(Lsn(stop.end.0.saturating_sub(1)));
     if backup.bad_blocks > 0 {
-        notes.push(format!("backup {} holds {} pages that were damaged in the source", backup.id, backup.bad_blocks));
+        notes.push(format!("backup {} holds {} {DAMAGED_IN_SOURCE}", backup.id, backup.bad_blocks));
     }
     let name = |segment: Option<&SegmentName>| *segment.expect("there is at least one");
     let newest_timeline = view.head.timelines().last().map_or(timeline, |t| t.timeline.max(timeline));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pgark_repo::record::BackupRecord;
 
 use super::Scratch;
-use crate::cluster::{ConnectOptions, Connection};
+use crate::cluster::{ConnectOptions, Connection, MEET_DAMAGE};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::logical::child::{self, Running};
@@ -158,14 +158,16 @@ fn settings(scratch: &Scratch, version_num: u32, how: &Isolation<'_>) -> Result<
 
 fn connect_options(socket_dir: &Path, port: u16, superuser: &str) -> ConnectOptions {
     // What a database or a role sets, it sets for sessions that do not say otherwise.
-    let options = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica \
-                   -c statement_timeout=0 -c lock_timeout=0 -c ignore_checksum_failure=off -c zero_damaged_pages=off";
+    let options = format!(
+        "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c statement_timeout=0 \
+         -c lock_timeout=0 {MEET_DAMAGE}"
+    );
     let keywords = [
         ("host", socket_dir.to_string_lossy().into_owned()),
         ("port", port.to_string()),
         ("dbname", "postgres".to_owned()),
         ("user", superuser.to_owned()),
-        ("options", options.to_owned()),
+        ("options", options),
         ("sslmode", "disable".to_owned()),
         ("gssencmode", "disable".to_owned()),
     ];

@@ -34,6 +34,8 @@ struct ClusterDocument {
     expired: serde_json::Value,
     /// The last rehearsal, and how long a recovery would take.
     drill: serde_json::Value,
+    /// Backups whose own WAL is not there.
+    unrestorable: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -186,6 +188,7 @@ fn cluster_document(c: &ClusterInfo, drill: serde_json::Value, dumped: Option<&[
             "due": c.expired_due, "ids": c.expired_backups.iter().map(|e| serde_json::json!({"id": e.backup.to_string(),
                 "since": e.since, "due": e.due})).collect::<Vec<_>>()}),
         drill,
+        unrestorable: c.unrestorable().iter().map(ToString::to_string).collect(),
         problems: c.problems.iter().chain(&c.not_opened).cloned().collect(),
     }
 }

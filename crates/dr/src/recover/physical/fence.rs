@@ -108,7 +108,11 @@ impl Step for Fence {
     }
 
     fn goes_back(&self, failure: &Failure, done: bool) -> bool {
-        done && match self.0.place {
+        // Whether it was stopped is not known.
+        if !done {
+            return failure.is_abandoned() && failure.step == FENCE;
+        }
+        match self.0.place {
             Place::Own => before_it_was_right(failure),
             Place::New => self.0.restart_old && LEADS_BACK.contains(&failure.step.as_str()),
         }
@@ -120,6 +124,10 @@ impl Step for Fence {
         let answered = fact(at, PREFLIGHT, "old_answers").and_then(Value::as_bool) == Some(true);
         if !ran(before.as_ref()) || (self.0.place == Place::New && !answered) {
             return Ok(json!({"told": "it did not run before, or did not answer: it is not started"}));
+        }
+        let now = self.service().look(at.ctx);
+        if now.state == ServiceState::Running {
+            return Ok(json!({"told": format!("it runs: {}", now.detail)}));
         }
         let proof = self.service().start(before.as_ref(), at.ctx)?;
         Ok(json!({"told": format!("it runs again: {}", proof.seen.detail),

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgark_engine::archive::spool::Spool;
-use pgark_engine::cluster::{AskAs, ConnectOptions, Examiners};
+use pgark_engine::cluster::{AskAs, ConnectOptions, Examiners, MEET_DAMAGE};
 use pgark_engine::error::{EngineError, Result};
+use pgark_engine::restore::plan::DAMAGED_IN_SOURCE;
 use pgark_engine::restore::reach::reach;
 use pgark_engine::restore::{self, RestoreOptions, RestorePlan, Target};
 use pgark_engine::scratch::bootstrap_superuser;
@@ -164,7 +165,8 @@ impl Physical {
     fn judged(&self, plan: &RestorePlan, at: &At<'_>) -> Result<Value> {
         let opening = &self.recovery.opening;
         let salvaged = at.done.get(SALVAGE).and_then(|f| f.get("complete")).and_then(Value::as_bool) == Some(true);
-        let mut warnings: Vec<String> = plan.notes.iter().filter(|n| n.starts_with("DEGRADED")).cloned().collect();
+        let told = |note: &&String| note.starts_with("DEGRADED") || note.ends_with(DAMAGED_IN_SOURCE);
+        let mut warnings: Vec<String> = plan.notes.iter().filter(told).cloned().collect();
         let left_out = branch::left_out(self, plan, at)?;
         let everything = salvaged && plan.target == Target::Latest && left_out.is_none();
         let point = match &left_out {
@@ -209,6 +211,8 @@ impl Physical {
             ("port", PRIVATE_PORT.to_string()),
             ("dbname", "postgres".to_owned()),
             ("user", superuser.clone()),
+            // What a database sets, it sets for sessions that do not say otherwise.
+            ("options", MEET_DAMAGE.to_owned()),
             ("sslmode", "disable".to_owned()),
             ("gssencmode", "disable".to_owned()),
         ];
@@ -228,7 +232,7 @@ const PRIVATE_PORT: u16 = 5432;
 /// A socket's name must fit into `sun_path`, together with `/.s.PGSQL.5432.lock`.
 const DIR_BYTES_MAX: usize = 85;
 /// Nobody from outside comes in, and nothing goes out: no sessions, no subscriptions, no jobs, no waiting for standbys.
-const PRIVATE: [(&str, &str); 12] = [
+const PRIVATE: [(&str, &str); 15] = [
     ("listen_addresses", ""),
     ("unix_socket_permissions", "0700"),
     ("unix_socket_group", ""),
@@ -241,6 +245,10 @@ const PRIVATE: [(&str, &str); 12] = [
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("logging_collector", "off"),
+    // Damage must be met as what it is.
+    ("ignore_checksum_failure", "off"),
+    ("zero_damaged_pages", "off"),
+    ("ignore_invalid_pages", "off"),
 ];
 
 /// Whether this failure came before the recovered cluster was found right, so that what was there is put back.
