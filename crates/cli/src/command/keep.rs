@@ -62,7 +62,8 @@ fn run(id: &str, what: &Mark, dry_run: DryRunArgs, global: &GlobalArgs) -> Resul
     let (id, cluster) = (parse_id(id)?, context.cluster()?);
     let change = if dry_run.dry_run { Change::Try } else { Change::Make };
     let all = context.settings.selected_repos()?;
-    let (mut marked, mut failed): (Vec<(&str, BackupEntry)>, Vec<(&str, Failure)>) = (vec![], vec![]);
+    let mut marked: Vec<(&str, BackupEntry)> = vec![];
+    let mut failed: Vec<(&str, Failure)> = vec![];
     for settings in &all {
         let marked_there = context
             .open_repository(settings)

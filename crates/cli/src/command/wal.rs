@@ -106,7 +106,8 @@ fn open(repo: &Repository, context: &Context) -> Result<Archive, Failure> {
     let none = || pgark_repo::RepoError::NoCluster { url: repo.store().url(), cluster: cluster.to_string() };
     let lineage = catalog.lineage().ok_or_else(|| failed(none()))?;
     let wal = WalArchive::new(repo, &cluster, lineage.system_id);
-    let head = wal.head().map_err(failed)?;
+    // What the books name and is not there is a gap.
+    let head = wal.head().and_then(|head| wal.present(&head, lineage.segment_size)).map_err(failed)?;
     Ok(Archive { name: cluster.to_string(), wal, head, size: lineage.segment_size })
 }
 

@@ -186,8 +186,8 @@ fn newest_that_fits(
         dump.and_then(made_by).is_some_and(|by| tools::dump_fits(by, major))
     };
     let ordinary = |b: &&BackupEntry| b.kind == BackupKind::Logical && !b.annotations.contains_key(SAFETY);
-    let listed = catalog.backups.iter().rev().filter(ordinary).filter(|b| !avoid.contains(&b.id));
-    Ok(listed.filter(fits).next().map(|b| b.id.clone()))
+    let mut listed = catalog.backups.iter().rev().filter(ordinary).filter(|b| !avoid.contains(&b.id));
+    Ok(listed.find(fits).map(|b| b.id.clone()))
 }
 
 fn choose(

@@ -217,8 +217,8 @@ impl Runner {
     }
 
     fn ends(&self, job: &Job, outcome: Outcome, at: Timestamp, now: Timestamp) -> Result<()> {
-        let again =
-            matches!(outcome.state, JobState::Failed | JobState::Interrupted) && job.request.can_be_tried_again();
+        let again = matches!(outcome.state, JobState::Failed | JobState::TimedOut | JobState::Interrupted)
+            && job.request.can_be_tried_again();
         let pause = RETRY_AFTER.saturating_mul(1 << (job.attempt.saturating_sub(1)).min(16)).min(RETRY_AFTER_MAX);
         let retry_at = now.checked_add(pause).ok().filter(|_| again);
         let ended = self.state.job_ended(&job.id, &outcome, at, retry_at, now)?;
@@ -260,12 +260,14 @@ fn judged(job: &Job, dir: &Path, ending: &Ending, now: Timestamp) -> Outcome {
     let said = std::fs::read(dir.join(child::RESULT)).ok();
     let said: Option<serde_json::Value> = said.and_then(|text| serde_json::from_slice(&text).ok());
     let error = |key: &str| Some(said.as_ref()?.get("error")?.get(key)?.as_str()?.to_owned());
+    let late = (stopped == Some(JobState::TimedOut))
+        .then(|| format!("it was not done within its deadline of {} s, and was stopped", job.deadline_s));
     match ending {
         Ending::Gone(why) => Outcome {
             state: stopped.unwrap_or(JobState::Interrupted),
             exit_code: None,
             error_code: None,
-            message: Some(why.clone()),
+            message: late.or(Some(why.clone())),
         },
         Ending::Code(code) => Outcome {
             state: match code {
@@ -276,7 +278,7 @@ fn judged(job: &Job, dir: &Path, ending: &Ending, now: Timestamp) -> Outcome {
             },
             exit_code: Some(*code),
             error_code: error("code"),
-            message: error("message").or_else(|| first_failed(said.as_ref()?)),
+            message: late.filter(|_| *code == 5).or_else(|| error("message")).or_else(|| first_failed(said.as_ref()?)),
         },
     }
 }

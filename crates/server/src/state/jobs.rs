@@ -111,11 +111,13 @@ impl State {
         Ok(many(&self.connection(), &query, vec![schedule.to_owned().into()])?.pop())
     }
 
-    /// How often jobs of each kind ended in each way.
+    /// How often jobs of each kind ended in each way, forgotten ones too.
     pub fn job_counts(&self) -> Result<Vec<(String, String, String, i64)>> {
         let connection = self.connection();
         let mut query = connection.prepare(
-            "select cluster, json_extract(request, '$.job'), state, count(*) from jobs group by 1, 2, 3 order by 1, 2, 3",
+            "select cluster, job, state, sum(count) from (
+                select cluster, json_extract(request, '$.job') as job, state, count(*) as count from jobs group by 1, 2, 3
+                union all select cluster, job, state, count from forgotten_jobs) group by 1, 2, 3 order by 1, 2, 3",
         )?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -156,7 +156,7 @@ impl State {
         if found != VERSION {
             change.pragma_update(None, "user_version", VERSION)?;
         }
-        let later = [users::SCHEMA, sessions::SCHEMA, people::SCHEMA, leaving::SCHEMA, samples::SCHEMA];
+        let later = [users::SCHEMA, sessions::SCHEMA, people::SCHEMA, leaving::SCHEMA, samples::SCHEMA, prune::SCHEMA];
         change.execute_batch(&later.concat())?;
         change.commit()?;
         let copies = connected(&file, "normal")?;

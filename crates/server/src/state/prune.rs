@@ -25,6 +25,13 @@ impl Default for Keep {
     }
 }
 
+/// How jobs ended that are forgotten: a counter only grows. A table that came later, and that programs without it pass over.
+pub const SCHEMA: &str = "
+create table if not exists forgotten_jobs (
+    cluster text not null, job text not null, state text not null, count integer not null, primary key (cluster, job, state)
+) strict;
+";
+
 impl State {
     /// Forgets jobs that are over, with what they wrote. Not the last one of each schedule that succeeded, by which it is told when
     /// the schedule is overdue. Gives how many.
@@ -49,7 +56,17 @@ impl State {
                     tracing::warn!(target: "pgark", job = %id, error = %e, "what a job wrote cannot be removed");
                     continue;
                 }
-                _ => self.connection().execute("delete from jobs where id = ?1", [id])?,
+                _ => {
+                    let mut connection = self.connection();
+                    let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                    change.execute(
+                        "insert into forgotten_jobs select cluster, json_extract(request, '$.job'), state, 1 from jobs where id = ?1
+                         on conflict do update set count = count + 1",
+                        [id],
+                    )?;
+                    change.execute("delete from jobs where id = ?1", [id])?;
+                    change.commit()?;
+                }
             };
         }
         Ok(ids.len())

@@ -130,7 +130,7 @@ fn stage_all(options: &RestoreOptions, plan: &RestorePlan, repo: &Repository, ct
                     Related::Above => Want::OnTheWay,
                     Related::No => Want::No,
                 };
-                let written = write(&source, &at, ctx, &want)?;
+                let written = write(&source, at, ctx, &want)?;
                 add(&mut staged.written, written);
                 at.check()?;
             }
