@@ -15,6 +15,9 @@ pub struct Target {
 pub fn redirected(old: &str, to: &Target) -> Result<String> {
     let new = if let Some((scheme, rest)) = old.split_once("://") {
         url(scheme, rest, to)
+    } else if let Some(database) = old.strip_prefix("jdbc:postgresql:") {
+        // The short form: on this machine.
+        url("jdbc:postgresql", &format!("/{}", database.trim_start_matches('/')), to)
     } else if old.contains(';') {
         pairs(old, to, ';', &["host", "server", "data source"], &["database", "initial catalog", "db"])
     } else {
@@ -85,6 +88,9 @@ fn pairs(old: &str, to: &Target, separator: char, hosts: &[&str], databases: &[&
     let port = to.port.map(|p| p.to_string());
     let wanted = [(hosts, to.host.as_deref()), (&["port"], port.as_deref()), (databases, to.database.as_deref())];
     let mut parts: Vec<String> = split(old, separator)?.into_iter().map(str::to_owned).collect();
+    if parts.iter().any(|part| !part.trim().is_empty() && !part.contains('=')) {
+        return Err("it is neither an address nor names with their values");
+    }
     for (names, value) in wanted {
         let Some(value) = value else { continue };
         if value.contains([separator, '\'', '"', '\\', '=', ' ']) || value.is_empty() {

@@ -144,6 +144,8 @@ fn connection_strings_keep_what_is_not_meant() {
         "postgresql://u:p%40@new.example:6432/app?sslmode=require"
     );
     assert_eq!(both("jdbc:postgresql://[::1]/app"), "jdbc:postgresql://new.example:6432/app");
+    assert_eq!(both("jdbc:postgresql:app?user=u"), "jdbc:postgresql://new.example:6432/app?user=u");
+    assert_eq!(both("jdbc:postgresql:/"), "jdbc:postgresql://new.example:6432/");
     assert_eq!(both("postgres://u@old/app#x"), "postgres://u@new.example:6432/app#x");
 
     let database = Target { database: Some("app_restored".into()), ..Target::default() };
@@ -157,6 +159,8 @@ fn connection_strings_keep_what_is_not_meant() {
 
     for bad in [
         "mysql://old/app",
+        "mysql:app",
+        "app",
         "postgres://a,b/app",
         "postgres:///app?host=/tmp",
         "host=a,b",

@@ -27,11 +27,11 @@ const SHOWN_KEYWORDS: [&str; 13] = [
 pub(super) const SECRET_KEYWORDS: [&str; 5] =
     ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
-/// How to reach a server. What is left out, libpq takes from `PG*` variables, service and password files.
 /// `options` of a superuser's session, whatever the database or the role sets: pages with a wrong checksum or header are errors, and
 /// are not read as they are or as empty.
 pub const MEET_DAMAGE: &str = "-c ignore_checksum_failure=off -c zero_damaged_pages=off";
 
+/// How to reach a server. What is left out, libpq takes from `PG*` variables, service and password files.
 #[derive(Clone)]
 pub struct ConnectOptions {
     /// libpq keywords with literal values; a later one wins over an earlier one of the same name.
@@ -71,7 +71,7 @@ impl ConnectOptions {
         Self { keywords, statement_timeout: self.statement_timeout }
     }
 
-    pub(super) fn has(&self, keyword: &str) -> bool {
+    pub(crate) fn has(&self, keyword: &str) -> bool {
         self.keywords.iter().any(|(name, _)| name == keyword)
     }
 

@@ -30,7 +30,7 @@ use pgark_repo::record::{DatabaseDump, FilesPart, GlobalsPart, PartsRecord};
 
 use crate::backup::claim::KeptClaim;
 use crate::backup::job::{BackupJob, new_id};
-use crate::cluster::{self, ConnectOptions, Connection, DatabaseFacts};
+use crate::cluster::{self, ClusterError, ConnectOptions, Connection, DatabaseFacts};
 use crate::ctx::Ctx;
 use crate::error::{EngineError, Result};
 use crate::files::{FilesOptions, Root, check_base, look_at_roots, roots_in};
@@ -126,9 +126,27 @@ struct Server {
     notes: Vec<String>,
 }
 
+/// Where nobody names a database, libpq takes that of the user's name, which need not be there: then one that is wanted will do.
+fn first_session(options: &LogicalOptions) -> Result<Connection> {
+    let opened = Connection::open(&options.connect, options.connect_timeout);
+    let wanted = match &options.databases {
+        Wanted::Named(names) => names.first().map_or("postgres", String::as_str),
+        Wanted::All => "postgres",
+    };
+    match opened {
+        Err(ClusterError::Query { sqlstate, .. }) if sqlstate == NO_DATABASE && !options.connect.has("dbname") => {
+            Ok(Connection::open(&options.connect.to_database(wanted), options.connect_timeout)?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// `invalid_catalog_name`.
+const NO_DATABASE: &str = "3D000";
+
 impl Server {
     fn ask(options: &LogicalOptions, catalog: &Catalog, warnings: &mut Vec<String>) -> Result<Self> {
-        let conn = Connection::open(&options.connect, options.connect_timeout)?;
+        let conn = first_session(options)?;
         let system_id = cluster::system_id(&conn)?;
         if catalog.lineage().is_none_or(|l| l.system_id != system_id) {
             return Err(EngineError::refused(
