@@ -292,7 +292,13 @@ fn repository(repo: &Repository, cluster: &ClusterName, ctx: &Ctx, f: &mut Findi
         Err(e) => f.add("removed keys", Verdict::NotChecked, e.to_string()),
     }
     match rescue::is_there(&**repo.store()) {
-        Ok(true) => f.add("rescue", Verdict::Ok, "the extractor lies beside the data"),
+        Ok(true) => match rescue::look(&**repo.store()).map(|mut found| found.pop()) {
+            Ok(None) => f.add("rescue", Verdict::Ok, "the extractor lies beside the data"),
+            Ok(Some((object, _, what))) => {
+                f.add("rescue", Verdict::Warning, format!("{object}: {what}; 'pgark verify --repair' writes it anew"));
+            }
+            Err(e) => f.add("rescue", Verdict::NotChecked, e.to_string()),
+        },
         Ok(false) => f.add(
             "rescue",
             Verdict::Warning,

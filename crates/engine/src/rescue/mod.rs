@@ -112,6 +112,16 @@ pub fn check(store: &dyn Store, names: &[String]) -> Result<Vec<(String, Problem
     Ok(problems)
 }
 
+/// As `check`, of all that lies there.
+pub fn look(store: &dyn Store) -> Result<Vec<(String, ProblemKind, String)>> {
+    let mut names = vec![];
+    store.list(DIR, &mut |stat| {
+        names.push(stat.name.to_string());
+        Ok(())
+    })?;
+    check(store, &names)
+}
+
 /// What `check` found wrong is removed, and this version's files are put there: those of others nobody needs beside them.
 pub fn mend(store: &dyn Store, found: &str) -> Result<()> {
     let dir = if found.matches('/').count() > 1 { found.rsplit_once('/').map_or(found, |(dir, _)| dir) } else { found };
@@ -174,17 +184,11 @@ mod tests {
 
         // A repair needs nobody else for this.
         found.iter().for_each(|(object, ..)| mend(&store, object).unwrap());
-        let left = |store: &MemoryStore| {
-            let mut names = vec![];
-            let mut named = |stat: pgark_repo::store::ObjectStat| {
-                names.push(stat.name.to_string());
-                Ok(())
-            };
-            store.list(DIR, &mut named).unwrap();
-            names
-        };
         store.delete(&object(&other, "more").unwrap()).unwrap();
-        assert_eq!(left(&store).len(), FILES.len());
-        assert_eq!(check(&store, &left(&store)).unwrap(), vec![]);
+        assert_eq!(look(&store).unwrap(), vec![]);
+        assert!(store.stat(&object(&other, "README.txt").unwrap()).unwrap_err().is_not_found());
+        for (file, text) in FILES {
+            assert_eq!(store.read(&object(&own_dir(), file).unwrap(), FILE_BYTES_MAX).unwrap(), text.as_bytes());
+        }
     }
 }
